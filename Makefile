@@ -1,0 +1,66 @@
+# The two commands: `make demo` shows what mlcloud does, `make test` checks that it does it.
+# Everything is installed into .venv, and nothing outside this folder is changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow lint bench lab clean
+
+help:
+	@echo "make demo       train a model in %%remote cells on a spot node that is taken away"
+	@echo "make test       checks, tests and tutorials"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lint       ruff, mypy --strict, import-linter"
+	@echo "make bench      the side-by-side measurements"
+	@echo "make lab        JupyterLab with mlcloud"
+	@echo "make venv       only install, into $(VENV) (PYTHON=... picks the interpreter)"
+	@echo "make clean      remove what the others made"
+
+venv: $(STAMP)
+
+# torch comes first: the constraint picks its build before anything else can ask for another, and
+# an old pip takes minutes to resolve the storage stack.
+$(STAMP): pyproject.toml constraints-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "mlcloud needs Python >= 3.10, and $(PYTHON) is not:" \
+	    "make PYTHON=python3.12 ... picks another"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=26"
+	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python notebooks/demo.py
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+ifneq ($(NOTEBOOKS),)
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 $(NOTEBOOKS)
+endif
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout=1800
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	@set -e; for each in $(wildcard benchmarks/*.py); do \
+	  echo "== $$each"; $(BIN)/python $$each; done
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks
+
+clean:
+	rm -rf $(VENV) .demo build dist *.egg-info notebooks/out benchmarks/out \
+	  .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

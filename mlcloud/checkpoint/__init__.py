@@ -1,0 +1,15 @@
+"""Training state that survives the node: saved whole, verified on every read, restored in place.
+
+`Checkpoints` saves and restores; `resumable` makes a loop do it by itself. `codec.py` tells what a
+state may hold and how it is written without pickle, `checkpoints.py` the format of a step,
+`resumable.py` when a loop saves, `context.py` what it learns from the remote cell it runs in.
+torch and numpy are used when the state holds something of theirs, and not imported before.
+"""
+
+from __future__ import annotations
+
+from mlcloud.checkpoint.checkpoints import CheckpointInfo, Checkpoints
+from mlcloud.checkpoint.context import Notice, RunContext
+from mlcloud.checkpoint.resumable import Resumable, resumable
+
+__all__ = ["CheckpointInfo", "Checkpoints", "Notice", "Resumable", "RunContext", "resumable"]

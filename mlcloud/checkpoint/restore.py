@@ -1,0 +1,140 @@
+"""Saved state back into the live objects of the user's state, in place.
+
+The user's variables, not just the state dict, must hold what was saved: `model` is given to
+`load_state_dict`, a list keeps its identity and gets its old items (`x[:] = saved`), arrays and
+tensors are copied into. Only what cannot change in place (numbers, strings, tuples) is put back
+into the container that held it.
+
+`check` comes first and touches nothing: a checkpoint that does not fit is refused whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from mlcloud import errors
+from mlcloud.checkpoint import randomness
+from mlcloud.checkpoint.codec import ObjectState, has_state_dict, plain
+
+
+def restore(state: dict[Any, Any], saved: dict[Any, Any], where: str) -> None:
+    """Put `saved` (decoded) into the objects of `state`. Entries only `saved` has are left out.
+
+    Raises UsageError, before anything is changed, when the two do not fit.
+    """
+    check(state, saved, where)
+    applied: dict[int, int] = {}
+    for key, target in state.items():
+        state[key] = _put(target, saved[key], applied)
+
+
+def check(state: dict[Any, Any], saved: dict[Any, Any], where: str) -> None:
+    """Raise UsageError when a part of `state` has no counterpart in `saved`."""
+    for key, target in state.items():
+        path = f"state[{key!r}]"
+        if key not in saved:
+            raise errors.UsageError(
+                f"{where} has no {path} (it has {', '.join(map(repr, saved)) or 'nothing'}); "
+                "leave it out of the state, or save under another name"
+            )
+        _check(target, saved[key], path, where)
+
+
+def _check(target: Any, saved: Any, path: str, where: str) -> None:
+    stateful = _is_object(target)
+    if stateful != isinstance(saved, ObjectState):
+        has = "an object's state" if isinstance(saved, ObjectState) else type(saved).__name__
+        raise errors.UsageError(f"{path} is a {type(target).__name__}, but {where} has {has} there")
+    if _is_array(target) and _is_array(saved) and tuple(target.shape) != tuple(saved.shape):
+        raise errors.UsageError(
+            f"{path} has the shape {tuple(target.shape)}, but in {where} it has "
+            f"{tuple(saved.shape)}"
+        )
+    if isinstance(target, dict) and isinstance(saved, dict):
+        for key, value in target.items():
+            if key in saved and (_is_object(value) or isinstance(saved[key], ObjectState)):
+                _check(value, saved[key], f"{path}[{key!r}]", where)
+            elif key not in saved and _is_object(value):
+                raise errors.UsageError(f"{where} has no {path}[{key!r}]")
+    elif isinstance(target, (list, tuple)) and isinstance(saved, (list, tuple)):
+        objects = any(map(_is_object, target)) or any(isinstance(x, ObjectState) for x in saved)
+        if objects and len(target) != len(saved):
+            raise errors.UsageError(
+                f"{path} has {len(target)} items, but in {where} it has {len(saved)}"
+            )
+        if objects:
+            for i, (one, other) in enumerate(zip(target, saved, strict=True)):
+                _check(one, other, f"{path}[{i}]", where)
+
+
+def _put(target: Any, saved: Any, applied: dict[int, int]) -> Any:
+    """Restore in place where that is possible; returns what belongs in the target's place."""
+    # One live object may stand where several saved ones did (`[t, t]`): only the first is copied
+    # into it, the others take places of their own.
+    if not isinstance(saved, ObjectState) and applied.setdefault(id(target), id(saved)) != id(
+        saved
+    ):
+        return plain(saved)
+    if isinstance(saved, ObjectState):
+        if saved.how == "state_dict":
+            target.load_state_dict(plain(saved.state))
+        else:
+            randomness.put_state(target, saved.how, plain(saved.state))
+        return target
+    if _is_array(target) and type(saved).__module__.partition(".")[0] in ("torch", "numpy"):
+        return _put_array(target, saved)
+    if isinstance(target, dict) and isinstance(saved, dict):
+        new = {key: _put(target.get(key), value, applied) for key, value in saved.items()}
+        target.clear()
+        target.update(new)
+        return target
+    if isinstance(target, list) and isinstance(saved, list):
+        count = len(target)
+        target[:] = [
+            _put(target[i], value, applied) if i < count else plain(value)
+            for i, value in enumerate(saved)
+        ]
+        return target
+    if isinstance(target, tuple) and isinstance(saved, tuple) and len(target) == len(saved):
+        return tuple(_put(one, other, applied) for one, other in zip(target, saved, strict=True))
+    if isinstance(target, (set, bytearray)) and type(target) is type(saved):
+        if isinstance(target, set):
+            target.clear()
+            target.update(saved)
+        else:
+            target[:] = saved
+        return target
+    if type(target) is type(saved) and hasattr(target, "maxlen"):  # deque
+        target.clear()
+        target.extend(plain(saved))
+        return target
+    return plain(saved)
+
+
+def _put_array(target: Any, saved: Any) -> Any:
+    torch = sys.modules.get("torch")
+    if not _is_array(saved) or tuple(target.shape) != tuple(saved.shape):
+        return saved  # inside a container: it takes the place of the old one
+    if torch is not None and isinstance(target, torch.Tensor) and isinstance(saved, torch.Tensor):
+        with torch.no_grad():
+            target.copy_(saved)
+        return target
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(target, numpy.ndarray) and target.dtype == saved.dtype:
+        numpy.copyto(target, saved)
+        return target
+    return saved
+
+
+def _is_object(value: Any) -> bool:
+    if _is_array(value) or type(value) in (dict, list, tuple, set, str, int, float):
+        return False
+    return randomness.state_of(value) is not None or has_state_dict(value)
+
+
+def _is_array(value: Any) -> bool:
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    return (torch is not None and isinstance(value, torch.Tensor)) or (
+        numpy is not None and isinstance(value, numpy.ndarray)
+    )

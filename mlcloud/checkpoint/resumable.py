@@ -1,0 +1,244 @@
+"""A training loop that continues where it was committed last.
+
+    for step in mlcloud.resumable(range(10_000), state={"model": model, "opt": opt}):
+        train_one(step)
+
+    begin ── read newest step that loads ──► restore state in place ──► skip the items it has done
+      item ─► body ─► asked for the next: the item is done ─► notice? due? ─► save ─► next item
+    end ──► save, complete: the same execution run again restores the state and yields nothing
+
+A step is the number of items done. State is saved only between items, never in the middle of one:
+`break` and exceptions save nothing, and the item they left is done again.
+
+A shuffled DataLoader draws its order when its iterator is made. So each checkpoint also holds the
+random state at the loop's begin; on resume the iterator is made under that one, the done items are
+skipped, and then the random state of the step is set. Ranges and sequences are indexed, so that
+skipping costs nothing.
+
+A save that fails in the middle is reported and tried again when the next is due: training is worth
+more than the save. At the end it is raised.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from typing import Any, Generic, TypeVar
+
+from mlcloud import errors
+from mlcloud.checkpoint import context, randomness
+from mlcloud.checkpoint.checkpoints import Checkpoints, apply
+from mlcloud.checkpoint.codec import Encoder
+from mlcloud.checkpoint.context import DEFAULT_MEAN_TIME_TO_PREEMPTION_S, Loop, RunContext
+from mlcloud.checkpoint.schedule import Every, Schedule
+
+T = TypeVar("T")
+
+
+def resumable(
+    iterable: Iterable[T],
+    state: dict[Any, Any],
+    *,
+    every: Every = "auto",
+    checkpoints: Checkpoints | None = None,
+) -> Resumable[T]:
+    """Iterate over `iterable` from the last committed step on, and commit `state` on the way.
+
+    Args:
+        iterable: gives the same items in the same order each time.
+        state: what to save and restore, by name: objects with `state_dict()`/`load_state_dict()`,
+            tensors, arrays, lists, numbers. Restored in place.
+        every: a number of steps, a duration (`"30s"`), or `"auto"`, which weighs the measured cost
+            of a save against the time a preemption would lose.
+        checkpoints: where to save. In a remote cell the default is the session's store, and the
+            loop resumes when the same execution runs again; elsewhere the default is not to save.
+            Loops that share a `Checkpoints` need names of their own.
+    """
+    return Resumable(iterable, state, every, checkpoints)
+
+
+class Resumable(Generic[T]):
+    """What `resumable` returns: an iterable, with a length when `iterable` has one."""
+
+    def __init__(
+        self,
+        iterable: Iterable[T],
+        state: dict[Any, Any],
+        every: Every,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self._iterable, self._state, self._every = iterable, state, every
+        self._checkpoints = checkpoints
+        Schedule(every, 1.0, 0.0)  # a wrong `every` is said here
+
+    def __len__(self) -> int:
+        return len(self._iterable)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[T]:
+        run = context.current()
+        checkpoints = self._checkpoints
+        if checkpoints is None and run is not None:
+            checkpoints = Checkpoints(run.store_url, run.next_series(), report=run.report)
+        if checkpoints is None:
+            warnings.warn(
+                "mlcloud.resumable: not in a remote cell, so nothing is saved here. To save and "
+                'resume, pass checkpoints=mlcloud.Checkpoints("a folder or s3://bucket/path")',
+                stacklevel=2,
+            )
+            return iter(self._iterable)
+        return _Run(self._iterable, self._state, self._every, checkpoints, run).items()
+
+
+class _Run(Generic[T]):
+    """One pass over the iterable."""
+
+    def __init__(
+        self,
+        iterable: Iterable[T],
+        state: dict[Any, Any],
+        every: Every,
+        checkpoints: Checkpoints,
+        run: RunContext | None,
+    ) -> None:
+        self._iterable, self._state, self._checkpoints = iterable, state, checkpoints
+        self._context = run
+        mean = run.mean_time_to_preemption_s if run else DEFAULT_MEAN_TIME_TO_PREEMPTION_S
+        self._schedule = Schedule(every, mean, time.monotonic())
+        self._saved: int | None = None
+        self._notice = 0
+        self._start: dict[str, Any] = {}
+
+    def items(self) -> Generator[T, None, None]:
+        # An object that cannot be saved is said before the first item, not after an hour.
+        Encoder().encode(dict(self._state), "state")
+        self._start = randomness.capture()
+        done, items = self._resume()
+        length = _length(self._iterable)
+        loop = Loop(self._checkpoints.name, done)
+        for item in items:
+            if self._context is not None:
+                loop.step, loop.inner = done, 0
+                self._context.enter(loop)
+            try:
+                yield item
+            finally:
+                if self._context is not None:
+                    self._context.leave(loop)
+            done += 1
+            # After the last item the save at the end follows at once.
+            reason = self._reason(done) if done != length else None
+            if reason is not None:
+                self._try_save(done, reason)
+        if self._saved is None or self._saved < done:
+            self._save(done, "end", complete=True)
+
+    # --- beginning --------------------------------------------------------------------------------
+
+    def _resume(self) -> tuple[int, Iterator[T]]:
+        """Restore the newest step; returns it and an iterator over the items after it."""
+        try:
+            loaded = self._checkpoints.read()
+        except errors.NoCheckpoint:
+            return 0, iter(self._iterable)
+        except errors.Damaged as error:
+            newest = self._checkpoints.steps()[-1]
+            warnings.warn(f"mlcloud.resumable: starting from the beginning: {error}", stacklevel=2)
+            self._report({"type": "fell_back", "from": newest, "to": 0, "why": str(error)})
+            return 0, iter(self._iterable)
+        step = loaded.info.step
+        self._start = loaded.start or self._start
+        length = _length(self._iterable)
+        if length is not None and step > length:
+            warnings.warn(
+                f"mlcloud.resumable: the checkpoint is at step {step}, but there are only {length} "
+                "items; nothing is left to do",
+                stacklevel=2,
+            )
+        ended = loaded.info.complete if length is None else step >= length
+        items: Iterator[T] = iter(())
+        if not ended:
+            items = self._after(step, loaded.start)
+        # The state is restored after skipping: skipped items may have used what is in it.
+        apply(loaded, self._state, self._checkpoints.name)
+        self._saved = step
+        self._report({"type": "resumed", "step": step, "bytes": loaded.info.bytes})
+        return step, items
+
+    def _after(self, step: int, start: dict[str, Any] | None) -> Iterator[T]:
+        if isinstance(self._iterable, Sequence) and not isinstance(self._iterable, (str, bytes)):
+            sequence = self._iterable
+            return (sequence[i] for i in range(step, len(sequence)))
+        if start:
+            randomness.put_back(start)
+        items = iter(self._iterable)
+        next(itertools.islice(items, step, step), None)
+        return items
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def _reason(self, done: int) -> str | None:
+        """Why to save now, or None."""
+        notice = self._context.notice if self._context is not None else None
+        deadline = notice.deadline if notice is not None else None
+        if notice is not None and deadline is not None and notice.number != self._notice:
+            self._notice = notice.number
+            left = (deadline - datetime.now(timezone.utc)).total_seconds()
+            cost = self._schedule.cost_s
+            if cost is None or cost <= left:
+                return "notice"
+            self._failed(
+                f"step {done} is not saved on the notice: a save takes {cost:.1f} s and the node "
+                f"goes away in {max(left, 0):.1f} s; the last committed step is {self._saved}"
+            )
+            return None
+        return "interval" if self._schedule.due(done, time.monotonic()) else None
+
+    def _try_save(self, done: int, reason: str) -> None:
+        try:
+            self._save(done, reason)
+        except errors.MLCloudError as error:
+            self._failed(f"step {done} could not be saved: {error}; training goes on")
+
+    def _save(self, done: int, reason: str, *, complete: bool = False) -> None:
+        began = time.monotonic()
+        try:
+            info = self._checkpoints.save_loop(
+                self._state, done, complete=complete, start=self._start
+            )
+        except errors.StepExists as error:
+            # Another process of the same execution was here, such as one on a node that was given
+            # up for dead. What it committed is as good a place to resume from as ours.
+            self._failed(str(error))
+            return
+        finally:
+            # A failed attempt costs time as well: it must not be repeated every second.
+            now = time.monotonic()
+            self._schedule.saved(now - began, now)
+        self._saved = done
+        self._report(
+            {
+                "type": "checkpoint",
+                "step": done,
+                "bytes": info.bytes,
+                "new_bytes": info.new_bytes,
+                "seconds": info.seconds,
+                "reason": reason,
+            }
+        )
+
+    def _failed(self, message: str) -> None:
+        warnings.warn(f"mlcloud.resumable: {message}", stacklevel=2)
+        self._report({"type": "checkpoint_failed", "message": message})
+
+    def _report(self, event: dict[str, Any]) -> None:
+        context.report(event, self._context.report if self._context is not None else None)
+
+
+def _length(iterable: Any) -> int | None:
+    try:
+        return len(iterable)
+    except TypeError:
+        return None

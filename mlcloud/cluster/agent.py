@@ -1,0 +1,216 @@
+"""The agent: what runs first on every node, and ends with it.
+
+    agent ── starts ──► ray start --block          (same process group: they live and die together)
+      │
+      ├── polls the cloud's metadata for a notice ──► POST /v1/nodes/<id>/notice
+      ├── POST /v1/nodes/<id>/heartbeat every few seconds
+      └── no heartbeat answered for `dead_man_s`: nobody is left to stop this node, so it ends itself
+
+The gateway may be killed and come back on another port: the agent reads the gateway's address from
+the connection file each time. On the local cloud the agent also plays the hypervisor: it kills its
+own group at a notice's deadline, whether or not anybody is watching.
+
+Started as `python -m mlcloud.cluster.agent RECORD`; imports the standard library alone, since one
+runs on every node for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+TICK = 0.25
+HEARTBEAT = 3.0
+
+
+class Metadata:
+    """A client of the EC2 instance metadata service, version 2 (token, then reads).
+
+    Source: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self._token = ""
+        self._token_until = 0.0
+
+    def get(self, path: str) -> str | None:
+        """The text at `path`, None where the service answers 404."""
+        if time.monotonic() > self._token_until:
+            self._token = self._request(
+                "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "600"}
+            )
+            self._token_until = time.monotonic() + 540
+        try:
+            return self._request("GET", path, {"X-aws-ec2-metadata-token": self._token})
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            if error.code == 401:
+                self._token_until = 0.0
+            raise
+
+    def notice(self) -> dict[str, str] | None:
+        text = self.get("/latest/meta-data/spot/instance-action")
+        return None if text is None else json.loads(text)
+
+    def _request(self, method: str, path: str, headers: dict[str, str]) -> str:
+        request = urllib.request.Request(self.endpoint + path, method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            text: str = answer.read().decode()
+            return text
+
+
+def main(record_path: str) -> int:
+    path = Path(record_path)
+    record = json.loads(path.read_text())
+    settings = json.loads((path.parent.parent / "cluster.json").read_text())
+    signal.signal(signal.SIGTERM, lambda *_: _end_group())
+    node = subprocess.Popen(
+        ray_command(record, settings), env=ray_environment(record, settings)
+    )
+
+    last_answer = time.monotonic()
+    next_heartbeat = 0.0
+    next_poll = 0.0
+    told = False
+    while node.poll() is None:
+        if time.monotonic() >= next_poll:
+            next_poll = time.monotonic() + float(settings["notice_poll_s"])
+            if not told and record["offer"]["market"] == "spot":
+                told = _forward_notice(record, settings)
+        if time.monotonic() >= next_heartbeat:
+            next_heartbeat = time.monotonic() + HEARTBEAT
+            if _post(record, settings, "heartbeat", {"pid": os.getpid()}):
+                last_answer = time.monotonic()
+        if time.monotonic() - last_answer > float(settings["dead_man_s"]):
+            print("nobody answered the heartbeats: this node ends itself", flush=True)
+            _end_group()
+        if _overdue(path):
+            print("the notice's deadline has passed: taken back", flush=True)
+            _end_group()
+        # A node that dies ends the wait at once; otherwise this is the tick of the polls.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            node.wait(TICK)
+    return node.returncode or 0
+
+
+def ray_command(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """`ray start` for this node: exactly the declared resources, loopback or private address only."""
+    resources = dict(record["resources"])
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+        f"--node-ip-address={settings['node_ip']}",
+        f"--num-cpus={int(resources.pop('CPU', 0))}",
+        f"--num-gpus={int(resources.pop('GPU', 0))}",
+        f"--object-store-memory={settings['object_store_bytes']}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        "--include-log-monitor=false",
+        "--disable-usage-stats",
+        f"--labels={_labels(record)}",
+    ]
+    if "memory" in resources:
+        command.append(f"--memory={int(resources.pop('memory'))}")
+    if resources:
+        command.append(f"--resources={json.dumps(resources)}")
+    if record["node_type"] == "head":
+        return [
+            *command,
+            "--head",
+            f"--port={settings['gcs_port']}",
+            f"--temp-dir={settings['ray_dir']}",
+            f"--autoscaling-config={settings['autoscaling_config']}",
+            "--include-dashboard=false",
+            "--ray-client-server-port=0",
+        ]
+    return [*command, f"--address={settings['node_ip']}:{settings['gcs_port']}"]
+
+
+def _labels(record: dict[str, Any]) -> str:
+    labels = {**record["labels"], "mlcloud.instance": record["id"]}
+    return ",".join(f"{key}={value}" for key, value in labels.items())
+
+
+def ray_environment(record: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
+    return {
+        **os.environ,
+        **settings["ray_environment"],
+        "RAY_CLOUD_INSTANCE_ID": record["id"],
+        "RAY_NODE_TYPE_NAME": record["node_type"],
+    }
+
+
+def _forward_notice(record: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Look for a notice; True once the gateway has been told of one."""
+    gateway = _gateway(settings)
+    if gateway is None:
+        return False
+    try:
+        notice = Metadata(f"{gateway['url']}/imds/{record['metadata_key']}").notice()
+    except (OSError, ValueError):
+        return False
+    return notice is not None and _post(
+        record, settings, "notice", {"kind": notice["action"], "deadline": notice["time"]}
+    )
+
+
+def _post(
+    record: dict[str, Any], settings: dict[str, Any], what: str, body: dict[str, Any]
+) -> bool:
+    gateway = _gateway(settings)
+    if gateway is None:
+        return False
+    request = urllib.request.Request(
+        f"{gateway['url']}/v1/nodes/{record['id']}/{what}",
+        data=json.dumps(body).encode(),
+        headers={
+            "Authorization": f"Bearer {record['node_token']}",
+            "Content-Type": "application/json",
+        },
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _gateway(settings: dict[str, Any]) -> dict[str, str] | None:
+    try:
+        connection: dict[str, str] = json.loads(Path(settings["connection_file"]).read_text())
+    except (OSError, ValueError):
+        return None
+    return connection
+
+
+def _overdue(path: Path) -> bool:
+    try:
+        notice = json.loads(path.read_text()).get("notice")
+    except (OSError, ValueError):
+        return False
+    return notice is not None and datetime.now(timezone.utc) >= datetime.fromisoformat(
+        notice["deadline"]
+    )
+
+
+def _end_group() -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

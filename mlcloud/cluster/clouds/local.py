@@ -1,0 +1,280 @@
+"""The local cloud: machines are process groups on this computer, prices are simulated.
+
+It is what `mlcloud.connect()` uses when no cloud is named: the same path as a real cloud, with
+nothing to pay. Its state is one JSON file an instance, under `root/instances/`, written atomically,
+so that every process of the cluster (the gateway, Ray's autoscaler, the agents) sees the same
+machines and a killed gateway forgets nothing:
+
+    launch()     writes the record, starts `python -m mlcloud.cluster.agent RECORD` as the leader of
+                 a new process group; that agent runs `ray start` and watches for notices
+    preempt()    writes the notice into the record: the metadata service shows it from then on, and
+                 the agent, playing the cloud's part, kills the group at the deadline
+    terminate()  SIGKILLs the group, then whatever else carries the instance's mark
+
+Every process an instance starts inherits `MLCLOUD_INSTANCE=<id>` in its environment; that mark finds
+the ones that left the group. Process ids are compared with their start times, so that a reused pid is
+never killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mlcloud.cluster.clouds.base import Cloud, CloudWithPreemption, Instance, LaunchRequest, Notice
+from mlcloud.cluster.offers import Offer
+from mlcloud.errors import NotFound, UsageError
+
+HEAD = "head"
+MARK = "MLCLOUD_INSTANCE"
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class LocalCloud(Cloud, CloudWithPreemption):
+    """Process groups under `root`."""
+
+    name = "local"
+
+    def __init__(self, root: Path, *, offers: list[Offer] | None = None) -> None:
+        self.root = root
+        self.records = root / "instances"
+        self.records.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._offers = offers
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    # --- the catalogue ----------------------------------------------------------------------------
+
+    def offers(self) -> list[Offer]:
+        if self._offers is None:
+            from mlcloud.cost.prices import local_offers
+
+            self._offers = local_offers()
+        return self._offers
+
+    # --- life of an instance ----------------------------------------------------------------------
+
+    @staticmethod
+    def new_id() -> str:
+        return f"i-{secrets.token_hex(6)}"
+
+    def launch(self, offer: Offer, request: LaunchRequest) -> Instance:
+        instance_id = request.instance_id or self.new_id()
+        instance = Instance(
+            id=instance_id,
+            node_type=request.node_type,
+            offer=offer,
+            launched_at=now(),
+            tags=dict(request.tags),
+        )
+        record = _to_record(instance)
+        record["resources"] = request.resources
+        record["labels"] = request.labels
+        record["metadata_key"] = secrets.token_urlsafe(24)
+        record["node_token"] = secrets.token_urlsafe(24)
+        self._write(instance_id, record)
+        log = open(self.root / f"{instance_id}.log", "ab")  # noqa: SIM115 - the child keeps it
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "mlcloud.cluster.agent", str(self._path(instance_id))],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.root,
+                env={**os.environ, **importable(), MARK: instance_id},
+                start_new_session=True,
+            )
+        finally:
+            log.close()
+        self._children[instance_id] = child
+        with self._changing(instance_id) as record:
+            record["pid"] = child.pid
+            record["pid_started"] = _started(child.pid)
+        return replace(instance, pid=child.pid)
+
+    def instances(self) -> list[Instance]:
+        for child in self._children.values():
+            child.poll()  # reaps, so that an ended machine is not a zombie of ours
+        return sorted(
+            (self._settled(path.stem) for path in self.records.glob("i-*.json")),
+            key=lambda instance: instance.launched_at,
+        )
+
+    def get(self, instance_id: str) -> Instance:
+        """One instance. Raises `NotFound`."""
+        if not self._path(instance_id).exists():
+            raise NotFound(f"no node {instance_id!r}; `mlcloud status` lists the nodes")
+        return self._settled(instance_id)
+
+    def secrets_of(self, instance_id: str) -> dict[str, str]:
+        """The instance's `metadata_key` and `node_token`."""
+        record = self._read(instance_id)
+        return {key: str(record[key]) for key in ("metadata_key", "node_token")}
+
+    def by_metadata_key(self, key: str) -> Instance | None:
+        """The instance whose metadata lives behind `key`."""
+        for path in self.records.glob("i-*.json"):
+            if secrets.compare_digest(str(self._read(path.stem)["metadata_key"]), key):
+                return self._settled(path.stem)
+        return None
+
+    def terminate(self, instance_id: str, reason: str) -> None:
+        if not self._path(instance_id).exists():
+            return
+        record = self._read(instance_id)
+        if record["ended_at"] is None:
+            with self._changing(instance_id) as record:
+                if record["ended_at"] is None:
+                    record["ended_at"] = now().isoformat()
+                    record["reason"] = reason
+        if record.get("pid") and _started(record["pid"]) == record.get("pid_started"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(record["pid"], signal.SIGKILL)
+        kill_marked(instance_id)
+        child = self._children.pop(instance_id, None)
+        if child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(5)
+
+    def preempt(self, instance_id: str, seconds: float) -> Notice:
+        instance = self.get(instance_id)
+        if not instance.alive:
+            raise NotFound(f"node {instance_id} has ended already ({instance.reason})")
+        if instance.offer.market != "spot":
+            raise UsageError(
+                f"node {instance_id} is {instance.offer.market}: only spot nodes are taken back"
+            )
+        notice = Notice(given_at=now(), deadline=now() + timedelta(seconds=seconds))
+        with self._changing(instance_id) as record:
+            record["notice"] = _to_record(notice)
+        return notice
+
+    # --- records ----------------------------------------------------------------------------------
+
+    def _path(self, instance_id: str) -> Path:
+        return self.records / f"{instance_id}.json"
+
+    def _read(self, instance_id: str) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self._path(instance_id).read_bytes())
+        return record
+
+    def _write(self, instance_id: str, record: dict[str, Any]) -> None:
+        write_json(self._path(instance_id), record)
+
+    @contextlib.contextmanager
+    def _changing(self, instance_id: str) -> Iterator[dict[str, Any]]:
+        """Read, change and replace a record under a lock that all processes share."""
+        with open(self.records / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            record = self._read(instance_id)
+            yield record
+            self._write(instance_id, record)
+
+    def _settled(self, instance_id: str) -> Instance:
+        """The instance as it is: one whose leader is gone has ended, whoever ended it."""
+        record = self._read(instance_id)
+        if (
+            record["ended_at"] is None
+            and record.get("pid")
+            and _started(record["pid"]) != record.get("pid_started")
+        ):
+            with self._changing(instance_id) as record:
+                if record["ended_at"] is None:
+                    record["ended_at"] = now().isoformat()
+                    record["reason"] = "preempted" if record["notice"] else "its process ended"
+            kill_marked(instance_id)
+        return _from_record(record)
+
+
+def importable() -> dict[str, str]:
+    """`PYTHONPATH` with which a child imports mlcloud from where this process did."""
+    parts = [str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(part for part in parts if part)}
+
+
+def kill_marked(instance_id: str, *, grace: float = 3.0) -> None:
+    """SIGKILL every process that carries the instance's mark, until none is left."""
+    until = time.monotonic() + grace
+    while True:
+        alive = False
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get(MARK) == instance_id:
+                    alive = True
+                    process.kill()
+            except (psutil.Error, OSError):
+                continue
+        if not alive or time.monotonic() > until:
+            return
+        time.sleep(0.02)
+
+
+def _started(pid: int) -> float | None:
+    """The start time of a live process, None for none (or a zombie)."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` atomically, readable by its owner alone."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(value, file)
+    os.replace(temporary, path)
+
+
+def _to_record(value: Any) -> dict[str, Any]:
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: plain(inner) for key, inner in item.items()}
+        if isinstance(item, (datetime, date)):
+            return item.isoformat()
+        return str(item) if isinstance(item, Decimal) else item
+
+    result: dict[str, Any] = plain(asdict(value))
+    return result
+
+
+def _from_record(record: dict[str, Any]) -> Instance:
+    offer = dict(record["offer"])
+    offer["usd_per_hour"] = Decimal(offer["usd_per_hour"])
+    offer["as_of"] = date.fromisoformat(offer["as_of"])
+    notice = record.get("notice")
+    return Instance(
+        id=record["id"],
+        node_type=record["node_type"],
+        offer=Offer(**offer),
+        launched_at=datetime.fromisoformat(record["launched_at"]),
+        ended_at=datetime.fromisoformat(record["ended_at"]) if record["ended_at"] else None,
+        reason=record["reason"],
+        notice=Notice(
+            given_at=datetime.fromisoformat(notice["given_at"]),
+            deadline=datetime.fromisoformat(notice["deadline"]),
+            kind=notice["kind"],
+        )
+        if notice
+        else None,
+        tags=record["tags"],
+        pid=record.get("pid"),
+    )

@@ -1,0 +1,271 @@
+"""Offers: the priced places where a node could run, and the order in which to try them.
+
+    what was asked                     what the clouds sell
+    Shape(cpus, memory, gpu)           Offer(zone, instance type, market, $/h …) …
+             └──────────────┬───────────────┘
+                    walk(): those that dominate the shape, cheapest first,
+                            without the ones that are cooling down
+                            │
+              the cloud launches the first; "no capacity" ──► OfferBook.cool(): skip it for
+                                                              a while, remember why, walk again
+
+An offer *dominates* a shape when it has at least the CPUs and the memory, and at least as many of
+the very accelerator that was named. Where only the price decides, on-demand goes first at equal
+prices: it is not taken away.
+
+All of it is pure: the time is passed in, and nothing is launched here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+from mlcloud.errors import NoSuchResources, UsageError
+from mlcloud.units import (
+    format_bytes,
+    format_seconds,
+    format_usd_per_hour,
+    parse_gpu,
+    parse_size,
+    suggest,
+)
+
+Market = Literal["spot", "on-demand"]
+MARKETS: tuple[Market, ...] = ("spot", "on-demand")
+
+#: How long an offer is left alone after the cloud had none of it.
+COOLDOWN = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A priced place to run. `source` and `as_of` say where the price comes from and of what day
+    it is; `simulated` that nobody is ever charged it."""
+
+    cloud: str
+    region: str
+    zone: str
+    instance_type: str
+    cpus: float
+    memory_bytes: int
+    accelerator: str | None
+    accelerator_count: int
+    market: Market
+    usd_per_hour: Decimal
+    simulated: bool
+    source: str
+    as_of: date
+
+    def __post_init__(self) -> None:
+        if self.market not in MARKETS:
+            raise UsageError(f"unknown market {self.market!r}: it is 'spot' or 'on-demand'")
+        # 0 in a price list means "missing" far more often than "free" (and NaN sorts anywhere).
+        if not self.usd_per_hour.is_finite() or self.usd_per_hour < 0:
+            raise UsageError(f"{self.instance_type} in {self.zone}: no price {self.usd_per_hour}")
+
+    def dominates(self, shape: Shape) -> bool:
+        """Whether a node of this offer satisfies `shape`."""
+        return (
+            self.cpus >= shape.cpus
+            and self.memory_bytes >= shape.memory_bytes
+            and (
+                shape.accelerator is None
+                or (
+                    self.accelerator is not None
+                    and self.accelerator.casefold() == shape.accelerator.casefold()
+                    and self.accelerator_count >= shape.accelerator_count
+                )
+            )
+        )
+
+    @property
+    def gpu(self) -> str | None:
+        """The accelerator as `NAME:COUNT`, or None."""
+        return f"{self.accelerator}:{self.accelerator_count}" if self.accelerator else None
+
+    def __str__(self) -> str:
+        price = format_usd_per_hour(self.usd_per_hour)
+        return f"{self.instance_type} {self.market} {self.zone} ({price})"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The least a node must have. `accelerator` None means that none is needed."""
+
+    cpus: float = 1
+    memory_bytes: int = 0
+    accelerator: str | None = None
+    accelerator_count: int = 0
+
+    @classmethod
+    def parse(
+        cls, cpus: float | str | None = None, memory: str | None = None, gpu: str | None = None
+    ) -> Shape:
+        """A shape from what a user writes: `Shape.parse(cpus=4, memory="32GB", gpu="A10G:1")`.
+
+        What is left out asks for one CPU, any memory and no GPU. Raises `UsageError`.
+        """
+        name, count = parse_gpu(gpu) if gpu is not None else (None, 0)
+        return cls(
+            cpus=1 if cpus is None else _parse_cpus(cpus),
+            memory_bytes=0 if memory is None else parse_size(memory),
+            accelerator=name,
+            accelerator_count=count,
+        )
+
+    def __str__(self) -> str:
+        parts = [f"{self.accelerator}:{self.accelerator_count}"] if self.accelerator else []
+        parts.append(f"{self.cpus:g} {'CPU' if self.cpus == 1 else 'CPUs'}")
+        if self.memory_bytes:
+            parts.append(format_bytes(self.memory_bytes))
+        return ", ".join(parts)
+
+
+class OfferKey(NamedTuple):
+    """What a cloud runs out of: this type, in this zone, in this market."""
+
+    zone: str
+    instance_type: str
+    market: Market
+
+
+class Cooldown(NamedTuple):
+    """An offer is left alone until then, and why."""
+
+    until: datetime
+    reason: str
+
+
+def key_of(offer: Offer) -> OfferKey:
+    """The key under which `offer` cools down."""
+    return OfferKey(offer.zone, offer.instance_type, offer.market)
+
+
+def walk(
+    offers: Iterable[Offer],
+    shape: Shape,
+    market: Market | None,
+    cooldowns: Mapping[OfferKey, Cooldown],
+    now: datetime,
+) -> list[Offer]:
+    """The offers to try for `shape`, cheapest first; none that is cooling down at `now`.
+
+    `"spot"` goes on to on-demand when every spot offer has been tried, `"on-demand"` is kept to
+    (whoever asks for it does not want to be moved), and None takes the markets by price alone.
+    """
+    fitting = (
+        offer
+        for offer in offers
+        if offer.dominates(shape)
+        and _allows(market, offer)
+        and not (key_of(offer) in cooldowns and now < cooldowns[key_of(offer)].until)
+    )
+    return sorted(
+        fitting,
+        key=lambda o: (
+            market == "spot" and o.market != "spot",
+            o.usd_per_hour,
+            o.market != "on-demand",
+            o.cloud,
+            o.zone,
+            o.instance_type,
+        ),
+    )
+
+
+class OfferBook:
+    """A cluster's offers, with what the clouds had none of lately.
+
+    `cool()` after a refused launch; `walk()` then passes over it until its time is up.
+    """
+
+    def __init__(self, offers: Iterable[Offer], *, cooldown: timedelta = COOLDOWN) -> None:
+        self.offers = tuple(offers)
+        self.cooldown = cooldown
+        self._cooldowns: dict[OfferKey, Cooldown] = {}
+
+    def walk(self, shape: Shape, market: Market | None, now: datetime) -> list[Offer]:
+        """The offers to try now. Empty means that all that fit are cooling down.
+
+        Raises `NoSuchResources` where no offer fits, now or later.
+        """
+        self.require(shape, market)
+        return walk(self.offers, shape, market, self._cooldowns, now)
+
+    def require(self, shape: Shape, market: Market | None = None) -> None:
+        """Raises `NoSuchResources`, naming what can be had, unless some offer fits `shape`."""
+        if not any(o.dominates(shape) and _allows(market, o) for o in self.offers):
+            raise NoSuchResources(self._refusal(shape, market))
+
+    def cool(
+        self, offer: Offer, reason: str, now: datetime, *, lasts: timedelta | None = None
+    ) -> Cooldown:
+        """Leave `offer` alone for `lasts` (the book's `cooldown` by default). A longer cool-down
+        already there stays."""
+        cooldown = Cooldown(now + (self.cooldown if lasts is None else lasts), reason)
+        present = self._cooldowns.get(key_of(offer))
+        if present is None or present.until < cooldown.until:
+            self._cooldowns[key_of(offer)] = cooldown
+        return self._cooldowns[key_of(offer)]
+
+    def warm(self, offer: Offer) -> None:
+        """Take `offer` up again: it has just been had."""
+        self._cooldowns.pop(key_of(offer), None)
+
+    def cooling(self, now: datetime) -> dict[OfferKey, Cooldown]:
+        """What is left alone at `now`, and why."""
+        self._cooldowns = {k: c for k, c in self._cooldowns.items() if now < c.until}
+        return dict(self._cooldowns)
+
+    def explain(self, shape: Shape, market: Market | None, now: datetime) -> str:
+        """One line for each fitting offer that is cooling down, the soonest back first."""
+        cooling = self.cooling(now)
+        waiting = sorted(
+            (cooling[key_of(offer)].until, str(offer), cooling[key_of(offer)].reason)
+            for offer in walk(self.offers, shape, market, {}, now)
+            if key_of(offer) in cooling
+        )
+        return "\n".join(
+            f"{offer}: {reason}; tried again in {format_seconds(until - now)}"
+            for until, offer, reason in waiting
+        )
+
+    def _refusal(self, shape: Shape, market: Market | None) -> str:
+        sold = [o for o in self.offers if _allows(market, o)]
+        gpus = sorted({o.gpu for o in sold if o.gpu})
+        asked = f"{shape}{' on demand' if market == 'on-demand' else ''}"
+        if not sold:
+            return f"no offer for {asked}: the cluster has no such offers at all"
+        if shape.accelerator:
+            names = {o.accelerator for o in sold if o.accelerator}
+            if shape.accelerator.casefold() not in {name.casefold() for name in names}:
+                return (
+                    f"no offer for {asked}: this cluster has no {shape.accelerator}; "
+                    f"its GPUs are {', '.join(gpus) or 'none'}{suggest(shape.accelerator, names)}"
+                )
+        kinds = {
+            o.instance_type: f"{o.instance_type} ({o.gpu + ', ' if o.gpu else ''}{o.cpus:g} CPUs, "
+            f"{format_bytes(o.memory_bytes, binary=True)})"
+            for o in sorted(sold, key=lambda o: o.usd_per_hour)
+        }
+        return f"no offer for {asked}: this cluster has {', '.join(kinds.values())}"
+
+
+def _allows(market: Market | None, offer: Offer) -> bool:
+    """Whether somebody who asked for `market` may be given `offer`."""
+    return market != "on-demand" or offer.market == "on-demand"
+
+
+def _parse_cpus(cpus: float | str) -> float:
+    try:
+        value = float(cpus)
+    except (TypeError, ValueError):
+        value = math.nan
+    if isinstance(cpus, bool) or not (math.isfinite(value) and value > 0):
+        raise UsageError(f"cannot read {cpus!r} as CPUs: a number above 0, such as 4 or 0.5")
+    return int(value) if value.is_integer() else value

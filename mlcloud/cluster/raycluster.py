@@ -1,0 +1,147 @@
+"""The files Ray's head needs: its cluster config, and the settings every agent reads.
+
+`write()` fixes a cluster on disk; `LocalCloud.launch(head offer, head request)` then starts it. The
+same files are read again by a gateway that adopts the cluster after a crash, so nothing about a
+running cluster lives only in a process.
+
+Learnt about Ray 2.60 (each cost an hour): the external provider needs every empty key of the schema;
+autoscaler v2 matches nodes by RAY_CLOUD_INSTANCE_ID, v1 by IP and loses those that share one; Ray
+binds all interfaces unless told otherwise; token authentication must be set on both sides; socket
+paths end at 107 bytes, so the temp directory is short.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlcloud.cluster.clouds.local import HEAD, write_json
+from mlcloud.cluster.shapes import NodeType
+
+OBJECT_STORE_BYTES = 128 * 2**20
+# Ray takes "127.0.0.1" for a mistake and replaces it by the address of a network card, on which it
+# would then listen. Any other loopback address is left alone; only Linux has them without set-up.
+NODE_IP = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+
+
+def write(
+    root: Path,
+    *,
+    types: list[NodeType],
+    head_instance_id: str,
+    ray_dir: Path,
+    connection_file: Path,
+    max_nodes: int,
+    node_idle_s: float,
+    dead_man_s: float,
+    notice_poll_s: float,
+    spares: dict[str, int],
+) -> dict[str, Any]:
+    """Write `autoscaling.json` and `cluster.json` under `root`; returns the latter."""
+    autoscaling = root / "autoscaling.yaml"
+    config = autoscaling_config(
+        root,
+        types=types,
+        head_instance_id=head_instance_id,
+        max_nodes=max_nodes,
+        node_idle_s=node_idle_s,
+        spares=spares,
+    )
+    write_json(autoscaling, config)  # JSON is YAML
+    settings = {
+        "node_ip": NODE_IP,
+        "gcs_port": free_port(),
+        "ray_dir": str(ray_dir),
+        "autoscaling_config": str(autoscaling),
+        "connection_file": str(connection_file),
+        "object_store_bytes": OBJECT_STORE_BYTES,
+        "dead_man_s": dead_man_s,
+        "notice_poll_s": notice_poll_s,
+        "head_instance_id": head_instance_id,
+        "ray_environment": ray_environment(),
+    }
+    write_json(root / "cluster.json", settings)
+    return settings
+
+
+def ray_environment() -> dict[str, str]:
+    """The environment that makes Ray's processes one authenticated, loopback-only cluster."""
+    return {
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "AUTOSCALER_METRIC_PORT": "0",
+        # A killed node is noticed in seconds, not after Ray's default of a minute.
+        "RAY_health_check_initial_delay_ms": "2000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "5",
+        # Prestarted workers are for task storms; a session needs one.
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_memory_monitor_refresh_ms": "0",
+    }
+
+
+def autoscaling_config(
+    root: Path,
+    *,
+    types: list[NodeType],
+    head_instance_id: str,
+    max_nodes: int,
+    node_idle_s: float,
+    spares: dict[str, int],
+) -> dict[str, Any]:
+    available: dict[str, Any] = {
+        HEAD: {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
+    }
+    for each in types:
+        available[each.name] = {
+            "resources": each.resources,
+            "node_config": each.node_config,
+            "labels": {"mlcloud.node-type": each.name},
+            "min_workers": min(spares.get(each.name, 0), max_nodes),
+            "max_workers": max_nodes,
+        }
+    return {
+        "cluster_name": "mlcloud",
+        "max_workers": max_nodes,
+        "upscaling_speed": 100.0,
+        "idle_timeout_minutes": node_idle_s / 60,
+        "provider": {
+            "type": "external",
+            "module": "mlcloud.cluster.provider.OfferProvider",
+            "root": str(root),
+            "head_node_id": head_instance_id,
+            "disable_node_updaters": True,
+            "launch_multiple": True,
+        },
+        "auth": {},
+        "docker": {},
+        "available_node_types": available,
+        "head_node_type": HEAD,
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((NODE_IP, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,181 @@
+"""From offers to Ray's node types, and from a session's wishes to one of them.
+
+A *node type* is the minimum envelope of a shape (vCPUs, memory, accelerator): every offer sold under
+it has at least that much, and Ray starts with exactly that much declared. The market is no part of
+the shape, with one exception: who asks for on-demand must never be given spot, so each shape has a
+second node type whose nodes carry the resource `on_demand`, and only such requests ask for it.
+
+    offers ── node_types() ──► {"cpu2", "cpu2-on-demand", "a10g", …} ──► Ray's cluster config
+    session's cpus/gpu/memory/market ── choose() ──► node type + what its host asks of Ray
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from mlcloud.cluster.offers import Offer
+from mlcloud.errors import NoSuchResources
+
+ON_DEMAND = "on_demand"
+# Of a node's memory this part is the cell's; the rest is the system's and Ray's own.
+USABLE_MEMORY = 0.85
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """One of Ray's `available_node_types`."""
+
+    name: str
+    cpus: int
+    memory_bytes: int
+    accelerator: str | None
+    accelerator_count: int
+    on_demand: bool
+
+    @property
+    def resources(self) -> dict[str, float]:
+        resources: dict[str, float] = {
+            "CPU": self.cpus,
+            "memory": int(self.memory_bytes * USABLE_MEMORY),
+        }
+        if self.accelerator:
+            resources["GPU"] = self.accelerator_count
+            resources[self.accelerator] = self.accelerator_count
+        if self.on_demand:
+            resources[ON_DEMAND] = 1
+        return resources
+
+    @property
+    def node_config(self) -> dict[str, Any]:
+        """What the provider needs to walk the offers again (`offers_for`)."""
+        return {
+            "cpus": self.cpus,
+            "memory_bytes": self.memory_bytes,
+            "accelerator": self.accelerator,
+            "accelerator_count": self.accelerator_count,
+            "on_demand": self.on_demand,
+        }
+
+    def describe(self) -> str:
+        if self.accelerator:
+            return f"{self.accelerator}:{self.accelerator_count}"
+        return f"{self.cpus} CPUs"
+
+
+@dataclass(frozen=True)
+class HostRequest:
+    """What a session's host asks of Ray, and the share of a node it thereby holds (0 … 1]."""
+
+    node_type: NodeType
+    num_cpus: float
+    num_gpus: float
+    resources: dict[str, float]
+    share: float
+
+
+def node_types(offers: Iterable[Offer]) -> list[NodeType]:
+    """Every distinct shape on sale, spot-first and on-demand, smallest first."""
+    found: dict[str, NodeType] = {}
+    for offer in offers:
+        if offer.accelerator:
+            name = f"{offer.accelerator.lower()}-{offer.accelerator_count}x{offer.cpus}cpu"
+        else:
+            name = f"cpu{offer.cpus}"
+        for on_demand in (False, True):
+            if on_demand and offer.market != "on-demand":
+                continue
+            key = f"{name}-on-demand" if on_demand else name
+            memory = min(
+                offer.memory_bytes, found[key].memory_bytes if key in found else offer.memory_bytes
+            )
+            found[key] = NodeType(
+                key, offer.cpus, memory, offer.accelerator, offer.accelerator_count, on_demand
+            )
+    return sorted(
+        found.values(), key=lambda each: (each.accelerator_count, each.cpus, each.on_demand)
+    )
+
+
+def offers_for(offers: Iterable[Offer], node_config: dict[str, Any]) -> list[Offer]:
+    """The offers that may be bought for a node type: each dominates its envelope."""
+    return [
+        offer
+        for offer in offers
+        if offer.cpus >= node_config["cpus"]
+        and offer.memory_bytes >= node_config["memory_bytes"]
+        and offer.accelerator == node_config["accelerator"]
+        and offer.accelerator_count >= node_config["accelerator_count"]
+        and (offer.market == "on-demand" or not node_config["on_demand"])
+    ]
+
+
+def choose(
+    types: list[NodeType],
+    *,
+    cpus: float = 1,
+    memory_bytes: int = 0,
+    gpu: tuple[str, int] | None = None,
+    market: str = "spot",
+) -> HostRequest:
+    """The smallest node type that holds the request.
+
+    A session without a GPU is never put on a GPU node. Raises `NoSuchResources`, at once and naming
+    what there is.
+    """
+    wanted, count = gpu or (None, 0)
+    fitting = [
+        each
+        for each in types
+        if each.on_demand == (market == "on-demand")
+        and (each.accelerator or "").lower() == (wanted or "").lower()
+        and each.accelerator_count >= count
+        and each.cpus >= cpus
+        and each.memory_bytes >= memory_bytes
+    ]
+    if not fitting:
+        raise NoSuchResources(_explain(types, cpus, memory_bytes, gpu))
+    best = fitting[0]
+    resources: dict[str, float] = {}
+    if best.accelerator:
+        resources[best.accelerator] = count
+    if best.on_demand:
+        resources[ON_DEMAND] = 0.001
+    share = max(
+        cpus / best.cpus,
+        memory_bytes / best.memory_bytes,
+        count / best.accelerator_count if best.accelerator else 0.0,
+    )
+    return HostRequest(best, cpus, count, resources, min(1.0, share))
+
+
+def _explain(
+    types: list[NodeType], cpus: float, memory_bytes: int, gpu: tuple[str, int] | None
+) -> str:
+    gpus = sorted({f"{t.accelerator}:{t.accelerator_count}" for t in types if t.accelerator})
+    if gpu is not None:
+        asked = f"{gpu[0]}:{gpu[1]}"
+        names = sorted({t.accelerator for t in types if t.accelerator})
+        near = get_close_matches(gpu[0].upper(), [name.upper() for name in names], 1, 0.5)
+        hint = f" Did you mean {near[0]}?" if near and near[0] != gpu[0].upper() else ""
+        if any((t.accelerator or "").lower() == gpu[0].lower() for t in types):
+            largest = [t for t in types if (t.accelerator or "").lower() == gpu[0].lower()]
+            shapes = ", ".join(sorted({_shape(t) for t in largest}))
+            return f"no node has {asked} with {cpus:g} CPUs here; it comes as: {shapes}."
+        return (
+            f"this cluster cannot offer {asked}.{hint} It can offer: "
+            f"{', '.join([*gpus, 'CPU only (leave --gpu out)'])}."
+        )
+    plain = [t for t in types if not t.accelerator]
+    shapes = ", ".join(sorted({_shape(t) for t in plain}))
+    return (
+        f"no node here has {cpus:g} CPUs and {memory_bytes / 2**30:g} GiB of memory; "
+        f"without a GPU there are: {shapes}."
+    )
+
+
+def _shape(each: NodeType) -> str:
+    gpu = f"{each.accelerator}:{each.accelerator_count}, " if each.accelerator else ""
+    return f"{gpu}{each.cpus} CPUs and {each.memory_bytes / 2**30:g} GiB"

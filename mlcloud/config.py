@@ -1,0 +1,123 @@
+"""Configuration: every setting, its environment variable `MLCLOUD_<NAME>`, and its default.
+
+Both sides read it: the client to find the gateway, the gateway to run the embedded cluster. Paths
+that other processes must agree on are derived here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mlcloud.errors import ConnectionFailed
+from mlcloud.units import parse_duration
+
+
+class Settings(BaseSettings):
+    """One embedded cluster lives under one `home`; another home is another cluster."""
+
+    model_config = SettingsConfigDict(env_prefix="MLCLOUD_", extra="ignore")
+
+    home: Path = Field(
+        default_factory=lambda: Path.home() / ".mlcloud",
+        description="Where the embedded cluster keeps its state, journal and default store.",
+    )
+    store: str | None = Field(
+        None, description="Store URL (`s3://…`, `gs://…`, `az://…`, `file://…`); default: under home."
+    )
+    url: str | None = Field(None, description="A gateway to use instead of the embedded one.")
+    token: str | None = Field(None, description="The token for `url`.", repr=False)
+    port: int = Field(0, ge=0, le=65535, description="The gateway's loopback port; 0: any free one.")
+    start_timeout: timedelta = Field(
+        timedelta(seconds=60), description="How long `connect()` waits for the gateway to answer."
+    )
+    idle_end: timedelta = Field(
+        timedelta(minutes=30),
+        description="The embedded cluster ends itself after this long without use.",
+    )
+    idle_timeout: timedelta = Field(
+        timedelta(minutes=15), description="A session is parked after this long without a cell."
+    )
+    node_idle: timedelta = Field(
+        timedelta(minutes=1), description="A node without a session is given back after this long."
+    )
+    dead_man: timedelta = Field(
+        timedelta(minutes=3),
+        description="A node whose gateway has not answered for this long ends itself.",
+    )
+    notice_poll: timedelta = Field(
+        timedelta(seconds=1), description="How often a node looks for a preemption notice."
+    )
+    max_nodes: int = Field(4, ge=1, le=64, description="Nodes the embedded cluster may have at once.")
+    warm_spares: int = Field(
+        0, ge=0, le=8, description="Idle nodes of the smallest shape kept ready; they bill."
+    )
+
+    @field_validator(
+        "start_timeout",
+        "idle_end",
+        "idle_timeout",
+        "node_idle",
+        "dead_man",
+        "notice_poll",
+        mode="before",
+    )
+    @classmethod
+    def _duration(cls, value: object) -> object:
+        return parse_duration(value) if isinstance(value, str) else value
+
+    @property
+    def connection_file(self) -> Path:
+        return self.home / "gateway.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.home / "gateway.lock"
+
+    @property
+    def start_lock_file(self) -> Path:
+        return self.home / "start.lock"
+
+    @property
+    def log_file(self) -> Path:
+        return self.home / "gateway.log"
+
+    @property
+    def database_url(self) -> str:
+        return f"sqlite:///{self.home / 'gateway.db'}"
+
+    @property
+    def cloud_root(self) -> Path:
+        return self.home / "cloud"
+
+    @property
+    def store_url(self) -> str:
+        return self.store or f"file://{self.home.resolve() / 'store'}"
+
+    @property
+    def ray_dir(self) -> Path:
+        """Short, because Ray's unix socket paths must end within 107 bytes."""
+        digest = hashlib.blake2b(str(self.home.resolve()).encode(), digest_size=4).hexdigest()
+        return Path(tempfile.gettempdir()) / f"mlcloud-{os.getuid()}" / digest
+
+    def make_folders(self) -> None:
+        """Create `home` and the Ray folder, private to this user.
+
+        Raises `ConnectionFailed` where somebody else owns the shared temporary folder's part.
+        """
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.cloud_root.mkdir(exist_ok=True, mode=0o700)
+        parent = self.ray_dir.parent
+        parent.mkdir(exist_ok=True, mode=0o700)
+        facts = parent.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+            raise ConnectionFailed(
+                f"{parent} belongs to another user; remove it or set TMPDIR to a folder of your own"
+            )

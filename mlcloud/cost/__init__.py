@@ -1,0 +1,1 @@
+"""What things cost: prices, the ledger of facts, the meter, and what a cell shows of it."""

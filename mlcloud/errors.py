@@ -1,0 +1,126 @@
+"""Every error mlcloud raises, as one tree.
+
+Each message says what happened, to what, and what to do next. `MLCloudError` is the root, so
+`except mlcloud.errors.MLCloudError` catches all of ours and none of the user's own. Errors of the
+user's code keep their own type: a remote `KeyError` is raised as a `KeyError`.
+
+An error that crosses the wire travels as its class name and message (`code` and `message` in the
+gateway's JSON) and is raised on the other side as the same class.
+"""
+
+from __future__ import annotations
+
+
+class MLCloudError(Exception):
+    """The root of mlcloud's own errors."""
+
+
+# --- reaching the gateway -------------------------------------------------------------------------
+
+
+class ConnectionFailed(MLCloudError):
+    """The gateway could not be reached or started."""
+
+
+class AuthenticationFailed(MLCloudError):
+    """The gateway refused the token (HTTP 401)."""
+
+
+class PermissionDenied(MLCloudError):
+    """The token is good, but its role may not do this (HTTP 403)."""
+
+
+class NotFound(MLCloudError):
+    """No session, node, execution or object has this name (HTTP 404)."""
+
+
+class Conflict(MLCloudError):
+    """The request contradicts the present state (HTTP 409)."""
+
+
+class VersionMismatch(MLCloudError):
+    """The two sides run versions that do not work together."""
+
+
+# --- cells and options ----------------------------------------------------------------------------
+
+
+class UsageError(MLCloudError, ValueError):
+    """An option, a size, a duration or a GPU name that mlcloud does not understand."""
+
+
+class NoSuchResources(MLCloudError, ValueError):
+    """The cluster has no offer for what was asked. The message names what it can offer."""
+
+
+class NoCapacity(MLCloudError):
+    """Offers exist, but none could be had."""
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+class NotPicklable(MLCloudError, TypeError):
+    """A value that the cell needs cannot be sent. The message names it and says why."""
+
+
+class NameConflict(MLCloudError):
+    """A name changed here and in the session since the two were last equal."""
+
+
+class StaleRemoteValue(MLCloudError):
+    """The session's name was bound anew since this RemoteValue was made."""
+
+
+# --- a session's life -----------------------------------------------------------------------------
+
+
+class SessionClosed(MLCloudError):
+    """The session was closed and takes no more cells."""
+
+
+class SessionFailed(MLCloudError):
+    """The session could not be started or restored. The message says why."""
+
+
+class KernelDied(MLCloudError):
+    """The remote kernel process ended inside the cell (signal, exit code or memory limit)."""
+
+
+class ExecutionCancelled(MLCloudError):
+    """The execution ended before it ran, because it was cancelled or its session was."""
+
+
+class ExecutionTimeout(MLCloudError, TimeoutError):
+    """The execution passed its `--timeout` and was interrupted."""
+
+
+class BudgetExceeded(MLCloudError):
+    """The execution, session or cluster reached its limit in dollars."""
+
+
+# --- store and checkpoints ------------------------------------------------------------------------
+
+
+class StoreError(MLCloudError):
+    """The store could not be read or written. The message says which and what to do."""
+
+
+class StoreFull(StoreError):
+    """The store has no room left. Nothing that was committed before is affected."""
+
+
+class StepExists(StoreError):
+    """Somebody else committed this step first: a manifest is written once and never replaced."""
+
+
+class Damaged(StoreError):
+    """A chunk or manifest is missing, cut short, or does not match its hash."""
+
+
+class NoCheckpoint(StoreError):
+    """No committed step was found."""
+
+
+class NotCheckpointable(MLCloudError, TypeError):
+    """A part of the training state has no safe form. The message names its path in the state."""

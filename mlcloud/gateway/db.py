@@ -1,0 +1,119 @@
+"""The gateway's tables, through SQLAlchemy Core. SQLite in WAL mode here; PostgreSQL is a URL away.
+
+Writes are single small transactions made directly on the event loop (about 0.1 ms in WAL mode, no
+fsync per commit): a cell's output is ordered by the order of these calls, without a queue between.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Engine,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+)
+from sqlalchemy.types import TypeDecorator
+
+
+class UTC(TypeDecorator[datetime]):
+    """Aware UTC datetimes in and out; SQLite keeps none of the zone itself."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(timezone.utc).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=timezone.utc)
+
+
+metadata = MetaData()
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, unique=True, nullable=False),
+    Column("state", String, nullable=False),
+    Column("detail", Text, nullable=False, default=""),
+    Column("request", Text, nullable=False),
+    Column("created_at", UTC, nullable=False),
+    Column("epoch", Integer, nullable=False, default=0),
+    Column("host_number", Integer, nullable=False, default=0),
+    Column("ordinal", Integer, nullable=False, default=0),
+    Column("last_event", Integer, nullable=False, default=0),
+)
+
+executions = Table(
+    "executions",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("session_id", String, nullable=False),
+    Column("op", String, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("request", LargeBinary, nullable=False),
+    Column("state", String, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("runs", Integer, nullable=False, default=0),
+    Column("moves", Integer, nullable=False, default=0),
+    Column("created_at", UTC, nullable=False),
+    Column("started_at", UTC),
+    Column("finished_at", UTC),
+    Index("executions_of_session", "session_id", "ordinal"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("session_id", String, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("execution_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("blob", LargeBinary, nullable=False),
+)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("kind", String, nullable=False),
+    Column("entry", Text, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", UTC, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("target", String, nullable=False),
+)
+
+
+def open_database(url: str) -> Engine:
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _: Any) -> None:
+        if engine.dialect.name == "sqlite":
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA busy_timeout=5000")
+            cursor.close()
+
+    metadata.create_all(engine)
+    return engine

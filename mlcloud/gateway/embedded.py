@@ -1,0 +1,171 @@
+"""The embedded cluster as the gateway runs it: started, or found again; watched; ended.
+
+    start() ─┬─ no head alive: new settings on disk, launch the head, join Ray
+             └─ a head is alive (a gateway was killed): read its settings, join Ray again
+    watch()    every half second: which nodes ended, what the autoscaler tried  ─► callbacks
+    preempt()  the drill: the cloud gives the notice, the node's agent reports it, the cloud kills
+    end()      every node, the head last, and Ray's folder
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from mlcloud.cluster import raycluster
+from mlcloud.cluster.clouds.base import Instance, LaunchRequest, Notice
+from mlcloud.cluster.clouds.local import HEAD, LocalCloud
+from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.shapes import NodeType, node_types
+from mlcloud.config import Settings
+from mlcloud.gateway.hosts import Hosts
+
+log = logging.getLogger(__name__)
+WATCH_S = 0.5
+
+HEAD_OFFER = Offer(
+    cloud="local",
+    region="local",
+    zone="local",
+    instance_type="this-computer",
+    cpus=1,
+    memory_bytes=2**30,
+    accelerator=None,
+    accelerator_count=0,
+    market="on-demand",
+    usd_per_hour=Decimal(0),
+    simulated=True,
+    source="the head runs on your own computer",
+    as_of=date(2026, 11, 1),
+)
+
+
+class EmbeddedCluster:
+    """One Ray cluster of local processes under `settings.home`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_end: Callable[[Instance], None],
+        on_attempt: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.settings = settings
+        self.cloud = LocalCloud(settings.cloud_root)
+        self.types: list[NodeType] = node_types(self.cloud.offers())
+        self.state = "starting"
+        self.detail = ""
+        self.hosts: Hosts | None = None
+        self._on_end = on_end
+        self._on_attempt = on_attempt
+        self._alive: set[str] = set()
+        self._attempts_read = 0
+
+    async def start(self) -> None:
+        """Bring the cluster up. Adopts a running one; clears away the remains of a dead one."""
+        head = self._live_head()
+        if head is None:
+            await asyncio.to_thread(self._end_instances, "left over from an earlier cluster")
+            settings = await asyncio.to_thread(self._launch_head)
+        else:
+            log.info("adopting the running cluster, head %s", head.id)
+            settings = json.loads((self.cloud.root / "cluster.json").read_text())
+        self._alive = {each.id for each in self.cloud.instances() if each.alive}
+        self._attempts_read = len(self._attempt_lines())
+        self.hosts = Hosts(
+            f"{settings['node_ip']}:{settings['gcs_port']}", settings["ray_environment"]
+        )
+        await self.hosts.connect()
+        self.state = "running"
+
+    def _live_head(self) -> Instance | None:
+        for instance in self.cloud.instances():
+            if instance.alive and instance.node_type == HEAD:
+                return instance
+        return None
+
+    def _launch_head(self) -> dict[str, Any]:
+        ray_dir = self.settings.ray_dir
+        shutil.rmtree(ray_dir, ignore_errors=True)
+        ray_dir.mkdir(parents=True, mode=0o700)
+        head_id = LocalCloud.new_id()
+        smallest = self.types[0].name
+        cluster = raycluster.write(
+            self.cloud.root,
+            types=self.types,
+            head_instance_id=head_id,
+            ray_dir=ray_dir,
+            connection_file=self.settings.connection_file,
+            max_nodes=self.settings.max_nodes,
+            node_idle_s=self.settings.node_idle.total_seconds(),
+            dead_man_s=self.settings.dead_man.total_seconds(),
+            notice_poll_s=self.settings.notice_poll.total_seconds(),
+            spares={smallest: self.settings.warm_spares},
+        )
+        self.cloud.launch(
+            HEAD_OFFER, LaunchRequest(HEAD, {"CPU": 0}, instance_id=cluster["head_instance_id"])
+        )
+        return cluster
+
+    # --- watching ---------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Report ended nodes and the autoscaler's attempts, for ever."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            instances = await asyncio.to_thread(self.cloud.instances)
+            alive = {each.id for each in instances if each.alive}
+            for instance in instances:
+                if instance.id in self._alive and not instance.alive:
+                    log.info("node %s ended: %s", instance.id, instance.reason)
+                    if instance.node_type == HEAD:
+                        self.state, self.detail = "failed", "the head node ended"
+                    self._on_end(instance)
+            self._alive = alive
+            lines = self._attempt_lines()
+            for line in lines[self._attempts_read :]:
+                self._on_attempt(json.loads(line))
+            self._attempts_read = len(lines)
+
+    def _attempt_lines(self) -> list[str]:
+        try:
+            return (self.cloud.root / "attempts.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    async def instance_of_ray_node(self, instance_id: str) -> str | None:
+        return None if self.hosts is None else await self.hosts.node_of(instance_id)
+
+    # --- ending nodes -----------------------------------------------------------------------------
+
+    async def preempt(self, instance_id: str, seconds: float) -> Notice:
+        return await asyncio.to_thread(self.cloud.preempt, instance_id, seconds)
+
+    async def end(self) -> None:
+        """Take everything down and leave nothing of it behind."""
+        self.state = "stopping"
+        if self.hosts is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.hosts.close(), 10)
+        await asyncio.to_thread(self._end_instances, "the cluster was taken down")
+        shutil.rmtree(self.settings.ray_dir, ignore_errors=True)
+
+    def _end_instances(self, reason: str) -> None:
+        end_instances(self.cloud, reason)
+
+
+def end_instances(cloud: LocalCloud, reason: str) -> int:
+    """End every live instance, the head first so that its autoscaler replaces none."""
+    alive = sorted(
+        (each for each in cloud.instances() if each.alive), key=lambda each: each.node_type != HEAD
+    )
+    for instance in alive:
+        cloud.terminate(instance.id, reason)
+    return len(alive)

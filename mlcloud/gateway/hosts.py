@@ -1,0 +1,124 @@
+"""Ray, as the gateway uses it: one driver connection, host actors by name, draining.
+
+Host actors are detached and named `<session>-<epoch>`, so a gateway that was killed finds them again.
+The epoch grows with every move: an old host that comes back from the dead has another name, and
+nobody listens to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from datetime import datetime
+from typing import Any
+
+from mlcloud.cluster.shapes import HostRequest
+
+NAMESPACE = "mlcloud"
+
+
+class Hosts:
+    """The gateway's connection to Ray. `environment` is the cluster's own (token included)."""
+
+    def __init__(self, address: str, environment: dict[str, str]) -> None:
+        self.address = address
+        # Ray reads its settings from the environment, at import and later.
+        os.environ.update({key: value for key, value in environment.items() if key != "PYTHONPATH"})
+
+    async def connect(self, timeout: float = 60.0) -> None:
+        """Join the cluster as a driver, waiting for its head to answer."""
+        import logging
+
+        import ray
+
+        until = asyncio.get_running_loop().time() + timeout
+        while True:
+            try:
+                await asyncio.to_thread(
+                    ray.init,
+                    address=self.address,
+                    namespace=NAMESPACE,
+                    _node_ip_address=self.address.rpartition(":")[0],
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                    configure_logging=False,
+                )
+                return
+            except (ConnectionError, RuntimeError, OSError):
+                if asyncio.get_running_loop().time() > until:
+                    raise
+                with contextlib.suppress(Exception):
+                    await asyncio.to_thread(ray.shutdown)
+                await asyncio.sleep(0.3)
+
+    def create(
+        self, name: str, request: HostRequest, *, memory_bytes: int, arguments: dict[str, Any]
+    ) -> Any:
+        """Ask Ray for a host. Returns at once; the actor starts when a node can hold it."""
+        import ray
+
+        from mlcloud.kernel.host import Host
+
+        return (
+            ray.remote(Host)
+            .options(
+                name=name,
+                namespace=NAMESPACE,
+                lifetime="detached",
+                max_restarts=0,
+                max_task_retries=0,
+                num_cpus=request.num_cpus,
+                num_gpus=request.num_gpus,
+                memory=memory_bytes or None,
+                resources=request.resources,
+            )
+            .remote(**arguments)
+        )
+
+    def find(self, name: str) -> Any | None:
+        """The host actor of this name, None if there is none alive."""
+        import ray
+
+        try:
+            return ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            return None
+
+    def kill(self, host: Any) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):  # it may be dead already, in any of Ray's ways
+            ray.kill(host, no_restart=True)
+
+    async def drain(self, node_id: str, deadline: datetime) -> bool:
+        """No new work for a node that is going away. False if Ray refuses."""
+        return await asyncio.to_thread(self._drain, node_id, deadline)
+
+    def _drain(self, node_id: str, deadline: datetime) -> bool:
+        from ray._raylet import GcsClient
+        from ray.core.generated import autoscaler_pb2
+
+        accepted, _ = GcsClient(address=self.address).drain_node(
+            node_id,
+            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            "preemption notice",
+            int(deadline.timestamp() * 1000),
+        )
+        return bool(accepted)
+
+    async def node_of(self, instance_id: str) -> str | None:
+        """Ray's id of the live node that runs on this instance."""
+        import ray
+
+        for node in await asyncio.to_thread(ray.nodes):
+            if node["Alive"] and node.get("Labels", {}).get("mlcloud.instance") == instance_id:
+                found: str = node["NodeID"]
+                return found
+        return None
+
+    async def close(self) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):
+            await asyncio.to_thread(ray.shutdown)

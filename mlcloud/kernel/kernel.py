@@ -1,0 +1,218 @@
+"""The remote ipykernel: IPython's kernel, plus names in, names out, snapshots and notices.
+
+Everything travels in ordinary Jupyter messages, so order is Jupyter's order:
+
+    execute_request, buffers[0] = msgpack request  ─► names are loaded, the cell runs
+                    ◄─ iopub  stream, display_data, …            as of any kernel
+                    ◄─ iopub  mlcloud_event                      checkpoints, resumes
+                    ◄─ iopub  mlcloud_return                     what comes back; nothing follows it
+                    ◄─ shell  execute_reply
+                    ◄─ iopub  mlcloud_snapshot                   the state after this cell, in the store
+
+A request without code is an operation (`get`, `load`, `restore`): it runs in
+the same queue as the cells, on the main thread, so it can be interrupted like one. A notice comes on
+the control channel, which answers while a cell runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import msgpack
+from ipykernel.ipkernel import IPythonKernel
+
+from mlcloud.checkpoint import context as run_context
+from mlcloud.errors import MLCloudError
+from mlcloud.kernel.namespace import RemoteSide
+from mlcloud.kernel.snapshot import Snapshots
+from mlcloud.kernel.transfer import receive, send
+from mlcloud.store import Store
+
+DEFAULT_PREEMPTION_S = 2 * 3600.0
+
+
+class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no complete types
+    """One session's kernel. `serve()` is called once, before the first message."""
+
+    control_msg_types = [*IPythonKernel.control_msg_types, "mlcloud_notice"]
+
+    def serve(self, *, session_id: str, store_url: str) -> None:
+        self.session_id = session_id
+        self.store = Store(store_url)
+        self.names = RemoteSide(self.shell.user_ns)
+        self.snapshots = Snapshots(self.store, self.names)
+        self.notice = run_context.Notice()
+        self._request: dict[str, Any] | None = None
+
+    # --- a cell -----------------------------------------------------------------------------------
+
+    async def execute_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        buffers = parent.get("buffers") or []
+        self._request = (
+            msgpack.unpackb(bytes(buffers[0]), strict_map_key=False) if buffers else None
+        )
+        request = self._request
+        await super().execute_request(stream, ident, parent)
+        if request is not None and request.get("snapshot", True):
+            self._snapshot(request, parent)
+
+    async def do_execute(
+        self,
+        code: str,
+        silent: bool,
+        store_history: bool = True,
+        user_expressions: dict[str, Any] | None = None,
+        allow_stdin: bool = False,
+        **more: Any,
+    ) -> dict[str, Any]:
+        request, self._request = self._request, None
+        if request is None:
+            reply: dict[str, Any] = await super().do_execute(
+                code, silent, store_history, user_expressions, allow_stdin, **more
+            )
+            return reply
+        parent = self.get_parent("shell")
+        answer: dict[str, Any] = {}
+        try:
+            if request["op"] == "cell":
+                shipment = receive(request["shipment"], self.store)
+                self.names.load(shipment)
+                with self._running(request["execution_id"]):
+                    reply = await super().do_execute(
+                        code, silent, store_history, user_expressions, allow_stdin, **more
+                    )
+                _flush()
+                if reply["status"] == "error":
+                    answer["exception"] = self._pickled_exception()
+                answer["names"] = send(
+                    self.names.collect(shipment), self.store, request["inline_bytes"]
+                )
+            else:
+                answer.update(getattr(self, f"op_{request['op']}")(request))
+                reply = self._reply({"status": "ok"})
+        except (Exception, KeyboardInterrupt) as error:
+            reply = self._failed(error)
+            answer["exception"] = _pickled(error)
+        self._publish("mlcloud_return", {"status": reply["status"]}, parent, answer)
+        return reply
+
+    def _failed(self, error: BaseException) -> dict[str, Any]:
+        """Report an error of ours as IPython reports one of the cell's."""
+        kind = type(error)
+        if isinstance(error, MLCloudError):
+            text = [f"{kind.__name__}: {error}"]
+        else:
+            text = self.shell.InteractiveTB.structured_traceback(kind, error, error.__traceback__)
+        content = {"ename": kind.__name__, "evalue": str(error), "traceback": list(text)}
+        self._publish("error", content, self.get_parent("shell"))
+        return self._reply({"status": "error", **content})
+
+    def _reply(self, content: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **content,
+            "execution_count": self.shell.execution_count,
+            "payload": [],
+            "user_expressions": {},
+        }
+
+    def _pickled_exception(self) -> bytes | None:
+        error = getattr(sys, "last_value", None)
+        return None if error is None else _pickled(error)
+
+    @contextlib.contextmanager
+    def _running(self, execution_id: str) -> Iterator[None]:
+        parent = self.get_parent("shell")
+        context = run_context.RunContext(
+            store_url=self.store.url,
+            series=f"{self.session_id}/{execution_id}",
+            report=lambda event: self._publish("mlcloud_event", event, parent),
+            notice=self.notice,
+            mean_time_to_preemption_s=DEFAULT_PREEMPTION_S,
+        )
+        with run_context.use(context):
+            yield
+
+    # --- operations -------------------------------------------------------------------------------
+
+    def op_get(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One name's value, whatever its size."""
+        return {"names": send(self.names.fetch(request["name"]), self.store, request["inline_bytes"])}
+
+    def op_load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Names sent without a cell (`s["x"] = 1`)."""
+        shipment = receive(request["shipment"], self.store)
+        self.names.load(shipment)
+        return {
+            "names": send(self.names.collect(shipment), self.store, request["inline_bytes"])
+        }
+
+    def op_restore(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A snapshot's names, in a kernel that has none yet."""
+        return self.snapshots.restore(request["snapshot_body"])
+
+    # --- after a cell -----------------------------------------------------------------------------
+
+    def _snapshot(self, request: dict[str, Any], parent: dict[str, Any]) -> None:
+        """Put the state into the store. An interrupt meant for a cell must not cut it short."""
+        previous = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            content = {"status": "ok", "body": self.snapshots.take()}
+        except Exception as error:
+            content = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        content["execution_id"] = request["execution_id"]
+        self._publish("mlcloud_snapshot", content, parent)
+
+    # --- notices ----------------------------------------------------------------------------------
+
+    async def mlcloud_notice(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """The node goes away at `deadline` (ISO, UTC): `resumable` loops save at once."""
+        deadline = parent["content"]["deadline"]
+        if deadline is None:
+            self.notice.clear()
+        else:
+            self.notice.set(datetime.fromisoformat(deadline))
+        self.session.send(stream, "mlcloud_notice_reply", {"status": "ok"}, parent, ident=ident)
+
+    # --- the wire ---------------------------------------------------------------------------------
+
+    def _publish(
+        self,
+        msg_type: str,
+        content: dict[str, Any],
+        parent: dict[str, Any],
+        packed: dict[str, Any] | None = None,
+    ) -> None:
+        self.session.send(
+            self.iopub_socket,
+            msg_type,
+            content,
+            parent,
+            ident=msg_type.encode(),
+            buffers=None if packed is None else [msgpack.packb(packed)],
+        )
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    """The exception without its traceback, None where it cannot travel."""
+    import cloudpickle
+
+    try:
+        # __reduce__ drops the traceback; cause and context would carry theirs along
+        packed: bytes = cloudpickle.dumps(error)
+    except Exception:
+        return None
+    return packed if len(packed) < 2**20 else None

@@ -1,0 +1,190 @@
+"""A kernel process as its host sees it: started through the supervisor, spoken to over IPC sockets.
+
+    KernelProcess.start() ─► supervisor ─► python -m mlcloud.kernel.launch
+        .shell / .control   requests, replies         (zmq DEALER, unix sockets in a private folder)
+        .iopub              everything the cell shows (zmq SUB)
+        .ended              resolves to the supervisor's last report
+
+Messages are signed with a fresh key per kernel, as Jupyter does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from jupyter_client.session import Session as WireSession
+
+from mlcloud.errors import SessionFailed
+
+PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
+
+
+class KernelProcess:
+    """One ipykernel. `folder` is private and short (unix socket paths end at 107 bytes)."""
+
+    def __init__(
+        self, folder: Path, *, session_id: str, store_url: str, workspace: Path, memory_bytes: int
+    ) -> None:
+        self.folder = folder / secrets.token_hex(4)
+        self.workspace = workspace
+        self._arguments = [f"--session-id={session_id}", f"--store-url={store_url}"]
+        self._memory_bytes = memory_bytes
+        self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.pid = 0
+
+    async def start(self) -> None:
+        """Start and connect. Raises `SessionFailed` with the log's end if it does not come up."""
+        self.folder.mkdir(parents=True, mode=0o700)
+        self.workspace.mkdir(parents=True, exist_ok=True)
+        key = secrets.token_hex(32)
+        connection = {
+            "transport": "ipc",
+            "ip": str(self.folder / "k"),
+            "key": key,
+            "signature_scheme": "hmac-sha256",
+            **PORTS,
+        }
+        file = self.folder / "connection.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(connection))
+        self.log = self.folder / "kernel.log"
+        self._supervisor = subprocess.Popen(
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                str(SUPERVISOR),
+                str(self._memory_bytes),
+                str(self.log),
+                sys.executable,
+                "-m",
+                "mlcloud.kernel.launch",
+                "-f",
+                str(file),
+                *self._arguments,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=self.workspace,
+            env=kernel_environment(),
+            start_new_session=True,
+        )
+        self._reader = asyncio.create_task(self._read_reports())
+        self.wire = WireSession(key=key.encode(), username="mlcloud")
+        context = zmq.asyncio.Context.instance()
+        self.shell = self._connect(context, zmq.DEALER, "shell_port")
+        self.control = self._connect(context, zmq.DEALER, "control_port")
+        self.iopub = self._connect(context, zmq.SUB, "iopub_port")
+        self.iopub.subscribe(b"")
+        await self._until_ready()
+
+    def _connect(
+        self, context: zmq.asyncio.Context, kind: int, port: str
+    ) -> zmq.asyncio.Socket:
+        socket = context.socket(kind)
+        socket.linger = 0
+        socket.connect(f"ipc://{self.folder / 'k'}-{PORTS[port]}")
+        return socket
+
+    async def _until_ready(self, timeout: float = 60.0) -> None:
+        """Wait for the reply to a kernel_info request and the first iopub message it causes."""
+        self.send(self.shell, "kernel_info_request", {}, "ready")
+        ready = asyncio.gather(self.shell.recv_multipart(), self.iopub.recv_multipart())
+        try:
+            done, _ = await asyncio.wait(
+                {ready, self.ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+        except asyncio.CancelledError:
+            ready.cancel()
+            raise
+        if ready not in done:
+            ready.cancel()
+            await self.stop()
+            end = self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
+            raise SessionFailed(f"the kernel did not start within {timeout:.0f} s:\n{end}")
+
+    async def _read_reports(self) -> None:
+        assert self._supervisor.stdout is not None
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), self._supervisor.stdout
+        )
+        last: dict[str, Any] = {"exit": None, "reason": "its supervisor ended", "peak_bytes": 0}
+        async for line in reader:
+            report = json.loads(line)
+            if "pid" in report:
+                self.pid = report["pid"]
+            else:
+                last = report
+        transport.close()
+        self._supervisor.wait()
+        if not self.ended.done():
+            self.ended.set_result(last)
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def send(
+        self,
+        socket: zmq.asyncio.Socket,
+        msg_type: str,
+        content: dict[str, Any],
+        msg_id: str,
+        buffers: list[bytes] | None = None,
+    ) -> None:
+        """Send a request whose id is `msg_id`: answers and output carry it as their parent."""
+        message = self.wire.msg(msg_type, content)
+        message["header"]["msg_id"] = message["msg_id"] = msg_id
+        frames = self.wire.serialize(message)
+        zmq.Socket.send_multipart(socket, [*frames, *(buffers or [])])
+
+    def decode(self, frames: list[bytes]) -> dict[str, Any]:
+        _, parts = self.wire.feed_identities(frames)
+        message: dict[str, Any] = self.wire.deserialize(parts)
+        return message
+
+    # --- signals ----------------------------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        """SIGINT to the kernel's process group, as Jupyter does."""
+        self._tell(b"int\n")
+
+    def kill(self) -> None:
+        self._tell(b"kill\n")
+
+    def _tell(self, line: bytes) -> None:
+        assert self._supervisor.stdin is not None
+        try:
+            self._supervisor.stdin.write(line)
+            self._supervisor.stdin.flush()
+        except BrokenPipeError:  # it has ended: `ended` says so
+            pass
+
+    async def stop(self) -> None:
+        """End the kernel's tree and clean up."""
+        self.kill()
+        await asyncio.wait({self.ended}, timeout=10)
+        for socket in (self.shell, self.control, self.iopub):
+            socket.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def kernel_environment() -> dict[str, str]:
+    """The host's environment without what belongs to this one Ray worker."""
+    private = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WORKER_NICENESS", "MLCLOUD_NODE_TOKEN")
+    environment = {key: value for key, value in os.environ.items() if key not in private}
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment.setdefault("TERM", "xterm-color")
+    environment["CLICOLOR"] = "1"
+    environment["PAGER"] = "cat"
+    return environment

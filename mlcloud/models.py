@@ -1,0 +1,203 @@
+"""The wire between client and gateway: pydantic models, one place, no behaviour.
+
+Requests and answers of the `/v1` routes are JSON. Events and executions travel over the session's
+WebSocket as msgpack (they carry bytes); `Frame` names the keys of those maps. What a cell ships and
+returns (`shipment`, `names`) is defined in `values/messages.py`, and opaque here.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+API_VERSION = "1"
+
+Market = Literal["spot", "on-demand"]
+
+
+class SessionState(str, Enum):
+    """The life of a session; drawn in `gateway/sessions.py`."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    WAITING = "waiting"
+    MOVING = "moving"
+    PARKED = "parked"
+    CLOSED = "closed"
+    FAILED = "failed"
+
+
+class ExecutionState(str, Enum):
+    """An execution is finished when its cell has ended, safe when its snapshot is committed."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    SAFE = "safe"
+    FAILED = "failed"
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SessionRequest(Model):
+    """`POST /v1/sessions`. Creating a name that exists returns it unchanged."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
+        description="Letters, digits, `_`, `.` and `-`; at most 63.",
+    )
+    gpu: str | None = Field(None, description="`NAME:COUNT`, e.g. `A10G:1`; None: no GPU.")
+    cpus: float = Field(1, gt=0, description="vCPUs the session reserves.")
+    memory: str | None = Field(
+        None, description="Memory limit such as `4GB`; None: the node's. Enforced on the kernel."
+    )
+    market: Market = Field("spot", description="`spot` falls back to on-demand where there is none.")
+    idle_timeout: str | None = Field(
+        None, description="Parks the session after this long without a cell; None: the cluster's."
+    )
+
+
+class Bill(Model):
+    """What an execution or session has cost. Money is Decimal dollars, sent as strings."""
+
+    seconds: float
+    usd: Decimal
+    saved_usd: Decimal = Field(description="Against the same time at on-demand prices.")
+    instance_type: str
+    market: str
+    zone: str
+    moves: int
+    simulated: bool
+
+
+class SessionInfo(Model):
+    """A session as the gateway sees it."""
+
+    id: str
+    name: str
+    state: SessionState
+    gpu: str | None
+    cpus: float
+    memory: str | None
+    market: Market
+    created_at: datetime
+    node: str | None = Field(description="The instance it is on; None while it has none.")
+    instance_type: str | None
+    zone: str | None
+    usd_per_hour: Decimal = Field(description="What it bills right now; 0 while it has no node.")
+    usd: Decimal = Field(description="Spent so far.")
+    simulated: bool
+    running: str | None = Field(description="The execution that runs now.")
+    queued: int
+    last_event: int
+    finished_cells: int = Field(description="Cells that ended.")
+    safe_cells: int = Field(description="Cells whose state is in the store.")
+    detail: str = Field("", description="Why, for `failed`, and what it waits for, for `starting`.")
+
+
+class ExecutionInfo(Model):
+    id: str
+    session: str
+    state: ExecutionState
+    code: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    runs: int = Field(description="How often it was started: more than 1 after a preemption.")
+
+
+class NodeInfo(Model):
+    """A machine of the cluster."""
+
+    id: str
+    node_type: str
+    instance_type: str
+    zone: str
+    market: Market
+    usd_per_hour: Decimal
+    simulated: bool
+    launched_at: datetime
+    ended_at: datetime | None
+    reason: str
+    notice_deadline: datetime | None
+    sessions: list[str]
+
+
+class ClusterInfo(Model):
+    """`GET /v1/cluster`."""
+
+    name: str
+    state: Literal["starting", "running", "failed", "stopping"]
+    detail: str
+    cloud: str
+    nodes: list[NodeInfo]
+    sessions: list[SessionInfo]
+    store: str
+    usd: Decimal
+    usd_per_hour: Decimal
+    simulated: bool
+    offers: list[str]
+
+
+class PreemptRequest(Model):
+    """`POST /v1/nodes/{node}/preempt`: a drill. `node` may be a session's name."""
+
+    notice_s: float = Field(120, ge=0, le=3600, description="Seconds between notice and the end.")
+
+
+class Notice(Model):
+    node: str
+    deadline: datetime
+
+
+class NoticeReport(Model):
+    """What a node's agent saw in its metadata."""
+
+    kind: str
+    deadline: datetime
+
+
+class Heartbeat(Model):
+    pid: int
+
+
+class RunRequest(Model):
+    """`POST /v1/sessions/{name}/executions`: run plain code, without names of the caller's."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9_-]{8,64}$", description="Chosen by the client.")
+    code: str
+
+
+class Health(Model):
+    status: Literal["ok"] = "ok"
+    version: str
+    api: str = API_VERSION
+    pid: int
+    python: str
+
+
+class ErrorBody(Model):
+    """Every error answer. `code` is the name of a class in `mlcloud.errors`."""
+
+    code: str
+    message: str
+
+
+class Frame:
+    """Keys of the WebSocket's msgpack maps.
+
+    client → gateway: `{op: "execute", id, code, shipment, op_name, options}`, `{op: "interrupt", id}`
+    gateway → client: `{events: [[seq, execution id, kind, blob], …]}`,
+                      `{error: {code, message}, id}`
+    """
+
+    OP = "op"
+    EVENTS = "events"
+    ERROR = "error"

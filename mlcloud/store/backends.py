@@ -1,0 +1,363 @@
+"""Where the bytes lie: a local disk, an object store, or memory, behind one small contract.
+
+The store needs six operations and one promise. The operations are `read`, `size`, `put`, `create`,
+`list` and `delete`, on paths relative to the store's root. The promise: a reader sees a file whole
+or not at all, and `create` has exactly one winner however many processes race. Each kind of place
+keeps that promise in its own way, so there is one class per way:
+
+    LocalBackend         temp file + fsync, then rename (put) or hard link (create), then fsync of
+                         the folder. The plain `os` module: no fsspec between us and the disk.
+    ConditionalBackend   S3, GCS, Azure: one PUT is atomic there, and `pipe_file(mode="create")` is
+                         a conditional request (`If-None-Match: *`, `ifGenerationMatch=0`,
+                         `overwrite=False`) that the server decides.
+    MemoryBackend        fsspec's memory://, for tests; `create` under a lock of this process.
+
+Anything else is refused: fsspec's generic "create" asks whether the file exists and then writes,
+and two writers that race there both believe they won.
+
+Backends raise plain `OSError`s (`FileExistsError`, `FileNotFoundError`, ENOSPC, …); `Store` turns
+them into `mlcloud.errors`. Transient remote errors are tried three times with exponential backoff.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import re
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mlcloud import errors
+from mlcloud.store.failures import is_transient, says_exists
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+T = TypeVar("T")
+
+#: Protocols whose `pipe_file(mode="create")` is decided by the server.
+CONDITIONAL = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+
+#: A temp file this old belongs to a process that was killed while it wrote.
+STALE_TEMP_S = 24 * 3600.0
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+class Backend(ABC):
+    """Files under one root. Paths are relative and use `/`. Safe to call from several threads.
+
+    `parallel` is how many calls at a time are useful here.
+    """
+
+    parallel: int
+
+    @abstractmethod
+    def read(self, path: str, into: memoryview | None = None) -> bytes | memoryview:
+        """The whole file. With `into`, fill it if the file has exactly its size.
+
+        Returns `into` or new bytes (whose length may differ from `into`'s: the caller checks).
+        Raises FileNotFoundError.
+        """
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """The file's size in bytes, or None when there is none."""
+
+    @abstractmethod
+    def put(self, path: str, data: memoryview) -> None:
+        """Write or replace the file, atomically and durably."""
+
+    @abstractmethod
+    def create(self, path: str, data: bytes) -> None:
+        """Write the file if there is none, atomically and durably; else FileExistsError.
+
+        May raise FileExistsError although this very call wrote the file (a response was lost and
+        the request repeated): the caller reads it back and looks whose it is.
+        """
+
+    @abstractmethod
+    def list(self, folder: str, *, deep: bool) -> Iterator[tuple[str, int]]:
+        """(path, size) of the files in `folder`, or anywhere below it when `deep`.
+
+        A folder that does not exist is empty.
+        """
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove the file; it is no error when there is none."""
+
+    def settle(self, path: str) -> None:  # noqa: B027  (nothing to do on most backends)
+        """Make sure that a file another process wrote survives a power loss."""
+
+
+class LocalBackend(Backend):
+    """A folder on a disk that has hard links and atomic renames (also NFS, EFS, FSx, Lustre)."""
+
+    parallel = 4
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+        self._cleaned = False
+
+    def read(self, path: str, into: memoryview | None = None) -> bytes | memoryview:
+        with open(self.root / path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if into is None or into.nbytes != size:
+                return file.readall()
+            done = 0
+            while done < size:
+                count = file.readinto(into[done:])
+                if not count:
+                    return bytes(into[:done])
+                done += count
+            return into
+
+    def size(self, path: str) -> int | None:
+        try:
+            return (self.root / path).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def put(self, path: str, data: memoryview) -> None:
+        final = self.root / path
+        temp = self._write_temp(data)
+        try:
+            _make_dirs(final.parent)
+            os.replace(temp, final)
+        except BaseException:
+            _unlink(temp)
+            raise
+        _fsync_dir(final.parent)
+
+    def create(self, path: str, data: bytes) -> None:
+        final = self.root / path
+        temp = self._write_temp(memoryview(data))
+        try:
+            _make_dirs(final.parent)
+            os.link(temp, final)
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                raise OSError(
+                    error.errno,
+                    "this filesystem refuses hard links, which a commit needs; use a local disk, "
+                    "NFS, or the bucket's own URL",
+                    str(final),
+                ) from error
+            raise
+        finally:
+            _unlink(temp)
+        _fsync_dir(final.parent)
+
+    def list(self, folder: str, *, deep: bool) -> Iterator[tuple[str, int]]:
+        try:
+            entries = sorted(os.scandir(self.root / folder), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            path = f"{folder}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                if deep:
+                    yield from self.list(path, deep=True)
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                yield path, entry.stat().st_size
+
+    def delete(self, path: str) -> None:
+        _unlink(self.root / path)
+
+    def settle(self, path: str) -> None:
+        # The writer renamed the file, and may not have come to its own fsync of the folder yet.
+        _fsync_dir((self.root / path).parent)
+
+    def _write_temp(self, data: memoryview) -> Path:
+        folder = self.root / "tmp"
+        _make_dirs(folder)
+        self._clean(folder)
+        temp = folder / uuid.uuid4().hex
+        try:
+            with open(temp, "xb", buffering=0) as file:
+                done = 0
+                while done < data.nbytes:
+                    done += file.write(data[done:])
+                os.fsync(file.fileno())
+        except BaseException:
+            _unlink(temp)
+            raise
+        return temp
+
+    def _clean(self, folder: Path) -> None:
+        """Once per process: what processes that were killed in the middle of a write left."""
+        if self._cleaned:
+            return
+        self._cleaned = True
+        for entry in os.scandir(folder):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - entry.stat().st_mtime > STALE_TEMP_S:
+                    _unlink(Path(entry.path))
+
+
+class ConditionalBackend(Backend):
+    """An object store: a PUT is whole or nothing, and a conditional PUT has one winner."""
+
+    parallel = 8
+    attempts = 3
+
+    def __init__(self, connect: Callable[[], tuple[AbstractFileSystem, str]]) -> None:
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._fs: tuple[int, AbstractFileSystem, str] | None = None
+
+    @property
+    def fs(self) -> AbstractFileSystem:
+        return self._connected()[0]
+
+    def _connected(self) -> tuple[AbstractFileSystem, str]:
+        # Asynchronous filesystems do not survive a fork: a child process connects anew.
+        pid = os.getpid()
+        with self._lock:
+            if self._fs is None or self._fs[0] != pid:
+                self._fs = (pid, *self._connect())
+            return self._fs[1], self._fs[2]
+
+    def _at(self, path: str) -> str:
+        return f"{self._connected()[1].rstrip('/')}/{path}"
+
+    def read(self, path: str, into: memoryview | None = None) -> bytes | memoryview:
+        data: bytes = self._retry(lambda: self.fs.cat_file(self._at(path)))
+        if into is None or into.nbytes != len(data):
+            return data
+        into[:] = data
+        return into
+
+    def size(self, path: str) -> int | None:
+        try:
+            return int(self._retry(lambda: self.fs.info(self._at(path)))["size"])
+        except FileNotFoundError:
+            return None
+
+    def put(self, path: str, data: memoryview) -> None:
+        # Clients want bytes: one copy of one chunk, for each of the few uploads in flight.
+        body = bytes(data)
+        self._retry(lambda: self.fs.pipe_file(self._at(path), body))
+
+    def create(self, path: str, data: bytes) -> None:
+        self._retry(lambda: self.fs.pipe_file(self._at(path), data, mode="create"))
+
+    def list(self, folder: str, *, deep: bool) -> Iterator[tuple[str, int]]:
+        root = self._at("")
+
+        def find() -> dict[str, dict[str, Any]]:
+            try:
+                found = self.fs.find(root + folder, maxdepth=None if deep else 1, detail=True)
+            except FileNotFoundError:
+                return {}
+            return dict(found)
+
+        prefix = root.lstrip("/")
+        for name, entry in sorted(self._retry(find).items()):
+            relative = name.lstrip("/").removeprefix(prefix)
+            # Some servers list a "folder" as an empty object with its own name.
+            if entry.get("type") == "file" and relative.startswith(folder + "/"):
+                yield relative, int(entry["size"])
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._retry(lambda: self.fs.rm_file(self._at(path)))
+
+    def _retry(self, call: Callable[[], T]) -> T:
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return call()
+            except Exception as error:
+                if says_exists(error):
+                    raise FileExistsError(errno.EEXIST, str(error)) from error
+                if attempt == self.attempts or not is_transient(error):
+                    raise
+            time.sleep(0.2 * 4 ** (attempt - 1) * (0.5 + random.random()))
+        raise AssertionError("unreachable")
+
+
+class MemoryBackend(ConditionalBackend):
+    """fsspec's memory filesystem, shared by everything in this process."""
+
+    parallel = 1
+    attempts = 1
+    _creating = threading.Lock()
+
+    def create(self, path: str, data: bytes) -> None:
+        with self._creating:
+            if self.fs.exists(self._at(path)):
+                raise FileExistsError(errno.EEXIST, "exists", path)
+            self.fs.pipe_file(self._at(path), data)
+
+
+def open_backend(url: str) -> tuple[Backend, str]:
+    """The backend for a URL or a plain path, and the URL in its full form."""
+    match = re.match(r"^([a-z0-9+.-]+)://", url, re.IGNORECASE)
+    protocol = match.group(1).lower() if match else "file"
+    rest = url[match.end() :] if match else url
+    if not rest.strip("/") and protocol != "memory":
+        raise errors.UsageError(f"store {url!r} names no place; write s3://bucket/folder or a path")
+    if ":" in rest.split("/")[0].rpartition("@")[0]:
+        raise errors.UsageError(
+            "a store URL must not hold a password: it is shown and logged. Put the credentials "
+            "where the cloud's own tools find them (environment, profile, instance role)"
+        )
+    if protocol in {"file", "local"}:
+        path = os.path.abspath(os.path.expanduser(rest))
+        return LocalBackend(path), f"file://{path}"
+    if protocol != "memory" and protocol not in CONDITIONAL:
+        known = ", ".join(sorted({"file", "memory", *CONDITIONAL}))
+        raise errors.UsageError(
+            f"store {url!r}: {protocol}:// cannot create a file conditionally, so two writers "
+            f"could both believe they committed. Use one of: {known}"
+        )
+
+    def connect() -> tuple[AbstractFileSystem, str]:
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError as error:
+            raise errors.StoreError(f"store {url!r} needs fsspec: pip install fsspec") from error
+        try:
+            # Listings must be fresh: another process commits steps while we run.
+            fs, root = url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            raise errors.StoreError(f"store {url!r} cannot be opened: {error}") from error
+        return fs, str(root)
+
+    if protocol == "memory":
+        return MemoryBackend(connect), url
+    return ConditionalBackend(connect), url
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _fsync_dir(path: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there, and needs no fsync
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _make_dirs(path: Path) -> None:
+    """`mkdir -p` whose new entries survive a power loss."""
+    if path.is_dir():
+        return
+    _make_dirs(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    _fsync_dir(path.parent)

@@ -1,0 +1,355 @@
+"""The store: content-addressed chunks, and manifests that commit them.
+
+    <url>/chunks/<aa>/<blake3>                      immutable, at most 16 MiB each
+    <url>/manifests/<kind>/<name>/<step>.json       the only commit point, written once
+    <url>/tmp/                                      local disks: files on their way to a name
+
+A writer uploads chunks first, each under the hash of its content, and then creates the manifest
+that names them, by a conditional create:
+
+    data ─ split ─ hash ─ exists? ─ upload ──┐ (in parallel, any order, may crash anywhere)
+                                             ├─ all there ─ create manifest ─ committed
+    data ─ split ─ hash ─ exists? ───────────┘
+
+A process killed anywhere before the last arrow leaves unnamed chunks and nothing else; a step that
+has a manifest is whole. Two writers of one step: one wins, the other gets StepExists. A reader
+checks the manifest's checksum and each chunk's hash, so damage is always noticed (Damaged).
+
+Nothing here is pickled, and no credential is held: they come from the filesystem's own chain.
+
+Garbage collection (mark, grace, re-list, sweep, with leases) is not here yet. It is possible, since
+`refs_in` finds the chunks of any manifest. Until then `sweep()` removes unnamed chunks when the
+caller knows that nothing else writes to this store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+from blake3 import blake3
+
+from mlcloud import errors
+from mlcloud.store import manifest as manifests
+from mlcloud.store.backends import open_backend
+from mlcloud.store.failures import says_full
+from mlcloud.store.manifest import ChunkRef, Manifest, Sign, Verify
+
+CHUNK_BYTES = 16 * 2**20
+
+Bytes = bytes | bytearray | memoryview
+T = TypeVar("T")
+R = TypeVar("R")
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_STEP_FILE = re.compile(r"([0-9]{12})\.json")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What lies in a store: counts, and bytes of the chunks."""
+
+    chunks: int
+    bytes: int
+    manifests: int
+
+
+class Store:
+    """Chunks and manifests under one URL.
+
+    Args:
+        url: a path, `file://`, `s3://`, `gs://`, `az://`, or `memory://` (tests).
+
+    Methods may be called from several threads. They raise StoreFull when there is no room, Damaged
+    when what was read is not what was written, and StoreError, with the cause, for the rest.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._backend, self.url = open_backend(url)
+        self._lock = threading.Lock()
+        # Chunks that were found damaged here: the next writer of that content replaces them.
+        self._suspect: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    # --- chunks -----------------------------------------------------------------------------------
+
+    def put_chunk(self, data: Bytes) -> ChunkRef:
+        """Store at most 16 MiB, unless they are there; returns their reference."""
+        view = _flat(data)
+        if view.nbytes > CHUNK_BYTES:
+            raise errors.UsageError(
+                f"a chunk holds at most {CHUNK_BYTES} bytes, not {view.nbytes}; use put_buffers"
+            )
+        hash_ = blake3(view).hexdigest()
+        path = _chunk_path(hash_)
+        with self._doing("write"):
+            # A chunk of the right size is taken as good: it became visible only when whole. What
+            # was found damaged since is written again.
+            if hash_ not in self._suspect and self._backend.size(path) == view.nbytes:
+                self._backend.settle(path)
+                return ChunkRef(hash_, view.nbytes)
+            self._backend.put(path, view)
+        with self._lock:
+            self._suspect.discard(hash_)
+        return ChunkRef(hash_, view.nbytes, new=True)
+
+    def get_chunk(self, hash: str) -> bytes:
+        """The chunk's bytes, verified. Raises Damaged when missing, cut short or different."""
+        data = self._get(hash, None, None)
+        return data if isinstance(data, bytes) else bytes(data)
+
+    def exists(self, hash: str) -> bool:
+        """Whether a chunk of this name is there (not whether it is undamaged: see `verify`)."""
+        with self._doing("read"):
+            return self._backend.size(_chunk_path(hash)) is not None
+
+    def put_buffers(self, buffers: Iterable[Bytes]) -> list[ChunkRef]:
+        """Store buffers, each split at 16 MiB; returns all references in order.
+
+        A buffer of n bytes takes `chunks_of(n)` references. Slices are views, not copies, and
+        `buffers` may be a generator: it is asked for the next only when there is room among the
+        few uploads in flight, so not all need to be in memory at once.
+        """
+        pieces = (view[i : i + CHUNK_BYTES] for view in map(_flat, buffers) for i in _starts(view))
+        return list(self._each(self.put_chunk, pieces))
+
+    def get_buffer(self, refs: Sequence[ChunkRef], into: Bytes | None = None) -> memoryview:
+        """Read chunks, in parallel, into one piece of memory (`into`, or a new bytearray)."""
+        total = sum(ref.size for ref in refs)
+        view = memoryview(bytearray(total)) if into is None else _flat(into)
+        if view.nbytes != total:
+            raise errors.UsageError(f"into has {view.nbytes} bytes, the chunks have {total}")
+        tasks = []
+        start = 0
+        for ref in refs:
+            tasks.append((ref, view[start : start + ref.size]))
+            start += ref.size
+        for _ in self._each(lambda task: self._get(task[0].hash, task[0].size, task[1]), tasks):
+            pass
+        return view
+
+    def _get(self, hash_: str, size: int | None, into: memoryview | None) -> bytes | memoryview:
+        path = _chunk_path(hash_)
+        why = "it is missing"
+        with self._doing("read"):
+            try:
+                data = self._backend.read(path, into)
+            except FileNotFoundError:
+                data = None
+        if data is not None:
+            if size is not None and len(data) != size:
+                why = f"it has {len(data)} bytes instead of {size}"
+            elif blake3(data).hexdigest() != hash_:
+                why = "its content does not match its hash"
+            else:
+                return data
+        with self._lock:
+            self._suspect.add(hash_)
+        raise errors.Damaged(f"chunk {hash_} of the store at {self.url} is damaged: {why}")
+
+    # --- manifests --------------------------------------------------------------------------------
+
+    def commit(
+        self, kind: str, name: str, step: int, body: dict[str, Any], *, sign: Sign | None = None
+    ) -> Manifest:
+        """Commit a step: create its manifest, once and for ever.
+
+        `body` is plain JSON that names its chunks as `str(ChunkRef)`. All of them must be stored
+        before this call. Raises StepExists when somebody else committed this step.
+        """
+        path = manifests.path_of(kind, name, step)
+        made = Manifest(kind, name, step, datetime.now(timezone.utc), body)
+        raw = made.to_bytes(sign)
+        with self._doing("commit to"):
+            try:
+                self._backend.create(path, raw)
+            except FileExistsError as error:
+                # Refused, but perhaps by our own first request, whose answer was lost.
+                if self._is_ours(path, raw):
+                    return made
+                raise errors.StepExists(
+                    f"step {step} of {kind} {name!r} is already committed in the store at "
+                    f"{self.url}; a committed step is never replaced"
+                ) from error
+        return made
+
+    def manifest(
+        self, kind: str, name: str, step: int, *, verify: Verify | None = None
+    ) -> Manifest:
+        """A committed step, checked. Raises NoCheckpoint when there is none, Damaged when wrong.
+
+        With `verify`, the signature is checked before anything else of it is used.
+        """
+        path = manifests.path_of(kind, name, step)
+        with self._doing("read"):
+            try:
+                raw = bytes(self._backend.read(path))
+            except FileNotFoundError as error:
+                raise errors.NoCheckpoint(
+                    f"the store at {self.url} has no step {step} of {kind} {name!r}"
+                ) from error
+        return manifests.parse(raw, f"{self.url}/{path}", kind, name, step, verify)
+
+    def read(
+        self, kind: str, name: str, step: int, *, verify: Verify | None = None
+    ) -> dict[str, Any]:
+        """The body that `commit` was given."""
+        return self.manifest(kind, name, step, verify=verify).body
+
+    def steps(self, kind: str, name: str) -> list[int]:
+        """The committed steps, in order. Whether they are undamaged shows when they are read."""
+        folder = manifests.folder_of(kind, name)
+        with self._doing("read"):
+            found = [path.rpartition("/")[2] for path, _ in self._backend.list(folder, deep=False)]
+        return sorted(int(m.group(1)) for m in map(_STEP_FILE.fullmatch, found) if m)
+
+    def latest(self, kind: str, name: str) -> int | None:
+        """The newest committed step, or None."""
+        return max(self.steps(kind, name), default=None)
+
+    def names(self, kind: str) -> list[str]:
+        """The names that have a committed step."""
+        folder = manifests.folder_of(kind, "_").rpartition("/")[0]
+        with self._doing("read"):
+            paths = [path for path, _ in self._backend.list(folder, deep=True)]
+        parts = [path.removeprefix(folder + "/").rpartition("/") for path in paths]
+        return sorted({name for name, _, file in parts if name and _STEP_FILE.fullmatch(file)})
+
+    def verify(self, kind: str, name: str, step: int) -> list[str]:
+        """Read a step and all its chunks; returns what is wrong, in words. Empty: all is well."""
+        try:
+            body = self.read(kind, name, step)
+        except errors.Damaged as error:
+            return [str(error)]
+        refs = sorted(manifests.refs_in(manifests.canonical(body)), key=str)
+        return [problem for problem in self._each(self._problem, refs) if problem]
+
+    def _problem(self, ref: ChunkRef) -> str | None:
+        try:
+            self._get(ref.hash, ref.size, None)
+        except errors.Damaged as error:
+            return str(error)
+        return None
+
+    def _is_ours(self, path: str, raw: bytes) -> bool:
+        try:
+            return bytes(self._backend.read(path)) == raw
+        except FileNotFoundError:  # the other one took it away again
+            return False
+
+    # --- room -------------------------------------------------------------------------------------
+
+    def discard(self, kind: str, name: str, step: int) -> None:
+        """Remove a step's manifest. Its chunks stay until they are swept."""
+        with self._doing("remove a step from"):
+            self._backend.delete(manifests.path_of(kind, name, step))
+
+    def usage(self) -> Usage:
+        """Counts and sizes, by listing everything."""
+        with self._doing("read"):
+            sizes = [size for _, size in self._backend.list("chunks", deep=True)]
+            count = sum(1 for _ in self._backend.list("manifests", deep=True))
+        return Usage(len(sizes), sum(sizes), count)
+
+    def sweep(self) -> int:
+        """Remove the chunks that no manifest of this store names; returns the bytes freed.
+
+        NOT SAFE while anything else writes to this store: a writer has chunks that its manifest
+        does not name yet. Call it only when you know that nobody does.
+        """
+        with self._doing("sweep"):
+            # Chunks are listed before manifests are read: one that appears in between is kept.
+            chunks = list(self._backend.list("chunks", deep=True))
+            named: set[str] = set()
+            for path, _ in list(self._backend.list("manifests", deep=True)):
+                # The raw text, whether or not it is valid: a damaged manifest still protects.
+                with contextlib.suppress(FileNotFoundError):
+                    raw = bytes(self._backend.read(path))
+                    named |= {ref.hash for ref in manifests.refs_in(raw)}
+            freed = 0
+            for path, size in chunks:
+                if path.rpartition("/")[2] not in named:
+                    self._backend.delete(path)
+                    freed += size
+        return freed
+
+    # --- plumbing ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _doing(self, verb: str) -> Iterator[None]:
+        """Turn what filesystems and cloud clients raise into the store's errors."""
+        try:
+            yield
+        except errors.MLCloudError:
+            raise
+        except Exception as error:
+            if says_full(error):
+                raise errors.StoreFull(
+                    f"the store at {self.url} is full ({_brief(error)}); free space or pass "
+                    "store=...; what was committed before is intact"
+                ) from error
+            raise errors.StoreError(
+                f"could not {verb} the store at {self.url}: {_brief(error)}"
+            ) from error
+
+    def _each(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """`map` with a few threads and a bounded number of items in flight; results in order."""
+        width = self._backend.parallel
+        if width == 1:
+            yield from map(call, items)
+            return
+        waiting: deque[Future[R]] = deque()
+        pool = ThreadPoolExecutor(width, thread_name_prefix="mlcloud-store")
+        try:
+            for item in items:
+                if len(waiting) > width:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(call, item))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def join(url: str, *parts: str) -> str:
+    """A store URL below another: `join("s3://b/x/", "y") == "s3://b/x/y"`. Parts may not climb."""
+    for part in parts:
+        for segment in part.strip("/").split("/"):
+            if segment in {"", ".", ".."}:
+                raise errors.UsageError(f"{part!r} is no place below {url!r}")
+        url = url.rstrip("/") + "/" + part.strip("/") if url != "/" else "/" + part.strip("/")
+    return url
+
+
+def chunks_of(size: int) -> int:
+    """How many chunks a buffer of `size` bytes takes."""
+    return -(-size // CHUNK_BYTES)
+
+
+def _starts(view: memoryview) -> range:
+    return range(0, view.nbytes, CHUNK_BYTES)
+
+
+def _flat(data: Bytes) -> memoryview:
+    view = memoryview(data)
+    # A view with a zero in its shape cannot be cast.
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def _chunk_path(hash_: str) -> str:
+    if not _HASH.fullmatch(hash_):
+        raise errors.UsageError(f"{hash_[:100]!r} is no blake3 hash (64 hex digits)")
+    return f"chunks/{hash_[:2]}/{hash_}"
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().rstrip(".")[:300]

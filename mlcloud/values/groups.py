@@ -1,0 +1,36 @@
+"""Which names share an object, so that they travel together and stay aliases.
+
+Two names belong together when both reach one mutable object (or one array memory); so do the names
+that each of them belongs with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+def groups(names: Iterable[str], ids_by_name: Mapping[str, set[int]]) -> list[frozenset[str]]:
+    """The names as disjoint groups, in the order of each group's first name.
+
+    A name without ids is a group of its own.
+    """
+    ordered = list(dict.fromkeys(names))
+    parent = {name: name for name in ordered}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    first_with: dict[int, str] = {}
+    for name in ordered:
+        for address in ids_by_name.get(name, ()):
+            other = first_with.setdefault(address, name)
+            if other is not name:
+                parent[root(name)] = root(other)
+
+    members: dict[str, list[str]] = {}
+    for name in ordered:
+        members.setdefault(root(name), []).append(name)
+    return [frozenset(group) for group in members.values()]

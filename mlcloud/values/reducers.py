@@ -1,0 +1,280 @@
+"""How notebook functions, classes, arrays and tensors are taken apart and built up again.
+
+Plain cloudpickle gives a shipped function a private copy of its globals, so that rebinding `scale`
+afterwards is ignored and `global counter` changes nothing visible. Here a function of the notebook
+becomes code + defaults + closure cells, and is bound to the *receiver's* namespace:
+
+    pickling side                               loading side
+    function_parts(f)  ── (code, <globals>,  ──► build_function ──► fill_function
+                           name, cells), state
+
+- **Cells.** A cell is written empty, and the function's state says what goes into it. By then the
+  function is in pickle's memo, so a closure that reaches itself ends, and two functions that share
+  a cell still share it.
+- **Classes.** `Classes` gives each notebook class an id that travels with it. A class that arrives
+  again updates the class that is there, so `isinstance` holds after a round trip. cloudpickle takes
+  classes apart; only its process-wide registry is replaced, because one process may hold several
+  namespaces.
+- **Arrays.** Two arrays over one memory are written as one buffer and two views, so that writing
+  through one is still seen through the other.
+- **Tensors.** A storage is one out-of-band buffer instead of torch's own file in a byte string.
+
+Everything named here is referenced by pickles: renaming a function breaks snapshots.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import functools
+import pickle
+import sys
+import types
+import uuid
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from cloudpickle import cloudpickle as _cp
+
+Reduced = tuple[Any, ...]
+_DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
+
+
+class Classes:
+    """The notebook classes one namespace knows, by an id that is the same on both sides.
+
+    It holds them strongly: a pickle that only *names* a class must find it. That costs one class
+    object per class definition that ever travelled.
+    """
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, type] = {}
+        self._ids: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+
+    def id_of(self, cls: type) -> str:
+        """The class's id, made on first sight."""
+        class_id = self._ids.get(cls)
+        if class_id is None:
+            class_id = uuid.uuid4().hex
+            self.add(class_id, cls)
+        return class_id
+
+    def add(self, class_id: str, cls: type) -> type:
+        """Remember `cls` under `class_id`, or return the class that already has it."""
+        known = self.by_id.setdefault(class_id, cls)
+        self._ids[known] = class_id
+        return known
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+
+def function_parts(func: types.FunctionType) -> Reduced:
+    """Reduce a function whose globals are the notebook's namespace."""
+    cells = func.__closure__ or ()
+    filled = []
+    for cell in cells:
+        try:
+            filled.append((cell, cell.cell_contents))
+        except ValueError:  # a variable of the enclosing function that is not bound yet
+            continue
+    state: dict[str, Any] = {
+        "__qualname__": func.__qualname__,
+        "__module__": func.__module__,
+        "__doc__": func.__doc__,
+        "__defaults__": func.__defaults__,
+        "__kwdefaults__": func.__kwdefaults__,
+    }
+    try:
+        state["__annotations__"] = func.__annotations__
+    except Exception:
+        # Python 3.14 evaluates them here, and they may name what does not exist (yet).
+        state["__annotations__"] = {}
+    if type_params := getattr(func, "__type_params__", ()):
+        state["__type_params__"] = type_params
+    args = (func.__code__, func.__globals__, func.__name__, cells or None)
+    return build_function, args, (state, func.__dict__ or None, filled), None, None, fill_function
+
+
+def build_function(
+    code: types.CodeType,
+    namespace: dict[str, Any],
+    name: str,
+    cells: tuple[types.CellType, ...] | None,
+) -> types.FunctionType:
+    """The function, bound to the receiver's namespace; `fill_function` completes it."""
+    return types.FunctionType(code, namespace, name, None, cells)
+
+
+def fill_function(func: types.FunctionType, state: tuple[Any, Any, Any]) -> None:
+    """Second phase: attributes, and the contents of the cells."""
+    slots, attributes, filled = state
+    for name, value in slots.items():
+        setattr(func, name, value)
+    if attributes:
+        func.__dict__.update(attributes)
+    for cell, content in filled:
+        cell.cell_contents = content
+
+
+def empty_cell() -> types.CellType:
+    """A cell whose content arrives later."""
+    return types.CellType()
+
+
+def fill_cell(cell: types.CellType, content: tuple[Any, ...]) -> None:
+    """Second phase of a cell that was reached by itself, not through a function."""
+    if content:
+        cell.cell_contents = content[0]
+
+
+def cell_parts(cell: types.CellType) -> Reduced:
+    """Reduce a cell that somebody holds without its function."""
+    try:
+        content: tuple[Any, ...] = (cell.cell_contents,)
+    except ValueError:
+        content = ()
+    return empty_cell, (), content, None, None, fill_cell
+
+
+def cached_parts(wrapper: Any) -> Reduced:
+    """Reduce an `@functools.lru_cache` function; what it cached stays behind."""
+    parameters = wrapper.cache_parameters()
+    extra = {k: v for k, v in wrapper.__dict__.items() if k != "__wrapped__"}
+    args = (wrapper.__wrapped__, parameters["maxsize"], parameters["typed"])
+    return build_cached, args, extra or None
+
+
+def build_cached(func: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    """The cached function again, with an empty cache."""
+    return functools.lru_cache(maxsize=maxsize, typed=typed)(func)
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+
+def is_notebook_class(obj: Any) -> bool:
+    """Whether a class cannot be imported on the other side, and so travels by value."""
+    if obj.__module__ in ("builtins", "typing", "types"):
+        return False
+    return not _cp._should_pickle_by_reference(obj)
+
+
+def class_parts(cls: type, classes: Classes) -> Reduced | None:
+    """Reduce a notebook class, or None where cloudpickle writes it by reference."""
+    reduced = _cp._class_reduce(cls)
+    if not isinstance(reduced, tuple) or len(reduced) != 6:
+        return None
+    make, args, (attributes, _), _, _, _ = reduced
+    # cloudpickle's last two arguments are its own registry's id and a spare: ours replaces them.
+    return (
+        build_class,
+        (classes, classes.id_of(cls), make, args[:-2]),
+        attributes,
+        None,
+        None,
+        fill_class,
+    )
+
+
+def build_class(classes: Classes, class_id: str, make: Any, args: tuple[Any, ...]) -> type:
+    """The class with this id: the one that is already here, or a new empty one."""
+    known = classes.by_id.get(class_id)
+    if known is not None:
+        return known
+    made: type = make(*args, None, None)
+    return classes.add(class_id, made)
+
+
+def fill_class(cls: type, attributes: dict[str, Any]) -> None:
+    """Second phase: set the attributes, and drop those that the sender no longer has."""
+    slots = cls.__dict__.get("__slots__", ())
+    kept = set(attributes) | set((slots,) if isinstance(slots, str) else slots)
+    if not isinstance(cls, enum.EnumMeta):
+        for name, value in list(cls.__dict__.items()):
+            dunder = name.startswith("__") and name.endswith("__")
+            if not (dunder or name in kept or name == "_abc_impl" or isinstance(value, _DESCRIPTORS)):
+                delattr(cls, name)
+    _cp._class_setstate(cls, (attributes, {}))
+
+
+# --- numpy ----------------------------------------------------------------------------------------
+
+
+def array_owner(array: Any) -> Any:
+    """The array at the end of the chain of views, which holds (or first saw) the memory."""
+    ndarray = sys.modules["numpy"].ndarray
+    while isinstance(array.base, ndarray):
+        array = array.base
+    return array
+
+
+def array_memory(owner: Any) -> int:
+    """The address of an owner's memory, which two aliases have in common."""
+    base = owner.base
+    storage = getattr(base, "untyped_storage", None)  # t.numpy(): the array's base is the tensor
+    if storage is not None:
+        return int(storage().data_ptr())
+    return int(owner.__array_interface__["data"][0])
+
+
+def view_parts(array: Any, owner: Any) -> Reduced:
+    """Reduce an array as a window into `owner`, which is pickled once."""
+    start = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
+    args = (owner, start, array.shape, array.strides, array.dtype, bool(array.flags.writeable))
+    return build_view, args
+
+
+def build_view(
+    owner: Any, start: int, shape: Any, strides: Any, dtype: Any, writeable: bool
+) -> Any:
+    """The window again, over the owner that arrived with it."""
+    import numpy as np
+
+    flat = (owner if owner.flags.c_contiguous else owner.T).reshape(-1)
+    view = np.ndarray(shape, dtype, buffer=flat, offset=start, strides=strides)
+    if not writeable:
+        view.flags.writeable = False
+    return view
+
+
+# --- torch ----------------------------------------------------------------------------------------
+
+
+def storage_parts(storage: Any) -> Reduced:
+    """Reduce an untyped torch storage: its bytes out of band, and the device they lived on."""
+    device = str(storage.device)
+    on_cpu = storage if storage.device.type == "cpu" else storage.cpu()
+    size = on_cpu.nbytes()
+    if size == 0:
+        return build_storage, (b"", device)
+    memory = (ctypes.c_char * size).from_address(on_cpu.data_ptr())
+    memory.owner = on_cpu  # type: ignore[attr-defined]  # the view must not outlive the bytes
+    return build_storage, (pickle.PickleBuffer(memory), device)
+
+
+def build_storage(data: Any, device: str) -> Any:
+    """A storage with its own copy of the bytes, on its device where this machine has that device."""
+    import torch
+
+    view = memoryview(data).cast("B")
+    storage = torch.UntypedStorage(view.nbytes)
+    if view.nbytes:
+        whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+        whole.copy_(torch.frombuffer(data, dtype=torch.uint8))
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return storage.cuda(device=torch.device(device).index)
+    return storage
+
+
+def typed_storage_parts(storage: Any) -> Reduced:
+    """Reduce torch's typed wrapper, which is a new object each time, to what it wraps."""
+    return build_typed_storage, (storage._untyped_storage, storage.dtype)
+
+
+def build_typed_storage(storage: Any, dtype: Any) -> Any:
+    """The wrapper that `torch._utils._rebuild_tensor_v2` expects."""
+    import torch
+
+    return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
