@@ -14,6 +14,10 @@ from __future__ import annotations
 class MLCloudError(Exception):
     """The root of mlcloud's own errors."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message says it all, frames of this library would bury it."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 # --- reaching the gateway -------------------------------------------------------------------------
 

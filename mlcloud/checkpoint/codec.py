@@ -150,7 +150,7 @@ class Encoder:
                 raise _refuse(
                     path, key, "is a key, and only plain scalars and tuples of them can be"
                 )
-            below = f"{path}[{key!r}]"
+            below = f"{path}[{_spell(key)}]"
             pairs.append([self.encode(key, below), self.encode(value, below)])
         return pairs
 
@@ -276,6 +276,14 @@ def _is_key(key: Any) -> bool:
         return True
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(key, numpy.generic) and key.dtype.kind in "biuf"
+
+
+def _spell(key: Any) -> str:
+    # Python refuses to write whole numbers of more than 4,300 digits.
+    try:
+        return repr(key)[:100]
+    except ValueError:
+        return "…"
 
 
 def _refuse(path: str, value: Any, why: str) -> errors.NotCheckpointable:

@@ -72,11 +72,11 @@ def _put(target: Any, saved: Any, applied: dict[int, int]) -> Any:
     """Restore in place where that is possible; returns what belongs in the target's place."""
     # One live object may stand where several saved ones did (`[t, t]`): only the first is copied
     # into it, the others take places of their own.
-    if not isinstance(saved, ObjectState) and applied.setdefault(id(target), id(saved)) != id(
-        saved
-    ):
-        return plain(saved)
-    if isinstance(saved, ObjectState):
+    if not isinstance(saved, ObjectState):
+        first = applied.setdefault(id(target), id(saved))
+        if first != id(saved):
+            return plain(saved)
+    else:
         if saved.how == "state_dict":
             target.load_state_dict(plain(saved.state))
         else:

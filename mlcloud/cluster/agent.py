@@ -29,6 +29,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mlcloud.processes import become_subreaper, end_descendants
+
 TICK = 0.25
 HEARTBEAT = 3.0
 
@@ -75,7 +77,8 @@ def main(record_path: str) -> int:
     path = Path(record_path)
     record = json.loads(path.read_text())
     settings = json.loads((path.parent.parent / "cluster.json").read_text())
-    signal.signal(signal.SIGTERM, lambda *_: _end_group())
+    signal.signal(signal.SIGTERM, lambda *_: _end())
+    become_subreaper()
     node = subprocess.Popen(
         ray_command(record, settings), env=ray_environment(record, settings)
     )
@@ -95,13 +98,14 @@ def main(record_path: str) -> int:
                 last_answer = time.monotonic()
         if time.monotonic() - last_answer > float(settings["dead_man_s"]):
             print("nobody answered the heartbeats: this node ends itself", flush=True)
-            _end_group()
+            _end()
         if _overdue(path):
             print("the notice's deadline has passed: taken back", flush=True)
-            _end_group()
+            _end()
         # A node that dies ends the wait at once; otherwise this is the tick of the polls.
         with contextlib.suppress(subprocess.TimeoutExpired):
             node.wait(TICK)
+    end_descendants()
     return node.returncode or 0
 
 
@@ -136,7 +140,7 @@ def ray_command(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
             f"--temp-dir={settings['ray_dir']}",
             f"--autoscaling-config={settings['autoscaling_config']}",
             "--include-dashboard=false",
-            "--ray-client-server-port=0",
+            f"--ray-client-server-port={settings['ray_client_port']}",
         ]
     return [*command, f"--address={settings['node_ip']}:{settings['gcs_port']}"]
 
@@ -208,8 +212,10 @@ def _overdue(path: Path) -> bool:
     )
 
 
-def _end_group() -> None:
-    os.killpg(0, signal.SIGKILL)
+def _end() -> None:
+    """All at once, as when a machine is switched off; reaped, so that nothing of it stays."""
+    end_descendants()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,6 @@ executions = Table(
     Column("state", String, nullable=False),
     Column("ordinal", Integer, nullable=False),
     Column("runs", Integer, nullable=False, default=0),
-    Column("moves", Integer, nullable=False, default=0),
     Column("created_at", UTC, nullable=False),
     Column("started_at", UTC),
     Column("finished_at", UTC),

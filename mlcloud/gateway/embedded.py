@@ -25,6 +25,7 @@ from mlcloud.cluster.clouds.local import HEAD, LocalCloud
 from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.shapes import NodeType, node_types
 from mlcloud.config import Settings
+from mlcloud.errors import SessionFailed
 from mlcloud.gateway.hosts import Hosts
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,33 @@ class EmbeddedCluster:
         self._on_attempt = on_attempt
         self._alive: set[str] = set()
         self._attempts_read = 0
+        self._joined: asyncio.Future[Hosts] = asyncio.get_running_loop().create_future()
+
+    async def joined(self) -> Hosts:
+        """Ray, once the cluster is up. Raises `SessionFailed` if it does not come up."""
+        return await asyncio.shield(self._joined)
 
     async def start(self) -> None:
         """Bring the cluster up. Adopts a running one; clears away the remains of a dead one."""
+        try:
+            await self._start()
+        except Exception as error:
+            log.exception("the cluster did not start")
+            self.state, self.detail = "failed", str(error)
+            self._joined.set_exception(
+                SessionFailed(
+                    f"the embedded cluster did not start: {error}; see {self.settings.log_file} "
+                    f"and {self.cloud.root}; `mlcloud down` clears it away"
+                )
+            )
+        else:
+            self.state = "running"
+            assert self.hosts is not None
+            self._joined.set_result(self.hosts)
+
+    async def _start(self) -> None:
         head = self._live_head()
+        self._alive = {each.id for each in self.cloud.instances() if each.alive}
         if head is None:
             await asyncio.to_thread(self._end_instances, "left over from an earlier cluster")
             settings = await asyncio.to_thread(self._launch_head)
@@ -82,8 +106,13 @@ class EmbeddedCluster:
         self.hosts = Hosts(
             f"{settings['node_ip']}:{settings['gcs_port']}", settings["ray_environment"]
         )
-        await self.hosts.connect()
-        self.state = "running"
+        joining = asyncio.create_task(self.hosts.connect())
+        while not joining.done():
+            await asyncio.wait({joining}, timeout=WATCH_S)
+            if not joining.done() and self._live_head() is None:
+                joining.cancel()
+                raise SessionFailed("Ray's head ended while it started")
+        joining.result()
 
     def _live_head(self) -> Instance | None:
         for instance in self.cloud.instances():
@@ -125,7 +154,7 @@ class EmbeddedCluster:
             for instance in instances:
                 if instance.id in self._alive and not instance.alive:
                     log.info("node %s ended: %s", instance.id, instance.reason)
-                    if instance.node_type == HEAD:
+                    if instance.node_type == HEAD and self.state == "running":
                         self.state, self.detail = "failed", "the head node ended"
                     self._on_end(instance)
             self._alive = alive
@@ -140,9 +169,6 @@ class EmbeddedCluster:
         except FileNotFoundError:
             return []
 
-    async def instance_of_ray_node(self, instance_id: str) -> str | None:
-        return None if self.hosts is None else await self.hosts.node_of(instance_id)
-
     # --- ending nodes -----------------------------------------------------------------------------
 
     async def preempt(self, instance_id: str, seconds: float) -> Notice:
@@ -151,7 +177,7 @@ class EmbeddedCluster:
     async def end(self) -> None:
         """Take everything down and leave nothing of it behind."""
         self.state = "stopping"
-        if self.hosts is not None:
+        if self._joined.done() and self.hosts is not None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.hosts.close(), 10)
         await asyncio.to_thread(self._end_instances, "the cluster was taken down")

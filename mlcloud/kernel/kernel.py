@@ -27,11 +27,12 @@ import msgpack
 from ipykernel.ipkernel import IPythonKernel
 
 from mlcloud.checkpoint import context as run_context
-from mlcloud.errors import MLCloudError
+from mlcloud.errors import Conflict, MLCloudError, NameConflict
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.snapshot import Snapshots
-from mlcloud.kernel.transfer import receive, send
+from mlcloud.kernel.transfer import resolver, send
 from mlcloud.store import Store
+from mlcloud.values.messages import Shipment
 
 DEFAULT_PREEMPTION_S = 2 * 3600.0
 
@@ -80,8 +81,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         answer: dict[str, Any] = {}
         try:
             if request["op"] == "cell":
-                shipment = receive(request["shipment"], self.store)
-                self.names.load(shipment)
+                shipment = self._load(request)
                 with self._running(request["execution_id"]):
                     reply = await super().do_execute(
                         code, silent, store_history, user_expressions, allow_stdin, **more
@@ -89,14 +89,17 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 _flush()
                 if reply["status"] == "error":
                     answer["exception"] = self._pickled_exception()
-                answer["names"] = send(
-                    self.names.collect(shipment), self.store, request["inline_bytes"]
-                )
+                answer["names"] = send(self.names.collect(shipment), self.store)
             else:
                 answer.update(getattr(self, f"op_{request['op']}")(request))
                 reply = self._reply({"status": "ok"})
         except (Exception, KeyboardInterrupt) as error:
-            reply = self._failed(error)
+            if isinstance(error, Conflict) and not isinstance(error, NameConflict):
+                # Made for a kernel that is gone; the client prepares it anew, unseen by the user.
+                answer["fresh_kernel"] = True
+                reply = self._reply({"status": "error", "ename": "Conflict", "evalue": str(error)})
+            else:
+                reply = self._failed(error)
             answer["exception"] = _pickled(error)
         self._publish("mlcloud_return", {"status": reply["status"]}, parent, answer)
         return reply
@@ -137,19 +140,23 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         with run_context.use(context):
             yield
 
+    def _load(self, request: dict[str, Any]) -> Shipment:
+        """The names a request brings, bound. A request without any is a bare run of code."""
+        sent = request["shipment"] or {"wire": Shipment().to_wire(), "objects": {}}
+        shipment = Shipment.from_wire(sent["wire"])
+        self.names.load(shipment, resolver(self.store, sent["objects"]))
+        return shipment
+
     # --- operations -------------------------------------------------------------------------------
 
     def op_get(self, request: dict[str, Any]) -> dict[str, Any]:
         """One name's value, whatever its size."""
-        return {"names": send(self.names.fetch(request["name"]), self.store, request["inline_bytes"])}
+        return {"group": send(self.names.fetch(request["name"], request.get("binding")), self.store)}
 
     def op_load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Names sent without a cell (`s["x"] = 1`)."""
-        shipment = receive(request["shipment"], self.store)
-        self.names.load(shipment)
-        return {
-            "names": send(self.names.collect(shipment), self.store, request["inline_bytes"])
-        }
+        self._load(request)
+        return {}
 
     def op_restore(self, request: dict[str, Any]) -> dict[str, Any]:
         """A snapshot's names, in a kernel that has none yet."""

@@ -29,12 +29,6 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
     store_url = Unicode("", help="Where snapshots and checkpoints go.").tag(config=True)
     session_id = Unicode("", help="The mlcloud session this kernel serves.").tag(config=True)
 
-    aliases = {
-        **IPKernelApp.aliases,
-        "store-url": "RemoteKernelApp.store_url",
-        "session-id": "RemoteKernelApp.session_id",
-    }
-
     def init_iopub(self, context: Any) -> None:
         super().init_iopub(context)
         self.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)

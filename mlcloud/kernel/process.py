@@ -27,7 +27,6 @@ from jupyter_client.session import Session as WireSession
 from mlcloud.errors import SessionFailed
 
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
-SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
 class KernelProcess:
@@ -38,7 +37,10 @@ class KernelProcess:
     ) -> None:
         self.folder = folder / secrets.token_hex(4)
         self.workspace = workspace
-        self._arguments = [f"--session-id={session_id}", f"--store-url={store_url}"]
+        self._arguments = [
+            f"--RemoteKernelApp.session_id={session_id}",
+            f"--RemoteKernelApp.store_url={store_url}",
+        ]
         self._memory_bytes = memory_bytes
         self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.pid = 0
@@ -62,9 +64,9 @@ class KernelProcess:
         self._supervisor = subprocess.Popen(
             [
                 sys.executable,
-                "-I",
                 "-S",
-                str(SUPERVISOR),
+                "-m",
+                "mlcloud.kernel.supervisor",
                 str(self._memory_bytes),
                 str(self.log),
                 sys.executable,
@@ -110,9 +112,10 @@ class KernelProcess:
             raise
         if ready not in done:
             ready.cancel()
-            await self.stop()
+            what = "ended at once" if self.ended.done() else f"did not answer for {timeout:.0f} s"
             end = self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
-            raise SessionFailed(f"the kernel did not start within {timeout:.0f} s:\n{end}")
+            await self.stop()
+            raise SessionFailed(f"the kernel {what}:\n{end}")
 
     async def _read_reports(self) -> None:
         assert self._supervisor.stdout is not None

@@ -11,23 +11,27 @@ daemonised away. Should the supervisor itself be killed, the kernel dies with it
 Commands on standard input, a line each: `int` sends SIGINT to the kernel's process group, as Jupyter
 does; `kill` ends the tree. Reports on standard output, a JSON object a line.
 
-Run as a file (`python -I -S supervisor.py …`), standard library only: it starts in 20 ms and stays
+Run as `python -S -m mlcloud.kernel.supervisor`, standard library only: it starts in 30 ms and stays
 small. Linux gives subreaper and parent-death signals; elsewhere the pipe alone does the work.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
-import time
 
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
+from mlcloud.processes import (
+    become_subreaper,
+    die_with_parent,
+    end_descendants,
+    reap,
+    resident_bytes,
+)
+
 MEMORY_TICK = 0.5
 
 
@@ -41,7 +45,7 @@ def main(argv: list[str]) -> int:
             signal.signal(number, signal.SIG_DFL)
         except (OSError, ValueError):  # some real-time signals belong to libc
             continue
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    become_subreaper()
 
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -55,7 +59,7 @@ def main(argv: list[str]) -> int:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+            preexec_fn=die_with_parent,
         )
     _report({"pid": kernel.pid})
 
@@ -78,84 +82,23 @@ def main(argv: list[str]) -> int:
                 break
             if b"int" in lines:
                 _signal_group(kernel.pid, signal.SIGINT)
-        status = _reap(kernel.pid)
+        status = reap(kernel.pid)
         if status is not None:
-            _kill_tree()
+            end_descendants()
             _report(
                 {"exit": os.waitstatus_to_exitcode(status), "reason": "", "peak_bytes": _peak(peak)}
             )
             return 0
         if memory_limit:
-            used = tree_bytes(os.getpid())
+            used = resident_bytes(os.getpid())
             peak = max(peak, used)
             if used > memory_limit:
                 reason = "memory"
                 break
     _signal_group(kernel.pid, signal.SIGKILL)
-    _kill_tree()
+    end_descendants()
     _report({"exit": -signal.SIGKILL, "reason": reason, "peak_bytes": _peak(peak)})
     return 0
-
-
-def _reap(kernel: int) -> int | None:
-    """Collect every ended child; the kernel's wait status if it is among them."""
-    found = None
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return found
-        if pid == 0:
-            return found
-        if pid == kernel:
-            found = status
-
-
-def _kill_tree() -> None:
-    """SIGKILL all descendants until none is left; orphans come to us, the subreaper."""
-    until = time.monotonic() + 5
-    while time.monotonic() < until:
-        descendants = _descendants(os.getpid())
-        for pid in descendants:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        _reap(-1)
-        if not descendants:
-            return
-        time.sleep(0.01)
-
-
-def _descendants(root: int) -> list[int]:
-    parents: dict[int, int] = {}
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    # the command in parentheses may hold spaces and parentheses itself
-                    parents[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
-            except OSError:
-                continue
-    found: list[int] = []
-    frontier = {root}
-    while frontier:
-        frontier = {pid for pid, parent in parents.items() if parent in frontier}
-        found.extend(frontier)
-    return found
-
-
-def tree_bytes(root: int) -> int:
-    """Resident bytes of all of `root`'s descendants (shared pages counted once each)."""
-    total = 0
-    for pid in _descendants(root):
-        try:
-            with open(f"/proc/{pid}/statm", "rb") as file:
-                fields = file.read().split()
-            total += int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError):
-            continue
-    return total
 
 
 def _peak(sampled: int) -> int:
@@ -169,11 +112,6 @@ def _signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
     except (ProcessLookupError, PermissionError):
         pass
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _report(message: dict[str, object]) -> None:

@@ -1,7 +1,8 @@
 """Where in a value the part is that cannot be pickled: `cfg['lock']`, not "cannot pickle lock".
 
 After a dump failed, the children of the value are dumped one by one, the first that fails is
-entered, and so on, a few levels down. Looked at: items, attributes, and what a function closes over.
+entered, and so on, a few levels down. Children are items, attributes, and what a function closes
+over.
 It runs only after a failure, for at most a second and some hundred children per level.
 """
 
@@ -61,9 +62,10 @@ def _find(
 
 def _failure(value: Any, namespace: dict[str, Any]) -> BaseException | None:
     from mlcloud.values import pickling
+    from mlcloud.values.reducers import Classes
 
     try:
-        pickling._dump(value, namespace, pickling.Classes(), None, None)
+        pickling._dump(value, namespace, Classes(), None, None)
     except Exception as error:
         return error
     return None

@@ -35,6 +35,7 @@ import re
 import sys
 import types
 import uuid
+import weakref
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -51,6 +52,7 @@ Resolve = Callable[[Ref], Any]
 _PLAIN = frozenset(
     {type(None), bool, int, float, complex, str, bytes, tuple, list, set, frozenset, range, slice}
 )
+_ATOMS = frozenset({str, bytes, tuple, frozenset, type(None), bool, int, float, complex})
 # Objects that cannot change, or whose identity is not the user's: sharing them binds no names.
 _IMMUTABLE = (
     *(type(None), bool, int, float, complex, str, bytes, tuple, frozenset, range, slice, type),
@@ -65,10 +67,11 @@ _IMMUTABLE_BY_NAME = {
     "pandas.api.extensions": ("ExtensionDtype",),
     "torch": ("dtype", "device", "Size", "layout", "memory_format"),
 }
-_immutable_types: dict[type, bool] = {}
+_immutable_types: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+_class_owned_ids: weakref.WeakKeyDictionary[type, frozenset[int]] = weakref.WeakKeyDictionary()
 
 
-def _is_immutable(kind: type) -> bool:
+def is_immutable(kind: type) -> bool:
     """Whether objects of this type never change, remembered per type."""
     verdict = _immutable_types.get(kind)
     if verdict is None:
@@ -76,8 +79,30 @@ def _is_immutable(kind: type) -> bool:
         for module_name, names in _IMMUTABLE_BY_NAME.items():
             if module := sys.modules.get(module_name):
                 known += [found for name in names if (found := getattr(module, name, None))]
-        verdict = _immutable_types[kind] = issubclass(kind, tuple(known))
+        by_reference = "function" in kind.__name__.lower()  # Cython's, numpy's dispatchers, …
+        verdict = _immutable_types[kind] = by_reference or issubclass(kind, tuple(known))
     return verdict
+
+
+def _class_owned(kind: type) -> frozenset[int]:
+    """The ids of objects that belong to an importable class, and so to no name of the user.
+
+    (A pandas object's state, for one, holds its class's `_metadata` list.)
+    """
+    owned = _class_owned_ids.get(kind)
+    if owned is None:
+        owned = frozenset(
+            id(value)
+            for base in kind.__mro__
+            if base.__module__ != "__main__"
+            for value in base.__dict__.values()
+            if not is_immutable(type(value))
+        )
+        _class_owned_ids[kind] = owned
+    return owned
+
+
+_default_classes = Classes()  # gives a class the same id in every `dump` that names no registry
 
 
 class Pickled:
@@ -93,11 +118,15 @@ class Pickled:
         skip: Collection[int] = (),
         classes: dict[str, type] | None = None,
         devices: frozenset[str] = frozenset(),
+        refs: frozenset[Ref] = frozenset(),
+        codes: Iterable[types.CodeType] = (),
     ) -> None:
         self.payload = payload
         self.buffers = buffers
         self.classes = classes or {}  # notebook classes named in here, which travel on their own
         self.devices = devices  # where its tensors live, other than "cpu"
+        self.refs = refs  # the remote values named in here
+        self.codes = tuple(codes)  # of the notebook's functions in here: what names they use
         self._memo, self._memory, self._skip = memo, memory, skip
         self._kept: dict[int, tuple[int, Any]] = {}
 
@@ -109,7 +138,8 @@ class Pickled:
     @functools.cached_property
     def digests(self) -> list[str]:
         """blake3 of the payload and of each buffer."""
-        return [blake3(part).hexdigest() for part in (self.payload, *self.buffers)]
+        parts: list[bytes | memoryview] = [self.payload, *self.buffers]
+        return [blake3(part).hexdigest() for part in parts]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -123,13 +153,18 @@ class Pickled:
         found = set(self._memory)
         if self._memo is not None:
             self._kept = self._memo()  # holds the temporary objects too, so no id is used twice
+            kinds = set()
             for address, (_, obj) in self._kept.items():
-                if address not in self._skip and not _is_immutable(type(obj)):
+                kind = type(obj)
+                if not (kind in _ATOMS or address in self._skip or is_immutable(kind)):
                     found.add(address)
+                    kinds.add(kind)
+            for kind in kinds - _PLAIN - {dict}:
+                found -= _class_owned(kind)
         return found
 
 
-class _Pickler(CloudPickler):
+class _Pickler(CloudPickler):  # type: ignore[misc]
     """cloudpickle with the notebook's namespace, classes, arrays and tensors treated as above."""
 
     def __init__(
@@ -147,6 +182,8 @@ class _Pickler(CloudPickler):
         self.remote_ref, self.views = remote_ref, views
         self.reached: dict[str, type] = {}
         self.devices: set[str] = set()
+        self.refs: set[Ref] = set()
+        self.codes: list[types.CodeType] = []
         self.arrays: dict[int, dict[int, Any]] = {}  # memory address -> arrays over it
         self.frozen: dict[int, Any] = {}  # arrays inside immutable objects
         self._cells: set[int] = set()
@@ -165,6 +202,7 @@ class _Pickler(CloudPickler):
             return self._class_id(obj)
         ref = getattr(kind, "__mlcloud_ref__", None)
         if ref is not None:
+            self.refs.add(obj.__mlcloud_ref__)
             return ("ref", *obj.__mlcloud_ref__)
         if self.remote_ref is not None and (found := self.remote_ref(obj)) is not None:
             return ("ref", *found)
@@ -188,6 +226,7 @@ class _Pickler(CloudPickler):
         if kind is types.FunctionType:
             if obj.__globals__ is self.namespace:
                 self._cells.update(map(id, obj.__closure__ or ()))
+                self.codes.append(obj.__code__)
                 return reducers.function_parts(obj)
             return super().reducer_override(obj)
         if kind is types.CellType:
@@ -217,7 +256,7 @@ class _Pickler(CloudPickler):
             return reducers.storage_parts(obj)
         elif self._torch and kind.__name__ == "TypedStorage":
             return reducers.typed_storage_parts(obj)
-        elif kind.__module__.startswith("pandas.") and _is_immutable(kind):
+        elif kind.__module__.startswith("pandas.") and is_immutable(kind):
             data = getattr(obj, "_data", None)
             self.frozen[id(data)] = data
         return NotImplemented
@@ -239,7 +278,7 @@ class _Pickler(CloudPickler):
 
     def shared_owners(self) -> set[int]:
         """The ids of arrays whose memory more than one array of this pickle uses."""
-        found = set()
+        found: set[int] = set()
         for over in self.arrays.values():
             arrays = [array for array in over.values() if hasattr(array, "__array_interface__")]
             if len(arrays) > 1:
@@ -263,22 +302,25 @@ def dump(
     classes: Classes | None = None,
     inline: Collection[type] | None = None,
     name: str = "value",
+    wrapped: bool = False,
 ) -> Pickled:
     """Pickle `value`, whose functions belong to `namespace`.
 
     `classes` remembers notebook classes across dumps. `inline` names the notebook classes to write
     here; the others are only named, and listed in the result's `classes`; None writes them all.
     `remote_ref` may replace any object by a reference (session, name, binding).
-    Raises `NotPicklable`, which says where in `name` the trouble is.
+    Raises `NotPicklable`, which says where in `name` the trouble is; with `wrapped`, `name` is the
+    only item of the tuple `value`.
     """
     try:
-        return _dump(value, namespace, classes or Classes(), inline, remote_ref)
+        return _dump(value, namespace, classes or _default_classes, inline, remote_ref)
     except errors.NotPicklable:
         raise
     except Exception as reason:
         from mlcloud.values import blame
 
-        raise blame.not_picklable(value, namespace, name, reason) from reason
+        named = value[0] if wrapped else value
+        raise blame.not_picklable(named, namespace, name, reason) from reason
 
 
 def _dump(
@@ -305,6 +347,8 @@ def _dump(
         skip=pickler.frozen,
         classes=pickler.reached,
         devices=frozenset(pickler.devices),
+        refs=frozenset(pickler.refs),
+        codes=pickler.codes,
     )
 
 

@@ -194,7 +194,8 @@ def fill_class(cls: type, attributes: dict[str, Any]) -> None:
     if not isinstance(cls, enum.EnumMeta):
         for name, value in list(cls.__dict__.items()):
             dunder = name.startswith("__") and name.endswith("__")
-            if not (dunder or name in kept or name == "_abc_impl" or isinstance(value, _DESCRIPTORS)):
+            stays = dunder or name in kept or name == "_abc_impl"
+            if not stays and not isinstance(value, _DESCRIPTORS):
                 delattr(cls, name)
     _cp._class_setstate(cls, (attributes, {}))
 
@@ -250,18 +251,18 @@ def storage_parts(storage: Any) -> Reduced:
     if size == 0:
         return build_storage, (b"", device)
     memory = (ctypes.c_char * size).from_address(on_cpu.data_ptr())
-    memory.owner = on_cpu  # type: ignore[attr-defined]  # the view must not outlive the bytes
+    memory.owner = on_cpu  # the view must not outlive the bytes
     return build_storage, (pickle.PickleBuffer(memory), device)
 
 
 def build_storage(data: Any, device: str) -> Any:
-    """A storage with its own copy of the bytes, on its device where this machine has that device."""
+    """A storage with its own copy of the bytes, on its device where this machine has one."""
     import torch
 
     view = memoryview(data).cast("B")
-    storage = torch.UntypedStorage(view.nbytes)
+    storage: Any = torch.UntypedStorage(view.nbytes)  # type: ignore[no-untyped-call]
     if view.nbytes:
-        whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+        whole = torch.empty(0, dtype=torch.uint8).set_(storage)
         whole.copy_(torch.frombuffer(data, dtype=torch.uint8))
     if device.startswith("cuda") and torch.cuda.is_available():
         return storage.cuda(device=torch.device(device).index)
@@ -277,4 +278,5 @@ def build_typed_storage(storage: Any, dtype: Any) -> Any:
     """The wrapper that `torch._utils._rebuild_tensor_v2` expects."""
     import torch
 
-    return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+    make: Any = torch.storage.TypedStorage
+    return make(wrap_storage=storage, dtype=dtype, _internal=True)

@@ -139,26 +139,26 @@ def test_transient_errors_are_retried_a_few_times(
     store = Store(f"{bucket}/retry")
     backend = store._backend
     assert isinstance(backend, ConditionalBackend)
-    real, calls = type(backend.fs).pipe_file, []
+    real, calls = backend.fs.pipe_file, []
 
-    def flaky(self: Any, path: str, data: bytes, **kwargs: Any) -> Any:
+    def flaky(path: str, data: bytes, **kwargs: Any) -> Any:
         calls.append(path)
         if len(calls) % 3:
             raise OSError(5, "503 Slow Down")
-        return real(self, path, data, **kwargs)
+        return real(path, data, **kwargs)
 
-    monkeypatch.setattr(type(backend.fs), "pipe_file", flaky)
+    monkeypatch.setattr(backend.fs, "pipe_file", flaky)
     ref = store.put_chunk(b"x")
     assert len(calls) == 3
     store.commit("checkpoint", "a", 1, {"c": str(ref)})
     assert store.verify("checkpoint", "a", 1) == []
 
-    def down(self: Any, path: str, data: bytes, **kwargs: Any) -> Any:
+    def down(path: str, data: bytes, **kwargs: Any) -> Any:
         calls.append(path)
         raise ConnectionError("refused")
 
     calls.clear()
-    monkeypatch.setattr(type(backend.fs), "pipe_file", down)
+    monkeypatch.setattr(backend.fs, "pipe_file", down)
     with pytest.raises(errors.StoreError, match="refused"):
         store.put_chunk(b"y")
     assert len(calls) == 3

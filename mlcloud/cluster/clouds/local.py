@@ -9,7 +9,7 @@ machines and a killed gateway forgets nothing:
                  a new process group; that agent runs `ray start` and watches for notices
     preempt()    writes the notice into the record: the metadata service shows it from then on, and
                  the agent, playing the cloud's part, kills the group at the deadline
-    terminate()  SIGKILLs the group, then whatever else carries the instance's mark
+    terminate()  tells the agent to switch off: it SIGKILLs and reaps all that is below it
 
 Every process an instance starts inherits `MLCLOUD_INSTANCE=<id>` in its environment; that mark finds
 the ones that left the group. Process ids are compared with their start times, so that a reused pid is
@@ -42,6 +42,7 @@ from mlcloud.errors import NotFound, UsageError
 
 HEAD = "head"
 MARK = "MLCLOUD_INSTANCE"
+SWITCH_OFF_S = 5.0
 
 
 def now() -> datetime:
@@ -145,13 +146,21 @@ class LocalCloud(Cloud, CloudWithPreemption):
                     record["ended_at"] = now().isoformat()
                     record["reason"] = reason
         if record.get("pid") and _started(record["pid"]) == record.get("pid_started"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(record["pid"], signal.SIGKILL)
+            self._switch_off(record["pid"], record["pid_started"])
         kill_marked(instance_id)
         child = self._children.pop(instance_id, None)
         if child is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(5)
+
+    def _switch_off(self, pid: int, started: float) -> None:
+        """The agent kills and reaps what is below it; if it cannot, its whole group is killed."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGTERM)
+            until = time.monotonic() + SWITCH_OFF_S
+            while _started(pid) == started and time.monotonic() < until:
+                time.sleep(0.02)
+            os.killpg(pid, signal.SIGKILL)
 
     def preempt(self, instance_id: str, seconds: float) -> Notice:
         instance = self.get(instance_id)

@@ -1,0 +1,56 @@
+"""mlcloud: a notebook cell that runs on a cloud GPU, costs only while it runs, and cannot be lost.
+
+The public names, loaded when first used: `import mlcloud` imports neither Ray nor torch, nor anything
+else that takes time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mlcloud.checkpoint import Checkpoints as Checkpoints
+    from mlcloud.checkpoint.resumable import resumable as resumable
+    from mlcloud.client import attach as attach
+    from mlcloud.client import connect as connect
+    from mlcloud.client import cost as cost
+    from mlcloud.client import session as session
+    from mlcloud.client import sessions as sessions
+    from mlcloud.magics import load_ipython_extension as load_ipython_extension
+
+_PUBLIC = {
+    "Checkpoints": "mlcloud.checkpoint",
+    "resumable": "mlcloud.checkpoint",
+    "attach": "mlcloud.client",
+    "connect": "mlcloud.client",
+    "cost": "mlcloud.client",
+    "session": "mlcloud.client",
+    "sessions": "mlcloud.client",
+    "load_ipython_extension": "mlcloud.magics",
+}
+
+__all__ = [  # noqa: PLE0604 - the names exist through __getattr__
+    "Checkpoints",
+    "attach",
+    "connect",
+    "cost",
+    "resumable",
+    "session",
+    "sessions",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _PUBLIC.get(name)
+    if module is None:
+        raise AttributeError(f"module 'mlcloud' has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,88 @@
+"""`mlcloud …` in a shell: the same calls as in Python and as `%mlcloud`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from mlcloud import __version__
+from mlcloud.errors import MLCloudError
+
+
+class Group(click.Group):
+    """Errors of ours are one line and exit code 1; an unknown command gets a suggestion."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except MLCloudError as error:
+            click.echo(f"{type(error).__name__}: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Group)
+@click.version_option(__version__)
+def main() -> None:
+    """A notebook cell that runs on a cloud GPU, costs only while it runs, and cannot be lost."""
+
+
+@main.command()
+def up() -> None:
+    """Start the embedded cluster, or find the running one."""
+    _run("up")
+
+
+@main.command()
+def down() -> None:
+    """End the embedded cluster and everything it runs; sessions stay in the store."""
+    _run("down")
+
+
+@main.command()
+def status() -> None:
+    """Nodes, sessions, spending."""
+    _run("status")
+
+
+@main.command()
+def sessions() -> None:
+    """Every session, its state and what it has cost."""
+    _run("sessions")
+
+
+@main.command()
+def cost() -> None:
+    """What was spent, and what is being spent per hour."""
+    _run("cost")
+
+
+@main.command()
+@click.argument("session")
+def park(session: str) -> None:
+    """Give a session's node back; its state stays in the store."""
+    _run("park", session)
+
+
+@main.command()
+@click.argument("session")
+def resume(session: str) -> None:
+    """Bring a parked session back on a node."""
+    _run("resume", session)
+
+
+@main.command()
+@click.argument("target")
+@click.option("--notice", default="2m", show_default=True, help="Time between notice and the end.")
+def preempt(target: str, notice: str) -> None:
+    """A drill: take a spot node (or a session's node) away."""
+    _run("preempt", target, "--notice", notice)
+
+
+def _run(command: str, *words: str) -> None:
+    from mlcloud.magics import COMMANDS
+
+    answer = COMMANDS[command](list(words))
+    if answer is not None:
+        click.echo(repr(answer))

@@ -1,0 +1,145 @@
+"""A connection to a gateway: authenticated HTTP, errors raised as the classes they were, reconnects.
+
+The embedded gateway may be killed and started again by anybody: a refused connection makes us look at
+the connection file anew, and start one if there is none. A gateway named by URL is only retried.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from mlcloud import errors
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a gateway listens, and the token it takes."""
+
+    url: str
+    token: str
+
+    def __repr__(self) -> str:  # never the token
+        return f"Address({self.url!r})"
+
+
+class Connection:
+    """`find` gives the gateway's present address, starting it where that is ours to do."""
+
+    def __init__(self, find: Callable[[], Address], *, embedded: bool) -> None:
+        self._find = find
+        self.embedded = embedded
+        self.address = find()
+        self._http = self._open()
+
+    def _open(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=self.address.url,
+            headers={"Authorization": f"Bearer {self.address.token}"},
+            timeout=httpx.Timeout(60.0, connect=5.0),
+            trust_env=False,
+        )
+
+    def reopen(self) -> None:
+        """Find the gateway again after it was lost. Raises `ConnectionFailed`."""
+        self._http.close()
+        self.address = self._find()
+        self._http = self._open()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        content: bytes | memoryview | None = None,
+        params: dict[str, Any] | None = None,
+        missing_ok: bool = False,
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        """One request; a lost gateway is found again once. Raises what the gateway raised."""
+        options: dict[str, Any] = {"json": json, "params": params}
+        if content is not None:
+            options = {"content": bytes(content), "params": params}
+        if timeout is not None:
+            options["timeout"] = timeout
+        for attempt in (1, 2):
+            try:
+                response = self._http.request(method, path, **options)
+                break
+            except httpx.TransportError as error:
+                if attempt == 2:
+                    raise errors.ConnectionFailed(
+                        f"the gateway at {self.address.url} does not answer ({error}); "
+                        f"{'run the cell again' if self.embedded else 'is it running?'}"
+                    ) from error
+                self.reopen()
+        if missing_ok and response.status_code == 404:
+            return response
+        if response.is_error:
+            raise error_from(response)
+        return response
+
+    def get(self, path: str, **options: Any) -> Any:
+        return self.request("GET", path, **options).json()
+
+    def post(self, path: str, json: Any = None, **options: Any) -> Any:
+        response = self.request("POST", path, json=json, **options)
+        return response.json() if response.content else None
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def error_from(response: httpx.Response) -> errors.MLCloudError:
+    """The error that the gateway raised, as its own class."""
+    try:
+        body = response.json()
+        code, message = body["code"], body["message"]
+    except (ValueError, KeyError, TypeError):
+        return errors.MLCloudError(
+            f"the gateway answered {response.status_code} to "
+            f"{response.request.method} {response.request.url.path}"
+        )
+    return error_named(code, message)
+
+
+def error_named(code: str, message: str) -> errors.MLCloudError:
+    """An error of the class that `code` names, or the root where we know no such class."""
+    kind = getattr(errors, code, None)
+    if isinstance(kind, type) and issubclass(kind, errors.MLCloudError):
+        return kind(message)
+    return errors.MLCloudError(f"{code}: {message}")
+
+
+def fixed(url: str, token: str | None) -> Callable[[], Address]:
+    """A gateway by URL: check it once at connect, with a clear word when it is not there."""
+    address = Address(url.rstrip("/"), token or "")
+
+    def find() -> Address:
+        until = time.monotonic() + 10
+        while True:
+            try:
+                response = httpx.get(
+                    f"{address.url}/v1/sessions",
+                    headers={"Authorization": f"Bearer {address.token}"},
+                    timeout=5,
+                    trust_env=False,
+                )
+            except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                if time.monotonic() > until or not isinstance(error, httpx.ConnectError):
+                    raise errors.ConnectionFailed(
+                        f"no gateway answers at {address.url} ({error}); check the address, or use "
+                        "`mlcloud.connect()` for the embedded one"
+                    ) from error
+                time.sleep(0.5)
+                continue
+            if response.is_error:
+                raise error_from(response)
+            return address
+
+    return find

@@ -1,0 +1,104 @@
+"""`python -m mlcloud.gateway`: the embedded gateway's process. Started by `mlcloud.connect()`.
+
+It holds a file lock for its whole life, so that one home has one gateway however many notebooks race
+to start it, and writes the connection file (0600) once it listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import sys
+
+import uvicorn
+
+from mlcloud.cluster.clouds.local import write_json
+from mlcloud.config import Settings
+from mlcloud.gateway.app import make_app
+from mlcloud.gateway.core import Gateway
+
+ALREADY_RUNNING = 3
+PORT_IN_USE = 4
+
+
+class Server(uvicorn.Server):
+    """Writes the connection file when it listens; what `down` removes is only our own."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings, connection: dict[str, object]):
+        super().__init__(config)
+        self._settings = settings
+        self._connection = connection
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            write_json(self._settings.connection_file, self._connection)
+
+
+def main() -> int:
+    settings = Settings()
+    settings.make_folders()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    lock = open(settings.lock_file, "w")  # noqa: SIM115 - held until this process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("another gateway already runs for this home", file=sys.stderr)
+        return ALREADY_RUNNING
+
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", settings.port))
+    except OSError:
+        print(
+            f"port {settings.port} on 127.0.0.1 is in use; set MLCLOUD_PORT to another, or to 0 "
+            "for any free one",
+            file=sys.stderr,
+        )
+        return PORT_IN_USE
+    port = listener.getsockname()[1]
+    token = secrets.token_urlsafe(32)
+    connection: dict[str, object] = {
+        "url": f"http://127.0.0.1:{port}",
+        "token": token,
+        "pid": os.getpid(),
+    }
+
+    asyncio.run(_serve(settings, listener, connection))
+    settings.connection_file.unlink(missing_ok=True)
+    return 0
+
+
+async def _serve(
+    settings: Settings, listener: socket.socket, connection: dict[str, object]
+) -> None:
+    def stop() -> None:
+        server.should_exit = True
+
+    gateway = Gateway(settings, str(connection["token"]), on_idle=stop)
+    config = uvicorn.Config(
+        make_app(gateway, stop=stop),
+        log_level="warning",
+        lifespan="on",
+        ws_max_size=64 * 2**20,
+        ws_ping_interval=20,
+        timeout_graceful_shutdown=3,
+    )
+    server = Server(config, settings, connection)
+    await server.serve(sockets=[listener])
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Ray's driver may still wait for a head in a thread that nothing can end.
+    os._exit(code)

@@ -1,0 +1,236 @@
+"""The gateway's routes: `/v1/...` for users and agents, one WebSocket a session, `/healthz`.
+
+OpenAPI is the contract: every route is described by the models of `mlcloud/models.py`, every error is
+an `ErrorBody` whose `code` is a class of `mlcloud.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from blake3 import blake3
+from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy import insert
+
+from mlcloud import errors
+from mlcloud.cluster.clouds.local import now
+from mlcloud.gateway import auth, db, imds
+from mlcloud.gateway.channel import serve_channel
+from mlcloud.gateway.core import Gateway
+from mlcloud.models import (
+    ClusterInfo,
+    ErrorBody,
+    ExecutionInfo,
+    Health,
+    Heartbeat,
+    NodeInfo,
+    Notice,
+    NoticeReport,
+    PreemptRequest,
+    RunRequest,
+    SessionInfo,
+    SessionRequest,
+)
+from mlcloud.store import CHUNK_BYTES
+
+STATUS: list[tuple[type[errors.MLCloudError], int]] = [
+    (errors.AuthenticationFailed, 401),
+    (errors.PermissionDenied, 403),
+    (errors.NotFound, 404),
+    (errors.NoCheckpoint, 404),
+    (errors.Conflict, 409),
+    (errors.SessionClosed, 409),
+    (errors.UsageError, 422),
+    (errors.NoSuchResources, 422),
+    (errors.StoreFull, 507),
+]
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorBody} for code in (401, 404, 409, 422, 500, 507)
+}
+
+
+def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
+    """The ASGI application. `stop` ends the server after a `down`."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        gateway.start()
+        yield
+        await gateway.close()
+
+    app = FastAPI(title="mlcloud gateway", version=gateway.version, lifespan=lifespan)
+    app.state.token = gateway.token
+    app.state.used = gateway.used
+    app.state.gateway = gateway
+
+    @app.exception_handler(errors.MLCloudError)
+    async def _ours(_: Request, error: errors.MLCloudError) -> JSONResponse:
+        code = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+        headers = {"WWW-Authenticate": "Bearer"} if code == 401 else None
+        body = ErrorBody(code=type(error).__name__, message=str(error))
+        return JSONResponse(body.model_dump(), code, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in each['loc'][1:])}: {each['msg']}"
+            for each in error.errors()
+        )
+        return JSONResponse(ErrorBody(code="UsageError", message=problems).model_dump(), 422)
+
+    @app.get("/healthz")
+    def healthz() -> Health:
+        return Health(
+            version=gateway.version, pid=os.getpid(), python=platform.python_version()
+        )
+
+    app.include_router(user_routes(gateway, stop))
+    app.include_router(node_routes(gateway))
+    app.include_router(imds.router(gateway.cluster.cloud))
+
+    @app.websocket("/v1/sessions/{name}/channel")
+    async def channel(socket: WebSocket, name: str, after: int = 0) -> None:
+        if await auth.accepted(socket):
+            await serve_channel(socket, gateway, name, after)
+
+    return app
+
+
+def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
+    routes = APIRouter(
+        prefix="/v1", dependencies=[Depends(auth.require_user)], responses=ERRORS
+    )
+    sessions = gateway.sessions
+
+    def log_change(action: str, target: str) -> None:
+        with gateway.engine.begin() as connection:
+            connection.execute(
+                insert(db.audit).values(at=now(), actor="user", action=action, target=target)
+            )
+
+    @routes.post("/sessions")
+    async def create_session(request: SessionRequest) -> SessionInfo:
+        session = sessions.create(request)
+        log_change("session.create", request.name)
+        return sessions.info(session)
+
+    @routes.get("/sessions")
+    async def list_sessions() -> list[SessionInfo]:
+        return sessions.infos()
+
+    @routes.get("/sessions/{name}")
+    async def get_session(name: str) -> SessionInfo:
+        return sessions.info(sessions.get(name))
+
+    @routes.delete("/sessions/{name}", status_code=204)
+    async def close_session(name: str) -> None:
+        await sessions.close(name)
+        log_change("session.close", name)
+
+    @routes.post("/sessions/{name}/park")
+    async def park(name: str, force: bool = False) -> SessionInfo:
+        session = sessions.get(name)
+        await session.park(force=force)
+        log_change("session.park", name)
+        return sessions.info(session)
+
+    @routes.post("/sessions/{name}/resume")
+    async def resume(name: str) -> SessionInfo:
+        session = sessions.get(name)
+        await session.resume()
+        log_change("session.resume", name)
+        return sessions.info(session)
+
+    @routes.post("/sessions/{name}/executions")
+    async def run(name: str, request: RunRequest) -> ExecutionInfo:
+        session = sessions.get(name)
+        execution = session.execute(
+            request.id, op="cell", code=request.code, shipment=None, options={}
+        )
+        return gateway.execution_info(execution.id)
+
+    @routes.get("/sessions/{name}/executions/{execution_id}")
+    async def get_execution(name: str, execution_id: str) -> ExecutionInfo:
+        sessions.get(name)
+        return gateway.execution_info(execution_id)
+
+    @routes.post("/sessions/{name}/executions/{execution_id}/interrupt", status_code=202)
+    async def interrupt(name: str, execution_id: str) -> None:
+        await sessions.get(name).interrupt(execution_id)
+
+    @routes.get("/sessions/{name}/events")
+    async def read_events(name: str, after: int = 0) -> list[dict[str, Any]]:
+        return gateway.events(name, after)
+
+    @routes.get("/cluster")
+    async def get_cluster() -> ClusterInfo:
+        return gateway.cluster_info()
+
+    @routes.get("/nodes")
+    async def list_nodes() -> list[NodeInfo]:
+        return gateway.node_infos()
+
+    @routes.post("/nodes/{node}/preempt")
+    async def preempt(node: str, request: PreemptRequest) -> Notice:
+        instance = sessions.by_name_or_node(node)
+        notice = await gateway.cluster.preempt(instance, request.notice_s)
+        log_change("node.preempt", instance)
+        return Notice(node=instance, deadline=notice.deadline)
+
+    @routes.post("/down", status_code=202)
+    async def down() -> None:
+        log_change("cluster.down", "")
+        await gateway.down()
+        stop()
+
+    # --- objects: chunks of at most 16 MiB, named by the hash of their content ---------------------
+
+    @routes.head("/objects/{digest}")
+    async def has_object(digest: str) -> Response:
+        found = await asyncio.to_thread(gateway.store.exists, digest)
+        return Response(status_code=200 if found else 404)
+
+    @routes.get("/objects/{digest}", response_class=Response)
+    async def get_object(digest: str) -> Response:
+        data = await asyncio.to_thread(gateway.store.get_chunk, digest)
+        return Response(data, media_type="application/octet-stream")
+
+    @routes.put("/objects/{digest}", status_code=204)
+    async def put_object(digest: str, request: Request) -> None:
+        data = await request.body()
+        if len(data) > CHUNK_BYTES:
+            raise errors.UsageError(f"an object has at most {CHUNK_BYTES} bytes, not {len(data)}")
+        if blake3(data).hexdigest() != digest:
+            raise errors.UsageError("the object's content does not match its name; send it again")
+        await asyncio.to_thread(gateway.store.put_chunk, data)
+
+    return routes
+
+
+def node_routes(gateway: Gateway) -> APIRouter:
+    """What the nodes' agents call, each with its own token."""
+
+    def require_node(node: str, request: Request) -> None:
+        expected = gateway.node_token(node)
+        if expected is None or not auth.matches(auth.bearer(request), expected):
+            raise errors.AuthenticationFailed("this token is not that node's")
+
+    routes = APIRouter(prefix="/v1/nodes/{node}", dependencies=[Depends(require_node)])
+
+    @routes.post("/heartbeat", status_code=204)
+    async def heartbeat(node: str, _: Heartbeat) -> None:
+        return None
+
+    @routes.post("/notice", status_code=204)
+    async def notice(node: str, report: NoticeReport) -> None:
+        gateway.sessions.on_notice(node, report.deadline, report.kind)
+
+    return routes

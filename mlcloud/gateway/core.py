@@ -1,0 +1,206 @@
+"""The gateway's parts, put together: database, store, cluster, sessions, and the idle end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from mlcloud import __version__
+from mlcloud.cluster.clouds.base import Instance
+from mlcloud.config import Settings
+from mlcloud.errors import NotFound
+from mlcloud.gateway.billing import Billing, is_worker
+from mlcloud.gateway.db import open_database
+from mlcloud.gateway.embedded import EmbeddedCluster
+from mlcloud.gateway.execution import Executions
+from mlcloud.gateway.session import Services
+from mlcloud.gateway.sessions import Sessions
+from mlcloud.gateway.snapshots import SnapshotLog
+from mlcloud.models import ClusterInfo, ExecutionInfo, NodeInfo
+from mlcloud.store import Signer, Store, load_or_create_key
+
+log = logging.getLogger(__name__)
+BILLING_S = 1.0
+
+
+class Gateway:
+    """One per embedded cluster. `on_idle` is called when nobody has used it for `idle_end`."""
+
+    version = __version__
+
+    def __init__(self, settings: Settings, token: str, *, on_idle: Callable[[], None]) -> None:
+        self.settings = settings
+        self.token = token
+        self.engine = open_database(settings.database_url)
+        self.store = Store(settings.store_url)
+        signer = Signer(load_or_create_key(settings.home / "store.key"))
+        self.cluster = EmbeddedCluster(
+            settings, on_end=self._node_ended, on_attempt=self._attempt
+        )
+        self.billing = Billing(self.engine, self.cluster.cloud.offers())
+        self.sessions = Sessions(
+            Services(
+                engine=self.engine,
+                cluster=self.cluster,
+                billing=self.billing,
+                executions=Executions(self.engine),
+                snapshots=SnapshotLog(self.store, signer),
+                store_url=settings.store_url,
+                ray_dir=settings.ray_dir,
+                idle_timeout_s=settings.idle_timeout.total_seconds(),
+            )
+        )
+        self._on_idle = on_idle
+        self._last_used = time.monotonic()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._down = False
+
+    def start(self) -> None:
+        """Begin serving: the cluster comes up in the background."""
+        self.billing.see(self.cluster.cloud.instances())
+        self.sessions.adopt_all()
+        self._tasks = [
+            asyncio.create_task(self.cluster.start()),
+            asyncio.create_task(self.cluster.watch()),
+            asyncio.create_task(self._watch_idle()),
+            asyncio.create_task(self._keep_books()),
+        ]
+
+    def used(self) -> None:
+        self._last_used = time.monotonic()
+
+    async def down(self) -> None:
+        """End the cluster. Sessions stay in the store, parked."""
+        if self._down:
+            return
+        self._down = True
+        await self.sessions.shut(keep_hosts=False)
+        await self.cluster.end()
+        self.billing.see(self.cluster.cloud.instances())
+
+    async def close(self) -> None:
+        """The server ends. Without a `down` before, the cluster runs on for the next gateway."""
+        await self.sessions.shut(keep_hosts=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.engine.dispose()
+
+    # --- background -------------------------------------------------------------------------------
+
+    async def _watch_idle(self) -> None:
+        limit = self.settings.idle_end.total_seconds()
+        while True:
+            if self.sessions.busy():
+                self.used()
+            left = self._last_used + limit - time.monotonic()
+            if left <= 0:
+                log.info("nobody has used this gateway for %.0f s: it ends", limit)
+                await self.down()
+                self._on_idle()
+                return
+            await asyncio.sleep(min(left, 5.0))
+
+    async def _keep_books(self) -> None:
+        while True:
+            await asyncio.sleep(BILLING_S)
+            self.billing.see(await asyncio.to_thread(self.cluster.cloud.instances))
+
+    def _node_ended(self, instance: Instance) -> None:
+        self.billing.see(self.cluster.cloud.instances())
+        self.sessions.on_node_end(instance)
+
+    def _attempt(self, attempt: dict[str, Any]) -> None:
+        self.sessions.on_attempt(attempt)
+
+    # --- facts ------------------------------------------------------------------------------------
+
+    def node_token(self, node: str) -> str | None:
+        try:
+            self.cluster.cloud.get(node)
+        except NotFound:
+            return None
+        return self.cluster.cloud.secrets_of(node)["node_token"]
+
+    def node_infos(self, *, ended: bool = False) -> list[NodeInfo]:
+        held: dict[str, list[str]] = {}
+        for session in self.sessions:
+            if session.host is not None:
+                held.setdefault(session.host.instance, []).append(session.request.name)
+        return [
+            NodeInfo(
+                id=each.id,
+                node_type=each.node_type,
+                instance_type=each.offer.instance_type,
+                zone=each.offer.zone,
+                market=each.offer.market,
+                usd_per_hour=each.offer.usd_per_hour,
+                simulated=each.offer.simulated,
+                launched_at=each.launched_at,
+                ended_at=each.ended_at,
+                reason=each.reason,
+                notice_deadline=each.notice.deadline if each.notice else None,
+                sessions=held.get(each.id, []),
+            )
+            for each in self.cluster.cloud.instances()
+            if is_worker(each) and (ended or each.alive)
+        ]
+
+    def cluster_info(self) -> ClusterInfo:
+        bill = self.billing.cluster()
+        state: Any = self.cluster.state
+        return ClusterInfo(
+            name="embedded",
+            state=state,
+            detail=self.cluster.detail,
+            cloud=self.cluster.cloud.name,
+            nodes=self.node_infos(),
+            sessions=self.sessions.infos(),
+            store=self.store.url,
+            usd=bill.usd,
+            usd_per_hour=self.billing.per_hour(),
+            simulated=True,
+            offers=sorted({each.describe() for each in self.cluster.types}),
+        )
+
+    def execution_info(self, execution_id: str) -> ExecutionInfo:
+        execution = self.sessions.services.executions.get(execution_id)
+        if execution is None:
+            raise NotFound(f"no execution {execution_id!r}")
+        session = next(s for s in self.sessions if s.id == execution.session_id)
+        return ExecutionInfo(
+            id=execution.id,
+            session=session.request.name,
+            state=execution.state,
+            code=execution.code,
+            created_at=execution.created_at,
+            started_at=execution.started_at,
+            finished_at=execution.finished_at,
+            runs=execution.runs,
+        )
+
+    def events(self, name: str, after: int) -> list[dict[str, Any]]:
+        """A batch of a session's events as JSON; bytes are base64."""
+        return [
+            {
+                "seq": seq,
+                "execution_id": execution_id,
+                "kind": kind,
+                **_jsonable(msgpack.unpackb(blob, strict_map_key=False)),
+            }
+            for seq, execution_id, kind, blob in self.sessions.get(name).journal.read(after)
+        ]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    return [_jsonable(inner) for inner in value] if isinstance(value, list) else value

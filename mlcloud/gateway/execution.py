@@ -1,0 +1,158 @@
+"""One execution as the gateway keeps it: what was asked, how often it ran, what became of it.
+
+    queued ─► running ─► finished ─► safe
+       │         └────► failed           (the cell raised; its state is snapshotted all the same)
+       └─ cancelled counts as failed
+
+The row is written before the cell starts and after it ends. The id comes from the client, so a retried
+request finds the row and runs nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgpack
+from sqlalchemy import Engine, Row, insert, select, update
+
+from mlcloud.cluster.clouds.local import now
+from mlcloud.gateway import db
+from mlcloud.models import ExecutionState
+
+
+@dataclass
+class Execution:
+    """`op` is `cell`, or an operation of the kernel (`get`, `load`). `options` as in `models.Frame`."""
+
+    id: str
+    session_id: str
+    op: str
+    code: str
+    shipment: dict[str, Any] | None
+    options: dict[str, Any]
+    ordinal: int
+    state: ExecutionState = ExecutionState.QUEUED
+    runs: int = 0
+    created_at: datetime = field(default_factory=now)
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    interrupted: bool = False
+    outcome: asyncio.Future[dict[str, Any]] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in (
+            ExecutionState.FINISHED,
+            ExecutionState.SAFE,
+            ExecutionState.FAILED,
+        )
+
+    def request(self) -> bytes:
+        """What the kernel gets with the code."""
+        packed: bytes = msgpack.packb(
+            {
+                "op": self.op,
+                "execution_id": self.id,
+                "shipment": self.shipment,
+                "snapshot": self.op != "get",
+                "name": self.options.get("name"),
+                "binding": self.options.get("binding"),
+            }
+        )
+        return packed
+
+
+class Executions:
+    """The table of executions."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add(self, execution: Execution) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(
+                insert(db.executions).values(
+                    id=execution.id,
+                    session_id=execution.session_id,
+                    op=execution.op,
+                    code=execution.code,
+                    request=msgpack.packb([execution.shipment, execution.options]),
+                    state=execution.state.value,
+                    ordinal=execution.ordinal,
+                    created_at=execution.created_at,
+                )
+            )
+            connection.execute(
+                update(db.sessions)
+                .where(db.sessions.c.id == execution.session_id)
+                .values(ordinal=execution.ordinal)
+            )
+
+    def save(self, execution: Execution) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(db.executions)
+                .where(db.executions.c.id == execution.id)
+                .values(
+                    state=execution.state.value,
+                    runs=execution.runs,
+                    started_at=execution.started_at,
+                    finished_at=execution.finished_at,
+                )
+            )
+
+    def get(self, execution_id: str) -> Execution | None:
+        with self._engine.connect() as connection:
+            row = connection.execute(
+                select(db.executions).where(db.executions.c.id == execution_id)
+            ).one_or_none()
+        return None if row is None else _from_row(row)
+
+    def unfinished(self, session_id: str) -> list[Execution]:
+        """What a killed gateway left: running first, then queued, in their order."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(db.executions)
+                .where(
+                    db.executions.c.session_id == session_id,
+                    db.executions.c.state.in_(
+                        [ExecutionState.QUEUED.value, ExecutionState.RUNNING.value]
+                    ),
+                )
+                .order_by(db.executions.c.ordinal)
+            ).all()
+        return [_from_row(row) for row in rows]
+
+    def counts(self, session_id: str) -> tuple[int, int]:
+        """Cells that ended, and those of them whose state is in the store."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(db.executions.c.state).where(
+                    db.executions.c.session_id == session_id, db.executions.c.op == "cell"
+                )
+            ).scalars()
+            states = list(rows)
+        safe = states.count(ExecutionState.SAFE.value)
+        ended = safe + states.count(ExecutionState.FINISHED.value)
+        return ended + states.count(ExecutionState.FAILED.value), safe
+
+
+def _from_row(row: Row[Any]) -> Execution:
+    shipment, options = msgpack.unpackb(row.request, strict_map_key=False)
+    return Execution(
+        id=row.id,
+        session_id=row.session_id,
+        op=row.op,
+        code=row.code,
+        shipment=shipment,
+        options=options,
+        ordinal=row.ordinal,
+        state=ExecutionState(row.state),
+        runs=row.runs,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )

@@ -1,0 +1,218 @@
+"""All sessions of a gateway: created once per name, found again after a restart, told of notices."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from mlcloud.cluster.clouds.base import Instance
+from mlcloud.cluster.clouds.local import now
+from mlcloud.cluster.shapes import HostRequest, choose
+from mlcloud.errors import Conflict, NotFound
+from mlcloud.gateway import db
+from mlcloud.gateway.session import Services, Session
+from mlcloud.models import SessionInfo, SessionRequest, SessionState
+from mlcloud.units import parse_duration, parse_gpu, parse_size
+
+log = logging.getLogger(__name__)
+
+
+class Sessions:
+    """By name; a closed session's name is free again."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self._by_name: dict[str, Session] = {}
+        self._adopting: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Any:
+        return iter(list(self._by_name.values()))
+
+    def create(self, request: SessionRequest) -> Session:
+        """The session of this name, made if there is none.
+
+        Raises `NoSuchResources` at once where the cluster has no such shape, `Conflict` where the
+        name is taken by a session with other resources.
+        """
+        existing = self._by_name.get(request.name)
+        if existing is not None:
+            _same_resources(existing.request, request)
+            return existing
+        host_request, memory_bytes, idle_s = self._resolve(request)
+        session = Session(
+            self.services,
+            id=f"s-{secrets.token_hex(6)}",
+            request=request,
+            host_request=host_request,
+            memory_bytes=memory_bytes,
+            created_at=now(),
+            idle_timeout_s=idle_s,
+        )
+        with self.services.engine.begin() as connection:
+            connection.execute(
+                insert(db.sessions).values(
+                    id=session.id,
+                    name=request.name,
+                    state=session.state.value,
+                    request=request.model_dump_json(),
+                    created_at=session.created_at,
+                )
+            )
+        self._by_name[request.name] = session
+        return session
+
+    def _resolve(self, request: SessionRequest) -> tuple[HostRequest, int, float]:
+        memory = parse_size(request.memory) if request.memory else 0
+        host_request = choose(
+            self.services.cluster.types,
+            cpus=request.cpus,
+            memory_bytes=memory,
+            gpu=parse_gpu(request.gpu) if request.gpu else None,
+            market=request.market,
+        )
+        idle = (
+            parse_duration(request.idle_timeout).total_seconds()
+            if request.idle_timeout
+            else self.services.idle_timeout_s
+        )
+        return host_request, memory, idle
+
+    def get(self, name: str) -> Session:
+        """Raises `NotFound`, naming the sessions there are."""
+        session = self._by_name.get(name)
+        if session is None:
+            known = ", ".join(sorted(self._by_name)) or "none"
+            raise NotFound(f"no session {name!r}; there are: {known}")
+        return session
+
+    async def close(self, name: str) -> None:
+        session = self.get(name)
+        await session.close()
+        del self._by_name[name]
+        with self.services.engine.begin() as connection:
+            connection.execute(
+                update(db.sessions)
+                .where(db.sessions.c.id == session.id)
+                .values(name=f"{name}#{session.id}")
+            )
+
+    def adopt_all(self) -> None:
+        """Load every open session of an earlier gateway; their hosts are found in the background."""
+        with self.services.engine.connect() as connection:
+            rows = connection.execute(
+                select(db.sessions).where(
+                    db.sessions.c.state.not_in(
+                        [SessionState.CLOSED.value, SessionState.FAILED.value]
+                    )
+                )
+            ).all()
+        for row in rows:
+            request = SessionRequest.model_validate_json(row.request)
+            host_request, memory_bytes, idle_s = self._resolve(request)
+            session = Session(
+                self.services,
+                id=row.id,
+                request=request,
+                host_request=host_request,
+                memory_bytes=memory_bytes,
+                created_at=row.created_at,
+                idle_timeout_s=idle_s,
+                state=SessionState.PARKED if row.epoch else SessionState.STARTING,
+                epoch=row.epoch,
+                ordinal=row.ordinal,
+                last_event=row.last_event,
+            )
+            self._by_name[request.name] = session
+            task = asyncio.create_task(session.adopt(row.host_number))
+            self._adopting.add(task)
+            task.add_done_callback(self._adopted)
+
+    def _adopted(self, task: asyncio.Task[None]) -> None:
+        self._adopting.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a session could not be adopted", exc_info=task.exception())
+
+    def on_notice(self, instance_id: str, deadline: datetime, kind: str) -> None:
+        for session in self:
+            session.on_notice(instance_id, deadline, kind)
+
+    def on_node_end(self, instance: Instance) -> None:
+        for session in self:
+            session.on_node_end(instance.id, instance.reason)
+
+    def on_attempt(self, attempt: dict[str, Any]) -> None:
+        """The autoscaler tried to buy a node: tell the sessions that wait for one."""
+        price = f"${attempt['usd_per_hour']}/h simulated"
+        place = f"{attempt['instance_type']} {attempt['market']} {attempt['zone']}"
+        if attempt["what"] == "launched":
+            text = f"{place} is starting ({price})"
+        else:
+            text = f"{place}: {attempt['detail']}; trying the next offer"
+        for session in self:
+            if session.host is None and session.current is not None:
+                session.status(text)
+
+    def busy(self) -> bool:
+        return any(session.current is not None or session.queue for session in self)
+
+    async def shut(self, *, keep_hosts: bool) -> None:
+        for task in self._adopting:
+            task.cancel()
+        await asyncio.gather(*(session.shut(keep_host=keep_hosts) for session in self))
+
+    # --- facts ------------------------------------------------------------------------------------
+
+    def info(self, session: Session) -> SessionInfo:
+        services = self.services
+        bill = services.billing.session(session.id)
+        finished, safe = services.executions.counts(session.id)
+        offer = services.cluster.cloud.get(session.host.instance).offer if session.host else None
+        return SessionInfo(
+            id=session.id,
+            name=session.request.name,
+            state=session.state,
+            gpu=session.request.gpu,
+            cpus=session.request.cpus,
+            memory=session.request.memory,
+            market=session.request.market,
+            created_at=session.created_at,
+            node=session.host.instance if session.host else None,
+            instance_type=offer.instance_type if offer else None,
+            zone=offer.zone if offer else None,
+            usd_per_hour=services.billing.per_hour(session.id),
+            usd=bill.usd,
+            simulated=bill.simulated or (offer.simulated if offer else False),
+            running=session.current.id if session.current else None,
+            queued=len(session.queue),
+            last_event=session.journal.last,
+            finished_cells=finished,
+            safe_cells=safe,
+            detail=session.detail,
+        )
+
+    def infos(self) -> list[SessionInfo]:
+        return [self.info(session) for session in self]
+
+    def by_name_or_node(self, target: str) -> str:
+        """The instance that a node id or a session's name stands for."""
+        session = self._by_name.get(target)
+        if session is not None:
+            if session.host is None:
+                raise Conflict(f"session {target!r} is on no node now ({session.state.value})")
+            return session.host.instance
+        return target
+
+
+def _same_resources(existing: SessionRequest, wanted: SessionRequest) -> None:
+    for field in ("gpu", "cpus", "memory", "market"):
+        have, want = getattr(existing, field), getattr(wanted, field)
+        if have != want:
+            raise Conflict(
+                f"session {existing.name!r} exists with {field}={have!r}, not {want!r}; "
+                "use another name, or close it first"
+            )

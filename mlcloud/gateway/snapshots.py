@@ -1,0 +1,50 @@
+"""Snapshots as the gateway keeps them: signed manifests, newest first, a damaged one passed over.
+
+The kernel puts chunks into the store and names them; only the gateway commits, because only it holds the
+key. So a manifest with a good signature was written by this gateway, and its pickles may be loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlcloud.errors import Damaged, StepExists
+from mlcloud.store import Signer, Store
+
+KIND = "sessions"
+
+
+class SnapshotLog:
+    """Blocking: call it in a thread."""
+
+    def __init__(self, store: Store, signer: Signer) -> None:
+        self._store = store
+        self._signer = signer
+
+    def commit(
+        self, session_id: str, ordinal: int, execution_id: str, body: dict[str, Any]
+    ) -> None:
+        """Commit the state after an execution. Committing the same execution again is fine."""
+        body = {**body, "execution_id": execution_id}
+        try:
+            self._store.commit(KIND, session_id, ordinal, body, sign=self._signer.sign)
+        except StepExists:
+            theirs = self._store.read(KIND, session_id, ordinal, verify=self._signer.verify)
+            if theirs.get("execution_id") != execution_id:
+                raise
+
+    def latest(
+        self, session_id: str, before: int | None = None
+    ) -> tuple[int, dict[str, Any], list[str]] | None:
+        """The newest readable snapshot (older than `before`), and what had to be passed over."""
+        passed: list[str] = []
+        for step in reversed(self._store.steps(KIND, session_id)):
+            if before is not None and step >= before:
+                continue
+            try:
+                body = self._store.read(KIND, session_id, step, verify=self._signer.verify)
+            except Damaged as error:
+                passed.append(f"the state after cell {step} is damaged, going further back: {error}")
+                continue
+            return step, body, passed
+        return None

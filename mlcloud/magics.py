@@ -1,0 +1,277 @@
+"""`%%remote` and `%mlcloud`: parse the line, call the client. Loaded by `%load_ext mlcloud`.
+
+Only argparse and IPython are imported here; the client comes with the first cell that runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mlcloud.errors import UsageError
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+LATER = {
+    "--workers": "gangs of kernels",
+    "--detach": "detached cells",
+    "--max-cost": "budgets",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises `UsageError`, with a suggestion, instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise _HelpShown
+
+    def read(self, line: str) -> argparse.Namespace:
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            self.error(f"{error} in {line!r}")
+        found, unknown = self.parse_known_args(words)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            if word in LATER:
+                self.error(f"{word} ({LATER[word]}) is not in this version yet")
+            options = [option for option in self._option_string_actions if option.startswith("--")]
+            near = get_close_matches(word, options, 1, 0.5)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(options)}"
+            raise UsageError(f"{self.prog}: unknown option {word}{hint}")
+        return found
+
+
+class _HelpShown(Exception):
+    """--help has printed; nothing is left to do."""
+
+
+def remote_parser() -> Parser:
+    parser = Parser(
+        prog="%%remote", description="Run this cell in a remote session.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--gpu", metavar="NAME:COUNT", help="an accelerator, e.g. A10G:1")
+    add("--cpus", type=float, help="vCPUs (1)")
+    add("--memory", metavar="SIZE", help="a memory limit, e.g. 8GB")
+    market = parser.add_mutually_exclusive_group()
+    market.add_argument("--spot", action="store_true", help="a spot node (the default)")
+    market.add_argument("--on-demand", action="store_true", help="a node that is not taken back")
+    add("--session", metavar="NAME", help="a named session; without it, this notebook's own")
+    add("--in", dest="only_in", metavar="A,B", help="ship exactly these names; they win")
+    add("--out", metavar="C", help="bring back exactly these names, whatever their size")
+    add("--dry", action="store_true", help="show what would ship, and run nothing")
+    add("--timeout", metavar="DURATION", help="interrupt the cell after this long, e.g. 2h")
+    add(
+        "--on-preempt",
+        choices=["rerun", "fail"],
+        default="rerun",
+        help="when the node is taken away in the cell: run it again (default), or fail",
+    )
+    add("--durable", action="store_true", help="wait until the cell's state is in the store")
+    add("--keep-remote", action="store_true", help="where both sides changed, the session's wins")
+    add("--quiet", action="store_true", help="no footer")
+    return parser
+
+
+def run_remote(line: str, cell: str) -> None:
+    """`%%remote`."""
+    try:
+        options = remote_parser().read(line)
+    except _HelpShown:
+        return
+    from mlcloud.client import default
+    from mlcloud.units import parse_duration
+
+    timeout = None if options.timeout is None else parse_duration(options.timeout).total_seconds()
+    wanted = {
+        key: value
+        for key, value in (
+            ("gpu", options.gpu),
+            ("cpus", options.cpus),
+            ("memory", options.memory),
+            ("market", "on-demand" if options.on_demand else "spot" if options.spot else None),
+        )
+        if value is not None
+    }
+    client = default()
+    session = client.known(options.session)
+    # A cell that asks for nothing runs wherever the session is; asking is checked against it.
+    if session is None or wanted:
+        session = client.session(options.session, **wanted)
+    if options.dry:
+        _show_rows(session.dry(cell))
+        return
+    session.run(
+        cell,
+        only_in=_names(options.only_in),
+        out=_names(options.out),
+        keep_remote=options.keep_remote,
+        timeout=timeout,
+        on_preempt=options.on_preempt,
+        durable=options.durable,
+        quiet=options.quiet,
+        result_hook=True,
+    )
+
+
+def _names(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _show_rows(rows: list[Any]) -> None:
+    from html import escape
+
+    from IPython.display import display
+
+    from mlcloud.units import format_bytes
+
+    table = [
+        (row.name, row.type, "" if row.bytes is None else format_bytes(row.bytes), row.action, row.why)
+        for row in rows
+    ]
+    heads = ("name", "type", "bytes", "action", "why")
+    widths = [max(len(str(line[i])) for line in [heads, *table]) for i in range(len(heads))]
+    text = "\n".join(
+        "  ".join(str(value).ljust(width) for value, width in zip(line, widths, strict=True)).rstrip()
+        for line in [heads, *table]
+    )
+    left = "style='text-align:left'"
+    body = "".join(
+        f"<tr>{''.join(f'<td {left}>{escape(str(value))}</td>' for value in line)}</tr>"
+        for line in table
+    )
+    head = "".join(f"<th {left}>{each}</th>" for each in heads)
+    html = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    display({"text/plain": text, "text/html": html}, raw=True)  # type: ignore[no-untyped-call]
+
+
+# --- %mlcloud -------------------------------------------------------------------------------------
+
+
+def _up(_: list[str]) -> Any:
+    from mlcloud.client import connect
+
+    return connect().cluster.status()
+
+
+def _down(_: list[str]) -> None:
+    from mlcloud.client import embedded
+    from mlcloud.config import Settings
+
+    found = embedded.down(Settings())
+    print("the cluster is down; its sessions are in the store" if found else "nothing was running")
+
+
+def _status(_: list[str]) -> Any:
+    from mlcloud.client import default
+
+    return default().cluster.status()
+
+
+def _sessions(_: list[str]) -> None:
+    from mlcloud.client import sessions
+
+    for each in sessions():
+        print(f"{each.name}  {each.state.value}  {each.instance_type or 'no node'}  ${each.usd}")
+
+
+def _state(words: list[str]) -> None:
+    session = _session(words)
+    info = session.info
+    where = f"on {info.instance_type} {info.zone}" if info.node else "on no node"
+    print(f"session {info.name}: {info.state.value} {where}")
+    print(f"safe to cell {info.safe_cells} of {info.finished_cells}")
+    if info.detail:
+        print(info.detail)
+
+
+def _park(words: list[str]) -> None:
+    session = _session(words)
+    session.park()
+    print(f"session {session.name} is parked: its node is given back, its state is in the store")
+
+
+def _resume(words: list[str]) -> None:
+    session = _session(words)
+    session.resume()
+    print(repr(session))
+
+
+def _preempt(words: list[str]) -> None:
+    """`preempt [SESSION or NODE] [--notice 10s]`."""
+    from mlcloud.client import default
+
+    parser = Parser(prog="%mlcloud preempt", allow_abbrev=False)
+    parser.add_argument("target", nargs="?", help="a session or node; default: this notebook's")
+    parser.add_argument("--notice", default="2m", help="time between notice and the end (2m)")
+    options = parser.read(shlex.join(words))
+    target = options.target or _session([]).name
+    notice = default().cluster.preempt(target, options.notice)
+    print(f"drill: {notice.node} has its notice and is taken back at {notice.deadline:%H:%M:%S} UTC")
+
+
+def _cost(_: list[str]) -> None:
+    from mlcloud.client import default
+    from mlcloud.units import format_usd, format_usd_per_hour
+
+    info = default().cluster.status().info
+    note = ", simulated prices" if info.simulated else ""
+    print(f"{format_usd(info.usd)} so far, {format_usd_per_hour(info.usd_per_hour)} now{note}")
+    for each in info.sessions:
+        print(f"  {each.name}: {format_usd(each.usd)}")
+
+
+def _session(words: list[str]) -> Any:
+    from mlcloud.client import default
+
+    client = default()
+    if words:
+        return client.attach(words[0])
+    known = client.known(None)
+    if known is None:
+        raise UsageError("this notebook has run no remote cell yet: name a session")
+    return known
+
+
+COMMANDS = {
+    "up": _up,
+    "down": _down,
+    "status": _status,
+    "sessions": _sessions,
+    "state": _state,
+    "park": _park,
+    "resume": _resume,
+    "preempt": _preempt,
+    "cost": _cost,
+}
+
+
+def run_command(line: str) -> Any:
+    """`%mlcloud COMMAND …`."""
+    words = shlex.split(line)
+    if not words:
+        raise UsageError(f"%mlcloud needs a command: {', '.join(COMMANDS)}")
+    command = COMMANDS.get(words[0])
+    if command is None:
+        near = get_close_matches(words[0], COMMANDS, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UsageError(f"%mlcloud: no command {words[0]!r}; {hint}")
+    try:
+        return command(words[1:])
+    except _HelpShown:
+        return None
+
+
+def load_ipython_extension(ip: InteractiveShell) -> None:
+    """`%load_ext mlcloud`."""
+    ip.register_magic_function(run_remote, "cell", "remote")
+    ip.register_magic_function(run_command, "line", "mlcloud")

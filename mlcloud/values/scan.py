@@ -1,0 +1,174 @@
+"""Many names of one namespace at once: each pickled, grouped by what they share, packed to travel.
+
+    scan = Scan(namespace, classes)
+    scan.add(names)          each name's own pickle: its digest, the objects it reaches
+    scan.groups(keys)        names that share objects
+    scan.pack(groups)        one `Group` per group, ready for a message
+
+Notebook classes get keys of their own (`messages.class_key`) as soon as a value reaches them, so an
+instance's pickle only names its class, and a change to the class is a change of that key alone.
+Classes may refer to each other in circles, so all that travel go in one pickle, loaded first.
+
+Every pickle of a scan stays alive with it: ids are compared within one scan only.
+"""
+
+from __future__ import annotations
+
+import gc
+import types
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+from mlcloud import errors
+from mlcloud.values.groups import groups as group_names
+from mlcloud.values.messages import Blob, Group, ResolveBlob, class_id, class_key, read
+from mlcloud.values.pickling import Pickled, Resolve, dump, is_immutable, load
+from mlcloud.values.reducers import Classes
+
+REACH = 100_000  # objects looked at in a value that cannot be pickled
+_OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.FrameType)
+_ATOMS = frozenset({str, bytes, int, float, complex, bool, type(None), types.CodeType})
+
+
+class Scan:
+    """One look at a namespace. `pickled` and `failed` are by key."""
+
+    def __init__(self, namespace: dict[str, Any], classes: Classes) -> None:
+        self.namespace = namespace
+        self.classes = classes
+        self.pickled: dict[str, Pickled] = {}
+        self.failed: dict[str, errors.NotPicklable] = {}
+        self._reached: dict[str, set[int]] = {}
+
+    def value(self, key: str) -> Any:
+        """The name's value, or the class."""
+        known_class = class_id(key)
+        return self.namespace[key] if known_class is None else self.classes.by_id[known_class]
+
+    def add(self, keys: Iterable[str]) -> None:
+        """Pickle each of these, and the notebook classes they reach."""
+        waiting = [key for key in keys if key not in self.pickled and key not in self.failed]
+        while waiting:
+            key = waiting.pop()
+            value = self.value(key)
+            inline = (value,) if class_id(key) else ()
+            try:
+                pickled = self._dump((value,), inline, label(value, key))
+            except errors.NotPicklable as error:
+                self.failed[key] = error
+                continue
+            self.pickled[key] = pickled
+            for reached in map(class_key, pickled.classes):
+                if reached not in self.pickled and reached not in waiting:
+                    waiting.append(reached)
+
+    def _dump(self, values: tuple[Any, ...], inline: Collection[type], name: str) -> Pickled:
+        return dump(
+            values,
+            self.namespace,
+            classes=self.classes,
+            inline=inline,
+            name=name,
+            wrapped=len(values) == 1,
+        )
+
+    def with_classes(self, keys: Iterable[str]) -> set[str]:
+        """The keys, and those of all the classes they reach."""
+        found: set[str] = set()
+        waiting = list(keys)
+        while waiting:
+            key = waiting.pop()
+            if key in found:
+                continue
+            found.add(key)
+            if key in self.pickled:
+                waiting.extend(map(class_key, self.pickled[key].classes))
+        return found
+
+    def ids(self, key: str) -> set[int]:
+        """What the key reaches; for what cannot be pickled, what the garbage collector sees."""
+        if key in self.pickled:
+            return self.pickled[key].ids
+        if key not in self._reached:
+            self._reached[key] = reach(self.value(key), REACH)
+        return self._reached[key]
+
+    def groups(self, keys: Iterable[str]) -> list[frozenset[str]]:
+        """The keys, grouped by what they share."""
+        ordered = list(keys)
+        return group_names(ordered, {key: self.ids(key) for key in ordered})
+
+    def pack(self, wanted: Iterable[Iterable[str]]) -> list[Group]:
+        """One `Group` each, in the order they must be loaded in. Every key was added before."""
+        with_class: list[str] = []
+        others: list[list[str]] = []
+        for keys in map(sorted, wanted):
+            if any(map(class_id, keys)):
+                with_class += keys
+            else:
+                others.append(keys)
+        return [self._pack(keys) for keys in ([with_class] if with_class else []) + others]
+
+    def _pack(self, keys: list[str]) -> Group:
+        if len(keys) == 1:
+            pickled = self.pickled[keys[0]]
+        else:
+            values = tuple(self.value(key) for key in keys)
+            inline = [self.value(key) for key in keys if class_id(key)]
+            names = ", ".join(label(self.value(key), key) for key in keys)
+            pickled = self._dump(values, inline, names)
+        parts: list[bytes | memoryview] = [pickled.payload, *pickled.buffers]
+        payload, *buffers = [
+            Blob(digest, memoryview(data).nbytes, data)
+            for digest, data in zip(pickled.digests, parts, strict=True)
+        ]
+        digests = {key: self.pickled[key].digest for key in keys}
+        return Group(tuple(keys), payload, buffers, digests)
+
+
+def label(value: Any, key: str) -> str:
+    """A key as the user knows it."""
+    return value.__qualname__ if class_id(key) else key
+
+
+def unpack(
+    group: Group,
+    namespace: dict[str, Any],
+    classes: Classes,
+    *,
+    blobs: ResolveBlob | None = None,
+    refs: Resolve | None = None,
+) -> dict[str, Any]:
+    """The group's values by key. Nothing is bound; a class that was known is updated in place."""
+    buffers = (read(blob, blobs) for blob in group.buffers)
+    payload = bytes(read(group.payload, blobs))
+    values = load(payload, buffers, namespace, resolve=refs, classes=classes)
+    return dict(zip(group.keys, values, strict=True))
+
+
+def reach(value: Any, bound: int) -> set[int]:
+    """The ids of up to `bound` objects that `value` refers to, found without pickling it."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting and len(seen) < bound:
+        obj = waiting.pop()
+        if id(obj) in seen or isinstance(obj, _OPAQUE) or type(obj) in _ATOMS:
+            continue
+        seen.add(id(obj))
+        if not is_immutable(type(obj)):
+            found.add(id(obj))
+            found.update(_memory(obj))
+        waiting.extend(gc.get_referents(obj))
+    return found
+
+
+def _memory(obj: Any) -> Iterator[int]:
+    """The addresses by which `Pickled.ids` knows an array's or a tensor's memory."""
+    from mlcloud.values import reducers
+
+    kind = type(obj)
+    if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and obj.nbytes:
+        yield reducers.array_memory(reducers.array_owner(obj))
+    elif kind.__module__.startswith("torch") and hasattr(obj, "untyped_storage"):
+        yield obj.untyped_storage().data_ptr()
