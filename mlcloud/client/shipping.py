@@ -351,13 +351,14 @@ class LocalSide:
             clash = [key for key in group if self._is_newer(key)]
             if clash and not (group & forced):
                 if keep_remote:
-                    plan.kept |= group
+                    plan.kept.update(clash)
+                    going.append(group.difference(clash))
                     continue
                 names = [label(plan.scan.value(key), key) for key in clash]
                 plan.errors.append(messages.name_conflict(names))
             going.append(group)
-        plan.ship = going
-        for name in sorted(set().union(*going)):
+        plan.ship = [group for group in going if group]
+        for name in sorted(set().union(*plan.ship)):
             if class_id(name):
                 continue
             if name not in forced and userdata.looks_secret(name, self.namespace[name]):

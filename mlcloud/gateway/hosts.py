@@ -53,9 +53,19 @@ class Hosts:
                 await asyncio.sleep(0.3)
 
     def create(
-        self, name: str, request: HostRequest, *, memory_bytes: int, arguments: dict[str, Any]
+        self,
+        name: str,
+        request: HostRequest,
+        *,
+        memory_bytes: int,
+        arguments: dict[str, Any],
+        avoid: str = "",
     ) -> Any:
-        """Ask Ray for a host. Returns at once; the actor starts when a node can hold it."""
+        """Ask Ray for a host. Returns at once; the actor starts when a node can hold it.
+
+        `avoid` is an instance it must not be put on: Ray 2.60 still gave new actors to a node that
+        had accepted to be drained, where they died with it.
+        """
         import ray
 
         from mlcloud.kernel.host import Host
@@ -72,6 +82,7 @@ class Hosts:
                 num_gpus=request.num_gpus,
                 memory=memory_bytes or None,
                 resources=request.resources,
+                label_selector={"mlcloud.instance": f"!{avoid}"} if avoid else None,
             )
             .remote(**arguments)
         )

@@ -190,7 +190,7 @@ class Session:
         """Bring the session back on a node without running anything."""
         async with self._turn:
             await self._ensure_host()
-            self._set_state(SessionState.IDLE)
+            self._settle()
 
     async def close(self) -> None:
         """End the session for good. Its journal and snapshots stay in the store."""
@@ -232,14 +232,19 @@ class Session:
         )
         self._set_state(SessionState.MOVING)
         self._spawn(self._tell_notice(host, deadline))
-        self._successor = asyncio.create_task(self._bring_up())
+        self._successor = asyncio.create_task(self._bring_up_elsewhere(host, deadline))
         self._spawn(self._move_when_idle(host))
 
     async def _tell_notice(self, host: LiveHost, deadline: datetime) -> None:
         with contextlib.suppress(Exception):  # it may be gone already
             await host.handle.notice.remote(deadline.isoformat())
+
+    async def _bring_up_elsewhere(self, host: LiveHost, deadline: datetime) -> LiveHost:
+        # Drained first, so that Ray does not put the successor beside the one it replaces.
         assert self.services.cluster.hosts is not None
-        await self.services.cluster.hosts.drain(str(host.facts["node_id"]), deadline)
+        with contextlib.suppress(Exception):  # a node that is gone cannot be drained, nor chosen
+            await self.services.cluster.hosts.drain(str(host.facts["node_id"]), deadline)
+        return await self._bring_up(avoid=host.instance)
 
     def on_node_end(self, instance_id: str, reason: str) -> None:
         if self.host is not None and self.host.instance == instance_id:
@@ -270,8 +275,7 @@ class Session:
                     self._finish_with(self.current, SessionFailed(f"gateway error: {error!r}"))
                 finally:
                     self.current = None
-                if self.state in (SessionState.BUSY, SessionState.STARTING):
-                    self._set_state(SessionState.IDLE)
+                self._settle()
 
     async def _execute(self, execution: Execution, *, underway: bool = False) -> None:
         """Run until it has ended, on as many hosts as that takes."""
@@ -296,7 +300,7 @@ class Session:
                     self.story("rerun", f"the cell runs again on {self._place(host)}")
                 self._start(execution, host)
             underway = False
-            if self.state is not SessionState.MOVING:
+            if self._successor is None:
                 self._set_state(SessionState.BUSY)
             await self._until_ended(execution, host)
 
@@ -373,7 +377,7 @@ class Session:
         await self._take_over(host)
         return host
 
-    async def _bring_up(self) -> LiveHost:
+    async def _bring_up(self, avoid: str = "") -> LiveHost:
         """A started host on some node. Its kernel is empty yet."""
         from ray.exceptions import RayError
 
@@ -391,6 +395,7 @@ class Session:
                     "folder": str(self.services.ray_dir / "h"),
                     "memory_bytes": self.memory_bytes,
                 },
+                avoid=avoid,
             )
             if attempt == 0:
                 self.status("asking for a node")
@@ -443,7 +448,8 @@ class Session:
             self.story("fell_back", f"the state after cell {step} is damaged, going back: {why}")
             before = step
         names = sum(len(group["names"]) for group in body.get("groups", []))
-        self.story("restored", f"{names} names restored from the store", step=step)
+        if names:
+            self.story("restored", f"{names} names restored from the store", step=step)
         self._unsaved = dict(body.get("skipped", {}))
         if self._unsaved:
             lost = "; ".join(f"{name} ({why})" for name, why in self._unsaved.items())
@@ -491,7 +497,7 @@ class Session:
                 return
             await self._until_safe()
             await self._take_over(successor.result())
-            self._set_state(SessionState.IDLE)
+            self._settle()
 
     async def _release(self, host: LiveHost, *, billing: bool = True) -> None:
         host.lose("released")
@@ -707,6 +713,14 @@ class Session:
             self.detail = ""
         self._save(state=state.value, detail=self.detail)
 
+    def _settle(self) -> None:
+        """The state between two cells."""
+        if self.host is not None:
+            moving = self._successor is not None
+            self._set_state(SessionState.MOVING if moving else SessionState.IDLE)
+        elif self.state not in (SessionState.PARKED, SessionState.FAILED):
+            self._set_state(SessionState.PARKED if self.epoch else SessionState.STARTING)
+
     def _save(self, **values: Any) -> None:
         with self.services.engine.begin() as connection:
             connection.execute(
@@ -739,8 +753,7 @@ class Session:
                     await self._execute(self.current, underway=underway)
             finally:
                 self.current = None
-            if self.host is not None:
-                self._set_state(SessionState.IDLE)
+            self._settle()
         self.queue.extend(e for e in unfinished if e.state is ExecutionState.QUEUED)
         if self.queue:
             self._work.set()

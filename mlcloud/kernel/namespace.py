@@ -150,7 +150,9 @@ class RemoteSide:
             if not newer or not set(group.keys).isdisjoint(shipment.force):
                 accepted.append(group)
             elif shipment.keep_remote:
-                run.kept.update(group.keys)
+                run.kept.update(newer)
+                if not any(map(class_id, newer)):  # loading would replace the class
+                    accepted.append(group)
             else:
                 clashes += [label(scan.value(key), key) if self._has(key) else key for key in newer]
         if clashes:
@@ -229,12 +231,14 @@ class RemoteSide:
         self, group: Group, values: dict[str, Any], refs: list[Any], run: _Run, sender: str
     ) -> None:
         """Bind what arrived, and remember what it looks like from here."""
-        for name in group.names:
-            self._bind(name, values[name])
+        keys = [key for key in group.keys if key not in run.kept]
+        for key in keys:
+            if class_id(key) is None:
+                self._bind(key, values[key])
         scan = Scan(self.namespace, self.classes)
         if not refs:
-            scan.add(group.keys)
-        for key in group.keys:
+            scan.add(keys)
+        for key in keys:
             entry = self._entry(key)
             pickled = scan.pickled.get(key)
             remote = any(values[key] is ref for ref in refs)

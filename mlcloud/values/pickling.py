@@ -256,9 +256,12 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
             return reducers.storage_parts(obj)
         elif self._torch and kind.__name__ == "TypedStorage":
             return reducers.typed_storage_parts(obj)
-        elif kind.__module__.startswith("pandas.") and is_immutable(kind):
-            data = getattr(obj, "_data", None)
-            self.frozen[id(data)] = data
+        elif kind.__module__.startswith("pandas."):
+            if is_immutable(kind):
+                data = getattr(obj, "_data", None)
+                self.frozen[id(data)] = data
+            elif "_cache" in getattr(obj, "__dict__", ()):
+                return reducers.uncached_parts(obj)
         return NotImplemented
 
     def _array(self, array: Any) -> Any:

@@ -240,6 +240,23 @@ def build_view(
     return view
 
 
+# --- pandas ---------------------------------------------------------------------------------------
+
+
+def uncached_parts(array: Any) -> Reduced:
+    """Reduce a pandas array without what looking at it cached, which is no change to it."""
+    func, args, *rest = array.__reduce_ex__(5)
+    return (func, args, *map(_without_cache, rest))
+
+
+def _without_cache(state: Any) -> Any:
+    if type(state) is dict:
+        return {key: value for key, value in state.items() if key != "_cache"}
+    if type(state) is tuple:
+        return tuple(map(_without_cache, state))
+    return state
+
+
 # --- torch ----------------------------------------------------------------------------------------
 
 
