@@ -1,7 +1,7 @@
 """mlcloud: a notebook cell that runs on a cloud GPU, costs only while it runs, and cannot be lost.
 
-The public names, loaded when first used: `import mlcloud` imports neither Ray nor torch, nor anything
-else that takes time.
+The public names, loaded when first used: `import mlcloud` imports neither Ray nor torch, nor
+anything else that takes time.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlcloud.checkpoint import Checkpoints as Checkpoints
     from mlcloud.checkpoint.resumable import resumable as resumable
-    from mlcloud.client import attach as attach
-    from mlcloud.client import connect as connect
-    from mlcloud.client import cost as cost
-    from mlcloud.client import session as session
-    from mlcloud.client import sessions as sessions
+    from mlcloud.client.api import attach as attach
+    from mlcloud.client.api import connect as connect
+    from mlcloud.client.api import cost as cost
+    from mlcloud.client.api import session as session
+    from mlcloud.client.api import sessions as sessions
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
 
 _PUBLIC = {
     "Checkpoints": "mlcloud.checkpoint",
     "resumable": "mlcloud.checkpoint",
-    "attach": "mlcloud.client",
-    "connect": "mlcloud.client",
-    "cost": "mlcloud.client",
-    "session": "mlcloud.client",
-    "sessions": "mlcloud.client",
+    "attach": "mlcloud.client.api",
+    "connect": "mlcloud.client.api",
+    "cost": "mlcloud.client.api",
+    "session": "mlcloud.client.api",
+    "sessions": "mlcloud.client.api",
     "load_ipython_extension": "mlcloud.magics",
 }
 
-__all__ = [  # noqa: PLE0604 - the names exist through __getattr__
+__all__ = [
     "Checkpoints",
     "attach",
     "connect",

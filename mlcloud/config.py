@@ -30,11 +30,14 @@ class Settings(BaseSettings):
         description="Where the embedded cluster keeps its state, journal and default store.",
     )
     store: str | None = Field(
-        None, description="Store URL (`s3://…`, `gs://…`, `az://…`, `file://…`); default: under home."
+        None,
+        description="Store URL (`s3://…`, `gs://…`, `az://…`, `file://…`); default: under home.",
     )
     url: str | None = Field(None, description="A gateway to use instead of the embedded one.")
     token: str | None = Field(None, description="The token for `url`.", repr=False)
-    port: int = Field(0, ge=0, le=65535, description="The gateway's loopback port; 0: any free one.")
+    port: int = Field(
+        0, ge=0, le=65535, description="The gateway's loopback port; 0: any free one."
+    )
     start_timeout: timedelta = Field(
         timedelta(seconds=60), description="How long `connect()` waits for the gateway to answer."
     )
@@ -55,7 +58,9 @@ class Settings(BaseSettings):
     notice_poll: timedelta = Field(
         timedelta(seconds=1), description="How often a node looks for a preemption notice."
     )
-    max_nodes: int = Field(4, ge=1, le=64, description="Nodes the embedded cluster may have at once.")
+    max_nodes: int = Field(
+        4, ge=1, le=64, description="Nodes the embedded cluster may have at once."
+    )
     warm_spares: int = Field(
         0, ge=0, le=8, description="Idle nodes of the smallest shape kept ready; they bill."
     )

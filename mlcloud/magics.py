@@ -86,11 +86,11 @@ def run_remote(line: str, cell: str) -> None:
         options = remote_parser().read(line)
     except _HelpShown:
         return
-    from mlcloud.client import default
+    from mlcloud.client.api import default
     from mlcloud.units import parse_duration
 
     timeout = None if options.timeout is None else parse_duration(options.timeout).total_seconds()
-    wanted = {
+    wanted: dict[str, Any] = {
         key: value
         for key, value in (
             ("gpu", options.gpu),
@@ -135,13 +135,21 @@ def _show_rows(rows: list[Any]) -> None:
     from mlcloud.units import format_bytes
 
     table = [
-        (row.name, row.type, "" if row.bytes is None else format_bytes(row.bytes), row.action, row.why)
+        (
+            row.name,
+            row.type,
+            "" if row.bytes is None else format_bytes(row.bytes),
+            row.action,
+            row.why,
+        )
         for row in rows
     ]
     heads = ("name", "type", "bytes", "action", "why")
     widths = [max(len(str(line[i])) for line in [heads, *table]) for i in range(len(heads))]
     text = "\n".join(
-        "  ".join(str(value).ljust(width) for value, width in zip(line, widths, strict=True)).rstrip()
+        "  ".join(
+            str(value).ljust(width) for value, width in zip(line, widths, strict=True)
+        ).rstrip()
         for line in [heads, *table]
     )
     left = "style='text-align:left'"
@@ -151,14 +159,14 @@ def _show_rows(rows: list[Any]) -> None:
     )
     head = "".join(f"<th {left}>{each}</th>" for each in heads)
     html = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    display({"text/plain": text, "text/html": html}, raw=True)  # type: ignore[no-untyped-call]
+    display({"text/plain": text, "text/html": html}, raw=True)
 
 
 # --- %mlcloud -------------------------------------------------------------------------------------
 
 
 def _up(_: list[str]) -> Any:
-    from mlcloud.client import connect
+    from mlcloud.client.api import connect
 
     return connect().cluster.status()
 
@@ -172,13 +180,13 @@ def _down(_: list[str]) -> None:
 
 
 def _status(_: list[str]) -> Any:
-    from mlcloud.client import default
+    from mlcloud.client.api import default
 
     return default().cluster.status()
 
 
 def _sessions(_: list[str]) -> None:
-    from mlcloud.client import sessions
+    from mlcloud.client.api import sessions
 
     for each in sessions():
         print(f"{each.name}  {each.state.value}  {each.instance_type or 'no node'}  ${each.usd}")
@@ -208,7 +216,7 @@ def _resume(words: list[str]) -> None:
 
 def _preempt(words: list[str]) -> None:
     """`preempt [SESSION or NODE] [--notice 10s]`."""
-    from mlcloud.client import default
+    from mlcloud.client.api import default
 
     parser = Parser(prog="%mlcloud preempt", allow_abbrev=False)
     parser.add_argument("target", nargs="?", help="a session or node; default: this notebook's")
@@ -216,11 +224,13 @@ def _preempt(words: list[str]) -> None:
     options = parser.read(shlex.join(words))
     target = options.target or _session([]).name
     notice = default().cluster.preempt(target, options.notice)
-    print(f"drill: {notice.node} has its notice and is taken back at {notice.deadline:%H:%M:%S} UTC")
+    print(
+        f"drill: {notice.node} has its notice and is taken back at {notice.deadline:%H:%M:%S} UTC"
+    )
 
 
 def _cost(_: list[str]) -> None:
-    from mlcloud.client import default
+    from mlcloud.client.api import default
     from mlcloud.units import format_usd, format_usd_per_hour
 
     info = default().cluster.status().info
@@ -231,7 +241,7 @@ def _cost(_: list[str]) -> None:
 
 
 def _session(words: list[str]) -> Any:
-    from mlcloud.client import default
+    from mlcloud.client.api import default
 
     client = default()
     if words:
@@ -273,5 +283,6 @@ def run_command(line: str) -> Any:
 
 def load_ipython_extension(ip: InteractiveShell) -> None:
     """`%load_ext mlcloud`."""
-    ip.register_magic_function(run_remote, "cell", "remote")
-    ip.register_magic_function(run_command, "line", "mlcloud")
+    register: Any = ip.register_magic_function  # its decorator hides its type
+    register(run_remote, "cell", "remote")
+    register(run_command, "line", "mlcloud")

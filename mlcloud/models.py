@@ -58,7 +58,9 @@ class SessionRequest(Model):
     memory: str | None = Field(
         None, description="Memory limit such as `4GB`; None: the node's. Enforced on the kernel."
     )
-    market: Market = Field("spot", description="`spot` falls back to on-demand where there is none.")
+    market: Market = Field(
+        "spot", description="`spot` falls back to on-demand where there is none."
+    )
     idle_timeout: str | None = Field(
         None, description="Parks the session after this long without a cell; None: the cluster's."
     )
@@ -193,8 +195,8 @@ class ErrorBody(Model):
 class Frame:
     """Keys of the WebSocket's msgpack maps.
 
-    client → gateway: `{op: "execute", id, code, shipment, op_name, options}`, `{op: "interrupt", id}`
-    gateway → client: `{events: [[seq, execution id, kind, blob], …]}`,
+    client → gateway: `{op: "execute", id, code, shipment, op_name, options}`, `{op: "interrupt",
+    id}` gateway → client: `{events: [[seq, execution id, kind, blob], …]}`,
                       `{error: {code, message}, id}`
     """
 

@@ -4,7 +4,8 @@ An agent (`cluster/agent.py`) and a supervisor (`kernel/supervisor.py`) each own
 themselves its *subreaper*: what is orphaned below comes to them and not to the system's init, so
 ending the tree means to kill and reap until there are no descendants, whatever daemonised away.
 
-Linux only: elsewhere `become_subreaper` and `die_with_parent` do nothing and descendants are not found.
+Linux only: elsewhere `become_subreaper` and `die_with_parent` do nothing and descendants are not
+found.
 """
 
 from __future__ import annotations

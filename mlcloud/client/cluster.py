@@ -27,8 +27,8 @@ class Cluster:
         """A drill: the cloud gives this spot node its notice now and takes it back `notice` later.
 
         `node_or_session` is a node's id, a session's name, or a `Session`. Returns the notice with
-        its deadline (UTC). Raises `NotFound`, `Conflict` (the session has no node), `UsageError` (an
-        on-demand node is never taken back).
+        its deadline (UTC). Raises `NotFound`, `Conflict` (the session has no node), `UsageError`
+        (an on-demand node is never taken back).
         """
         target = getattr(node_or_session, "name", node_or_session)
         seconds = (

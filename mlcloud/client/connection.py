@@ -1,7 +1,8 @@
-"""A connection to a gateway: authenticated HTTP, errors raised as the classes they were, reconnects.
+"""A connection to a gateway: authenticated HTTP, errors raised as the classes they were,
+reconnects.
 
-The embedded gateway may be killed and started again by anybody: a refused connection makes us look at
-the connection file anew, and start one if there is none. A gateway named by URL is only retried.
+The embedded gateway may be killed and started again by anybody: a refused connection makes us look
+at the connection file anew, and start one if there is none. A gateway named by URL is only retried.
 """
 
 from __future__ import annotations

@@ -166,7 +166,9 @@ def checkpoint_line(event: dict[str, Any]) -> str | None:
             f"({format_bytes(event['new_bytes'])} in {event['seconds']:.2f} s)"
         )
     if kind == "resumed":
-        return f"resumed at step {event['step']} from its checkpoint ({format_bytes(event['bytes'])})"
+        return (
+            f"resumed at step {event['step']} from its checkpoint ({format_bytes(event['bytes'])})"
+        )
     if kind == "checkpoint_failed":
         return f"checkpoint failed, training goes on: {event['message']}"
     if kind == "fell_back":

@@ -3,8 +3,8 @@
     connection file, answered ──► use it
     else: take the start lock ─► look again ─► start a child ─► wait until it listens ─► use it
 
-The child is its own session: closing the notebook does not end it. Ending it is `down()`, which also
-works when the gateway is dead and only its nodes are left.
+The child is its own session: closing the notebook does not end it. Ending it is `down()`, which
+also works when the gateway is dead and only its nodes are left.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 
 import httpx
 
+from mlcloud.client.connection import Address
 from mlcloud.cluster.clouds.local import LocalCloud, importable
 from mlcloud.config import Settings
-from mlcloud.client.connection import Address
 from mlcloud.errors import ConnectionFailed
 
 

@@ -1,8 +1,8 @@
 """A remote cell's error, raised here as it was there.
 
-The exception itself travels where it can be pickled, so `except KeyError` catches a remote KeyError; its
-rendering is the remote traceback, with the cell's own lines. Errors of mlcloud's own come back as
-their classes, without a traceback nobody needs.
+The exception itself travels where it can be pickled, so `except KeyError` catches a remote
+KeyError; its rendering is the remote traceback, with the cell's own lines. Errors of mlcloud's own
+come back as their classes, without a traceback nobody needs.
 """
 
 from __future__ import annotations

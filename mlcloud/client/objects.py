@@ -1,8 +1,8 @@
 """Large values between notebook and gateway, as objects named by the hash of their content.
 
-A blob above `INLINE_BYTES` is cut into chunks of at most 16 MiB; chunks the store holds already are not
-sent again, so an upload that broke off goes on where it was. The message that needs the blob names
-its chunks (`objects`: blob digest → chunk names in order).
+A blob above `INLINE_BYTES` is cut into chunks of at most 16 MiB; chunks the store holds already are
+not sent again, so an upload that broke off goes on where it was. The message that needs the blob
+names its chunks (`objects`: blob digest → chunk names in order).
 """
 
 from __future__ import annotations

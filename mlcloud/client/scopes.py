@@ -175,9 +175,7 @@ class _Body(ast.NodeVisitor):
             inner.visit(clause)
         results = (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,)
         inner.collect(list(results))
-        walrus = {
-            part.target.id for part in ast.walk(node) if isinstance(part, ast.NamedExpr)
-        }
+        walrus = {part.target.id for part in ast.walk(node) if isinstance(part, ast.NamedExpr)}
         self.stores |= walrus  # `:=` binds in the scope around the comprehension
         own = inner.stores - walrus
         used = CellNames(reads=inner.loads - own, mutates=inner.mutates - own)

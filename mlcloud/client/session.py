@@ -1,8 +1,8 @@
 """A session from the notebook's side: run cells in it, read and set its names, park and close it.
 
-    run(code) ─► LocalSide.prepare ─► upload large values ─► channel.execute
-                                                                │ events, shown as they come
-              LocalSide.apply ◄── mlcloud_return ◄── done ◄─────┘
+run(code) ─► LocalSide.prepare ─► upload large values ─► channel.execute
+                                                            │ events, shown as they come
+          LocalSide.apply ◄── mlcloud_return ◄── done ◄─────┘
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ class Session:
         self._connection = connection
         self.name = info.name
         self.id = info.id
-        self._side = LocalSide(
-            {} if namespace is None else namespace, info.id, fetch=self._get
-        )
+        self._side = LocalSide({} if namespace is None else namespace, info.id, fetch=self._get)
         self._channel = Channel(connection, info.name, after=info.last_event)
 
     def __repr__(self) -> str:
@@ -253,9 +251,9 @@ class Session:
 class Ladder:
     """What each interrupt of a waiting cell does, one step after the other.
 
-    The first sends SIGINT (the host repeats it for 5 s). One that comes when that has not helped says
-    what would be lost; the one after it ends the kernel, which comes back with the state before
-    this cell. Releasing the node is never an interrupt's work.
+    The first sends SIGINT (the host repeats it for 5 s). One that comes when that has not helped
+    says what would be lost; the one after it ends the kernel, which comes back with the state
+    before this cell. Releasing the node is never an interrupt's work.
     """
 
     def __init__(self, channel: Channel, execution_id: str, display: Display) -> None:

@@ -154,7 +154,8 @@ class LocalSide:
             groups=plan.scan.pack(plan.ship),
             imports=plan.imports,
             deletes=plan.deletes,
-            known={key: shared.version for key, shared in self._shared.items()},
+            known=dict.fromkeys(plan.kept, 0)
+            | {key: shared.version for key, shared in self._shared.items()},
             reads=sorted(plan.mentions),
             binds=sorted(plan.names.binds | plan.names.deletes),
             force=list(only_in or ()),
@@ -316,9 +317,7 @@ class LocalSide:
         while True:
             needed = scan.with_classes(plan.needed).union(*map(scan.with_classes, plan.ship))
             groups = scan.groups(scan.pickled)
-            plan.ship = [
-                group for group in groups if group & needed and self._changed(group, scan)
-            ]
+            plan.ship = [group for group in groups if group & needed and self._changed(group, scan)]
             members = set().union(*plan.ship)
             if expand:
                 used = self._used_by(plan, members)
@@ -514,7 +513,8 @@ class LocalSide:
             if old is None or is_immutable(type(old)) or isinstance(old, RemoteValue):
                 continue
             for alias in [key for key, value in self.namespace.items() if value is old]:
-                if alias not in group.keys and not userdata.is_internal(alias):
+                # A shared alias that did not come along is a separate object in the session.
+                if alias not in self._shared and alias not in ret.versions:
                     self._bind(alias, values[name])
                     bound.append(alias)
         scan = Scan(self.namespace, self.classes)
@@ -558,5 +558,3 @@ def _submodules(path: str, attributes: Collection[str]) -> list[str]:
 def _covered(rest: str, attributes: Collection[str]) -> bool:
     """Whether every part of a dotted name occurs in the code."""
     return all(part in attributes for part in rest.split("."))
-
-

@@ -4,7 +4,7 @@
       │
       ├── polls the cloud's metadata for a notice ──► POST /v1/nodes/<id>/notice
       ├── POST /v1/nodes/<id>/heartbeat every few seconds
-      └── no heartbeat answered for `dead_man_s`: nobody is left to stop this node, so it ends itself
+      └── none answered for `dead_man_s`: nobody is left to stop this node, so it ends itself
 
 The gateway may be killed and come back on another port: the agent reads the gateway's address from
 the connection file each time. On the local cloud the agent also plays the hypervisor: it kills its
@@ -79,9 +79,7 @@ def main(record_path: str) -> int:
     settings = json.loads((path.parent.parent / "cluster.json").read_text())
     signal.signal(signal.SIGTERM, lambda *_: _end())
     become_subreaper()
-    node = subprocess.Popen(
-        ray_command(record, settings), env=ray_environment(record, settings)
-    )
+    node = subprocess.Popen(ray_command(record, settings), env=ray_environment(record, settings))
 
     last_answer = time.monotonic()
     next_heartbeat = 0.0
@@ -110,7 +108,7 @@ def main(record_path: str) -> int:
 
 
 def ray_command(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """`ray start` for this node: exactly the declared resources, loopback or private address only."""
+    """`ray start`: exactly the declared resources, on the loopback or private address only."""
     resources = dict(record["resources"])
     command = [
         sys.executable,

@@ -3,8 +3,8 @@
     Ray's autoscaler v2 ── create_node("cpu2") ──► OfferProvider ── walk the offers ──► cloud.launch
       (decides how many)                          (cheapest first, cooled-down ones skipped)
 
-Ray loads this class inside the head's autoscaler process (`provider.type: external`). Every attempt is
-appended to `attempts.jsonl` in the cloud's folder, which the gateway turns into lines a user can
+Ray loads this class inside the head's autoscaler process (`provider.type: external`). Every attempt
+is appended to `attempts.jsonl` in the cloud's folder, which the gateway turns into lines a user can
 read. Cool-downs follow from the records alone: an offer whose instance was taken back lately is
 tried last.
 """

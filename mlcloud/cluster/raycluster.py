@@ -4,10 +4,10 @@
 same files are read again by a gateway that adopts the cluster after a crash, so nothing about a
 running cluster lives only in a process.
 
-Learnt about Ray 2.60 (each cost an hour): the external provider needs every empty key of the schema;
-autoscaler v2 matches nodes by RAY_CLOUD_INSTANCE_ID, v1 by IP and loses those that share one; Ray
-binds all interfaces unless told otherwise; token authentication must be set on both sides; socket
-paths end at 107 bytes, so the temp directory is short.
+Learnt about Ray 2.60 (each cost an hour): the external provider needs every empty key of the
+schema; autoscaler v2 matches nodes by RAY_CLOUD_INSTANCE_ID, v1 by IP and loses those that share
+one; Ray binds all interfaces unless told otherwise; token authentication must be set on both sides;
+socket paths end at 107 bytes, so the temp directory is short.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """From offers to Ray's node types, and from a session's wishes to one of them.
 
-A *node type* is the minimum envelope of a shape (vCPUs, memory, accelerator): every offer sold under
-it has at least that much, and Ray starts with exactly that much declared. The market is no part of
-the shape, with one exception: who asks for on-demand must never be given spot, so each shape has a
-second node type whose nodes carry the resource `on_demand`, and only such requests ask for it.
+A *node type* is the minimum envelope of a shape (vCPUs, memory, accelerator): every offer sold
+under it has at least that much, and Ray starts with exactly that much declared. The market is no
+part of the shape, with one exception: who asks for on-demand must never be given spot, so each
+shape has a second node type whose nodes carry the resource `on_demand`, and only such requests ask
+for it.
 
     offers ── node_types() ──► {"cpu2", "cpu2-on-demand", "a10g", …} ──► Ray's cluster config
     session's cpus/gpu/memory/market ── choose() ──► node type + what its host asks of Ray
@@ -81,9 +82,9 @@ def node_types(offers: Iterable[Offer]) -> list[NodeType]:
     found: dict[str, NodeType] = {}
     for offer in offers:
         if offer.accelerator:
-            name = f"{offer.accelerator.lower()}-{offer.accelerator_count}x{offer.cpus}cpu"
+            name = f"{offer.accelerator.lower()}-{offer.accelerator_count}x{offer.cpus:g}cpu"
         else:
-            name = f"cpu{offer.cpus}"
+            name = f"cpu{offer.cpus:g}"
         for on_demand in (False, True):
             if on_demand and offer.market != "on-demand":
                 continue
@@ -92,7 +93,7 @@ def node_types(offers: Iterable[Offer]) -> list[NodeType]:
                 offer.memory_bytes, found[key].memory_bytes if key in found else offer.memory_bytes
             )
             found[key] = NodeType(
-                key, offer.cpus, memory, offer.accelerator, offer.accelerator_count, on_demand
+                key, int(offer.cpus), memory, offer.accelerator, offer.accelerator_count, on_demand
             )
     return sorted(
         found.values(), key=lambda each: (each.accelerator_count, each.cpus, each.on_demand)

@@ -1,7 +1,7 @@
 """`python -m mlcloud.gateway`: the embedded gateway's process. Started by `mlcloud.connect()`.
 
-It holds a file lock for its whole life, so that one home has one gateway however many notebooks race
-to start it, and writes the connection file (0600) once it listens.
+It holds a file lock for its whole life, so that one home has one gateway however many notebooks
+race to start it, and writes the connection file (0600) once it listens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The gateway's routes: `/v1/...` for users and agents, one WebSocket a session, `/healthz`.
 
-OpenAPI is the contract: every route is described by the models of `mlcloud/models.py`, every error is
-an `ErrorBody` whose `code` is a class of `mlcloud.errors`.
+OpenAPI is the contract: every route is described by the models of `mlcloud/models.py`, every error
+is an `ErrorBody` whose `code` is a class of `mlcloud.errors`.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
 
     @app.get("/healthz")
     def healthz() -> Health:
-        return Health(
-            version=gateway.version, pid=os.getpid(), python=platform.python_version()
-        )
+        return Health(version=gateway.version, pid=os.getpid(), python=platform.python_version())
 
     app.include_router(user_routes(gateway, stop))
     app.include_router(node_routes(gateway))
@@ -105,9 +103,7 @@ def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
 
 
 def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
-    routes = APIRouter(
-        prefix="/v1", dependencies=[Depends(auth.require_user)], responses=ERRORS
-    )
+    routes = APIRouter(prefix="/v1", dependencies=[Depends(auth.require_user)], responses=ERRORS)
     sessions = gateway.sessions
 
     def log_change(action: str, target: str) -> None:
@@ -191,7 +187,8 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         await gateway.down()
         stop()
 
-    # --- objects: chunks of at most 16 MiB, named by the hash of their content ---------------------
+    # --- objects: chunks of at most 16 MiB, named by the hash of their content
+    # ---------------------
 
     @routes.head("/objects/{digest}")
     async def has_object(digest: str) -> Response:

@@ -1,4 +1,5 @@
-"""Who may call: one bearer token for the user, one for each node's agent. Compared in constant time."""
+"""Who may call: one bearer token for the user, one for each node's agent. Compared in constant
+time."""
 
 from __future__ import annotations
 

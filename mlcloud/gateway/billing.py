@@ -1,7 +1,7 @@
 """The gateway's ledger: what the meter needs to know, appended to the database as it happens.
 
-    cloud records ─► NodeSpan                     (the cloud keeps these itself)
-    sessions      ─► Placement, ExecutionSpan ─► table `ledger` ─► the same ledger after a restart
+cloud records ─► NodeSpan                     (the cloud keeps these itself)
+sessions      ─► Placement, ExecutionSpan ─► table `ledger` ─► the same ledger after a restart
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import HEAD, now
 from mlcloud.cluster.offers import Offer
 from mlcloud.cost.ledger import ExecutionSpan, Ledger, NodeSpan, Placement
-from mlcloud.cost.meter import cluster_cost, execution_cost, session_cost, usd_per_hour_now
 from mlcloud.cost.meter import Bill as MeterBill
+from mlcloud.cost.meter import cluster_cost, execution_cost, session_cost, usd_per_hour_now
 from mlcloud.cost.prices import on_demand_usd_per_hour
 from mlcloud.gateway import db
 

@@ -1,9 +1,9 @@
 """A session's WebSocket: executions in, events out, msgpack both ways.
 
-    ◄─ {events: [[seq, execution id, kind, blob], …]}      everything after the cursor, in order, once
-    ─► {op: "execute", id, kind, code, shipment, options}  idempotent by id
-    ─► {op: "interrupt", id}    ─► {op: "kill", id}
-    ◄─ {error: {code, message}, id}                        the request was refused, nothing ran
+◄─ {events: [[seq, execution id, kind, blob], …]}      everything after the cursor, in order, once
+─► {op: "execute", id, kind, code, shipment, options}  idempotent by id
+─► {op: "interrupt", id}    ─► {op: "kill", id}
+◄─ {error: {code, message}, id}                        the request was refused, nothing ran
 """
 
 from __future__ import annotations

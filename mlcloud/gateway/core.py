@@ -40,9 +40,7 @@ class Gateway:
         self.engine = open_database(settings.database_url)
         self.store = Store(settings.store_url)
         signer = Signer(load_or_create_key(settings.home / "store.key"))
-        self.cluster = EmbeddedCluster(
-            settings, on_end=self._node_ended, on_attempt=self._attempt
-        )
+        self.cluster = EmbeddedCluster(settings, on_end=self._node_ended, on_attempt=self._attempt)
         self.billing = Billing(self.engine, self.cluster.cloud.offers())
         self.sessions = Sessions(
             Services(

@@ -1,10 +1,10 @@
 """The embedded cluster as the gateway runs it: started, or found again; watched; ended.
 
-    start() ─┬─ no head alive: new settings on disk, launch the head, join Ray
-             └─ a head is alive (a gateway was killed): read its settings, join Ray again
-    watch()    every half second: which nodes ended, what the autoscaler tried  ─► callbacks
-    preempt()  the drill: the cloud gives the notice, the node's agent reports it, the cloud kills
-    end()      every node, the head last, and Ray's folder
+start() ─┬─ no head alive: new settings on disk, launch the head, join Ray
+         └─ a head is alive (a gateway was killed): read its settings, join Ray again
+watch()    every half second: which nodes ended, what the autoscaler tried  ─► callbacks
+preempt()  the drill: the cloud gives the notice, the node's agent reports it, the cloud kills
+end()      every node, the head last, and Ray's folder
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
        │         └────► failed           (the cell raised; its state is snapshotted all the same)
        └─ cancelled counts as failed
 
-The row is written before the cell starts and after it ends. The id comes from the client, so a retried
-request finds the row and runs nothing twice.
+The row is written before the cell starts and after it ends. The id comes from the client, so a
+retried request finds the row and runs nothing twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from mlcloud.models import ExecutionState
 
 @dataclass
 class Execution:
-    """`op` is `cell`, or an operation of the kernel (`get`, `load`). `options` as in `models.Frame`."""
+    """`op` is `cell`, or an operation of the kernel (`get`, `load`). `options` as in
+    `models.Frame`."""
 
     id: str
     session_id: str

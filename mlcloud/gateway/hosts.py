@@ -1,8 +1,8 @@
 """Ray, as the gateway uses it: one driver connection, host actors by name, draining.
 
-Host actors are detached and named `<session>-<epoch>`, so a gateway that was killed finds them again.
-The epoch grows with every move: an old host that comes back from the dead has another name, and
-nobody listens to it.
+Host actors are detached and named `<session>-<epoch>`, so a gateway that was killed finds them
+again. The epoch grows with every move: an old host that comes back from the dead has another name,
+and nobody listens to it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Hosts:
         return await asyncio.to_thread(self._drain, node_id, deadline)
 
     def _drain(self, node_id: str, deadline: datetime) -> bool:
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
         from ray.core.generated import autoscaler_pb2
 
         accepted, _ = GcsClient(address=self.address).drain_node(

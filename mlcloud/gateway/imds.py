@@ -1,7 +1,7 @@
 """The local cloud's instance metadata service, as an EC2 instance sees it at 169.254.169.254.
 
-A real one knows the caller by its address; here every instance has a secret path instead. Version 2 of
-the protocol: a token by PUT, then reads that carry it; no token is 401, nothing to say is 404.
+A real one knows the caller by its address; here every instance has a secret path instead. Version 2
+of the protocol: a token by PUT, then reads that carry it; no token is 401, nothing to say is 404.
 
 Source: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
 """

@@ -1,10 +1,10 @@
 """The journal: every event of every session, numbered, kept, and handed to whoever listens.
 
-    append() ─► one transaction (events, and how far the host was read) ─► every subscriber, in order
+    append() ─► one transaction (events, how far the host was read) ─► every subscriber, in order
 
-A subscriber names the last number it has (`after`): it first reads what it missed from the table, then
-gets the live ones, each exactly once. A subscriber that does not keep up is not waited for: it reads
-at its own pace from the table.
+A subscriber names the last number it has (`after`): it first reads what it missed from the table,
+then gets the live ones, each exactly once. A subscriber that does not keep up is not waited for: it
+reads at its own pace from the table.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A host in use: the Ray actor, what is known of it, and the pump that reads its events.
 
-The pump is one long poll after another. It ends when the host is lost: because Ray says the actor died,
-because its node ended (`lose()` is called by who saw that first), or because nothing was heard for
-`SILENCE_S`.
+The pump is one long poll after another. It ends when the host is lost: because Ray says the actor
+died, because its node ended (`lose()` is called by who saw that first), or because nothing was
+heard for `SILENCE_S`.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@
          │ next cell            │ └──── restored, runs again ─┤
       parked ◄── idle_timeout ──┘               moving ◄──────┘        closed, failed: for good
 
-At a notice the successor is asked for at once, while the old host still runs the cell. Whichever comes
-first: the cell ends, and the session moves between cells; or the node ends, and the cell runs again on the
-successor from the state before it. Either way the state comes from the last committed snapshot, never
+At a notice the successor is asked for at once, while the old host still runs the cell. Whichever
+comes first: the cell ends, and the session moves between cells; or the node ends, and the cell runs
+again on the successor from the state before it. Either way the state comes from the last committed
+snapshot, never
 from the old host's memory.
 """
 
@@ -325,10 +326,8 @@ class Session:
         if ended is None:  # its end was pumped while we were adopting it
             return
         timeout = execution.options.get("timeout_s")
-        waiting = {ended, host.lost}
-        done, _ = await asyncio.wait(
-            waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-        )
+        waiting: set[asyncio.Future[Any]] = {ended, host.lost}
+        done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             execution.options["timed_out"] = True
             await self.interrupt(execution.id)
@@ -470,7 +469,8 @@ class Session:
         )
         ended = host.expect(execution_id)
         await host.handle.submit.remote(request, "", execution_id)
-        await asyncio.wait({ended, host.lost}, return_when=asyncio.FIRST_COMPLETED)
+        waiting: set[asyncio.Future[Any]] = {ended, host.lost}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         return ended.result() if ended.done() else None
 
     async def _revive(self, host: LiveHost) -> None:
@@ -594,9 +594,7 @@ class Session:
         else:
             acts.append(lambda: self._spawn(self._revive(host)))
 
-    def _ended(
-        self, execution: Execution, state: ExecutionState, content: dict[str, Any]
-    ) -> bytes:
+    def _ended(self, execution: Execution, state: ExecutionState, content: dict[str, Any]) -> bytes:
         """Close an execution's books; returns its `done` event, the bill included."""
         execution.state = state
         execution.finished_at = now()

@@ -1,4 +1,5 @@
-"""All sessions of a gateway: created once per name, found again after a restart, told of notices."""
+"""All sessions of a gateway: created once per name, found again after a restart, told of
+notices."""
 
 from __future__ import annotations
 
@@ -102,7 +103,7 @@ class Sessions:
             )
 
     def adopt_all(self) -> None:
-        """Load every open session of an earlier gateway; their hosts are found in the background."""
+        """Load every open session of an earlier gateway; hosts are found in the background."""
         with self.services.engine.connect() as connection:
             rows = connection.execute(
                 select(db.sessions).where(

@@ -1,7 +1,8 @@
 """Snapshots as the gateway keeps them: signed manifests, newest first, a damaged one passed over.
 
-The kernel puts chunks into the store and names them; only the gateway commits, because only it holds the
-key. So a manifest with a good signature was written by this gateway, and its pickles may be loaded.
+The kernel puts chunks into the store and names them; only the gateway commits, because only it
+holds the key. So a manifest with a good signature was written by this gateway, and its pickles may
+be loaded.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class SnapshotLog:
             try:
                 body = self._store.read(KIND, session_id, step, verify=self._signer.verify)
             except Damaged as error:
-                passed.append(f"the state after cell {step} is damaged, going further back: {error}")
+                passed.append(
+                    f"the state after cell {step} is damaged, going further back: {error}"
+                )
                 continue
             return step, body, passed
         return None

@@ -3,15 +3,15 @@
     gateway ── submit(request) ──► host ── shell ──► kernel
             ◄─ events(after=n) ──       ◄─ iopub ──
 
-One long poll is outstanding at any time: it returns at once with what there is, and while the gateway
-writes that batch to its journal the next one gathers, so batches grow exactly with the load. What is
-not acknowledged (by the next `after`) is kept, so a killed gateway misses nothing. When `LIMIT` bytes
-wait, the host stops reading; the kernel's iopub then blocks instead of dropping, and the cell's
-`print` waits.
+One long poll is outstanding at any time: it returns at once with what there is, and while the
+gateway writes that batch to its journal the next one gathers, so batches grow exactly with the
+load. What is not acknowledged (by the next `after`) is kept, so a killed gateway misses nothing.
+When `LIMIT` bytes wait, the host stops reading; the kernel's iopub then blocks instead of dropping,
+and the cell's `print` waits.
 
 An event is `(number, execution id, kind, blob)`: kind is the Jupyter message type, or one of ours
-(`finished`, `kernel_died`, `snapshot`); blob is msgpack of `{type, content, metadata, buffers, time}`,
-packed once here and unpacked only by who reads it.
+(`finished`, `kernel_died`, `snapshot`); blob is msgpack of `{type, content, metadata, buffers,
+time}`, packed once here and unpacked only by who reads it.
 
 The actor is expendable: it holds nothing that the store or the journal does not.
 """
@@ -19,6 +19,7 @@ The actor is expendable: it holds nothing that the store or the journal does not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
@@ -40,9 +41,7 @@ Event = tuple[int, str, str, bytes]
 class Host:
     """Started by the gateway as `ray.remote(Host).options(...)`; see `gateway/hosts.py`."""
 
-    def __init__(
-        self, session_id: str, store_url: str, folder: str, memory_bytes: int = 0
-    ) -> None:
+    def __init__(self, session_id: str, store_url: str, folder: str, memory_bytes: int = 0) -> None:
         self._session_id = session_id
         self._store_url = store_url
         self._folder = Path(folder)
@@ -205,10 +204,8 @@ class Host:
             if returned is not None and message["content"].get("status") != "aborted":
                 # The reply travels on another socket than the output before it. Output always
                 # ends with mlcloud_return, except when an interrupt hit exactly that line.
-                try:
+                with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(returned.wait(), 5)
-                except asyncio.TimeoutError:
-                    pass
             content = message["content"]
             if self._running == execution_id:
                 self._running = None

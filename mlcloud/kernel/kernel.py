@@ -7,11 +7,11 @@ Everything travels in ordinary Jupyter messages, so order is Jupyter's order:
                     ◄─ iopub  mlcloud_event                      checkpoints, resumes
                     ◄─ iopub  mlcloud_return                     what comes back; nothing follows it
                     ◄─ shell  execute_reply
-                    ◄─ iopub  mlcloud_snapshot                   the state after this cell, in the store
+                    ◄─ iopub  mlcloud_snapshot              the state after this cell, in the store
 
 A request without code is an operation (`get`, `load`, `restore`): it runs in
-the same queue as the cells, on the main thread, so it can be interrupted like one. A notice comes on
-the control channel, which answers while a cell runs.
+the same queue as the cells, on the main thread, so it can be interrupted like one. A notice comes
+on the control channel, which answers while a cell runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
 from ipykernel.ipkernel import IPythonKernel
@@ -40,7 +40,7 @@ DEFAULT_PREEMPTION_S = 2 * 3600.0
 class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no complete types
     """One session's kernel. `serve()` is called once, before the first message."""
 
-    control_msg_types = [*IPythonKernel.control_msg_types, "mlcloud_notice"]
+    control_msg_types: ClassVar = [*IPythonKernel.control_msg_types, "mlcloud_notice"]
 
     def serve(self, *, session_id: str, store_url: str) -> None:
         self.session_id = session_id
@@ -151,7 +151,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
 
     def op_get(self, request: dict[str, Any]) -> dict[str, Any]:
         """One name's value, whatever its size."""
-        return {"group": send(self.names.fetch(request["name"], request.get("binding")), self.store)}
+        return {
+            "group": send(self.names.fetch(request["name"], request.get("binding")), self.store)
+        }
 
     def op_load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Names sent without a cell (`s["x"] = 1`)."""

@@ -1,8 +1,9 @@
-"""The process a host starts: `python -m mlcloud.kernel.launch -f CONNECTION`, an ipykernel with our parts.
+"""The process a host starts: `python -m mlcloud.kernel.launch -f CONNECTION`, an ipykernel with our
+parts.
 
 It is IPython's own kernel application; what differs is the kernel class (names, snapshots, notices:
-`kernel.py`), the streams (`streams.py`), and that iopub blocks instead of dropping when its reader is
-slow, so that nothing a cell prints is lost.
+`kernel.py`), the streams (`streams.py`), and that iopub blocks instead of dropping when its reader
+is slow, so that nothing a cell prints is lost.
 """
 
 from __future__ import annotations

@@ -371,9 +371,7 @@ class RemoteSide:
             pickled = scan.pickled.get(name)
             nbytes = pickled.size if pickled else None
             value = self.namespace[name]
-            back.remote.append(
-                describe(name, value, binding=entry.binding, nbytes=nbytes, why=why)
-            )
+            back.remote.append(describe(name, value, binding=entry.binding, nbytes=nbytes, why=why))
             back.versions[name] = entry.version
 
     def fetch(self, name: str, binding: int | None = None) -> Group:

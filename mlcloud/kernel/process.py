@@ -91,9 +91,7 @@ class KernelProcess:
         self.iopub.subscribe(b"")
         await self._until_ready()
 
-    def _connect(
-        self, context: zmq.asyncio.Context, kind: int, port: str
-    ) -> zmq.asyncio.Socket:
+    def _connect(self, context: zmq.asyncio.Context, kind: int, port: str) -> zmq.asyncio.Socket:
         socket = context.socket(kind)
         socket.linger = 0
         socket.connect(f"ipc://{self.folder / 'k'}-{PORTS[port]}")
@@ -104,8 +102,9 @@ class KernelProcess:
         self.send(self.shell, "kernel_info_request", {}, "ready")
         ready = asyncio.gather(self.shell.recv_multipart(), self.iopub.recv_multipart())
         try:
+            waiting: set[asyncio.Future[Any]] = {ready, self.ended}
             done, _ = await asyncio.wait(
-                {ready, self.ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
             )
         except asyncio.CancelledError:
             ready.cancel()

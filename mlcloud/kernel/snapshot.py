@@ -1,14 +1,15 @@
-"""The session's namespace in the store, at cell boundaries: what changed goes, the rest is named again.
+"""The session's namespace in the store, at cell boundaries: what changed goes, the rest is named
+again.
 
     take()     RemoteSide.dump_groups ─► chunks of the groups that are new ─► a manifest's body
     restore()  a body the gateway verified ─► chunks, each checked by its hash ─► the names, bound
 
-A body names its chunks (`blake3:<hex>:<size>`) and holds no pickle; the gateway commits and signs it. A
-group's chunks are found by content: a group that is as it was costs no write. Groups larger than
-`MAX_BYTES`, and what cannot be pickled, are left out with the reason, which the user is told.
+A body names its chunks (`blake3:<hex>:<size>`) and holds no pickle; the gateway commits and signs
+it. A group's chunks are found by content: a group that is as it was costs no write. Groups larger
+than `MAX_BYTES`, and what cannot be pickled, are left out with the reason, which the user is told.
 
-This form looks at every name after every cell. Finding the change by tracking access, and rebuilding
-what cannot be pickled by running its cells again, come on top of the same format.
+This form looks at every name after every cell. Finding the change by tracking access, and
+rebuilding what cannot be pickled by running its cells again, come on top of the same format.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""stdout and stderr of the remote kernel: sent at once when quiet, batched under load, never unbounded.
+"""stdout and stderr of the remote kernel: sent at once when quiet, batched under load, never
+unbounded.
 
-ipykernel holds text back for 0.2 s, so that a loop of prints becomes few messages. Here the wait adapts:
-2 ms after a quiet time (a progress line appears at once), up to 50 ms while text keeps coming.
+ipykernel holds text back for 0.2 s, so that a loop of prints becomes few messages. Here the wait
+adapts: 2 ms after a quiet time (a progress line appears at once), up to 50 ms while text keeps
+coming.
 
-Back-pressure: when more than `LIMIT` characters wait to be sent, because the network or the notebook
-is slower than the cell, `write` waits for room. The wait is interruptible and the memory bounded.
+Back-pressure: when more than `LIMIT` characters wait to be sent, because the network or the
+notebook is slower than the cell, `write` waits for room. The wait is interruptible and the memory
+bounded.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
     host (Ray actor) ──stdin──► supervisor ──fork──► ipykernel ──► its children
                      ◄─stdout── {"pid": …} … {"exit": …}
 
-The host holds the other end of the supervisor's standard input. When the host ends, however it ends,
-that pipe closes, and the supervisor SIGKILLs the kernel's whole tree: it need not ask the kernel,
-which may hold the GIL in a C call for minutes. As the tree's subreaper it also inherits what
-daemonised away. Should the supervisor itself be killed, the kernel dies with it (PR_SET_PDEATHSIG).
+The host holds the other end of the supervisor's standard input. When the host ends, however it
+ends, that pipe closes, and the supervisor SIGKILLs the kernel's whole tree: it need not ask the
+kernel, which may hold the GIL in a C call for minutes. As the tree's subreaper it also inherits
+what daemonised away. Should the supervisor itself be killed, the kernel dies with it
+(PR_SET_PDEATHSIG).
 
-Commands on standard input, a line each: `int` sends SIGINT to the kernel's process group, as Jupyter
-does; `kill` ends the tree. Reports on standard output, a JSON object a line.
+Commands on standard input, a line each: `int` sends SIGINT to the kernel's process group, as
+Jupyter does; `kill` ends the tree. Reports on standard output, a JSON object a line.
 
 Run as `python -S -m mlcloud.kernel.supervisor`, standard library only: it starts in 30 ms and stays
 small. Linux gives subreaper and parent-death signals; elsewhere the pipe alone does the work.
@@ -17,6 +18,7 @@ small. Linux gives subreaper and parent-death signals; elsewhere the pipe alone 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -108,10 +110,8 @@ def _peak(sampled: int) -> int:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _report(message: dict[str, object]) -> None:

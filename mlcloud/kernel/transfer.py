@@ -1,7 +1,7 @@
 """Envelopes between kernel and wire: what is small travels along, what is large goes by the store.
 
-The other end is `client/objects.py`; both name a blob's chunks by `objects`: blob digest → `hash:size`
-in order.
+The other end is `client/objects.py`; both name a blob's chunks by `objects`: blob digest →
+`hash:size` in order.
 """
 
 from __future__ import annotations

@@ -230,9 +230,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
                 return reducers.function_parts(obj)
             return super().reducer_override(obj)
         if kind is types.CellType:
-            return (
-                (reducers.empty_cell, ()) if id(obj) in self._cells else reducers.cell_parts(obj)
-            )
+            return (reducers.empty_cell, ()) if id(obj) in self._cells else reducers.cell_parts(obj)
         if isinstance(obj, type):
             parts = None
             if reducers.is_notebook_class(obj):

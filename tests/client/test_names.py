@@ -52,7 +52,11 @@ CASES: list[tuple[str, str, str]] = [
     ("class A(B, metaclass=M):\n k = kk\n def m(self): return g + k", "B M g k kk", "A"),
     ("class A:\n x = x", "x", "A"),
     ("class A:\n xs = [1]\n ys = [x for x in xs]", "", "A"),
-    ("match v:\n case {'k': k, **r} if k > lim: pass\n case P(x=p) | [p, *_]: p", "P lim v", "k p r"),
+    (
+        "match v:\n case {'k': k, **r} if k > lim: pass\n case P(x=p) | [p, *_]: p",
+        "P lim v",
+        "k p r",
+    ),
     ("match v:\n case 1: x = 1\n case other: x = 2\nx, other", "other v", "other x"),
     ("!ls {path} $name", "name path", ""),
     ("out = !cat {f}", "f", "out"),

@@ -548,7 +548,9 @@ def test_an_open_file_stays_where_it_is(pair: Pair, tmp_path: Any) -> None:
     assert pair.here["text"] == "text"
 
 
-@pytest.mark.parametrize("name", ["password", "hf_token", "AWS_SECRET_KEY", "apiKey", "db_password"])
+@pytest.mark.parametrize(
+    "name", ["password", "hf_token", "AWS_SECRET_KEY", "apiKey", "db_password"]
+)
 def test_secrets_go_only_by_name(pair: Pair, name: str) -> None:
     pair.here[name] = "hunter2"
     with pytest.raises(errors.UsageError, match=rf"`{name}`.*--in {name}"):

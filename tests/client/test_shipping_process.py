@@ -124,7 +124,9 @@ def test_inheritance_super_enums_and_metaclasses(notebook: Notebook) -> None:
         "class Color(enum.Enum):\n    RED = 1\n    BLUE = 2\n"
         "s = Sub2(); s.y = Color.RED"
     )
-    notebook.remote("r = (s.f(), s.y is Color.RED, isinstance(s, Base), Color(2)); s.y = Color.BLUE")
+    notebook.remote(
+        "r = (s.f(), s.y is Color.RED, isinstance(s, Base), Color(2)); s.y = Color.BLUE"
+    )
     here = notebook.here
     assert here["r"] == (3, True, True, here["Color"].BLUE)
     assert here["s"].y is here["Color"].BLUE

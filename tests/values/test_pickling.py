@@ -58,9 +58,7 @@ def test_closures_that_reach_themselves() -> None:
         "    return fact, get\n"
         "fact, get = make()\ncell = fact.__closure__[0]"
     )
-    fact, get, cell = there_and_back(
-        (here["fact"], here["get"], here["cell"]), here, notebook()
-    )
+    fact, get, cell = there_and_back((here["fact"], here["get"], here["cell"]), here, notebook())
     assert fact(5) == 120
     assert get()[0] is fact
     assert get()[1] is get
@@ -156,7 +154,7 @@ def looked_at(value: Any) -> None:
             continue
     try:
         list(value)
-        value == value  # noqa: B015, PLR0124
+        value == value  # noqa: B015
         len(value)
     except Exception:
         return

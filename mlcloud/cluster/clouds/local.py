@@ -11,9 +11,9 @@ machines and a killed gateway forgets nothing:
                  the agent, playing the cloud's part, kills the group at the deadline
     terminate()  tells the agent to switch off: it SIGKILLs and reaps all that is below it
 
-Every process an instance starts inherits `MLCLOUD_INSTANCE=<id>` in its environment; that mark finds
-the ones that left the group. Process ids are compared with their start times, so that a reused pid is
-never killed.
+Every process an instance starts inherits `MLCLOUD_INSTANCE=<id>` in its environment; that mark
+finds the ones that left the group. Process ids are compared with their start times, so that a
+reused pid is never killed.
 """
 
 from __future__ import annotations

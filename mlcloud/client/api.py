@@ -1,0 +1,152 @@
+"""The public functions: connect to a gateway, get a session, see what there is and what it costs.
+
+One connection is the default, made by the first call that needs one; it is the only global state.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+from mlcloud.client.cluster import Cluster
+from mlcloud.client.connection import Connection, fixed
+from mlcloud.client.session import Session, main_namespace
+from mlcloud.config import Settings
+from mlcloud.errors import NotFound, UsageError
+from mlcloud.models import SessionInfo, SessionRequest
+
+__all__ = ["Client", "Cluster", "Session", "attach", "connect", "cost", "session", "sessions"]
+
+_default: Client | None = None
+
+
+class Client:
+    """What `mlcloud.connect()` returns: a gateway, its sessions and its cluster."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sessions: dict[str, Session] = {}
+        # Each notebook kernel has its own unnamed session, as it has its own local namespace.
+        self._unnamed = f"notebook-{uuid4().hex[:8]}"
+
+    def __repr__(self) -> str:
+        return f"<mlcloud client of {self._connection.address.url}>"
+
+    @property
+    def url(self) -> str:
+        return self._connection.address.url
+
+    @property
+    def cluster(self) -> Cluster:
+        return Cluster(self._connection)
+
+    def session(
+        self,
+        name: str | None = None,
+        *,
+        gpu: str | None = None,
+        cpus: float = 1,
+        memory: str | None = None,
+        market: str = "spot",
+        idle_timeout: str | None = None,
+        namespace: dict[str, Any] | None = None,
+    ) -> Session:
+        """The session of this name (None: this notebook's own), made if there is none.
+
+        `gpu` is `NAME:COUNT`, `memory` a size such as `4GB`, `idle_timeout` a duration such as
+        `15m`. Names are shared with `namespace`, by default the notebook's. Raises
+        `NoSuchResources` at once where the cluster has no such machine, `Conflict` where the name
+        exists with others.
+        """
+        if market not in ("spot", "on-demand"):
+            raise UsageError(f"market is 'spot' or 'on-demand', not {market!r}")
+        request = SessionRequest.model_validate(
+            {
+                "name": name or self._unnamed,
+                "gpu": gpu,
+                "cpus": cpus,
+                "memory": memory,
+                "market": market,
+                "idle_timeout": idle_timeout,
+            }
+        )
+        info = SessionInfo.model_validate(
+            self._connection.post("/v1/sessions", request.model_dump())
+        )
+        return self._local(info, namespace)
+
+    def _local(self, info: SessionInfo, namespace: dict[str, Any] | None) -> Session:
+        known = self._sessions.get(info.name)
+        if known is None or known.id != info.id:
+            target = main_namespace() if namespace is None else namespace
+            known = self._sessions[info.name] = Session(self._connection, info, target)
+        return known
+
+    def attach(self, name: str) -> Session:
+        """A session that exists. Raises `NotFound`, naming those there are."""
+        answer = self._connection.get(f"/v1/sessions/{name}")
+        return self._local(SessionInfo.model_validate(answer), None)
+
+    def sessions(self) -> list[SessionInfo]:
+        return [SessionInfo.model_validate(each) for each in self._connection.get("/v1/sessions")]
+
+    def known(self, name: str | None) -> Session | None:
+        """This notebook's session of that name, if it has used one already."""
+        return self._sessions.get(name or self._unnamed)
+
+    def cost(self) -> Decimal:
+        """Dollars the cluster has cost so far."""
+        return self.cluster.status().info.usd
+
+
+def connect(target: str | None = None, *, token: str | None = None) -> Client:
+    """Connect to a gateway: None is the embedded cluster, started if need be; else its URL.
+
+    The connection becomes the default of `%%remote` and `mlcloud.session()`. Raises
+    `ConnectionFailed` where none answers, `AuthenticationFailed` for a wrong token.
+    """
+    global _default
+    settings = Settings()
+    target = target or settings.url
+    if target is None:
+        from mlcloud.client import embedded
+
+        connection = Connection(lambda: embedded.find(settings), embedded=True)
+        if _default is not None and _default.url == connection.address.url:
+            connection.close()
+            return _default
+    elif target.startswith(("http://", "https://")):
+        connection = Connection(fixed(target, token or settings.token), embedded=False)
+    else:
+        raise NotFound(
+            f"no cluster {target!r}: this version knows the embedded cluster (leave the name out) "
+            "and gateways by URL (http://…)"
+        )
+    _default = Client(connection)
+    return _default
+
+
+def default() -> Client:
+    """The connection in use, made by the first that needs one."""
+    return _default if _default is not None else connect()
+
+
+def session(name: str | None = None, **options: Any) -> Session:
+    """`Client.session` of the default connection."""
+    return default().session(name, **options)
+
+
+def attach(name: str) -> Session:
+    """`Client.attach` of the default connection."""
+    return default().attach(name)
+
+
+def sessions() -> list[SessionInfo]:
+    """All sessions of the default connection's gateway."""
+    return default().sessions()
+
+
+def cost() -> Decimal:
+    """What the default connection's cluster has cost so far, in dollars."""
+    return default().cost()
