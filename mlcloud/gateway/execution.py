@@ -127,6 +127,21 @@ class Executions:
             ).all()
         return [_from_row(row) for row in rows]
 
+    def unsafe(self, session_id: str, *, after: int) -> list[Execution]:
+        """What has finished and is not in the store, after the cell numbered `after`."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(db.executions)
+                .where(
+                    db.executions.c.session_id == session_id,
+                    db.executions.c.state == ExecutionState.FINISHED.value,
+                    db.executions.c.op != "get",
+                    db.executions.c.ordinal > after,
+                )
+                .order_by(db.executions.c.ordinal)
+            ).all()
+        return [_from_row(row) for row in rows]
+
     def counts(self, session_id: str) -> tuple[int, int]:
         """Cells that ended, and those of them whose state is in the store."""
         with self._engine.connect() as connection:

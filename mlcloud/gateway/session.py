@@ -338,7 +338,7 @@ class Session:
                 await self._revive(host)
             return
         host.finished.pop(execution.id, None)
-        self._close_span(execution)
+        self._close_span(execution, lost=True)
         await self._host_lost(host)
         if execution.interrupted:
             self._cancelled(execution)
@@ -353,6 +353,7 @@ class Session:
 
     async def _host_lost(self, host: LiveHost) -> None:
         self.story("lost", f"{self._place(host)} is gone: {host.lost.result()}")
+        self.services.billing.see(self.services.cluster.cloud.instances())
         self.services.billing.close_placements(self.id)
         assert self.services.cluster.hosts is not None
         self.services.cluster.hosts.kill(host.handle)
@@ -428,17 +429,36 @@ class Session:
         self._save(epoch=host.epoch, host_number=host.number)
 
     async def _restore(self, host: LiveHost) -> None:
+        step = await self._restore_latest(host)
+        await self._replay(host, after=step)
+
+    async def _replay(self, host: LiveHost, *, after: int) -> None:
+        """Run again what had finished, but whose state was not in the store when the host died."""
+        for execution in self.services.executions.unsafe(self.id, after=after):
+            if self.current is not None and execution.ordinal >= self.current.ordinal:
+                return
+            self.story("rerun", "an earlier cell runs again: its state was not in the store yet")
+            self._known[execution.id] = execution
+            ended = host.expect(execution.id)
+            await self._submit(host, execution)
+            waiting: set[asyncio.Future[Any]] = {ended, host.lost}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                return
+
+    async def _restore_latest(self, host: LiveHost) -> int:
+        """Load the newest snapshot that can be read; its step, 0 if there is none."""
         before: int | None = None
         while True:
             latest = await asyncio.to_thread(self.services.snapshots.latest, self.id, before)
             if latest is None:
-                return
+                return 0
             step, body, passed = latest
             for text in passed:
                 self.story("fell_back", text)
             content = await self._load_snapshot(host, step, body)
             if content is None:
-                return  # lost again: the caller's next look at the host finds out
+                return step  # lost again: the caller's next look at the host finds out
             if content.get("status") == "ok":
                 break
             why = f"{content.get('ename')}: {content.get('evalue')}"
@@ -453,6 +473,7 @@ class Session:
         if self._unsaved:
             lost = "; ".join(f"{name} ({why})" for name, why in self._unsaved.items())
             self.story("not_restored", f"not restored, run their cells again: {lost}")
+        return step
 
     async def _load_snapshot(
         self, host: LiveHost, step: int, body: dict[str, Any]
@@ -597,6 +618,7 @@ class Session:
     def _ended(self, execution: Execution, state: ExecutionState, content: dict[str, Any]) -> bytes:
         """Close an execution's books; returns its `done` event, the bill included."""
         execution.state = state
+        execution.shipment = None  # the table has it, should it be needed again
         execution.finished_at = now()
         self._close_span(execution)
         self.services.executions.save(execution)
@@ -614,11 +636,12 @@ class Session:
         packed: bytes = msgpack.packb(body, default=str)
         return packed
 
-    def _close_span(self, execution: Execution) -> None:
+    def _close_span(self, execution: Execution, *, lost: bool = False) -> None:
+        """`lost`: this run's work was cut off, as it would not have been on demand."""
         for span in self.services.billing.ledger.spans_of(execution.id):
             if span.ended_at is None:
                 self.services.billing.add(
-                    ExecutionSpan(execution.id, self.id, span.started_at, now())
+                    ExecutionSpan(execution.id, self.id, span.started_at, now(), only_on_spot=lost)
                 )
 
     def _finish_with(self, execution: Execution, error: MLCloudError) -> None:

@@ -54,6 +54,7 @@ class Host:
         self._room.set()
         self._running: str | None = None
         self._returned: dict[str, asyncio.Event] = {}
+        self._early: dict[str, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kernel: KernelProcess | None = None
 
@@ -181,16 +182,17 @@ class Host:
             if kind in UNSHOWN:
                 continue
             parent = message["parent_header"].get("msg_id", "")
-            self._emit(
-                parent,
-                kind,
-                {
-                    "type": kind,
-                    "content": message["content"],
-                    "metadata": message["metadata"],
-                    "buffers": [bytes(buffer) for buffer in message["buffers"]],
-                },
-            )
+            body = {
+                "type": kind,
+                "content": message["content"],
+                "metadata": message["metadata"],
+                "buffers": [bytes(buffer) for buffer in message["buffers"]],
+            }
+            if kind == "mlcloud_snapshot" and parent in self._returned:
+                # It overtook the reply, on another socket; a cell is finished before it is safe.
+                self._early[parent] = body
+                continue
+            self._emit(parent, kind, body)
             if kind == "mlcloud_return" and parent in self._returned:
                 self._returned[parent].set()
 
@@ -200,7 +202,7 @@ class Host:
             if message["header"]["msg_type"] != "execute_reply":
                 continue
             execution_id = message["parent_header"].get("msg_id", "")
-            returned = self._returned.pop(execution_id, None)
+            returned = self._returned.get(execution_id)
             if returned is not None and message["content"].get("status") != "aborted":
                 # The reply travels on another socket than the output before it. Output always
                 # ends with mlcloud_return, except when an interrupt hit exactly that line.
@@ -221,6 +223,10 @@ class Host:
                     },
                 },
             )
+            self._returned.pop(execution_id, None)
+            early = self._early.pop(execution_id, None)
+            if early is not None:
+                self._emit(execution_id, "mlcloud_snapshot", early)
 
     async def _watch(self, kernel: KernelProcess) -> None:
         report = await asyncio.shield(kernel.ended)

@@ -1,4 +1,4 @@
-"""Names between a notebook and a session: no change on one side is ever overwritten by the other."""
+"""Names between a notebook and a session: no side ever overwrites what the other changed."""
 
 from __future__ import annotations
 

@@ -187,7 +187,8 @@ def test_using_a_model_does_not_change_its_digest() -> None:
 def test_notebook_classes_and_functions_have_steady_digests() -> None:
     here = run(
         "import functools\n"
-        "class A:\n    def f(self): return self.g\n    g = [1]\n    @property\n    def p(self): return 1\n"
+        "class A:\n    def f(self): return self.g\n    g = [1]\n"
+        "    @property\n    def p(self): return 1\n"
         "a = A()\ndef h(x, y={'z': 1}): return lambda: x\nl = h(1)\n"
     )
     for name in ("A", "a", "h", "l"):
@@ -223,7 +224,9 @@ def test_not_picklable_says_where_and_what_to_do() -> None:
 
 def test_not_picklable_looks_into_closures() -> None:
     here = run(
-        "import threading\ndef make():\n    lock = threading.Lock()\n    return lambda: lock\nf = make()"
+        "import threading\n"
+        "def make():\n    lock = threading.Lock()\n    return lambda: lock\n"
+        "f = make()"
     )
     with pytest.raises(errors.NotPicklable, match=r"f\.<closure lock>"):
         dump(here["f"], here, name="f")

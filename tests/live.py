@@ -1,0 +1,361 @@
+"""What tests of the running system share: an embedded cluster in a home of its own, a notebook with
+a real kernel, and waiting for what is to happen.
+
+    Embedded(home, node_idle="2s")   ─ sets MLCLOUD_… for its lifetime; connect(), processes(), end()
+    Notebook()                       ─ a real ipykernel; run(cell) gives its outputs as a user sees them
+    until(condition)                 ─ polls, and fails with what it waited for
+
+Nothing here starts a mocked part: a test that uses these runs gateway, Ray, host and kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+import nbformat
+import psutil
+import pytest
+from nbclient import NotebookClient
+
+import mlcloud
+from mlcloud.client.api import Client
+from mlcloud.client.embedded import down, running
+from mlcloud.config import Settings
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def until(condition: Callable[[], T], what: str, timeout: float = 30.0, every: float = 0.05) -> T:
+    """The condition's first true value; fails the test with `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout:g} s: {what}")
+        time.sleep(every)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as it was seen; `alive` is about this very one, not a later one with its number."""
+
+    pid: int
+    started: float
+    command: str
+
+    @property
+    def alive(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            return (
+                process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.Error:
+            return False
+
+
+class Embedded:
+    """The embedded cluster of one home. As a context manager it sets the environment, and at its
+    end takes the cluster down and checks that nothing of it is left."""
+
+    def __init__(self, home: Path, **settings: str) -> None:
+        self.home = home
+        self._settings = settings
+        self._seen: set[Process] = set()
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> Embedded:
+        self._patch.setenv("MLCLOUD_HOME", str(self.home))
+        for name, value in self._settings.items():
+            self._patch.setenv(f"MLCLOUD_{name.upper()}", value)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.end()
+        finally:
+            self._patch.undo()
+
+    @property
+    def settings(self) -> Settings:
+        return Settings()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a process of a test's own."""
+        path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
+        return {**os.environ, "PYTHONPATH": path}
+
+    @property
+    def connection(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.home / "gateway.json").read_text())
+        return found
+
+    def connect(self) -> Client:
+        client = mlcloud.connect()
+        self.processes()
+        return client
+
+    def http(self, *, token: str | None = None) -> httpx.Client:
+        """A plain HTTP client of the gateway, with the right token unless told another."""
+        connection = self.connection
+        bearer = connection["token"] if token is None else token
+        return httpx.Client(
+            base_url=connection["url"],
+            headers={"Authorization": f"Bearer {bearer}"} if bearer else {},
+            timeout=30,
+            trust_env=False,
+        )
+
+    # --- nodes and processes ----------------------------------------------------------------------
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the local cloud has on disk, the head included."""
+        found = []
+        for path in (self.home / "cloud" / "instances").glob("i-*.json"):
+            try:
+                found.append(json.loads(path.read_text()))
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def workers(self) -> list[dict[str, Any]]:
+        """The live worker nodes."""
+        return [
+            record
+            for record in self.records()
+            if record["node_type"] != "head" and record["ended_at"] is None
+        ]
+
+    def processes(self) -> list[Process]:
+        """Every live process of this cluster; remembers them for the check at the end."""
+        roots = [record.get("pid") for record in self.records()]
+        if (self.home / "gateway.json").exists():
+            roots.append(self.connection["pid"])
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            if self._is_ours(process):
+                found[process.pid] = process
+        for root in roots:
+            if root in found:
+                for child in _children(found[root]):
+                    found[child.pid] = child
+        seen = [each for each in map(_seen, found.values()) if each is not None]
+        self._seen.update(seen)
+        return [each for each in seen if each.alive]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        if process.pid == os.getpid():
+            return False
+        home = str(self.home)
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            marked = process.environ().get("MLCLOUD_HOME") == home
+            return marked or any(home in word for word in process.cmdline())
+        except (psutil.Error, OSError):
+            return False
+
+    def kill_gateway(self) -> int:
+        """SIGKILL, as the kernel's out-of-memory killer would."""
+        pid: int = self.connection["pid"]
+        gateway = psutil.Process(pid)
+        gateway.kill()
+        until(lambda: not _alive(gateway), "the killed gateway is gone")
+        return pid
+
+    def end(self) -> None:
+        """`down`, then nothing of this cluster may be left running or lying in Ray's folder."""
+        self.processes()
+        settings = self.settings
+        ray_dir = settings.ray_dir
+        down(settings)
+        left = self.left()
+        for process in left:
+            _kill(process.pid)
+        assert not left, f"still running after down: {[(p.pid, p.command) for p in left]}"
+        assert not ray_dir.exists()
+        assert not settings.connection_file.exists()
+
+    def left(self) -> list[Process]:
+        """Which of its processes still run, given a moment to be reaped."""
+        deadline = time.monotonic() + 3
+        while True:
+            alive = [each for each in {*self._seen, *self.processes()} if each.alive]
+            if not alive or time.monotonic() > deadline:
+                return alive
+            time.sleep(0.1)
+
+    def running(self) -> bool:
+        return running(self.settings) is not None
+
+
+def _seen(process: psutil.Process) -> Process | None:
+    try:
+        command = " ".join(process.cmdline())[:200]
+        return Process(process.pid, process.create_time(), command)
+    except psutil.Error:
+        return None
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.Error:
+        return []
+
+
+def _alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+# --- processes that use mlcloud -------------------------------------------------------------------
+
+
+def start_python(embedded: Embedded, code: str) -> subprocess.Popen[str]:
+    """A Python process of its own that runs `code`, as a user's script would."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=embedded.environment,
+    )
+
+
+# --- notebooks ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Cell:
+    """An executed cell: `outputs` as a notebook file keeps them."""
+
+    outputs: list[Any] = field(default_factory=list)
+
+    def stream(self, name: str = "stdout") -> str:
+        return "".join(
+            each["text"]
+            for each in self.outputs
+            if each["output_type"] == "stream" and each["name"] == name
+        )
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        """The data of what was displayed, lines of mlcloud's own and the footer left out."""
+        return [
+            dict(each["data"])
+            for each in self.outputs
+            if each["output_type"] in ("display_data", "execute_result")
+            and "mlcloud" not in each.get("metadata", {})
+        ]
+
+    @property
+    def result(self) -> str | None:
+        for each in self.outputs:
+            if each["output_type"] == "execute_result":
+                text: str = each["data"]["text/plain"]
+                return text
+        return None
+
+    @property
+    def lines(self) -> str:
+        """What mlcloud said: waiting, notices, moves."""
+        return "\n".join(
+            str(each["metadata"]["mlcloud"]["line"])
+            for each in self.outputs
+            if "line" in each.get("metadata", {}).get("mlcloud", {})
+        )
+
+    @property
+    def footer(self) -> dict[str, Any] | None:
+        """The figures of the footer's metadata."""
+        for each in self.outputs:
+            figures = each.get("metadata", {}).get("mlcloud", {})
+            if "usd" in figures:
+                return dict(figures)
+        return None
+
+    @property
+    def error(self) -> Any:
+        """The error output: `ename`, `evalue`, `traceback`."""
+        for each in self.outputs:
+            if each["output_type"] == "error":
+                return each
+        return None
+
+
+class Notebook:
+    """A notebook with a real local kernel, cell after cell. Use `open_notebook`."""
+
+    def __init__(self, client: NotebookClient) -> None:
+        self._client = client
+
+    def run(self, source: str) -> Cell:
+        """Run one more cell; errors are in its outputs, as in a notebook."""
+        cells = self._client.nb.cells
+        cells.append(nbformat.v4.new_code_cell(source))
+        executed = self._client.execute_cell(cells[-1], len(cells) - 1)
+        return Cell(executed["outputs"])
+
+    def ok(self, source: str) -> Cell:
+        """Run a cell that must not fail."""
+        cell = self.run(source)
+        assert cell.error is None, "\n".join(cell.error["traceback"])
+        return cell
+
+    @property
+    def cells(self) -> list[Any]:
+        """All cells so far as the notebook file has them, later updates included."""
+        return list(self._client.nb.cells)
+
+    def interrupt(self) -> None:
+        """What the notebook's stop button does."""
+        assert self._client.km is not None
+        os.kill(self.pid, signal.SIGINT)
+
+    @property
+    def pid(self) -> int:
+        km: Any = self._client.km
+        found: int = km.provisioner.pid
+        return found
+
+
+@contextmanager
+def open_notebook(embedded: Embedded, *, load: bool = True) -> Iterator[Notebook]:
+    """A fresh kernel with `%load_ext mlcloud` run, against this cluster."""
+    client = NotebookClient(
+        nbformat.v4.new_notebook(), kernel_name="python3", timeout=120, allow_errors=True
+    )
+    with client.setup_kernel(env=embedded.environment, cwd=str(embedded.home)):
+        notebook = Notebook(client)
+        if load:
+            notebook.ok("%load_ext mlcloud")
+        yield notebook
