@@ -25,7 +25,6 @@ from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.models import SessionInfo
 from mlcloud.values.messages import Blob, Group, Return, Shipment
-from mlcloud.values.scan import unpack
 
 KILL_AFTER_S = 5.0
 MAX_RETURN = 1 << 20
@@ -200,7 +199,7 @@ class Session:
             raise rebuilt(done, answer.get("exception"))
         group = Group.from_wire(answer["group"]["wire"])
         resolve = self._resolver(answer["group"]["objects"])
-        return unpack(group, self._side.namespace, self._side.classes, blobs=resolve)[name]
+        return self._side.open(group, resolve)
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Bind a name in the session, whatever it held. Raises `NotPicklable`."""

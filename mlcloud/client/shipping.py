@@ -301,6 +301,8 @@ class LocalSide:
                 continue
             if isinstance(value, (types.ModuleType, RemoteValue)) or is_immutable(type(value)):
                 continue
+            if type(value).__module__.startswith("mlcloud.client."):
+                continue  # a Session knows the whole namespace, and means none of it
             found = reach(value, min(REACH, max(budget, 1)))
             budget -= len(found)
             if not objects.isdisjoint(found):
