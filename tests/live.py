@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from nbclient import NotebookClient
 import mlcloud
 from mlcloud.client.api import Client
 from mlcloud.client.embedded import down, running
+from mlcloud.client.session import Session
 from mlcloud.config import Settings
 
 T = TypeVar("T")
@@ -359,3 +361,54 @@ def open_notebook(embedded: Embedded, *, load: bool = True) -> Iterator[Notebook
         if load:
             notebook.ok("%load_ext mlcloud")
         yield notebook
+
+
+# --- a cell that runs meanwhile -------------------------------------------------------------------
+
+
+class Running:
+    """A cell that runs in another thread, while the test does something to it."""
+
+    def __init__(self, session: Session, code: str, **options: Any) -> None:
+        self.session = session
+        self._after = session.info.last_event
+        self._pool = ThreadPoolExecutor(1)
+        self.done = self._pool.submit(session.run, code, **options)
+
+    def printed(self, text: str, timeout: float = 60.0) -> None:
+        """Wait until the cell has printed `text`."""
+        until(lambda: text in self.text() or self.done.done(), f"the cell prints {text!r}", timeout)
+        assert text in self.text(), f"the cell ended without printing {text!r}"
+
+    def text(self) -> str:
+        return printed(self.session, after=self._after)
+
+    def error(self, timeout: float = 60.0) -> BaseException | None:
+        """What the cell raised, once it has ended."""
+        return self.done.exception(timeout)
+
+
+def events(session: Session, after: int = 0) -> list[dict[str, Any]]:
+    """All of the journal after `after`."""
+    found: list[dict[str, Any]] = []
+    while batch := session.events(found[-1]["seq"] if found else after):
+        found.extend(batch)
+    return found
+
+
+def printed(session: Session, after: int = 0) -> str:
+    """What cells wrote to stdout, by the journal."""
+    return "".join(
+        each["content"]["text"]
+        for each in events(session, after)
+        if each["kind"] == "stream" and each["content"]["name"] == "stdout"
+    )
+
+
+def stories(session: Session, after: int = 0) -> dict[str, str]:
+    """What happened to the session: the last text of each kind."""
+    return {
+        each["content"]["what"]: each["content"]["text"]
+        for each in events(session, after)
+        if each["kind"] == "story"
+    }

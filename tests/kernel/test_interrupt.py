@@ -1,0 +1,169 @@
+"""An interrupt stops the cell at once, whatever it waits for, and leaves its session as it was."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from mlcloud.client.session import Session
+from tests.live import Embedded, Running, open_notebook, until
+
+pytestmark = pytest.mark.cluster
+
+SOON_S = 3.0
+
+
+@pytest.fixture(scope="module")
+def shared(cluster: Embedded) -> Iterator[Session]:
+    """One session for all: an interrupt must leave it usable, so each test checks the last."""
+    session = cluster.connect().session("interrupt", namespace={})
+    session.run("kept = 1", quiet=True)
+    yield session
+    session.close()
+
+
+def interrupted(session: Session, code: str) -> tuple[BaseException | None, float]:
+    """Run `code`, interrupt it when it has printed `ready`: its error, and how long that took."""
+    cell = Running(session, code, quiet=True)
+    cell.printed("ready")
+    began = time.monotonic()
+    session.interrupt()
+    error = cell.error()
+    return error, time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import time\nprint('ready')\ntime.sleep(60)",
+        "print('ready')\nwhile True: pass",
+        "print('ready')\n!sleep 60",
+        "import subprocess\nprint('ready')\nsubprocess.run(['sleep', '60'])",
+        "import asyncio\nprint('ready')\nawait asyncio.sleep(60)",
+        "import threading\nprint('ready')\nthreading.Event().wait()",
+    ],
+    ids=["sleep", "loop", "shell", "subprocess", "await", "lock"],
+)
+def test_stops_within_seconds(shared: Session, code: str) -> None:
+    error, took = interrupted(shared, code)
+    assert isinstance(error, KeyboardInterrupt)
+    assert took < SOON_S
+    assert shared["kept"] == 1
+    assert shared.state == "idle"
+
+
+def test_stops_a_data_loader_and_its_workers(shared: Session) -> None:
+    pytest.importorskip("torch")
+    error, took = interrupted(
+        shared,
+        "import time, os, psutil, torch.utils.data as data\n"
+        "class Slow(data.Dataset):\n"
+        "    def __len__(self): return 1000\n"
+        "    def __getitem__(self, i):\n"
+        "        time.sleep(0.5)\n"
+        "        return i\n"
+        "loader = data.DataLoader(Slow(), num_workers=2)\n"
+        "pid = os.getpid()\n"
+        "for batch in loader:\n"
+        "    print('ready', flush=True)",
+    )
+    assert isinstance(error, KeyboardInterrupt)
+    assert took < SOON_S
+    kernel = psutil.Process(shared["pid"])
+    shared.run("del loader", quiet=True)
+    until(lambda: not kernel.children(), "the loader's workers have ended", timeout=10)
+
+
+def test_a_shell_command_is_stopped_too(shared: Session) -> None:
+    shared.run("import os; pid = os.getpid()", quiet=True)
+    interrupted(shared, "print('ready')\n!sleep 61")
+    kernel = psutil.Process(shared["pid"])
+    until(lambda: not kernel.children(), "the shell and its sleep have ended", timeout=5)
+
+
+def test_what_the_cell_bound_before_is_kept(shared: Session) -> None:
+    error, _ = interrupted(shared, "half = 1\nprint('ready')\nimport time; time.sleep(60)")
+    assert isinstance(error, KeyboardInterrupt)
+    assert shared["half"] == 1
+
+
+def test_a_cell_that_waits_in_the_queue_is_cancelled(
+    shared: Session, cluster: Embedded
+) -> None:
+    first = Running(shared, "print('ready')\nimport time; time.sleep(60)", quiet=True)
+    first.printed("ready")
+    with cluster.http() as http:
+        path = f"/v1/sessions/{shared.name}/executions"
+        http.post(path, json={"id": "queued-cell-1", "code": "ran = True"}).raise_for_status()
+        http.post(f"{path}/queued-cell-1/interrupt").raise_for_status()
+        assert http.get(f"{path}/queued-cell-1").json()["state"] == "failed"
+    shared.interrupt()
+    assert isinstance(first.error(), KeyboardInterrupt)
+    shared.run("assert 'ran' not in globals()", quiet=True)
+
+
+def test_the_notebooks_stop_button(cluster: Embedded) -> None:
+    with open_notebook(cluster) as notebook:
+        notebook.ok("%%remote --session interrupt\nprint('warm')")
+        took: list[float] = []
+
+        def press() -> None:
+            session = cluster.connect().attach("interrupt")
+            until(lambda: session.state == "busy", "the cell runs")
+            took.append(time.monotonic())
+            notebook.interrupt()
+
+        thread = threading.Thread(target=press)
+        thread.start()
+        cell = notebook.run("%%remote --session interrupt\nimport time\ntime.sleep(60)")
+        ended = time.monotonic()
+        thread.join()
+        assert cell.error["ename"] == "KeyboardInterrupt"
+        assert ended - took[0] < SOON_S
+        assert notebook.ok("%%remote --session interrupt\n1 + 1").result == "2"
+
+
+def test_interrupts_while_no_cell_runs_do_nothing(session: Callable[..., Session]) -> None:
+    s = session()
+    s.run("x = 1", quiet=True)
+    s.interrupt()
+    s.run("y = x + 1", quiet=True)
+    assert s["y"] == 2
+
+
+def test_a_cell_that_ignores_interrupts_is_ended_by_its_timeout_ladder(
+    shared: Session, cluster: Embedded
+) -> None:
+    """The third step of the ladder: the kernel is ended, and the state before the cell is back."""
+    with open_notebook(cluster) as notebook:
+        notebook.ok("%%remote --session interrupt --durable\nbefore = 'safe'")
+        pressed = threading.Event()
+
+        def press() -> None:
+            session = cluster.connect().attach("interrupt")
+            until(lambda: session.state == "busy", "the cell runs")
+            notebook.interrupt()
+            time.sleep(5.5)  # the ladder's own first step lasts 5 s
+            notebook.interrupt()
+            time.sleep(0.5)
+            assert session.state == "busy"
+            notebook.interrupt()
+            pressed.set()
+
+        thread = threading.Thread(target=press)
+        thread.start()
+        cell = notebook.run(
+            "%%remote --session interrupt\nimport time\nuntil = time.monotonic() + 40\n"
+            "while time.monotonic() < until:\n"
+            "    try: time.sleep(1)\n"
+            "    except KeyboardInterrupt: pass"
+        )
+        thread.join()
+        assert pressed.is_set()
+        assert cell.error["ename"] == "KernelDied"
+        assert "does not yield" in cell.lines
+        assert notebook.ok("%%remote --session interrupt\nbefore").result == "'safe'"
