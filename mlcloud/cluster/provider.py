@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import threading
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,8 @@ from ray.autoscaler.tags import (
 
 from mlcloud.cluster.clouds.base import Instance, LaunchRequest
 from mlcloud.cluster.clouds.local import HEAD, LocalCloud, now
-from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.offers import COOLDOWN, Cooldown, Offer, Shape, key_of, walk
 from mlcloud.errors import NoCapacity
-
-COOL_DOWN = timedelta(minutes=5)
 
 
 class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
@@ -109,24 +106,15 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
         raise NoCapacity(f"no offer for {node_type} could be had: {'; '.join(tried) or 'none'}")
 
     def _ranked(self, node_config: dict[str, Any]) -> list[Offer]:
-        """The node type's offers, cheapest first, those that were taken back lately last."""
-        from mlcloud.cluster.shapes import offers_for
-
-        recent = now() - COOL_DOWN
+        """The node type's offers, cheapest first; where all were taken back lately, all again."""
         cooling = {
-            (instance.offer.zone, instance.offer.instance_type, instance.offer.market)
+            key_of(instance.offer): Cooldown(instance.notice.given_at + COOLDOWN, "taken back")
             for instance in self.cloud.instances()
-            if instance.notice is not None and instance.notice.given_at > recent
+            if instance.notice is not None
         }
-        offers = offers_for(self.cloud.offers(), node_config)
-        return sorted(
-            offers,
-            key=lambda offer: (
-                (offer.zone, offer.instance_type, offer.market) in cooling,
-                offer.market == "on-demand",
-                offer.usd_per_hour,
-            ),
-        )
+        shape = Shape(**node_config["shape"])
+        offers, market = self.cloud.offers(), node_config["market"]
+        return walk(offers, shape, market, cooling, now()) or walk(offers, shape, market, {}, now())
 
     def _log(self, node_type: str, offer: Offer, what: str, detail: str) -> None:
         line = {

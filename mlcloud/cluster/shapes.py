@@ -51,13 +51,15 @@ class NodeType:
 
     @property
     def node_config(self) -> dict[str, Any]:
-        """What the provider needs to walk the offers again (`offers_for`)."""
+        """What the provider walks the offers with."""
         return {
-            "cpus": self.cpus,
-            "memory_bytes": self.memory_bytes,
-            "accelerator": self.accelerator,
-            "accelerator_count": self.accelerator_count,
-            "on_demand": self.on_demand,
+            "shape": {
+                "cpus": self.cpus,
+                "memory_bytes": self.memory_bytes,
+                "accelerator": self.accelerator,
+                "accelerator_count": self.accelerator_count,
+            },
+            "market": "on-demand" if self.on_demand else "spot",
         }
 
     def describe(self) -> str:
@@ -100,19 +102,6 @@ def node_types(offers: Iterable[Offer]) -> list[NodeType]:
     )
 
 
-def offers_for(offers: Iterable[Offer], node_config: dict[str, Any]) -> list[Offer]:
-    """The offers that may be bought for a node type: each dominates its envelope."""
-    return [
-        offer
-        for offer in offers
-        if offer.cpus >= node_config["cpus"]
-        and offer.memory_bytes >= node_config["memory_bytes"]
-        and offer.accelerator == node_config["accelerator"]
-        and offer.accelerator_count >= node_config["accelerator_count"]
-        and (offer.market == "on-demand" or not node_config["on_demand"])
-    ]
-
-
 def choose(
     types: list[NodeType],
     *,
@@ -123,7 +112,7 @@ def choose(
 ) -> HostRequest:
     """The smallest node type that holds the request.
 
-    A session without a GPU is never put on a GPU node. Raises `NoSuchResources`, at once and naming
+    No GPU node is started for a session without a GPU. Raises `NoSuchResources`, at once and naming
     what there is.
     """
     wanted, count = gpu or (None, 0)
