@@ -96,13 +96,13 @@ class Display:
     # --- ours -------------------------------------------------------------------------------------
 
     def _status(self, content: dict[str, Any], _: Any) -> None:
-        self.status(content["text"])
+        self.status(content["text"], ready=content.get("ready", False))
 
-    def status(self, text: str) -> None:
+    def status(self, text: str, *, ready: bool = False) -> None:
         """What the session waits for: one line that replaces the last."""
         waited = time.monotonic() - self._status_since
-        since = f" · {waited:.0f} s" if waited >= 1 else ""
-        self._line(f"{text}{since}", mark="◌", replace=True)
+        since = f" · {'ready after ' if ready else ''}{waited:.0f} s" if waited >= 1 else ""
+        self._line(f"{text}{since}", mark="●" if ready else "◌", replace=True)
 
     def _story(self, content: dict[str, Any], body: dict[str, Any]) -> None:
         clock = datetime.fromtimestamp(body["time"]).strftime("%H:%M:%S")

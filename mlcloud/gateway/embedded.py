@@ -70,6 +70,10 @@ class EmbeddedCluster:
         self._attempts_read = 0
         self._joined: asyncio.Future[Hosts] = asyncio.get_running_loop().create_future()
 
+    @property
+    def up(self) -> bool:
+        return self._joined.done()
+
     async def joined(self) -> Hosts:
         """Ray, once the cluster is up. Raises `SessionFailed` if it does not come up."""
         return await asyncio.shield(self._joined)

@@ -381,6 +381,8 @@ class Session:
         """A started host on some node. Its kernel is empty yet."""
         from ray.exceptions import RayError
 
+        if not self.services.cluster.up:
+            self.status("starting the embedded cluster")
         hosts = await self.services.cluster.joined()
         for attempt in range(BRING_UP_TRIES):
             self.epoch += 1
@@ -424,6 +426,8 @@ class Session:
         if moved:
             self.story("moved", f"moved to {self._place(host)}", node=host.instance)
         await self._restore(host)
+        if not moved:
+            self.status(f"on {self._place(host)}", ready=True)
         if previous is not None:
             await self._release(previous, billing=False)
         self._save(epoch=host.epoch, host_number=host.number)
@@ -709,11 +713,11 @@ class Session:
         target = self.current.id if self.current else ""
         self.journal.emit(target, "story", {"what": what, "text": text, **facts})
 
-    def status(self, text: str) -> None:
-        """What the session waits for; shown while it lasts."""
-        self.detail = text
+    def status(self, text: str, *, ready: bool = False) -> None:
+        """What the session waits for; shown while it lasts. `ready`: it waits no more."""
+        self.detail = "" if ready else text
         target = self.current.id if self.current else ""
-        self.journal.emit(target, "status", {"text": text})
+        self.journal.emit(target, "status", {"text": text, "ready": ready})
 
     # --- small things -----------------------------------------------------------------------------
 
