@@ -99,7 +99,7 @@ class SessionInfo(Model):
     running: str | None = Field(description="The execution that runs now.")
     queued: int
     last_event: int
-    finished_cells: int = Field(description="Cells that ended.")
+    finished_cells: int = Field(description="Cells that finished without an error.")
     safe_cells: int = Field(description="Cells whose state is in the store.")
     detail: str = Field("", description="Why, for `failed`, and what it waits for, for `starting`.")
 

@@ -113,7 +113,7 @@ def ray_command(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     command = [
         sys.executable,
         "-m",
-        "ray.scripts.scripts",
+        "mlcloud.cluster.ray_node",
         "start",
         "--block",
         f"--node-ip-address={settings['node_ip']}",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import secrets
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ from mlcloud.cluster.clouds.local import HEAD, write_json
 from mlcloud.cluster.shapes import NodeType
 
 OBJECT_STORE_BYTES = 128 * 2**20
-# Ray takes "127.0.0.1" for a mistake and replaces it by the address of a network card, on which it
-# would then listen. Any other loopback address is left alone; only Linux has them without set-up.
-NODE_IP = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+NODE_IP = "127.0.0.1"
 
 
 def write(

@@ -143,7 +143,7 @@ class Executions:
         return [_from_row(row) for row in rows]
 
     def counts(self, session_id: str) -> tuple[int, int]:
-        """Cells that ended, and those of them whose state is in the store."""
+        """Cells that finished without an error, and those of them whose state is in the store."""
         with self._engine.connect() as connection:
             rows = connection.execute(
                 select(db.executions.c.state).where(
@@ -152,8 +152,7 @@ class Executions:
             ).scalars()
             states = list(rows)
         safe = states.count(ExecutionState.SAFE.value)
-        ended = safe + states.count(ExecutionState.FINISHED.value)
-        return ended + states.count(ExecutionState.FAILED.value), safe
+        return safe + states.count(ExecutionState.FINISHED.value), safe
 
 
 def _from_row(row: Row[Any]) -> Execution:

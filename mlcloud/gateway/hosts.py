@@ -24,7 +24,9 @@ class Hosts:
     def __init__(self, address: str, environment: dict[str, str]) -> None:
         self.address = address
         # Ray reads its settings from the environment, at import and later.
-        os.environ.update({key: value for key, value in environment.items() if key != "PYTHONPATH"})
+        os.environ.update(environment)
+        # For a driver this switch means: 127.0.0.1 is meant, listen there and nowhere else.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
     async def connect(self, timeout: float = 60.0) -> None:
         """Join the cluster as a driver, waiting for its head to answer."""

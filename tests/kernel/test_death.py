@@ -34,10 +34,14 @@ def test_says_why_and_keeps_the_earlier_state(
     assert s["after"] == 4
 
 
-def test_what_was_printed_before_arrives(session: Callable[..., Session], capsys) -> None:  # type: ignore[no-untyped-def]
+def test_what_was_printed_before_arrives(
+    session: Callable[..., Session], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(errors.KernelDied):
-        session().run("for i in range(100): print(i)\nimport os; os._exit(1)")
-    assert capsys.readouterr().out.split() == [str(i) for i in range(100)]
+        session().run(
+            "import os, sys\nfor i in range(5_000): print(i)\nsys.stdout.flush()\nos._exit(1)"
+        )
+    assert capsys.readouterr().out.split() == [str(i) for i in range(5_000)]
 
 
 def test_more_memory_than_asked_for_ends_the_cell(session: Callable[..., Session]) -> None:

@@ -41,48 +41,54 @@ def interrupted(session: Session, code: str) -> tuple[BaseException | None, floa
     [
         "import time\nprint('ready')\ntime.sleep(60)",
         "print('ready')\nwhile True: pass",
-        "print('ready')\n!sleep 60",
         "import subprocess\nprint('ready')\nsubprocess.run(['sleep', '60'])",
         "import asyncio\nprint('ready')\nawait asyncio.sleep(60)",
         "import threading\nprint('ready')\nthreading.Event().wait()",
     ],
-    ids=["sleep", "loop", "shell", "subprocess", "await", "lock"],
+    ids=["sleep", "loop", "subprocess", "await", "lock"],
 )
 def test_stops_within_seconds(shared: Session, code: str) -> None:
     error, took = interrupted(shared, code)
-    assert isinstance(error, KeyboardInterrupt)
+    assert type(error).__name__ in ("KeyboardInterrupt", "CancelledError")
     assert took < SOON_S
     assert shared["kept"] == 1
     assert shared.state == "idle"
+
+
+def test_stops_a_shell_command(shared: Session) -> None:
+    """As in a local notebook: the command ends, the cell goes on to its next line."""
+    shared.run("import os; pid = os.getpid()", quiet=True)
+    error, took = interrupted(shared, "print('ready')\n!sleep 61\nprint('next')")
+    assert error is None
+    assert took < SOON_S
+    until(lambda: not children(shared["pid"]), "the shell and its sleep have ended", timeout=5)
 
 
 def test_stops_a_data_loader_and_its_workers(shared: Session) -> None:
     pytest.importorskip("torch")
     error, took = interrupted(
         shared,
-        "import time, os, psutil, torch.utils.data as data\n"
+        "import time, os, torch.utils.data as data\n"
         "class Slow(data.Dataset):\n"
         "    def __len__(self): return 1000\n"
         "    def __getitem__(self, i):\n"
         "        time.sleep(0.5)\n"
         "        return i\n"
-        "loader = data.DataLoader(Slow(), num_workers=2)\n"
         "pid = os.getpid()\n"
-        "for batch in loader:\n"
+        "for batch in data.DataLoader(Slow(), num_workers=2):\n"
         "    print('ready', flush=True)",
     )
     assert isinstance(error, KeyboardInterrupt)
     assert took < SOON_S
-    kernel = psutil.Process(shared["pid"])
-    shared.run("del loader", quiet=True)
-    until(lambda: not kernel.children(), "the loader's workers have ended", timeout=10)
+    until(lambda: not children(shared["pid"]), "the loader's workers have ended", timeout=10)
 
 
-def test_a_shell_command_is_stopped_too(shared: Session) -> None:
-    shared.run("import os; pid = os.getpid()", quiet=True)
-    interrupted(shared, "print('ready')\n!sleep 61")
-    kernel = psutil.Process(shared["pid"])
-    until(lambda: not kernel.children(), "the shell and its sleep have ended", timeout=5)
+def children(pid: int) -> list[psutil.Process]:
+    return [
+        each
+        for each in psutil.Process(pid).children(recursive=True)
+        if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 def test_what_the_cell_bound_before_is_kept(shared: Session) -> None:
@@ -135,7 +141,7 @@ def test_interrupts_while_no_cell_runs_do_nothing(session: Callable[..., Session
     assert s["y"] == 2
 
 
-def test_a_cell_that_ignores_interrupts_is_ended_by_its_timeout_ladder(
+def test_a_cell_that_ignores_interrupts_is_ended_by_the_ladder(
     shared: Session, cluster: Embedded
 ) -> None:
     """The third step of the ladder: the kernel is ended, and the state before the cell is back."""
