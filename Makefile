@@ -41,7 +41,10 @@ demo: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 ifneq ($(NOTEBOOKS),)
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 $(NOTEBOOKS)
+	@# a cluster of their own, ended whatever happens
+	home=$$(mktemp -d) && export MLCLOUD_HOME=$$home; \
+	  $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 $(NOTEBOOKS); code=$$?; \
+	  $(BIN)/mlcloud down && rm -rf $$home; exit $$code
 endif
 
 test-slow: $(STAMP)

@@ -88,6 +88,7 @@ class Narrator:
         self._began = time.monotonic()
         self._waiting = ""
         self._last_progress = 0.0
+        self._last_text = ""
 
     @property
     def seconds(self) -> float:
@@ -106,12 +107,13 @@ class Narrator:
             self._shown(content)
 
     def _stream(self, text: str) -> None:
-        if "█" in text or re.search(r"\d+/\d+", text):  # a progress bar redraws all the time
+        if found := re.search(r"\b(\d+)/(\d+)\b", text):  # a progress bar redraws all the time
             now = time.monotonic()
-            if now - self._last_progress < PROGRESS_EVERY_S and "60/60" not in text:
+            if now - self._last_progress < PROGRESS_EVERY_S and found[1] != found[2]:
                 return
             self._last_progress = now
-        if text:
+        if text and text != self._last_text:
+            self._last_text = text
             self.line(f"    {text}")
 
     def _shown(self, content: dict[str, Any]) -> None:
@@ -146,7 +148,7 @@ class WatchedClient(NotebookClient):
 # --- running --------------------------------------------------------------------------------------
 
 
-async def _execute(notebook: Any, out: Path, narrator: Narrator) -> None:
+async def _execute(notebook: Any, out: Path, log: Any, narrator: Narrator) -> None:
     """Run the code cells in order in one kernel. Ctrl-C and SIGTERM cancel this."""
     client = WatchedClient(
         notebook,
@@ -157,7 +159,7 @@ async def _execute(notebook: Any, out: Path, narrator: Narrator) -> None:
     client.narrator = narrator
     code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     narrator.line("starting a kernel")
-    async with client.async_setup_kernel(env=_environment(out)):
+    async with client.async_setup_kernel(env=_environment(out), stdout=log, stderr=log):
         _cancel_on_signals()
         for number, index in enumerate(code, 1):
             cell = notebook.cells[index]
@@ -217,9 +219,10 @@ def run(out: Path, say: Say = print) -> Story:
         narrator = Narrator(say)
         notebook = nbformat.read(NOTEBOOK, as_version=4)
         try:
-            asyncio.run(_execute(notebook, out, narrator))
+            with open(out / "kernel.log", "wb") as log:
+                asyncio.run(_execute(notebook, out, log, narrator))
         except CellExecutionError as error:
-            raise DemoFailed(f"a cell failed:\n{error}") from None
+            raise DemoFailed(f"a cell failed.\n{error.traceback}") from None
         except DeadKernelError as error:
             raise DemoFailed(f"the notebook's kernel died: {error}") from None
         except (asyncio.CancelledError, KeyboardInterrupt):

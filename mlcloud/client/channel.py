@@ -78,6 +78,8 @@ class Channel:
             except (ConnectionClosed, OSError):
                 self._drop()
                 on_lost("the connection to the gateway was lost; reconnecting")
+                self._open(on_lost)
+                on_lost("reconnected to the gateway; nothing was missed")
                 continue
             message = msgpack.unpackb(data, strict_map_key=False)
             if "error" in message:
