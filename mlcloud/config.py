@@ -12,11 +12,12 @@ import stat
 import tempfile
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mlcloud.errors import ConnectionFailed
+from mlcloud.errors import ConnectionFailed, UsageError
 from mlcloud.units import parse_duration
 
 
@@ -64,6 +65,17 @@ class Settings(BaseSettings):
     warm_spares: int = Field(
         0, ge=0, le=8, description="Idle nodes of the smallest shape kept ready; they bill."
     )
+
+    def __init__(self, **values: Any) -> None:
+        """Raises `UsageError`, naming the variable, where a setting cannot be understood."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"MLCLOUD_{str(each['loc'][0]).upper()}={each['input']!r}: {each['msg']}"
+                for each in error.errors()
+            )
+            raise UsageError(f"a setting cannot be understood: {problems}") from None
 
     @field_validator(
         "start_timeout",

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import nbformat
 import psutil
 from nbclient import NotebookClient
@@ -34,6 +35,7 @@ from nbconvert import HTMLExporter
 
 from mlcloud.client.embedded import down
 from mlcloud.config import Settings
+from mlcloud.errors import MLCloudError
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "01_first_remote_cell.ipynb"
@@ -160,22 +162,36 @@ async def _execute(notebook: Any, out: Path, log: Any, narrator: Narrator) -> No
     code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     narrator.line("starting a kernel")
     async with client.async_setup_kernel(env=_environment(out), stdout=log, stderr=log):
-        _cancel_on_signals()
+        stopped = _cancel_on_signals()
         for number, index in enumerate(code, 1):
             cell = notebook.cells[index]
             narrator.line(f"[{number:2}/{len(code)}] {_title(cell)}")
-            await client.async_execute_cell(cell, index, execution_count=number)
+            try:
+                await client.async_execute_cell(cell, index, execution_count=number)
+            except DeadKernelError:  # which is also what nbclient makes of a cancelled task
+                if stopped.is_set():
+                    raise DemoFailed("interrupted") from None
+                raise
         client.set_widgets_metadata()
 
 
-def _cancel_on_signals() -> None:
-    """Instead of nbclient's own handlers, which would leave the cell waiting for its kernel."""
+def _cancel_on_signals() -> asyncio.Event:
+    """Ctrl-C and SIGTERM cancel this task, once; instead of nbclient's own handlers, which would
+    leave the cell waiting for its kernel."""
     task = asyncio.current_task()
     assert task is not None
+    stopped = asyncio.Event()
+
+    def stop() -> None:
+        if not stopped.is_set():
+            stopped.set()
+            task.cancel()
+
     loop = asyncio.get_running_loop()
     with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread: no signals here
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, task.cancel)
+            loop.add_signal_handler(number, stop)
+    return stopped
 
 
 def _environment(out: Path) -> dict[str, str]:
@@ -212,7 +228,7 @@ def run(out: Path, say: Say = print) -> Story:
     story = Story(out / NOTEBOOK.name, out / NOTEBOOK.with_suffix(".html").name)
     settings = Settings(home=out / "home", url=None, token=None, store=None)
     with _alone(out):
-        if down(settings):
+        if _take_down(settings, say):
             say("an earlier run was cut off; what it left has been taken down")
         shutil.rmtree(settings.home, ignore_errors=True)
         settings.home.mkdir(mode=0o700)
@@ -222,7 +238,7 @@ def run(out: Path, say: Say = print) -> Story:
             with open(out / "kernel.log", "wb") as log:
                 asyncio.run(_execute(notebook, out, log, narrator))
         except CellExecutionError as error:
-            raise DemoFailed(f"a cell failed.\n{error.traceback}") from None
+            raise DemoFailed(_error(notebook, error)) from None
         except DeadKernelError as error:
             raise DemoFailed(f"the notebook's kernel died: {error}") from None
         except (asyncio.CancelledError, KeyboardInterrupt):
@@ -230,12 +246,25 @@ def run(out: Path, say: Say = print) -> Story:
         finally:
             narrator.line("taking the cluster down")
             with _uninterrupted():
-                down(settings)
+                ours = list(_processes(settings.home))
+                _take_down(settings, say)
                 _write(notebook, story)
-                story.left_running = _left_running(settings.home)
+                story.left_running = _left(ours, settings.home)
     story.seconds = narrator.seconds
     _what_happened(notebook, story)
     return story
+
+
+def _error(notebook: Any, error: CellExecutionError) -> str:
+    """Which cell failed, and the traceback it shows."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                traceback = "\n".join(output.traceback)
+                if not sys.stderr.isatty():
+                    traceback = re.sub(r"\x1b\[[\d;]*m", "", traceback)
+                return f"cell {_title(cell)}: {error.ename}: {error.evalue}\n{traceback}"
+    return str(error)
 
 
 @contextlib.contextmanager
@@ -252,14 +281,28 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _left_running(home: Path) -> list[str]:
-    """Processes of this home's cluster, given a few seconds to end and be reaped."""
-    until = time.monotonic() + 5
+def _take_down(settings: Settings, say: Say) -> bool:
+    """`down`, by force where it fails; True if there was anything to end."""
+    try:
+        return down(settings)
+    except (MLCloudError, httpx.HTTPError) as error:
+        say(f"`mlcloud down` failed ({error}); ending the processes of {settings.home} one by one")
+        for process in _processes(settings.home):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        down(settings)
+        return True
+
+
+def _left(ours: list[psutil.Process], home: Path) -> list[str]:
+    """What is left of these and of any newer ones, given a few seconds to end and be reaped."""
+    until = time.monotonic() + 8
     while True:
-        found = [f"{each.pid} {' '.join(each.cmdline())[:100]}" for each in _processes(home)]
-        if not found or time.monotonic() > until:
-            return found
-        time.sleep(0.2)
+        # is_running() is also true of a zombie, as it should be here.
+        left = {each for each in [*ours, *_processes(home)] if each.is_running()}
+        if not left or time.monotonic() > until:
+            return [str(each) for each in left]
+        time.sleep(0.1)
 
 
 def _processes(home: Path) -> Iterator[psutil.Process]:
@@ -359,12 +402,17 @@ def main() -> int:
     except DemoFailed as error:
         print(f"\nthe demo did not get to its end: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted before or after the notebook ran", file=sys.stderr)
+        return 130
     print("", *_summary(story), sep="\n")
     jupyter = Path(sys.executable).with_name("jupyter")
     with contextlib.suppress(ValueError):
         jupyter = jupyter.relative_to(Path.cwd())
-    print(f"\n  executed notebook  {story.notebook}\n    open it with     {jupyter} lab "
-          f"{story.notebook}\n  as a web page      {story.html}")
+    print(
+        f"\n  executed notebook  {story.notebook}\n    open it with     {jupyter} lab "
+        f"{story.notebook}\n  as a web page      {story.html}"
+    )
     return 0 if all(passed for _, passed in story.checks()) else 1
 
 

@@ -10,6 +10,7 @@ Nothing here starts a mocked part: a test that uses these runs gateway, Ray, hos
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -32,7 +33,8 @@ from nbclient import NotebookClient
 
 import mlcloud
 from mlcloud.client.api import Client
-from mlcloud.client.embedded import down, running
+from mlcloud.client.connection import Connection
+from mlcloud.client.embedded import down, find, running
 from mlcloud.client.session import Session
 from mlcloud.config import Settings
 
@@ -152,7 +154,7 @@ class Embedded:
     def processes(self) -> list[Process]:
         """Every live process of this cluster; remembers them for the check at the end."""
         roots = [record.get("pid") for record in self.records()]
-        if (self.home / "gateway.json").exists():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             roots.append(self.connection["pid"])
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
@@ -183,7 +185,7 @@ class Embedded:
         pid: int = self.connection["pid"]
         gateway = psutil.Process(pid)
         gateway.kill()
-        until(lambda: not _alive(gateway), "the killed gateway is gone")
+        until(lambda: not alive(gateway), "the killed gateway is gone")
         return pid
 
     def end(self) -> None:
@@ -191,10 +193,12 @@ class Embedded:
         self.processes()
         settings = self.settings
         ray_dir = settings.ray_dir
-        down(settings)
-        left = self.left()
-        for process in left:
-            _kill(process.pid)
+        try:
+            down(settings)
+        finally:
+            left = self.left()
+            for process in left:  # so that one failure does not become everybody's
+                _kill(process.pid)
         assert not left, f"still running after down: {[(p.pid, p.command) for p in left]}"
         assert not ray_dir.exists()
         assert not settings.connection_file.exists()
@@ -227,8 +231,12 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+def alive(process: psutil.Process) -> bool:
+    """Runs, and is no zombie that nobody collects."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _kill(pid: int) -> None:
@@ -370,8 +378,9 @@ class Running:
     """A cell that runs in another thread, while the test does something to it."""
 
     def __init__(self, session: Session, code: str, **options: Any) -> None:
-        self.session = session
-        self._after = session.info.last_event
+        # Watched through a connection of its own: the session belongs to the thread that runs it.
+        self.watch = another(session)
+        self._after = self.watch.info.last_event
         self._pool = ThreadPoolExecutor(1)
         self.done = self._pool.submit(session.run, code, **options)
 
@@ -381,11 +390,17 @@ class Running:
         assert text in self.text(), f"the cell ended without printing {text!r}"
 
     def text(self) -> str:
-        return printed(self.session, after=self._after)
+        return printed(self.watch, after=self._after)
 
     def error(self, timeout: float = 60.0) -> BaseException | None:
         """What the cell raised, once it has ended."""
         return self.done.exception(timeout)
+
+
+def another(session: Session) -> Session:
+    """The same session as a second notebook sees it."""
+    connection = Connection(lambda: find(Settings()), embedded=True)
+    return Client(connection).attach(session.name)
 
 
 def events(session: Session, after: int = 0) -> list[dict[str, Any]]:

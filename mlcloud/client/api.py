@@ -9,6 +9,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
+from pydantic import ValidationError
+
 from mlcloud.client.cluster import Cluster
 from mlcloud.client.connection import Connection, fixed
 from mlcloud.client.session import Session, main_namespace
@@ -46,34 +48,37 @@ class Client:
         name: str | None = None,
         *,
         gpu: str | None = None,
-        cpus: float = 1,
+        cpus: float | None = None,
         memory: str | None = None,
-        market: str = "spot",
+        market: str | None = None,
         idle_timeout: str | None = None,
         namespace: dict[str, Any] | None = None,
     ) -> Session:
         """The session of this name (None: this notebook's own), made if there is none.
 
-        `gpu` is `NAME:COUNT`, `memory` a size such as `4GB`, `idle_timeout` a duration such as
-        `15m`. Names are shared with `namespace`, by default the notebook's. Raises
-        `NoSuchResources` at once where the cluster has no such machine, `Conflict` where the name
-        exists with others.
+        `gpu` is `NAME:COUNT` (none), `cpus` vCPUs (1), `memory` a size such as `4GB` (the node's),
+        `market` `spot` (with on-demand as the way out) or `on-demand`, `idle_timeout` a duration
+        such as `15m`. Names are shared with `namespace`, by default the notebook's.
+
+        Raises `UsageError` for what it does not understand, `NoSuchResources` at once where the
+        cluster has no such machine, `Conflict` where the name exists with other resources than
+        those given here.
         """
-        if market not in ("spot", "on-demand"):
-            raise UsageError(f"market is 'spot' or 'on-demand', not {market!r}")
-        request = SessionRequest.model_validate(
-            {
-                "name": name or self._unnamed,
-                "gpu": gpu,
-                "cpus": cpus,
-                "memory": memory,
-                "market": market,
-                "idle_timeout": idle_timeout,
-            }
-        )
-        info = SessionInfo.model_validate(
-            self._connection.post("/v1/sessions", request.model_dump())
-        )
+        given = {
+            "gpu": gpu,
+            "cpus": cpus,
+            "memory": memory,
+            "market": market,
+            "idle_timeout": idle_timeout,
+        }
+        wanted = {key: value for key, value in given.items() if value is not None}
+        try:
+            request = SessionRequest.model_validate({"name": name or self._unnamed, **wanted})
+        except ValidationError as error:
+            problems = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
+            raise UsageError(f"no such session can be: {problems}") from None
+        answer = self._connection.post("/v1/sessions", request.model_dump(exclude_unset=True))
+        info = SessionInfo.model_validate(answer)
         return self._local(info, namespace)
 
     def _local(self, info: SessionInfo, namespace: dict[str, Any] | None) -> Session:
@@ -93,7 +98,8 @@ class Client:
 
     def known(self, name: str | None) -> Session | None:
         """This notebook's session of that name, if it has used one already."""
-        return self._sessions.get(name or self._unnamed)
+        found = self._sessions.get(name or self._unnamed)
+        return None if found is None or found.closed else found
 
     def cost(self) -> Decimal:
         """Dollars the cluster has cost so far."""

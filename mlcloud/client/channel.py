@@ -10,6 +10,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -41,6 +42,7 @@ class Channel:
         self._name = name
         self.cursor = after
         self._socket: ClientConnection | None = None
+        self._opened = ExitStack()
         self._waiting: deque[Event] = deque()
         self._pending: dict[str, dict[str, Any]] = {}
 
@@ -122,20 +124,23 @@ class Channel:
             tcp = socket.create_connection((parts.hostname, parts.port or 80), timeout=10)
             # Else a small message waits up to 40 ms for the last one's acknowledgement.
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connect(
+        opening = connect(
             f"{url}/v1/sessions/{self._name}/channel?after={self.cursor + len(self._waiting)}",
-            additional_headers={"Authorization": f"Bearer {address.token}"},
+            additional_headers=address.headers,
             max_size=None,
             compression=None,
             proxy=None,
             sock=tcp,
             open_timeout=10,
         )
+        self._opened = ExitStack()
+        return self._opened.enter_context(opening)
 
     def _drop(self) -> None:
         if self._socket is not None:
-            self._socket.close()
             self._socket = None
+            with suppress(OSError, ConnectionClosed):
+                self._opened.close()
 
     def close(self) -> None:
         self._drop()

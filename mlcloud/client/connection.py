@@ -24,6 +24,10 @@ class Address:
     url: str
     token: str
 
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
     def __repr__(self) -> str:  # never the token
         return f"Address({self.url!r})"
 
@@ -40,7 +44,7 @@ class Connection:
     def _open(self) -> httpx.Client:
         return httpx.Client(
             base_url=self.address.url,
-            headers={"Authorization": f"Bearer {self.address.token}"},
+            headers=self.address.headers,
             timeout=httpx.Timeout(60.0, connect=5.0),
             trust_env=False,
         )
@@ -127,7 +131,7 @@ def fixed(url: str, token: str | None) -> Callable[[], Address]:
             try:
                 response = httpx.get(
                     f"{address.url}/v1/sessions",
-                    headers={"Authorization": f"Bearer {address.token}"},
+                    headers=address.headers,
                     timeout=5,
                     trust_env=False,
                 )

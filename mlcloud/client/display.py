@@ -100,36 +100,49 @@ class Display:
 
     def status(self, text: str, *, ready: bool = False) -> None:
         """What the session waits for: one line that replaces the last."""
+        update = self._status_id is not None
+        if self._status_id is None:
+            self._status_id = f"mlcloud-{uuid4().hex[:12]}"
+            self._status_since = time.monotonic()
         waited = time.monotonic() - self._status_since
         since = f" · {'ready after ' if ready else ''}{waited:.0f} s" if waited >= 1 else ""
-        self._line(f"{text}{since}", mark="●" if ready else "◌", replace=True)
+        self._line(
+            f"{text}{since}",
+            mark="●" if ready else "◌",
+            transient={"display_id": self._status_id},
+            update=update,
+        )
+        if ready:
+            self._status_id = None  # the next wait has a line of its own
 
     def _story(self, content: dict[str, Any], body: dict[str, Any]) -> None:
         clock = datetime.fromtimestamp(body["time"]).strftime("%H:%M:%S")
-        self._line(f"{clock} {content['text']}", mark=MARKS.get(content["what"], "·"))
+        facts = {key: value for key, value in content.items() if key != "text"}
+        self._line(f"{clock} {content['text']}", mark=MARKS.get(content["what"], "·"), facts=facts)
 
     def _mlcloud_event(self, content: dict[str, Any], body: dict[str, Any]) -> None:
         text = checkpoint_line(content)
         if text:
-            self._story({"what": content["type"], "text": text}, body)
+            self._story({**content, "what": content["type"], "text": text}, body)
 
-    def _line(self, text: str, *, mark: str, replace: bool = False) -> None:
+    def _line(
+        self,
+        text: str,
+        *,
+        mark: str,
+        facts: dict[str, Any] | None = None,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+    ) -> None:
         data = {
             "text/plain": f"{mark} {text}",
             "text/html": f'<div style="{STYLE}">{mark} {html.escape(text)}</div>',
         }
-        metadata = {"mlcloud": {"line": text}}
+        metadata = {"mlcloud": {"line": text, **(facts or {})}}
         if self._shell is None:
             print(data["text/plain"], file=sys.stderr)
             return
-        if not replace:
-            self._shell.display_pub.publish(data, metadata)
-            return
-        update = self._status_id is not None
-        self._status_id = self._status_id or f"mlcloud-{uuid4().hex[:12]}"
-        self._shell.display_pub.publish(
-            data, metadata, transient={"display_id": self._status_id}, update=update
-        )
+        self._shell.display_pub.publish(data, metadata, transient=transient or {}, update=update)
 
     def footer(self, content: dict[str, Any]) -> None:
         """The bill under the cell."""

@@ -44,7 +44,7 @@ def running(settings: Settings) -> Address | None:
         address = Address(connection["url"], connection["token"])
         response = httpx.get(
             f"{address.url}/v1/nodes",
-            headers={"Authorization": f"Bearer {address.token}"},
+            headers=address.headers,
             timeout=5,
             trust_env=False,
         )
@@ -119,7 +119,7 @@ def down(settings: Settings, *, timeout: float = 60.0) -> bool:
             found = True
             response = httpx.post(
                 f"{address.url}/v1/down",
-                headers={"Authorization": f"Bearer {address.token}"},
+                headers=address.headers,
                 timeout=timeout,
                 trust_env=False,
             )

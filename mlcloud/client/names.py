@@ -33,6 +33,8 @@ from mlcloud.client.scopes import (
     captures,
     class_names,
     function_names,
+    matches_all,
+    may_suppress,
     outside_of,
     root_of,
 )
@@ -41,9 +43,7 @@ from mlcloud.values.uses import closure
 __all__ = ["CellNames", "analyze", "closure", "parse"]
 
 _RUNS_CODE = {"time", "timeit", "prun", "capture", "memit", "mprun", "lprun", "debug"}
-_SUPPRESSES = {"suppress", "raises", "ExitStack", "AsyncExitStack"}
 _PLAIN_FLAGS = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _OPTION = re.compile(r"^\s*(-\w+(\s*\d+)?\s+)+")
 
@@ -209,7 +209,7 @@ class _Cell:
         before, swallows = set(self.bound), False
         for item in node.items:
             self.expression(item.context_expr)
-            swallows |= not _SUPPRESSES.isdisjoint(_words(item.context_expr))
+            swallows |= may_suppress(item.context_expr)
             if item.optional_vars is not None:
                 self.target(item.optional_vars)
         self.block(node.body)
@@ -254,7 +254,7 @@ class _Cell:
                     self.bind(name)
             if case.guard is not None:
                 self.expression(case.guard)
-            default |= case.guard is None and _matches_all(case.pattern)
+            default |= case.guard is None and matches_all(case.pattern)
             self.block(case.body)
             if not self.bottom:
                 ends.append(self.bound)
@@ -418,14 +418,3 @@ class _Cell:
                 self.expression(ast.parse(source.partition("!")[0].strip(), mode="eval").body)
             except SyntaxError:
                 continue  # the shell's own braces
-
-
-def _matches_all(pattern: ast.pattern) -> bool:
-    return isinstance(pattern, ast.MatchAs) and pattern.pattern is None
-
-
-def _words(node: ast.AST) -> set[str]:
-    """Every name and attribute in an expression."""
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} | {
-        part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)
-    }

@@ -19,17 +19,29 @@ Fetch = Callable[[str, int], Any]
 
 
 class RemoteValue:
-    """The address and preview of a value in a session. `fetch(name, binding)` brings it here."""
+    """The address and preview of a value in a session. `fetch(name, binding)` brings it here.
 
-    __slots__ = ("__weakref__", "_fetch", "_info", "_session")
+    `session` is the session's id, the address; `place` is what the user calls it, only shown.
+    """
+
+    __slots__ = ("__weakref__", "_fetch", "_info", "_place", "_session")
     _fetch: Fetch | None
     _info: RemoteInfo
+    _place: str
     _session: str
 
-    def __init__(self, info: RemoteInfo, session: str, fetch: Fetch | None = None) -> None:
+    def __init__(
+        self,
+        info: RemoteInfo,
+        session: str,
+        fetch: Fetch | None = None,
+        *,
+        place: str | None = None,
+    ) -> None:
         object.__setattr__(self, "_info", info)
         object.__setattr__(self, "_session", session)
         object.__setattr__(self, "_fetch", fetch)
+        object.__setattr__(self, "_place", session if place is None else place)
 
     @property
     def __mlcloud_ref__(self) -> tuple[str, str, int]:
@@ -63,8 +75,8 @@ class RemoteValue:
 
     @property
     def place(self) -> str:
-        """The session it lives in."""
-        return self._session
+        """The session it lives in, by its name where that is known."""
+        return self._place
 
     def get(self) -> Any:
         """Fetch the value into the notebook, whatever its size. It is a copy."""

@@ -4,6 +4,8 @@ A function's body, a lambda, a class body and a comprehension each become a `Cel
 what they read, bind (`global x`) and mutate *outside* themselves, whatever the order in which they
 do it: their inner scopes are worked out first, and what those read is either local here or passed
 on. `names` decides when such a body runs, and so whether the name was bound by then.
+
+At the end, what both ask of single pieces of syntax.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DYNAMIC = {"exec", "eval", "globals", "locals", "vars", "run_path", "compile"}
+_SUPPRESSES = {"suppress", "raises", "ExitStack", "AsyncExitStack"}
 
 
 @dataclass
@@ -213,6 +216,19 @@ def captures(node: ast.AST) -> Iterator[str]:
         yield node.name
     elif isinstance(node, ast.MatchMapping) and node.rest:
         yield node.rest
+
+
+def matches_all(pattern: ast.pattern) -> bool:
+    """Whether a `case` without a guard takes everything that gets to it."""
+    return isinstance(pattern, ast.MatchAs) and pattern.pattern is None
+
+
+def may_suppress(context: ast.expr) -> bool:
+    """Whether a `with` over this may swallow an exception, and so end in its middle."""
+    parts = list(ast.walk(context))
+    words = {part.id for part in parts if isinstance(part, ast.Name)}
+    words |= {part.attr for part in parts if isinstance(part, ast.Attribute)}
+    return not _SUPPRESSES.isdisjoint(words)
 
 
 def root_of(node: ast.AST) -> str | None:

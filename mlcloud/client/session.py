@@ -43,7 +43,13 @@ class Session:
         self._connection = connection
         self.name = info.name
         self.id = info.id
-        self._side = LocalSide({} if namespace is None else namespace, info.id, fetch=self._get)
+        self.closed = False
+        self._side = LocalSide(
+            {} if namespace is None else namespace,
+            info.id,
+            fetch=self._get,
+            session_name=info.name,
+        )
         self._channel = Channel(connection, info.name, after=info.last_event)
 
     def __repr__(self) -> str:
@@ -245,6 +251,7 @@ class Session:
         """End the session for good and give its node back."""
         self._connection.request("DELETE", f"/v1/sessions/{self.name}", missing_ok=True)
         self._channel.close()
+        self.closed = True
 
 
 class Ladder:

@@ -74,7 +74,6 @@ def main() -> int:
     }
 
     asyncio.run(_serve(settings, listener, connection))
-    settings.connection_file.unlink(missing_ok=True)
     return 0
 
 
@@ -95,11 +94,12 @@ async def _serve(
     )
     server = Server(config, settings, connection)
     await server.serve(sockets=[listener])
+    settings.connection_file.unlink(missing_ok=True)
+    logging.shutdown()
+    # Ray's driver may still wait for its head in a thread that nothing can end, and asyncio would
+    # wait for that thread.
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Ray's driver may still wait for a head in a thread that nothing can end.
-    os._exit(code)
+    sys.exit(main())

@@ -11,13 +11,14 @@ import os
 import platform
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 from blake3 import blake3
-from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy import insert
+from starlette.exceptions import HTTPException
 
 from mlcloud import errors
 from mlcloud.cluster.clouds.local import now
@@ -57,6 +58,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+Cursor = Annotated[int, Query(ge=0, description="The number of the last event that was seen.")]
+Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="blake3 of the content.")]
+
+
 def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
     """The ASGI application. `stop` ends the server after a `down`."""
 
@@ -86,6 +91,12 @@ def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
         )
         return JSONResponse(ErrorBody(code="UsageError", message=problems).model_dump(), 422)
 
+    @app.exception_handler(HTTPException)
+    async def _no_route(_: Request, error: HTTPException) -> JSONResponse:
+        code = "NotFound" if error.status_code == 404 else "UsageError"
+        body = ErrorBody(code=code, message=str(error.detail))
+        return JSONResponse(body.model_dump(), error.status_code)
+
     @app.get("/healthz")
     def healthz() -> Health:
         return Health(version=gateway.version, pid=os.getpid(), python=platform.python_version())
@@ -95,7 +106,7 @@ def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
     app.include_router(imds.router(gateway.cluster.cloud))
 
     @app.websocket("/v1/sessions/{name}/channel")
-    async def channel(socket: WebSocket, name: str, after: int = 0) -> None:
+    async def channel(socket: WebSocket, name: str, after: Cursor = 0) -> None:
         if await auth.accepted(socket):
             await serve_channel(socket, gateway, name, after)
 
@@ -163,7 +174,7 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         await sessions.get(name).interrupt(execution_id)
 
     @routes.get("/sessions/{name}/events")
-    async def read_events(name: str, after: int = 0) -> list[dict[str, Any]]:
+    async def read_events(name: str, after: Cursor = 0) -> list[dict[str, Any]]:
         return gateway.events(name, after)
 
     @routes.get("/cluster")
@@ -191,17 +202,19 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     # ---------------------
 
     @routes.head("/objects/{digest}")
-    async def has_object(digest: str) -> Response:
+    async def has_object(digest: Digest) -> Response:
         found = await asyncio.to_thread(gateway.store.exists, digest)
         return Response(status_code=200 if found else 404)
 
     @routes.get("/objects/{digest}", response_class=Response)
-    async def get_object(digest: str) -> Response:
+    async def get_object(digest: Digest) -> Response:
+        if not await asyncio.to_thread(gateway.store.exists, digest):
+            raise errors.NotFound(f"the store has no object {digest}")
         data = await asyncio.to_thread(gateway.store.get_chunk, digest)
         return Response(data, media_type="application/octet-stream")
 
     @routes.put("/objects/{digest}", status_code=204)
-    async def put_object(digest: str, request: Request) -> None:
+    async def put_object(digest: Digest, request: Request) -> None:
         data = await request.body()
         if len(data) > CHUNK_BYTES:
             raise errors.UsageError(f"an object has at most {CHUNK_BYTES} bytes, not {len(data)}")

@@ -33,8 +33,11 @@ async def serve_channel(socket: WebSocket, gateway: Gateway, name: str, after: i
     sender = asyncio.create_task(_send(socket, session, after))
     try:
         while True:
-            message = msgpack.unpackb(await socket.receive_bytes(), strict_map_key=False)
+            frame = await socket.receive()
+            if frame["type"] == "websocket.disconnect":
+                return
             gateway.used()
+            message = _read(frame.get("bytes"))
             try:
                 await _handle(session, message)
             except MLCloudError as error:
@@ -51,25 +54,36 @@ async def _send(socket: WebSocket, session: Session, after: int) -> None:
         await socket.send_bytes(msgpack.packb({Frame.EVENTS: rows}))
 
 
+def _read(frame: bytes | None) -> dict[str, Any]:
+    """The map in a frame; an empty one, which `_handle` refuses, for anything else."""
+    try:
+        message = msgpack.unpackb(frame or b"", strict_map_key=False)
+    except (ValueError, msgpack.UnpackException):
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
 async def _handle(session: Session, message: dict[str, Any]) -> None:
-    op = message.get(Frame.OP)
-    if op == "execute":
-        kind = message.get("kind", "cell")
-        if kind not in OPERATIONS:
-            raise UsageError(f"no operation {kind!r}")
-        session.execute(
-            str(message["id"]),
-            op=kind,
-            code=str(message.get("code", "")),
-            shipment=message.get("shipment"),
-            options=dict(message.get("options") or {}),
+    op, execution_id = message.get(Frame.OP), message.get("id")
+    if op not in ("execute", "interrupt", "kill"):
+        raise UsageError(
+            f"a frame is a msgpack map whose op is execute, interrupt or kill, not {op!r}"
         )
-    elif op == "interrupt":
-        await session.interrupt(str(message["id"]))
-    elif op == "kill":
+    if op == "kill":
         await session.kill_kernel()
-    else:
-        raise UsageError(f"no such request: {op!r}")
+        return
+    if not isinstance(execution_id, str) or not execution_id:
+        raise UsageError("an execution needs an id of its own, a string")
+    if op == "interrupt":
+        await session.interrupt(execution_id)
+        return
+    kind, code = message.get("kind", "cell"), message.get("code", "")
+    shipment, options = message.get("shipment"), message.get("options") or {}
+    if kind not in OPERATIONS or not isinstance(code, str):
+        raise UsageError(f"kind is one of {', '.join(sorted(OPERATIONS))}, and code a string")
+    if not isinstance(options, dict) or not isinstance(shipment, (dict, type(None))):
+        raise UsageError("shipment and options are maps")
+    session.execute(execution_id, op=kind, code=code, shipment=shipment, options=options)
 
 
 def _error(error: MLCloudError, execution_id: str | None) -> bytes:

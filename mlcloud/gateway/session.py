@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -223,10 +224,10 @@ class Session:
         host = self.host
         if host is None or host.instance != instance_id or self._successor is not None:
             return
-        seconds = max(0.0, (deadline - now()).total_seconds())
+        seconds = max(0, math.ceil((deadline - now()).total_seconds()))
         self.story(
             "notice",
-            f"notice: the cloud takes {self._place(host)} back in {seconds:.0f} s",
+            f"notice: the cloud takes {self._place(host)} back in {seconds} s",
             node=instance_id,
             deadline=deadline.isoformat(),
             kind=kind,
@@ -249,7 +250,7 @@ class Session:
 
     def on_node_end(self, instance_id: str, reason: str) -> None:
         if self.host is not None and self.host.instance == instance_id:
-            self.host.lose(f"its node ended ({reason})")
+            self.host.lose("preempted" if reason == "preempted" else f"its node ended ({reason})")
 
     # --- the worker -------------------------------------------------------------------------------
 
@@ -352,7 +353,11 @@ class Session:
             )
 
     async def _host_lost(self, host: LiveHost) -> None:
-        self.story("lost", f"{self._place(host)} is gone: {host.lost.result()}")
+        why = host.lost.result()
+        place = self._place(host)
+        self.story(
+            "lost", f"{place} was {why}" if why == "preempted" else f"{place} is gone: {why}"
+        )
         self.services.billing.see(self.services.cluster.cloud.instances())
         self.services.billing.close_placements(self.id)
         assert self.services.cluster.hosts is not None
@@ -426,8 +431,7 @@ class Session:
         if moved:
             self.story("moved", f"moved to {self._place(host)}", node=host.instance)
         await self._restore(host)
-        if not moved:
-            self.status(f"on {self._place(host)}", ready=True)
+        self.status(f"on {self._place(host)}", ready=True)
         if previous is not None:
             await self._release(previous, billing=False)
         self._save(epoch=host.epoch, host_number=host.number)

@@ -210,7 +210,7 @@ class Sessions:
 
 
 def _same_resources(existing: SessionRequest, wanted: SessionRequest) -> None:
-    for field in ("gpu", "cpus", "memory", "market"):
+    for field in sorted(wanted.model_fields_set & {"gpu", "cpus", "memory", "market"}):
         have, want = getattr(existing, field), getattr(wanted, field)
         if have != want:
             raise Conflict(

@@ -6,8 +6,8 @@
 One long poll is outstanding at any time: it returns at once with what there is, and while the
 gateway writes that batch to its journal the next one gathers, so batches grow exactly with the
 load. What is not acknowledged (by the next `after`) is kept, so a killed gateway misses nothing.
-When `LIMIT` bytes wait, the host stops reading; the kernel's iopub then blocks instead of dropping,
-and the cell's `print` waits.
+When `LIMIT` bytes wait, the host stops reading; the kernel's socket fills, and the cell's `print`
+waits.
 
 An event is `(number, execution id, kind, blob)`: kind is the Jupyter message type, or one of ours
 (`finished`, `kernel_died`, `snapshot`); blob is msgpack of `{type, content, metadata, buffers,
@@ -29,11 +29,13 @@ from typing import Any
 
 import msgpack
 
+from mlcloud.kernel import outlet
 from mlcloud.kernel.process import KernelProcess
 
 LIMIT = 32 * 2**20
 UNSHOWN = {"status", "execute_input", "iopub_welcome"}
 INTERRUPT_REPEATS = 5
+DRAIN_S = 10.0
 
 Event = tuple[int, str, str, bytes]
 
@@ -70,9 +72,9 @@ class Host:
             memory_bytes=self._memory_bytes,
         )
         await self._kernel.start()
-        self._spawn(self._read_iopub(self._kernel))
+        output = self._spawn(self._read_output(self._kernel))
         self._spawn(self._read_shell(self._kernel))
-        self._spawn(self._watch(self._kernel))
+        self._spawn(self._watch(self._kernel, output))
         return self.facts()
 
     def facts(self) -> dict[str, Any]:
@@ -143,10 +145,11 @@ class Host:
         if kernel is not None:
             await kernel.stop()
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # --- events -----------------------------------------------------------------------------------
 
@@ -174,10 +177,13 @@ class Host:
             self._room.clear()
         self._new.set()
 
-    async def _read_iopub(self, kernel: KernelProcess) -> None:
+    async def _read_output(self, kernel: KernelProcess) -> None:
         while True:
             await self._room.wait()
-            message = kernel.decode(await kernel.iopub.recv_multipart())
+            try:
+                message = kernel.decode(await outlet.read(kernel.output))
+            except asyncio.IncompleteReadError:  # the kernel has ended
+                return
             kind = message["header"]["msg_type"]
             if kind in UNSHOWN:
                 continue
@@ -228,9 +234,9 @@ class Host:
             if early is not None:
                 self._emit(execution_id, "mlcloud_snapshot", early)
 
-    async def _watch(self, kernel: KernelProcess) -> None:
+    async def _watch(self, kernel: KernelProcess, output: asyncio.Task[None]) -> None:
         report = await asyncio.shield(kernel.ended)
+        # What it printed before it died is in its socket still: that comes first.
+        await asyncio.wait({output}, timeout=DRAIN_S)
         running, self._running = self._running, None
-        # What it printed before it died is still on the way: let it arrive first.
-        await asyncio.sleep(0.1)
         self._emit(running or "", "kernel_died", {"type": "kernel_died", "content": report})

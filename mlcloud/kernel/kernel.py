@@ -16,6 +16,7 @@ on the control channel, which answers while a cell runs.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import sys
@@ -93,7 +94,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             else:
                 answer.update(getattr(self, f"op_{request['op']}")(request))
                 reply = self._reply({"status": "ok"})
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError):  # how an interrupt ends an `await`
+                error = KeyboardInterrupt()
             if isinstance(error, Conflict) and not isinstance(error, NameConflict):
                 # Made for a kernel that is gone; the client prepares it anew, unseen by the user.
                 answer["fresh_kernel"] = True
@@ -103,6 +106,23 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             answer["exception"] = _pickled(error)
         self._publish("mlcloud_return", {"status": reply["status"]}, parent, answer)
         return reply
+
+    @contextlib.contextmanager
+    def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
+        """What SIGINT does while a cell with top-level `await` runs (ipykernel 7.4 loses it)."""
+        loop = asyncio.get_running_loop()
+
+        def interrupt(*_: Any) -> None:
+            if asyncio.current_task(loop) is None:  # it waits: nothing of the cell runs right now
+                loop.call_soon_threadsafe(future.cancel)
+            else:
+                raise KeyboardInterrupt
+
+        previous = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     def _failed(self, error: BaseException) -> dict[str, Any]:
         """Report an error of ours as IPython reports one of the cell's."""

@@ -2,19 +2,19 @@
 parts.
 
 It is IPython's own kernel application; what differs is the kernel class (names, snapshots, notices:
-`kernel.py`), the streams (`streams.py`), and that iopub blocks instead of dropping when its reader
-is slow, so that nothing a cell prints is lost.
+`kernel.py`), the streams (`streams.py`), and the way out for iopub (`outlet.py`): nothing that a
+cell prints is lost.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import zmq
 from ipykernel.kernelapp import IPKernelApp
 from traitlets import Unicode
 
 from mlcloud.kernel.kernel import RemoteKernel
+from mlcloud.kernel.outlet import redirect
 from mlcloud.kernel.streams import AdaptiveOutStream
 
 # Quiets ipykernel's own copy of the output on the process's stdout: the journal has it.
@@ -28,11 +28,13 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
     outstream_class = f"{AdaptiveOutStream.__module__}.{AdaptiveOutStream.__name__}"
     quiet = QUIET
     store_url = Unicode("", help="Where snapshots and checkpoints go.").tag(config=True)
+    output_socket = Unicode("", help="Where iopub messages are written.").tag(config=True)
     session_id = Unicode("", help="The mlcloud session this kernel serves.").tag(config=True)
 
     def init_iopub(self, context: Any) -> None:
         super().init_iopub(context)
-        self.iopub_thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
+        if self.output_socket:
+            redirect(self.iopub_thread, self.output_socket)
 
     def init_kernel(self) -> None:
         super().init_kernel()

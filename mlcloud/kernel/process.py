@@ -2,7 +2,7 @@
 
     KernelProcess.start() ─► supervisor ─► python -m mlcloud.kernel.launch
         .shell / .control   requests, replies         (zmq DEALER, unix sockets in a private folder)
-        .iopub              everything the cell shows (zmq SUB)
+        .output             everything the cell shows: iopub on a unix socket (`outlet.py`)
         .ended              resolves to the supervisor's last report
 
 Messages are signed with a fresh key per kernel, as Jupyter does.
@@ -40,6 +40,7 @@ class KernelProcess:
         self._arguments = [
             f"--RemoteKernelApp.session_id={session_id}",
             f"--RemoteKernelApp.store_url={store_url}",
+            f"--RemoteKernelApp.output_socket={self.folder / 'out'}",
         ]
         self._memory_bytes = memory_bytes
         self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -57,6 +58,10 @@ class KernelProcess:
             "signature_scheme": "hmac-sha256",
             **PORTS,
         }
+        outlets: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
+        self._server = await asyncio.start_unix_server(
+            lambda reader, _: outlets.put_nowait(reader), self.folder / "out"
+        )
         file = self.folder / "connection.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps(connection))
@@ -70,6 +75,7 @@ class KernelProcess:
                 str(self._memory_bytes),
                 str(self.log),
                 sys.executable,
+                "-Xfrozen_modules=off",
                 "-m",
                 "mlcloud.kernel.launch",
                 "-f",
@@ -87,9 +93,7 @@ class KernelProcess:
         context = zmq.asyncio.Context.instance()
         self.shell = self._connect(context, zmq.DEALER, "shell_port")
         self.control = self._connect(context, zmq.DEALER, "control_port")
-        self.iopub = self._connect(context, zmq.SUB, "iopub_port")
-        self.iopub.subscribe(b"")
-        await self._until_ready()
+        self.output = await self._until_ready(outlets)
 
     def _connect(self, context: zmq.asyncio.Context, kind: int, port: str) -> zmq.asyncio.Socket:
         socket = context.socket(kind)
@@ -97,10 +101,12 @@ class KernelProcess:
         socket.connect(f"ipc://{self.folder / 'k'}-{PORTS[port]}")
         return socket
 
-    async def _until_ready(self, timeout: float = 60.0) -> None:
-        """Wait for the reply to a kernel_info request and the first iopub message it causes."""
+    async def _until_ready(
+        self, outlets: asyncio.Queue[asyncio.StreamReader], timeout: float = 60.0
+    ) -> asyncio.StreamReader:
+        """Wait for the kernel's output socket and the reply to a kernel_info request."""
         self.send(self.shell, "kernel_info_request", {}, "ready")
-        ready = asyncio.gather(self.shell.recv_multipart(), self.iopub.recv_multipart())
+        ready = asyncio.gather(outlets.get(), self.shell.recv_multipart())
         try:
             waiting: set[asyncio.Future[Any]] = {ready, self.ended}
             done, _ = await asyncio.wait(
@@ -115,6 +121,7 @@ class KernelProcess:
             end = self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
             await self.stop()
             raise SessionFailed(f"the kernel {what}:\n{end}")
+        return ready.result()[0]
 
     async def _read_reports(self) -> None:
         assert self._supervisor.stdout is not None
@@ -176,7 +183,8 @@ class KernelProcess:
         """End the kernel's tree and clean up."""
         self.kill()
         await asyncio.wait({self.ended}, timeout=10)
-        for socket in (self.shell, self.control, self.iopub):
+        self._server.close()
+        for socket in (self.shell, self.control):
             socket.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -187,6 +195,8 @@ def kernel_environment() -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if key not in private}
     environment["PYTHONUNBUFFERED"] = "1"
     environment.setdefault("TERM", "xterm-color")
+    # What the kernel's debugger would else say on stderr, in the first cell.
+    environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     environment["CLICOLOR"] = "1"
     environment["PAGER"] = "cat"
     return environment

@@ -74,6 +74,8 @@ _class_owned_ids: weakref.WeakKeyDictionary[type, frozenset[int]] = weakref.Weak
 def is_immutable(kind: type) -> bool:
     """Whether objects of this type never change, remembered per type."""
     verdict = _immutable_types.get(kind)
+    if verdict is None and kind in (type(sys.stdout), type(sys.stderr)):
+        verdict = _immutable_types[kind] = True  # travels by reference; what it holds is no value
     if verdict is None:
         known = list(_IMMUTABLE)
         for module_name, names in _IMMUTABLE_BY_NAME.items():
@@ -244,7 +246,10 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
                 return reducers.cached_parts(obj)
         elif hasattr(kind, "__array_interface__"):
             return self._array(obj)
-        elif kind is io.TextIOWrapper and obj not in (sys.stdout, sys.stderr, sys.stdin):
+        elif obj is sys.stdout or obj is sys.stderr:
+            # A kernel's own streams, which tqdm and loggers hold on to: there it is that side's.
+            return (getattr, (sys, "stdout" if obj is sys.stdout else "stderr"))
+        elif kind is io.TextIOWrapper and obj is not sys.stdin:
             # cloudpickle would send a copy of the contents, which is no longer that file.
             raise pickle.PicklingError("it is an open file")
         elif self._torch and kind.__name__ == "UntypedStorage":

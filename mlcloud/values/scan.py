@@ -15,6 +15,7 @@ Every pickle of a scan stays alive with it: ids are compared within one scan onl
 from __future__ import annotations
 
 import gc
+import sys
 import types
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -155,6 +156,8 @@ def reach(value: Any, bound: int) -> set[int]:
         obj = waiting.pop()
         if id(obj) in seen or isinstance(obj, _OPAQUE) or type(obj) in _ATOMS:
             continue
+        if obj is sys.stdout or obj is sys.stderr:
+            continue  # a kernel's stream leads to the kernel, and from there to every name
         seen.add(id(obj))
         if not is_immutable(type(obj)):
             found.add(id(obj))

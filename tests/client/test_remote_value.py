@@ -33,6 +33,18 @@ def test_it_shows_what_it_is() -> None:
     assert "<script>" not in handle("<script>")._repr_html_()
 
 
+def test_it_shows_the_sessions_name_and_is_addressed_by_its_id() -> None:
+    info = describe("big", [1], binding=7, nbytes=None, why="")
+    big = RemoteValue(info, "s-1", place="<exp>")
+    assert big.place == "<exp>"
+    assert "in session <exp>" in repr(big)
+    assert "in session &lt;exp&gt;" in big._repr_html_()
+    for use in (len, lambda v: v.get()):
+        with pytest.raises((TypeError, errors.NotFound), match="session <exp>"):
+            use(big)
+    assert big.__mlcloud_ref__ == ("s-1", "big", 7)
+
+
 def test_previews_are_short_and_never_fail() -> None:
     class Broken:
         def __repr__(self) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 
 from mlcloud.client.session import Session
-from tests.live import Running, stories, until
+from tests.live import Running, alive, stories, until
 
 pytestmark = pytest.mark.cluster
 
@@ -24,7 +25,7 @@ def host_of(kernel: psutil.Process) -> psutil.Process:
 
 
 def test_the_kernel_dies_and_the_cell_runs_again(
-    session: Callable[..., Session], tmp_path: object
+    session: Callable[..., Session], tmp_path: Path
 ) -> None:
     """Even a kernel that holds the GIL in a C call; the state before the cell is there again."""
     s = session()
@@ -34,14 +35,13 @@ def test_the_kernel_dies_and_the_cell_runs_again(
         s,
         "import ctypes\n"
         f"first = not os.path.exists('{tmp_path}/ran')\n"
-        f"open('{tmp_path}/ran', 'a').write('run\\n')\n"
-        "print('ready', flush=True)\n"
+        f"open('{tmp_path}/ran', 'w').close()\n"
         "if first: ctypes.PyDLL(None).sleep(100)\n"
         "kept['b'] = 2\npid = os.getpid()",
     )
-    cell.printed("ready")
+    until((tmp_path / "ran").exists, "the cell runs")
     host_of(kernel).kill()
-    until(lambda: not kernel.is_running(), "the kernel is gone", timeout=3)
+    until(lambda: not alive(kernel), "the kernel is gone", timeout=3)
     assert cell.error() is None
     assert s["kept"] == {"a": 1, "b": 2}
     assert s["pid"] != kernel.pid
@@ -55,6 +55,6 @@ def test_between_cells(session: Callable[..., Session]) -> None:
     s.run("import os\nkept = 1\npid = os.getpid()", durable=True, quiet=True)
     kernel = psutil.Process(s["pid"])
     host_of(kernel).kill()
-    until(lambda: not kernel.is_running(), "the kernel is gone", timeout=3)
+    until(lambda: not alive(kernel), "the kernel is gone", timeout=3)
     s.run("kept += 1", quiet=True)
     assert s["kept"] == 2

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mlcloud.client.session import Session
-from tests.live import Embedded, Notebook, open_notebook
+from tests.live import Embedded, Notebook, Running, open_notebook
 
 pytestmark = pytest.mark.cluster
 
@@ -122,6 +122,15 @@ def test_top_level_await_and_magics(notebook: Notebook) -> None:
     )
     assert cell.result == "45"
     assert "Wall time" in cell.stream()
+
+
+def test_a_flushed_line_is_sent_before_the_next_statement(session: Callable[..., Session]) -> None:
+    """Also when that statement never lets another thread run, or is the kernel's last."""
+    cell = Running(
+        session(), "import ctypes\nprint('last words', flush=True)\nctypes.PyDLL(None).sleep(4)"
+    )
+    cell.printed("last words", timeout=3)
+    assert not cell.done.done()
 
 
 def test_a_line_appears_while_the_cell_runs(session: Callable[..., Session]) -> None:

@@ -1,0 +1,276 @@
+"""What a cell would ship, and why: worked out before anything is sent.
+
+    names.analyze(cell) ─► _need         the names it reads, and those that functions in them use
+                        ─► _import       the modules among them
+                        ─► _add_aliases  other names that may share objects with them
+                        ─► _choose       of all these, the groups where something changed
+                        ─► _check        conflicts, secrets, values that cannot travel
+                        ─► Plan ─► LocalSide.prepare sends it, or raises its first error
+                               └─► rows(plan): one line a name, for `--dry`
+
+A name ships if it changed here since both sides were last equal (`shared`), together with every
+name that shares an object with it.
+
+Bounds. Names that were never shared are searched for shared objects too, but only `REACH` objects
+deep each and `REACH_ALL` together; beyond that, an alias is kept only if it *is* the same object.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from mlcloud import errors
+from mlcloud.client.names import CellNames, analyze
+from mlcloud.client.remote_value import RemoteValue
+from mlcloud.client.shared import SharedNames
+from mlcloud.values import messages, userdata
+from mlcloud.values.messages import Import, class_id
+from mlcloud.values.pickling import is_immutable
+from mlcloud.values.scan import Scan, label, reach
+from mlcloud.values.uses import attributes_used, globals_used
+
+REACH = 1_000
+REACH_ALL = 20_000
+
+
+@dataclass
+class Row:
+    """One line of `--dry`."""
+
+    name: str
+    type: str
+    bytes: int | None
+    action: str
+    why: str
+
+
+@dataclass
+class Plan:
+    """What `prepare` would do. `errors`: why it would not."""
+
+    shared: SharedNames
+    names: CellNames
+    scan: Scan
+    needed: list[str] = field(default_factory=list)
+    ship: list[frozenset[str]] = field(default_factory=list)
+    imports: list[Import] = field(default_factory=list)
+    deletes: list[str] = field(default_factory=list)
+    kept: set[str] = field(default_factory=set)
+    mentions: set[str] = field(default_factory=set)
+    modules: dict[str, str] = field(default_factory=dict)  # name -> import path
+    errors: list[errors.MLCloudError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)  # of names that need no further look
+
+
+def plan_cell(
+    shared: SharedNames, cell: str, only_in: Collection[str] | None, keep_remote: bool
+) -> Plan:
+    """The plan for one cell; the options are those of `LocalSide.prepare`. Raises SyntaxError."""
+    names = analyze(cell, shared.namespace)
+    scan = Scan(shared.namespace, shared.classes)
+    plan = Plan(shared, names, scan, mentions=set(names.mentions))
+    forced = set(only_in or ())
+    if missing := sorted(forced - shared.namespace.keys()):
+        plan.errors.append(errors.UsageError(f"--in: there is no {', '.join(missing)} here"))
+    _need(plan, sorted(names.reads if only_in is None else forced), only_in is None)
+    _import(plan)
+    if plan.needed:
+        _add_aliases(plan)
+        _choose(plan, expand=only_in is None)
+        _check(plan, forced, keep_remote)
+    return plan
+
+
+def rows(plan: Plan) -> list[Row]:
+    """What the plan does with each name, and why, sorted by name."""
+    found = list(plan.rows)
+    shipped = {key: group for group in plan.ship for key in group}
+    for key, group in shipped.items():
+        if class_id(key) is None:
+            others = sorted(name for name in group if class_id(name) is None and name != key)
+            why = "changed here" if key in plan.shared.entries else "not in the session yet"
+            why += f"; shares objects with {', '.join(others)}" if others else ""
+            found.append(_row(plan, key, "ship", why))
+    for name in plan.needed:
+        if name in plan.kept:
+            found.append(_row(plan, name, "keep remote", "changed on both sides"))
+        elif name in plan.scan.failed:
+            found.append(_row(plan, name, "refused", str(plan.scan.failed[name])))
+        elif name not in shipped:
+            found.append(_row(plan, name, "nothing", "the session has it, unchanged"))
+    for name in plan.modules:
+        changed = any(entry.name == name for entry in plan.imports)
+        why = f"import {plan.modules[name]}" if changed else "the session has it"
+        found.append(_row(plan, name, "import" if changed else "nothing", why))
+    found += [Row(name, "", None, "delete", "deleted here") for name in plan.deletes]
+    for error in plan.errors:
+        if not isinstance(error, errors.NotPicklable):
+            found.append(Row("", "", None, "refused", str(error)))
+    return sorted(found, key=lambda row: row.name)
+
+
+def _row(plan: Plan, name: str, action: str, why: str) -> Row:
+    pickled = plan.scan.pickled.get(name)
+    kind = type(plan.shared.namespace.get(name)).__qualname__
+    return Row(name, kind, pickled.size if pickled else None, action, why)
+
+
+# --- the steps ------------------------------------------------------------------------------------
+
+
+def _need(plan: Plan, names: Iterable[str], expand: bool) -> None:
+    """Look at these names and, for functions and classes in them, at the names those use."""
+    namespace = plan.shared.namespace
+    waiting, looked = list(names), set(plan.needed)
+    while waiting:
+        name = waiting.pop()
+        if name in looked:
+            continue
+        looked.add(name)
+        plan.mentions.add(name)
+        if name not in namespace:
+            shared = plan.shared.entries.get(name)
+            if shared is not None and shared.kind != "remote" and name not in plan.deletes:
+                plan.deletes.append(name)
+            continue
+        value = namespace[name]
+        if userdata.is_internal(name, value):
+            continue
+        if isinstance(value, types.ModuleType):
+            path = userdata.import_path(value)
+            if path is not None:
+                plan.modules[name] = path
+                continue
+        elif plan.shared.is_handle(name, value):
+            plan.rows.append(Row(name, value.type, None, "nothing", "it is in the session"))
+            continue
+        plan.needed.append(name)
+        plan.scan.add([name])
+        if expand:
+            waiting += _used_by(plan, [name])
+
+
+def _used_by(plan: Plan, keys: Iterable[str]) -> list[str]:
+    """The names of this namespace that functions in these values use."""
+    used: set[str] = set()
+    for key in plan.scan.with_classes(keys):
+        if key in plan.scan.pickled:
+            for code in plan.scan.pickled[key].codes:
+                used |= globals_used(code)
+    return [name for name in used if name in plan.shared.namespace]
+
+
+def _import(plan: Plan) -> None:
+    """The modules among the needed names, with the submodules the code seems to use."""
+    if not plan.modules:
+        return
+    attributes = set(plan.names.attributes)
+    for pickled in plan.scan.pickled.values():
+        for code in pickled.codes:
+            attributes |= attributes_used(code)
+    for name, path in plan.modules.items():
+        entry = Import(name, path, _submodules(path, attributes))
+        shared = plan.shared.entries.get(name)
+        if shared is None or shared.kind != "module" or shared.digest != entry.digest:
+            plan.imports.append(entry)
+
+
+def _submodules(path: str, attributes: Collection[str]) -> list[str]:
+    """Submodules that are loaded here and that the code seems to name (`scipy.sparse`)."""
+    prefix = f"{path}."
+    return sorted(
+        name
+        for name in list(sys.modules)
+        if name.startswith(prefix) and _covered(name[len(prefix) :], attributes)
+    )
+
+
+def _covered(rest: str, attributes: Collection[str]) -> bool:
+    """Whether every part of a dotted name occurs in the code."""
+    return all(part in attributes for part in rest.split("."))
+
+
+def _add_aliases(plan: Plan) -> None:
+    """Look at the other names that may share objects with the needed ones."""
+    scan, namespace = plan.scan, plan.shared.namespace
+    objects = set().union(*(scan.ids(key) for key in scan.pickled))
+    if not objects:
+        return
+    scan.add(
+        name
+        for name, shared in plan.shared.entries.items()
+        if shared.kind == "value" and class_id(name) is None and name in namespace
+    )
+    budget = REACH_ALL
+    for name, value in list(namespace.items()):
+        if name in scan.pickled or name in scan.failed or userdata.is_internal(name, value):
+            continue
+        if isinstance(value, (types.ModuleType, RemoteValue)) or is_immutable(type(value)):
+            continue
+        if type(value).__module__.startswith("mlcloud.client."):
+            continue  # a Session knows the whole namespace, and means none of it
+        found = reach(value, min(REACH, max(budget, 1)))
+        budget -= len(found)
+        if not objects.isdisjoint(found):
+            scan.add([name])
+            if name in scan.failed:
+                plan.notes.append(
+                    f"`{name}` shares objects with what the cell uses, and cannot travel: "
+                    "after a change in the session it keeps the objects it has now"
+                )
+
+
+def _choose(plan: Plan, expand: bool) -> None:
+    """The groups to ship: those the cell needs, where something changed."""
+    scan, changed = plan.scan, plan.shared.changed
+    while True:
+        needed = scan.with_classes(plan.needed).union(*map(scan.with_classes, plan.ship))
+        groups = scan.groups(scan.pickled)
+        plan.ship = [group for group in groups if group & needed and changed(group, scan)]
+        members = set().union(*plan.ship)
+        if expand:
+            before = len(plan.needed)
+            _need(plan, _used_by(plan, members), expand)
+            if len(plan.needed) > before:
+                continue
+        if scan.with_classes(members) <= needed:
+            return
+
+
+def _check(plan: Plan, forced: set[str], keep_remote: bool) -> None:
+    """Everything that stands against shipping."""
+    scan = plan.scan
+    plan.errors += [scan.failed[name] for name in plan.needed if name in scan.failed]
+    going = []
+    for group in plan.ship:
+        clash = [key for key in group if plan.shared.is_newer(key)]
+        if clash and not (group & forced):
+            if keep_remote:
+                plan.kept.update(clash)
+                going.append(group.difference(clash))
+                continue
+            plan.errors.append(messages.name_conflict(label(scan.value(k), k) for k in clash))
+        going.append(group)
+    plan.ship = [group for group in going if group]
+    for name in sorted(set().union(*plan.ship)):
+        if class_id(name):
+            continue
+        if name not in forced and userdata.looks_secret(name, plan.shared.namespace[name]):
+            plan.errors.append(
+                errors.UsageError(
+                    f"`{name}` looks like a secret, and the cell would send it to the session. "
+                    f"If that is meant, name it: `--in {name}` (with all else the cell needs)."
+                )
+            )
+        for session, remote, _ in scan.pickled[name].refs:
+            if session != plan.shared.session_id:
+                plan.errors.append(
+                    errors.NotPicklable(
+                        f"`{name}` holds `{remote}`, which lives in another session "
+                        f"({session}): fetch it with `.get()` first"
+                    )
+                )

@@ -1,0 +1,75 @@
+"""The names that notebook and session share, as they were when both sides were last equal.
+
+For each shared key the notebook's side remembers the digest of its *own* pickle, and the version of
+the session's value, at the moment both were equal:
+
+    digest now == digest then, version newer   changed there        it comes back
+    digest differs,            version same    changed here         it ships, when a cell reads it
+    digest differs,            version newer   changed on both      NameConflict before the cell
+
+"Version newer" is seen here when a `Return` could not be applied (then `missed` holds it), else by
+the session when the shipment arrives. `plan` reads this record before a cell; `shipping` writes it
+after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mlcloud.client.remote_value import RemoteValue
+from mlcloud.values.reducers import Classes
+from mlcloud.values.scan import Scan
+
+
+@dataclass
+class Shared:
+    """One key as it was when both sides were equal."""
+
+    version: int
+    kind: str  # value, remote, module
+    digest: str | None = None  # of this side's own dump
+    group: frozenset[str] | None = None  # names it shared objects with; None: not looked at yet
+
+
+class SharedNames:
+    """The notebook's namespace, and what of it the session `session_id` has."""
+
+    def __init__(self, namespace: dict[str, Any], session_id: str) -> None:
+        self.namespace = namespace
+        self.session_id = session_id
+        self.classes = Classes()
+        self.entries: dict[str, Shared] = {}
+        self.missed: dict[str, int] = {}  # versions that could not be applied here
+
+    def clear(self) -> None:
+        """Nothing is shared any more."""
+        self.entries.clear()
+        self.missed.clear()
+
+    def version(self, key: str) -> int:
+        """The session's version at the time both were equal; 0 if they never were."""
+        shared = self.entries.get(key)
+        return shared.version if shared else 0
+
+    def is_newer(self, key: str) -> bool:
+        """Whether the session has a value that could not be applied here."""
+        return self.missed.get(key, 0) > self.version(key)
+
+    def is_handle(self, name: str, value: Any) -> bool:
+        """Whether the name holds the RemoteValue of this very name."""
+        return type(value) is RemoteValue and value.__mlcloud_ref__[:2] == (self.session_id, name)
+
+    def changed(self, group: frozenset[str], scan: Scan) -> bool:
+        """Whether the session does not have this group as it is now."""
+        for key in group:
+            shared = self.entries.get(key)
+            if shared is None or shared.kind != "value":
+                return True
+            if shared.digest != scan.pickled[key].digest:
+                return True
+            if shared.group is not None and not group <= shared.group:
+                return True  # two names that were apart now share an object
+        for key in group:
+            self.entries[key].group = group
+        return False

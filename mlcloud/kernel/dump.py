@@ -1,0 +1,125 @@
+"""A whole namespace as plain data, and back: what a snapshot is made of.
+
+    dump_groups(versions) ─► Dumped ─► (kernel.snapshot: the store) ─► restore(versions, …)
+
+Every user name goes, packed by the objects it shares; modules go as imports. What cannot be
+pickled, and groups above a limit, are left out with the reason. `Dumped.state` holds the versions
+and bindings too: a notebook that knew the old kernel is in step with the new one, sends nothing
+again, and its RemoteValues still name their objects.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mlcloud.kernel.imports import as_import, imported
+from mlcloud.kernel.versions import Entry, Versions
+from mlcloud.values import userdata
+from mlcloud.values.messages import Group, Import, ResolveBlob, class_id
+from mlcloud.values.scan import Scan, unpack
+
+
+@dataclass
+class Dumped:
+    """A whole namespace: groups in loading order, imports, and what was left out and why.
+
+    `state` (plain data) gives `restore` the versions, so notebooks stay in step with the session.
+    """
+
+    groups: list[Group]
+    imports: list[Import]
+    skipped: dict[str, str]
+    state: dict[str, Any]
+
+
+def dump_groups(versions: Versions, max_bytes: int | None = None) -> Dumped:
+    """Every user name, packed by groups; larger groups and unpicklable ones are `skipped`."""
+    names, imports, skipped = [], [], dict[str, str]()
+    for name, value in list(versions.namespace.items()):
+        if userdata.is_internal(name, value):
+            continue
+        if isinstance(value, types.ModuleType):
+            entry = as_import(name, value)
+            if entry is None:
+                skipped[name] = "it is a module that cannot be imported by name"
+            else:
+                imports.append(entry)
+        else:
+            names.append(name)
+    scan = Scan(versions.namespace, versions.classes)
+    scan.add(names)
+    kept: list[set[str]] = []
+    for group in scan.groups([*scan.pickled, *scan.failed]):
+        reason = _why_not(scan, group, max_bytes)
+        if reason:
+            skipped.update({key: reason for key in group if class_id(key) is None})
+        else:
+            kept.append(set(group))
+    return Dumped(scan.pack(kept), imports, skipped, _state(versions))
+
+
+def _why_not(scan: Scan, group: frozenset[str], max_bytes: int | None) -> str:
+    """Why a group is left out, or ""."""
+    failed = sorted(key for key in group if key in scan.failed)
+    if failed:
+        return str(scan.failed[failed[0]])
+    size = sum(scan.pickled[key].size for key in group)
+    if max_bytes is not None and size > max_bytes:
+        return f"{size:,} bytes, more than {max_bytes:,}"
+    return ""
+
+
+def _state(versions: Versions) -> dict[str, Any]:
+    """The versions, without digests: those a new kernel makes from its own pickles."""
+    entries = {
+        key: [
+            *(entry.version, entry.kind, entry.binding),
+            *(entry.source, entry.sender, entry.loaded),
+        ]
+        for key, entry in versions.entries.items()
+    }
+    return {"epoch": versions.epoch, "entries": entries}
+
+
+def restore(
+    versions: Versions,
+    groups: Iterable[Group],
+    imports: Iterable[Import],
+    *,
+    state: dict[str, Any] | None = None,
+    resolve: ResolveBlob | None = None,
+) -> None:
+    """Fill a fresh namespace from a dump. With `state`, notebooks need not send again."""
+    namespace = versions.namespace
+    for entry in imports:
+        namespace[entry.name] = imported(entry)
+    loaded = [unpack(group, namespace, versions.classes, blobs=resolve) for group in groups]
+    for values in loaded:
+        namespace.update({k: v for k, v in values.items() if class_id(k) is None})
+    if state is not None:
+        _restore_state(versions, state)
+
+
+def _restore_state(versions: Versions, state: dict[str, Any]) -> None:
+    versions.epoch = state["epoch"]
+    namespace, entries = versions.namespace, versions.entries
+    for key, (version, kind, binding, source, sender, when) in state["entries"].items():
+        if not versions.has(key) and kind != "gone":
+            # It was skipped: the notebook hears that it is gone.
+            version, kind = versions.tick(), "gone"
+        entries[key] = Entry(version, kind, None, binding, source, sender, when)
+        if class_id(key) is None and key in namespace:
+            versions.note_binding(key)
+            entries[key].binding = binding
+    scan = Scan(namespace, versions.classes)
+    scan.add(key for key, entry in entries.items() if entry.kind == "value")
+    for key, pickled in scan.pickled.items():
+        if key in entries and entries[key].kind == "value":
+            entries[key].digest = pickled.digest
+    for name, entry in entries.items():
+        if entry.kind == "module" and name in namespace:
+            module = as_import(name, namespace[name])
+            entry.digest = None if module is None else module.digest

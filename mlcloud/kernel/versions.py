@@ -1,0 +1,187 @@
+"""What the session's side knows of each shared key, and which of them changed since it last looked.
+
+    refresh(keys) ─► a `Scan` of those keys ─► another digest, another object: a new version
+
+**Versions.** Each shared key has a version, a number from one growing clock. It moves when the
+value was replaced by a shipment, or was found changed. A notebook says which versions it knows
+(`Shipment.known`), so several notebooks share a session without this side knowing them.
+
+**Bindings.** A RemoteValue names an object, not its contents: `model.fit` leaves it good, `model =
+other` does not. So each name also counts how often it was bound to another object.
+
+**Kinds.** A name of kind `value` is pickled and hashed after each cell. One of kind `remote` (too
+large to return, or not picklable) is not hashed: it counts as changed when the cell mentions it,
+and is pickled without hashing, or walked, to know with whom it shares objects.
+
+A full scan of the keys is the simplest true form. What replaces it later is `refresh`: which names
+may have changed.
+"""
+
+from __future__ import annotations
+
+import time
+import types
+import uuid
+import weakref
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mlcloud import errors
+from mlcloud.kernel.imports import as_import
+from mlcloud.values.messages import class_id
+from mlcloud.values.pickling import Ref
+from mlcloud.values.reducers import Classes
+from mlcloud.values.scan import Scan
+
+
+@dataclass
+class Entry:
+    """What this side knows of one shared key."""
+
+    version: int
+    kind: str = "value"  # value, remote, module, gone
+    digest: str | None = None  # of our own dump; None: not hashed
+    binding: int = 0
+    source: str | None = None  # the digest of the group that was loaded last,
+    sender: str = ""  # from this notebook,
+    loaded: int = 0  # and the version it became
+
+
+class Versions:
+    """The shared keys of one namespace. `epoch` names the life that the versions count in."""
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self.namespace = namespace
+        self.classes = Classes()
+        self.epoch = uuid.uuid4().hex
+        self.entries: dict[str, Entry] = {}
+        self._bound: dict[str, Any] = {}  # name -> a weak reference to its object, or its id
+        self._clock = 0
+
+    def entry(self, key: str) -> Entry:
+        """The key's entry, a new one at version 0 if there was none."""
+        return self.entries.setdefault(key, Entry(version=0))
+
+    def has(self, key: str) -> bool:
+        """Whether the name is bound, or the class known."""
+        known_class = class_id(key)
+        if known_class is not None:
+            return known_class in self.classes.by_id
+        return key in self.namespace
+
+    def tick(self) -> int:
+        """A number larger than any before, also than those of an earlier kernel's."""
+        self._clock = max(self._clock + 1, time.time_ns())
+        return self._clock
+
+    # --- what changed -----------------------------------------------------------------------------
+
+    def refresh(
+        self,
+        keys: Iterable[str],
+        *,
+        touched: Collection[str] = (),
+        bound: Collection[str] = (),
+        limit: int | None = None,
+        out: Collection[str] = (),
+        hash_new: bool = False,
+    ) -> Scan:
+        """Look at these keys, and give those that changed a new version.
+
+        `touched`: the cell mentioned these. `bound`: it may have bound these.
+        `limit`: a new value larger than this is not hashed, it becomes `remote`.
+        `out`: these are hashed whatever their size.
+        `hash_new`: names nobody shared yet are only looked at, and stay unknown.
+        """
+        scan = Scan(self.namespace, self.classes)
+        for key in sorted(set(keys)):
+            if not self.has(key):
+                self._lost(key)
+            elif class_id(key) is None and isinstance(self.namespace[key], types.ModuleType):
+                if not hash_new:
+                    self._saw_module(key)
+            else:
+                scan.add([key])
+        for key in list(scan.pickled) + list(scan.failed):
+            if hash_new and key not in self.entries:
+                continue
+            is_new = key not in self.entries
+            entry = self.entry(key)
+            rebound = class_id(key) is None and self.note_binding(key)
+            again = is_new or rebound or key in bound
+            pickled = scan.pickled.get(key)
+            large = pickled is not None and limit is not None and pickled.size > limit
+            news = again or entry.kind != "value"
+            away = pickled is None or (large and key not in out and news)
+            if entry.kind == "remote" and not again and key not in out:
+                away = True
+            if away:
+                changed = again or entry.kind != "remote" or key in touched
+                entry.kind, entry.digest = "remote", None
+            else:
+                assert pickled is not None
+                changed = entry.kind != "value" or entry.digest != pickled.digest
+                entry.kind, entry.digest = "value", pickled.digest
+            if changed:
+                entry.version = self.tick()
+        return scan
+
+    def _lost(self, key: str) -> None:
+        entry = self.entries.get(key)
+        if entry is not None and entry.kind != "gone":
+            entry.kind, entry.digest, entry.version = "gone", None, self.tick()
+            self._bound.pop(key, None)
+
+    def _saw_module(self, name: str) -> None:
+        found = as_import(name, self.namespace[name])
+        path = None if found is None else found.module
+        entry = self.entry(name)
+        self.note_binding(name)
+        same = entry.kind == "module" and (entry.digest or "").split(" ")[1:2] == [path]
+        if not same:
+            entry.kind, entry.version = "module", self.tick()
+            entry.digest = None if found is None else found.digest
+
+    # --- which object a name holds ----------------------------------------------------------------
+
+    def bind(self, name: str, value: Any) -> None:
+        """Bind a name, and count it."""
+        self.namespace[name] = value
+        self.entry(name)
+        self.note_binding(name)
+
+    def forget(self, name: str) -> None:
+        """Delete a name, and all that was known of it."""
+        self.namespace.pop(name, None)
+        self.entries.pop(name, None)
+        self._bound.pop(name, None)
+
+    def note_binding(self, name: str) -> bool:
+        """Count a binding if the name holds another object than when last seen."""
+        value, before = self.namespace[name], self._bound.get(name)
+        if isinstance(before, weakref.ref):
+            if before() is value:
+                return False
+        elif before == (id(value), type(value)):
+            return False
+        try:
+            self._bound[name] = weakref.ref(value)
+        except TypeError:  # lists, dicts and numbers: an address used again goes unnoticed
+            self._bound[name] = (id(value), type(value))
+        self.entry(name).binding = self.tick()
+        return True
+
+    def resolve(self, ref: Ref) -> Any:
+        """The object that a RemoteValue stands for. Raises `StaleRemoteValue`."""
+        _, name, binding = ref
+        entry = self.entries.get(name)
+        if entry is None or name not in self.namespace:
+            raise errors.StaleRemoteValue(f"`{name}` is no longer in the session: it was deleted")
+        self.note_binding(name)
+        if entry.binding != binding:
+            raise errors.StaleRemoteValue(
+                f"`{name}` was bound anew in the session since this RemoteValue was made: use the "
+                "present one, which the name holds after the next cell"
+            )
+        return self.namespace[name]

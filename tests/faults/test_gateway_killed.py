@@ -1,0 +1,164 @@
+"""A gateway that is killed takes nothing with it: the next one finds cluster, cells and journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mlcloud.client.embedded import down
+from mlcloud.client.session import Session
+from tests.live import Embedded, Running, events, open_notebook, printed, start_python, until
+
+pytestmark = pytest.mark.cluster
+
+COUNT = (
+    "import time\nfor i in range({n}):\n    print('tick', i, flush=True); time.sleep(0.02)\n"
+    "open({path!r}, 'a').write('ran\\n');"
+)
+
+
+def ticks(n: int) -> str:
+    return "".join(f"tick {i}\n" for i in range(n))
+
+
+def test_the_cell_goes_on_and_its_output_is_whole(
+    session: Callable[..., Session], cluster: Embedded, tmp_path: object,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = f"{tmp_path}/ran"
+    s = session()
+    s.run("kept = 7", durable=True, quiet=True)
+    capsys.readouterr()
+    cell = Running(s, COUNT.format(n=200, path=path), quiet=True)
+    cell.printed("tick 20\n")
+    nodes = {each["id"] for each in cluster.workers()}
+    first = cluster.kill_gateway()
+    assert cell.error() is None
+    assert capsys.readouterr().out == ticks(200)
+    assert cluster.connection["pid"] != first
+    again = cluster.connect().attach(s.name)
+    assert open(path).read() == "ran\n"
+    assert printed(again) == ticks(200)
+    assert [each["seq"] for each in events(again)] == list(range(1, len(events(again)) + 1))
+    assert nodes <= {each["id"] for each in cluster.workers()}
+    assert again["kept"] == 7
+
+
+def test_twice_in_one_cell(
+    session: Callable[..., Session], cluster: Embedded, tmp_path: object,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = f"{tmp_path}/ran"
+    s = session()
+    s.run("1", quiet=True)
+    capsys.readouterr()
+    cell = Running(s, COUNT.format(n=400, path=path), quiet=True)
+    for tick in (20, 150):
+        cell.printed(f"tick {tick}\n")
+        cluster.kill_gateway()
+        cluster.connect()
+    assert cell.error() is None
+    assert capsys.readouterr().out == ticks(400)
+    assert open(path).read() == "ran\n"
+
+
+def test_a_cell_that_ends_meanwhile_is_known_to_have_ended(
+    session: Callable[..., Session], cluster: Embedded, tmp_path: object
+) -> None:
+    s = session()
+    s.run("1", quiet=True)
+    with cluster.http() as http:
+        http.post(
+            f"/v1/sessions/{s.name}/executions",
+            json={
+                "id": "ends-meanwhile",
+                "code": f"import time; print('ready'); time.sleep(1); x = 5\n"
+                f"open('{tmp_path}/ran', 'a').write('ran\\n')",
+            },
+        ).raise_for_status()
+    until(lambda: "ready" in printed(s), "the cell runs")
+    cluster.kill_gateway()
+    until(lambda: _read(f"{tmp_path}/ran"), "the cell has ended")
+    again = cluster.connect().attach(s.name)
+    with cluster.http() as http:
+        path = f"/v1/sessions/{s.name}/executions/ends-meanwhile"
+        until(lambda: http.get(path).json()["state"] == "safe", "the cell is safe")
+        assert http.get(path).json()["runs"] == 1
+    assert again["x"] == 5
+    assert _read(f"{tmp_path}/ran") == "ran\n"
+
+
+def test_what_was_queued_runs_once(
+    session: Callable[..., Session], cluster: Embedded
+) -> None:
+    s = session()
+    s.run("order = []", durable=True, quiet=True)
+    with cluster.http() as http:
+        path = f"/v1/sessions/{s.name}/executions"
+        code = "order.append({}); print('ready', flush=True); import time; time.sleep({})"
+        for i, seconds in enumerate((3, 0, 0)):
+            body = {"id": f"{s.name[-40:]}-{i}".replace(".", "-"), "code": code.format(i, seconds)}
+            http.post(path, json=body).raise_for_status()
+    until(lambda: "ready" in printed(s), "the first runs")
+    cluster.kill_gateway()
+    again = cluster.connect().attach(s.name)
+    assert again["order"] == [0, 1, 2]
+
+
+def test_between_cells_the_notebook_does_not_notice(cluster: Embedded) -> None:
+    with open_notebook(cluster) as notebook:
+        notebook.ok("%%remote\nx = [1]")
+        cluster.kill_gateway()
+        assert notebook.ok("%%remote\nx.append(2)\nx").result == "[1, 2]"
+        assert notebook.ok("x").result == "[1, 2]"
+        cluster.kill_gateway()
+        assert "embedded" in notebook.ok("%mlcloud status").result
+        notebook.ok("import mlcloud\nfor s in mlcloud.sessions(): mlcloud.attach(s.name).close()")
+
+
+def test_a_killed_notebook_leaves_its_cell_running(
+    cluster: Embedded, session: Callable[..., Session]
+) -> None:
+    name = session("left").name
+    other = start_python(
+        cluster,
+        f"import mlcloud\ns = mlcloud.attach({name!r})\n"
+        "s.run('import time\\nfor i in range(100):\\n    print(i, flush=True)\\n"
+        "    time.sleep(0.02)\\nleft = i')",
+    )
+    s = cluster.connect().attach(name)
+    until(lambda: "\n10\n" in printed(s), "the cell runs", 60)
+    other.kill()
+    other.wait()
+    assert s["left"] == 99
+    assert printed(s).split() == [str(i) for i in range(100)]
+
+
+def test_down_after_a_killed_gateway_ends_everything(own_cluster: Callable[..., Embedded]) -> None:
+    embedded = own_cluster()
+    s = embedded.connect().session("s", namespace={})
+    s.run("1", quiet=True)
+    assert len(embedded.processes()) >= 6
+    embedded.kill_gateway()
+    assert down(embedded.settings)
+    assert not embedded.left()
+
+
+def test_nodes_end_themselves_when_no_gateway_comes(own_cluster: Callable[..., Embedded]) -> None:
+    embedded = own_cluster(dead_man="3s")
+    s = embedded.connect().session("s", namespace={})
+    s.run("1", quiet=True)
+    seen = embedded.processes()
+    embedded.kill_gateway()
+    until(lambda: not any(each.alive for each in seen), "head and node have ended", timeout=30)
+    # and what they held is found again
+    again = embedded.connect().attach("s")
+    again.run("2", quiet=True)
+
+
+def _read(path: str) -> str:
+    try:
+        return open(path).read()
+    except FileNotFoundError:
+        return ""
