@@ -32,11 +32,7 @@ class Parser(argparse.ArgumentParser):
         raise _HelpShown
 
     def read(self, line: str) -> argparse.Namespace:
-        try:
-            words = shlex.split(line)
-        except ValueError as error:
-            self.error(f"{error} in {line!r}")
-        found, unknown = self.parse_known_args(words)
+        found, unknown = self.parse_known_args(_split(line))
         if unknown:
             word = unknown[0].partition("=")[0]
             if word in LATER:
@@ -46,6 +42,13 @@ class Parser(argparse.ArgumentParser):
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(options)}"
             raise UsageError(f"{self.prog}: unknown option {word}{hint}")
         return found
+
+
+def _split(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"{error} in {line!r}: a quote must be closed") from None
 
 
 class _HelpShown(Exception):
@@ -267,7 +270,7 @@ COMMANDS = {
 
 def run_command(line: str) -> Any:
     """`%mlcloud COMMAND …`."""
-    words = shlex.split(line)
+    words = _split(line)
     if not words:
         raise UsageError(f"%mlcloud needs a command: {', '.join(COMMANDS)}")
     command = COMMANDS.get(words[0])

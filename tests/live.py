@@ -1,9 +1,9 @@
 """What tests of the running system share: an embedded cluster in a home of its own, a notebook with
 a real kernel, and waiting for what is to happen.
 
-    Embedded(home, node_idle="2s")   ─ sets MLCLOUD_… for its lifetime; connect(), processes(), end()
-    Notebook()                       ─ a real ipykernel; run(cell) gives its outputs as a user sees them
-    until(condition)                 ─ polls, and fails with what it waited for
+    Embedded(home, node_idle="2s")  ─ sets MLCLOUD_… for its lifetime; connect, processes, end
+    Notebook()                      ─ a real ipykernel; run(cell) gives its outputs as a user sees
+    until(condition)                ─ polls, and fails with what it waited for
 
 Nothing here starts a mocked part: a test that uses these runs gateway, Ray, host and kernel.
 """
@@ -240,10 +240,8 @@ def alive(process: psutil.Process) -> bool:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 # --- processes that use mlcloud -------------------------------------------------------------------

@@ -76,7 +76,9 @@ class Client:
             request = SessionRequest.model_validate({"name": name or self._unnamed, **wanted})
         except ValidationError as error:
             problems = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
-            raise UsageError(f"no such session can be: {problems}") from None
+            raise UsageError(
+                f"no such session can be: {problems}. A name has letters, digits, `_`, `.` and `-`"
+            ) from None
         answer = self._connection.post("/v1/sessions", request.model_dump(exclude_unset=True))
         info = SessionInfo.model_validate(answer)
         return self._local(info, namespace)

@@ -48,7 +48,7 @@ def running(settings: Settings) -> Address | None:
             timeout=5,
             trust_env=False,
         )
-    except (OSError, ValueError, KeyError, httpx.TransportError):
+    except (OSError, ValueError, KeyError, TypeError, httpx.TransportError, httpx.InvalidURL):
         return None
     return address if response.is_success else None
 

@@ -7,7 +7,8 @@ come back as their classes, without a traceback nobody needs.
 
 from __future__ import annotations
 
-import pickle
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 from mlcloud import errors
@@ -17,25 +18,28 @@ class RemoteError(Exception):
     """Stands in for an exception whose class does not exist here; its name is the remote one."""
 
 
-def rebuilt(content: dict[str, Any], packed: bytes | None) -> BaseException:
-    """The exception of a `done` event. `packed` is the remote exception's pickle, if it has one."""
+def rebuilt(content: dict[str, Any], load: Callable[[], Any]) -> BaseException:
+    """The exception of a `done` event. `load` gives the remote exception itself, if it came."""
     name, message = content.get("ename", "Error"), content.get("evalue", "")
     own = getattr(errors, name, None)
     if isinstance(own, type) and issubclass(own, errors.MLCloudError):
         return own(message)
     if name == "KeyboardInterrupt":
         return _with_traceback(KeyboardInterrupt(message), content)
-    error: BaseException | None = None
-    if packed is not None:
-        try:
-            # From our own session over the authenticated channel: it may run what it likes there,
-            # and what it sends here is the user's own object.
-            error = pickle.loads(packed)
-        except Exception:
-            error = None
+    try:
+        error = load()
+    except Exception:  # its class cannot be imported here, or its constructor wants other arguments
+        error = None
     if not isinstance(error, BaseException) or type(error).__name__ != name:
         error = type(name, (RemoteError,), {"__module__": "remote"})(message)
     return _with_traceback(error, content)
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """The same error, of which IPython shows the message and none of this library's frames."""
+    lines = traceback.format_exception_only(error)
+    error._render_traceback_ = lambda: ["".join(lines).rstrip()]  # type: ignore[attr-defined]
+    return error
 
 
 def _with_traceback(error: BaseException, content: dict[str, Any]) -> BaseException:

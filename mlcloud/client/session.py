@@ -20,10 +20,11 @@ from mlcloud import errors
 from mlcloud.client.channel import Channel, Event
 from mlcloud.client.connection import Connection
 from mlcloud.client.display import Display
-from mlcloud.client.errors import rebuilt
+from mlcloud.client.errors import rebuilt, without_frames
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.models import SessionInfo
+from mlcloud.values import pickling as values
 from mlcloud.values.messages import Blob, Group, Return, Shipment
 
 KILL_AFTER_S = 5.0
@@ -104,13 +105,16 @@ class Session:
             options["timeout_s"] = timeout
         for fresh in (False, True):
             display = Display(result_hook=result_hook)
-            shipment = self._side.prepare(
-                code,
-                only_in=None if only_in is None else list(only_in),
-                out=None if out is None else list(out),
-                keep_remote=keep_remote,
-                max_return=MAX_RETURN,
-            )
+            try:
+                shipment = self._side.prepare(
+                    code,
+                    only_in=None if only_in is None else list(only_in),
+                    out=None if out is None else list(out),
+                    keep_remote=keep_remote,
+                    max_return=MAX_RETURN,
+                )
+            except SyntaxError as error:
+                raise without_frames(error) from None
             for note in shipment.notes:
                 display.status(note)
             done, answer = self._execute("cell", code, shipment, options, display, durable=durable)
@@ -124,7 +128,16 @@ class Session:
         if done["status"] != "ok":
             if display.error is not None:
                 done = {**display.error, **done, "traceback": display.error["traceback"]}
-            raise rebuilt(done, answer.get("exception"))
+            raise self._error(done, answer)
+
+    def _error(self, done: dict[str, Any], answer: dict[str, Any]) -> BaseException:
+        def load() -> Any:
+            # From our own session over the authenticated channel: the user's own object.
+            payload, buffers = answer["exception"]
+            side = self._side
+            return values.load(payload, buffers, side.namespace, classes=side.classes)
+
+        return rebuilt(done, load)
 
     def _execute(
         self,
@@ -202,7 +215,7 @@ class Session:
         options = {"name": name, "binding": binding}
         done, answer = self._execute("get", "", None, options, Display())
         if done["status"] != "ok":
-            raise rebuilt(done, answer.get("exception"))
+            raise self._error(done, answer)
         group = Group.from_wire(answer["group"]["wire"])
         resolve = self._resolver(answer["group"]["objects"])
         return self._side.open(group, resolve)
@@ -222,7 +235,7 @@ class Session:
                 namespace[name] = before
         done, answer = self._execute("load", "", shipment, {}, Display())
         if done["status"] != "ok":
-            raise rebuilt(done, answer.get("exception"))
+            raise self._error(done, answer)
 
     def dry(self, code: str) -> list[Row]:
         """What `%%remote --dry` shows: one row a name, nothing sent."""

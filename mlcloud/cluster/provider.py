@@ -113,7 +113,13 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
             if instance.notice is not None
         }
         shape = Shape(**node_config["shape"])
-        offers, market = self.cloud.offers(), node_config["market"]
+        # A GPU is bought for who asked for one, however its price compares.
+        offers = [
+            offer
+            for offer in self.cloud.offers()
+            if (offer.accelerator is None) == (shape.accelerator is None)
+        ]
+        market = node_config["market"]
         return walk(offers, shape, market, cooling, now()) or walk(offers, shape, market, {}, now())
 
     def _log(self, node_type: str, offer: Offer, what: str, detail: str) -> None:

@@ -123,7 +123,7 @@ def choose(
         and (each.accelerator or "").lower() == (wanted or "").lower()
         and each.accelerator_count >= count
         and each.cpus >= cpus
-        and each.memory_bytes >= memory_bytes
+        and each.resources["memory"] >= memory_bytes
     ]
     if not fitting:
         raise NoSuchResources(_explain(types, cpus, memory_bytes, gpu))
@@ -135,7 +135,7 @@ def choose(
         resources[ON_DEMAND] = 0.001
     share = max(
         cpus / best.cpus,
-        memory_bytes / best.memory_bytes,
+        memory_bytes / best.resources["memory"],
         count / best.accelerator_count if best.accelerator else 0.0,
     )
     return HostRequest(best, cpus, count, resources, min(1.0, share))
@@ -168,4 +168,4 @@ def _explain(
 
 def _shape(each: NodeType) -> str:
     gpu = f"{each.accelerator}:{each.accelerator_count}, " if each.accelerator else ""
-    return f"{gpu}{each.cpus} CPUs and {each.memory_bytes / 2**30:g} GiB"
+    return f"{gpu}{each.cpus} CPUs and {each.resources['memory'] / 2**30:.3g} GiB"

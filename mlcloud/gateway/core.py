@@ -151,6 +151,7 @@ class Gateway:
         ]
 
     def cluster_info(self) -> ClusterInfo:
+        self.billing.see(self.cluster.cloud.instances())
         bill = self.billing.cluster()
         state: Any = self.cluster.state
         return ClusterInfo(

@@ -90,6 +90,7 @@ class Session:
         epoch: int = 0,
         ordinal: int = 0,
         last_event: int = 0,
+        adopted_number: int | None = None,
     ) -> None:
         self.services = services
         self.id = id
@@ -114,7 +115,9 @@ class Session:
         self._unsafe: set[str] = set()
         self._unsaved: dict[str, str] = {}
         self._background: set[asyncio.Task[Any]] = set()
-        self._worker = asyncio.create_task(self._serve())
+        if adopted_number is not None:
+            self._take_up()
+        self._worker = asyncio.create_task(self._serve(adopted_number))
 
     # --- what clients ask -------------------------------------------------------------------------
 
@@ -254,7 +257,12 @@ class Session:
 
     # --- the worker -------------------------------------------------------------------------------
 
-    async def _serve(self) -> None:
+    async def _serve(self, adopted_number: int | None) -> None:
+        if adopted_number is not None:
+            try:
+                await self._adopt(adopted_number)
+            except Exception:
+                log.exception("session %s could not be adopted as it was", self.id)
         while True:
             if not self.queue:
                 self._work.clear()
@@ -479,8 +487,11 @@ class Session:
             self.story("restored", f"{names} names restored from the store", step=step)
         self._unsaved = dict(body.get("skipped", {}))
         if self._unsaved:
-            lost = "; ".join(f"{name} ({why})" for name, why in self._unsaved.items())
-            self.story("not_restored", f"not restored, run their cells again: {lost}")
+            lost = ", ".join(sorted(self._unsaved))
+            text = (
+                f"not restored, since it cannot be saved: {lost}; run the cells that make it again"
+            )
+            self.story("not_restored", text, why=self._unsaved)
         return step
 
     async def _load_snapshot(
@@ -763,29 +774,28 @@ class Session:
 
     # --- a gateway that comes back ----------------------------------------------------------------
 
-    async def adopt(self, host_number: int) -> None:
-        """Find the host that an earlier gateway started, and what it was doing."""
+    def _take_up(self) -> None:
+        """What an earlier gateway left unfinished goes before all that is asked from now on."""
         unfinished = self.services.executions.unfinished(self.id)
-        for execution in unfinished:
-            self._known[execution.id] = execution
-        running = [e for e in unfinished if e.state is ExecutionState.RUNNING]
+        self._known.update({execution.id: execution for execution in unfinished})
+        self.current = next((e for e in unfinished if e.state is ExecutionState.RUNNING), None)
+        self.queue.extend(e for e in unfinished if e is not self.current)
+
+    async def _adopt(self, host_number: int) -> None:
+        """Find the host that an earlier gateway started, and finish what it was doing."""
         async with self._turn:
-            self.current = running[0] if running else None
             try:
                 await self._adopt_host(host_number)
                 if self.host is None:
                     self.services.billing.close_placements(self.id)
-                    for execution in running:
-                        self._close_span(execution)
+                    if self.current is not None:
+                        self._close_span(self.current)
                 if self.current is not None:
                     underway = await self._underway(self.current)
                     await self._execute(self.current, underway=underway)
             finally:
                 self.current = None
             self._settle()
-        self.queue.extend(e for e in unfinished if e.state is ExecutionState.QUEUED)
-        if self.queue:
-            self._work.set()
 
     async def _adopt_host(self, host_number: int) -> None:
         if not self.epoch:

@@ -4,7 +4,6 @@ notices."""
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from datetime import datetime
 from typing import Any
@@ -20,8 +19,6 @@ from mlcloud.gateway.session import Services, Session
 from mlcloud.models import SessionInfo, SessionRequest, SessionState
 from mlcloud.units import parse_duration, parse_gpu, parse_size
 
-log = logging.getLogger(__name__)
-
 
 class Sessions:
     """By name; a closed session's name is free again."""
@@ -29,7 +26,6 @@ class Sessions:
     def __init__(self, services: Services) -> None:
         self.services = services
         self._by_name: dict[str, Session] = {}
-        self._adopting: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Any:
         return iter(list(self._by_name.values()))
@@ -127,16 +123,9 @@ class Sessions:
                 epoch=row.epoch,
                 ordinal=row.ordinal,
                 last_event=row.last_event,
+                adopted_number=row.host_number,
             )
             self._by_name[request.name] = session
-            task = asyncio.create_task(session.adopt(row.host_number))
-            self._adopting.add(task)
-            task.add_done_callback(self._adopted)
-
-    def _adopted(self, task: asyncio.Task[None]) -> None:
-        self._adopting.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a session could not be adopted", exc_info=task.exception())
 
     def on_notice(self, instance_id: str, deadline: datetime, kind: str) -> None:
         for session in self:
@@ -162,8 +151,6 @@ class Sessions:
         return any(session.current is not None or session.queue for session in self)
 
     async def shut(self, *, keep_hosts: bool) -> None:
-        for task in self._adopting:
-            task.cancel()
         await asyncio.gather(*(session.shut(keep_host=keep_hosts) for session in self))
 
     # --- facts ------------------------------------------------------------------------------------

@@ -28,14 +28,16 @@ import msgpack
 from ipykernel.ipkernel import IPythonKernel
 
 from mlcloud.checkpoint import context as run_context
-from mlcloud.errors import Conflict, MLCloudError, NameConflict
+from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.snapshot import Snapshots
 from mlcloud.kernel.transfer import resolver, send
 from mlcloud.store import Store
 from mlcloud.values.messages import Shipment
+from mlcloud.values.pickling import dump
 
 DEFAULT_PREEMPTION_S = 2 * 3600.0
+MAX_EXCEPTION_BYTES = 1 << 20
 
 
 class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no complete types
@@ -89,7 +91,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                     )
                 _flush()
                 if reply["status"] == "error":
-                    answer["exception"] = self._pickled_exception()
+                    answer["exception"] = self._pickled(getattr(sys, "last_value", None))
                 answer["names"] = send(self.names.collect(shipment), self.store)
             else:
                 answer.update(getattr(self, f"op_{request['op']}")(request))
@@ -103,7 +105,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 reply = self._reply({"status": "error", "ename": "Conflict", "evalue": str(error)})
             else:
                 reply = self._failed(error)
-            answer["exception"] = _pickled(error)
+            answer["exception"] = self._pickled(error)
         self._publish("mlcloud_return", {"status": reply["status"]}, parent, answer)
         return reply
 
@@ -143,9 +145,17 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             "user_expressions": {},
         }
 
-    def _pickled_exception(self) -> bytes | None:
-        error = getattr(sys, "last_value", None)
-        return None if error is None else _pickled(error)
+    def _pickled(self, error: BaseException | None) -> list[Any] | None:
+        """The exception without its traceback, None where it cannot travel."""
+        if error is None:
+            return None
+        try:
+            pickled = dump(error, self.shell.user_ns, classes=self.names.classes)
+        except NotPicklable:
+            return None
+        if pickled.size > MAX_EXCEPTION_BYTES:
+            return None
+        return [pickled.payload, [bytes(buffer) for buffer in pickled.buffers]]
 
     @contextlib.contextmanager
     def _running(self, execution_id: str) -> Iterator[None]:
@@ -233,15 +243,3 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-
-
-def _pickled(error: BaseException) -> bytes | None:
-    """The exception without its traceback, None where it cannot travel."""
-    import cloudpickle
-
-    try:
-        # __reduce__ drops the traceback; cause and context would carry theirs along
-        packed: bytes = cloudpickle.dumps(error)
-    except Exception:
-        return None
-    return packed if len(packed) < 2**20 else None

@@ -39,14 +39,28 @@ print(took, *sorted(new))
 def test_loading_the_extension_is_light(cluster: Embedded) -> None:
     runs = [
         subprocess.run(
-            [sys.executable, "-c", LOAD], capture_output=True, text=True, check=True,
+            [sys.executable, "-c", LOAD],
+            capture_output=True,
+            text=True,
+            check=True,
             env=cluster.environment,
         ).stdout.split()
         for _ in range(5)
     ]
     imported = set(runs[0][1:])
-    heavy = {"ray", "torch", "numpy", "pandas", "pydantic", "httpx", "fastapi", "sqlalchemy",
-             "fsspec", "websockets", "cloudpickle"}
+    heavy = {
+        "ray",
+        "torch",
+        "numpy",
+        "pandas",
+        "pydantic",
+        "httpx",
+        "fastapi",
+        "sqlalchemy",
+        "fsspec",
+        "websockets",
+        "cloudpickle",
+    }
     assert not imported & heavy
     assert statistics.median(float(run[0]) for run in runs) <= 0.150
 
@@ -85,9 +99,7 @@ def test_loading_twice_and_importing_starts_nothing(own_cluster) -> None:  # typ
         ("what is this", "UsageError", "what"),
     ],
 )
-def test_a_wrong_option_is_explained(
-    notebook: Notebook, line: str, error: str, says: str
-) -> None:
+def test_a_wrong_option_is_explained(notebook: Notebook, line: str, error: str, says: str) -> None:
     name = "" if "--session" in line else "--session typo "
     cell = notebook.run(f"%%remote {name}{line}\nimport os; os.mkdir('/must-not-run')")
     assert cell.error is not None
@@ -175,8 +187,18 @@ def test_the_footer_and_its_figures(notebook: Notebook) -> None:
     cell = notebook.ok("%%remote\n1")
     figures = cell.footer
     assert figures is not None
-    assert {"seconds", "usd", "saved_usd", "instance_type", "market", "zone", "moves",
-            "simulated", "execution_id", "session"} <= set(figures)
+    assert {
+        "seconds",
+        "usd",
+        "saved_usd",
+        "instance_type",
+        "market",
+        "zone",
+        "moves",
+        "simulated",
+        "execution_id",
+        "session",
+    } <= set(figures)
     assert figures["simulated"] is True
     assert figures["moves"] == 0
     text = next(

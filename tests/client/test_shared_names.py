@@ -20,16 +20,20 @@ def notebook(cluster: Embedded) -> Iterator[Notebook]:
 
 
 def test_a_function_sees_the_sessions_globals(notebook: Notebook) -> None:
-    notebook.ok("scale = 2\ncounter = 0\ndef scaled(x):\n    global counter\n    counter += 1\n"
-                "    return scale * x")
+    notebook.ok(
+        "scale = 2\ncounter = 0\ndef scaled(x):\n    global counter\n    counter += 1\n"
+        "    return scale * x"
+    )
     assert notebook.ok("%%remote\nscaled(3)").result == "6"
     assert notebook.ok("%%remote\nscale = 10\nscaled(3)").result == "30"
     assert notebook.ok("scale, counter, scaled(1)").result == "(10, 2, 10)"
 
 
 def test_a_class_and_its_objects(notebook: Notebook) -> None:
-    notebook.ok("class Point:\n    def __init__(self, x): self.x = x\n"
-                "    def moved(self): return Point(self.x + 1)\np = Point(1)")
+    notebook.ok(
+        "class Point:\n    def __init__(self, x): self.x = x\n"
+        "    def moved(self): return Point(self.x + 1)\np = Point(1)"
+    )
     notebook.ok("%%remote\nq = p.moved()\np.x = 5\nsame = type(q) is Point")
     assert notebook.ok("q.x, p.x, same, isinstance(q, Point)").result == "(2, 5, True, True)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,9 @@ def ticks(n: int) -> str:
 
 
 def test_the_cell_goes_on_and_its_output_is_whole(
-    session: Callable[..., Session], cluster: Embedded, tmp_path: object,
+    session: Callable[..., Session],
+    cluster: Embedded,
+    tmp_path: object,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = f"{tmp_path}/ran"
@@ -38,7 +41,7 @@ def test_the_cell_goes_on_and_its_output_is_whole(
     assert capsys.readouterr().out == ticks(200)
     assert cluster.connection["pid"] != first
     again = cluster.connect().attach(s.name)
-    assert open(path).read() == "ran\n"
+    assert _read(path) == "ran\n"
     assert printed(again) == ticks(200)
     assert [each["seq"] for each in events(again)] == list(range(1, len(events(again)) + 1))
     assert nodes <= {each["id"] for each in cluster.workers()}
@@ -46,7 +49,9 @@ def test_the_cell_goes_on_and_its_output_is_whole(
 
 
 def test_twice_in_one_cell(
-    session: Callable[..., Session], cluster: Embedded, tmp_path: object,
+    session: Callable[..., Session],
+    cluster: Embedded,
+    tmp_path: object,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = f"{tmp_path}/ran"
@@ -60,7 +65,7 @@ def test_twice_in_one_cell(
         cluster.connect()
     assert cell.error() is None
     assert capsys.readouterr().out == ticks(400)
-    assert open(path).read() == "ran\n"
+    assert _read(path) == "ran\n"
 
 
 def test_a_cell_that_ends_meanwhile_is_known_to_have_ended(
@@ -89,9 +94,7 @@ def test_a_cell_that_ends_meanwhile_is_known_to_have_ended(
     assert _read(f"{tmp_path}/ran") == "ran\n"
 
 
-def test_what_was_queued_runs_once(
-    session: Callable[..., Session], cluster: Embedded
-) -> None:
+def test_what_was_queued_runs_once(session: Callable[..., Session], cluster: Embedded) -> None:
     s = session()
     s.run("order = []", durable=True, quiet=True)
     with cluster.http() as http:
@@ -158,7 +161,5 @@ def test_nodes_end_themselves_when_no_gateway_comes(own_cluster: Callable[..., E
 
 
 def _read(path: str) -> str:
-    try:
-        return open(path).read()
-    except FileNotFoundError:
-        return ""
+    file = Path(path)
+    return file.read_text() if file.exists() else ""

@@ -1,4 +1,4 @@
-"""A spot node that is taken away takes nothing with it: notice, move, names back, cell run again."""
+"""A spot node that is taken away takes nothing with it: notice, move, names, the cell again."""
 
 from __future__ import annotations
 
@@ -49,6 +49,23 @@ def test_between_cells(session: Callable[..., Session], client: Client) -> None:
     assert {"notice", "moved", "restored"} <= set(told)
 
 
+def test_between_cells_when_the_node_ends_before_there_is_another(
+    session: Callable[..., Session], client: Client
+) -> None:
+    """The notice is shorter than a machine takes to start; nobody runs a cell meanwhile."""
+    s = session()
+    s.run("kept = [1]", durable=True, quiet=True)
+    first = s.info.node
+    client.cluster.preempt(s, "1s")
+    until(lambda: s.info.node not in (first, None) and s.state == "idle", "it has moved", 60)
+    assert s.info.usd_per_hour > 0
+    s.park()
+    assert s.info.node is None
+    held = {name for node in client.cluster.status().info.nodes for name in node.sessions}
+    assert s.name not in held
+    assert s["kept"] == [1]
+
+
 def test_in_a_cell_it_runs_again_from_its_start(
     session: Callable[..., Session], client: Client, tmp_path: object
 ) -> None:
@@ -77,9 +94,7 @@ def test_a_resumable_loop_continues_at_its_checkpoint_twice(
     import threading
 
     with open_notebook(cluster) as notebook:
-        notebook.ok(
-            "import mlcloud\nimport numpy as np\nw, seen = np.zeros(3), []"
-        )
+        notebook.ok("import mlcloud\nimport numpy as np\nw, seen = np.zeros(3), []")
         notebook.ok("%%remote --session train --durable\nw, seen = w, seen")
         watch = client.attach("train")
 
@@ -146,6 +161,7 @@ def test_a_node_that_just_dies(
     until(lambda: not any(map(alive, doomed)), "the node is gone", 5)
 
 
+@pytest.mark.slow
 def test_the_agent_alone_dies(
     session: Callable[..., Session], cluster: Embedded, tmp_path: object
 ) -> None:

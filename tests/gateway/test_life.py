@@ -30,9 +30,7 @@ def test_six_processes_race_and_one_gateway_starts(own_cluster: OwnCluster) -> N
     racers = [start_python(embedded, code) for _ in range(6)]
     answers = [racer.communicate(timeout=120) for racer in racers]
     assert len({out for out, _ in answers}) == 1, answers
-    assert answers[0][0].split() == [
-        embedded.connection["url"], str(embedded.connection["pid"])
-    ]
+    assert answers[0][0].split() == [embedded.connection["url"], str(embedded.connection["pid"])]
     gateways = [p for p in embedded.processes() if "mlcloud.gateway" in p.command]
     assert len(gateways) == 1
     until(embedded.records, "the head is launched")

@@ -48,8 +48,10 @@ def test_more_memory_than_asked_for_ends_the_cell(session: Callable[..., Session
     s = session(memory="512MB")
     s.run("kept = 1", durable=True, quiet=True)
     with pytest.raises(errors.KernelDied, match=r"memory of 488 ?MiB|memory of 512 ?MB"):
-        s.run("import time\nblocks = []\nfor i in range(100):\n"
-              "    blocks.append(bytearray(50_000_000)); time.sleep(0.05)")
+        s.run(
+            "import time\nblocks = []\nfor i in range(100):\n"
+            "    blocks.append(bytearray(50_000_000)); time.sleep(0.05)"
+        )
     assert s["kept"] == 1
 
 
@@ -68,8 +70,7 @@ def test_memory_of_children_counts(session: Callable[..., Session]) -> None:
 def test_between_cells_the_kernel_comes_back_by_itself(session: Callable[..., Session]) -> None:
     s = session()
     s.run(
-        "kept = 1\nimport os, threading\n"
-        "threading.Timer(1.0, os._exit, [7]).start()",
+        "kept = 1\nimport os, threading\nthreading.Timer(1.0, os._exit, [7]).start()",
         durable=True,
         quiet=True,
     )
@@ -77,8 +78,9 @@ def test_between_cells_the_kernel_comes_back_by_itself(session: Callable[..., Se
     from tests.live import events, until
 
     until(
-        lambda: any(each["kind"] == "story" and each["content"]["what"] == "restored"
-                    for each in events(s)),
+        lambda: any(
+            each["kind"] == "story" and each["content"]["what"] == "restored" for each in events(s)
+        ),
         "the session's state is restored",
     )
     s.run("assert kept == 1 and os.getpid() != first", quiet=True)

@@ -97,9 +97,7 @@ def test_what_the_cell_bound_before_is_kept(shared: Session) -> None:
     assert shared["half"] == 1
 
 
-def test_a_cell_that_waits_in_the_queue_is_cancelled(
-    shared: Session, cluster: Embedded
-) -> None:
+def test_a_cell_that_waits_in_the_queue_is_cancelled(shared: Session, cluster: Embedded) -> None:
     first = Running(shared, "print('ready')\nimport time; time.sleep(60)", quiet=True)
     first.printed("ready")
     with cluster.http() as http:

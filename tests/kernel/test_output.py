@@ -61,7 +61,8 @@ def test_rich_values_keep_their_forms(notebook: Notebook) -> None:
 
 def test_a_figure_is_shown(notebook: Notebook) -> None:
     cell = notebook.ok(
-        "%%remote\n%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.show()"
+        "%%remote\n%matplotlib inline\nimport matplotlib.pyplot as plt\n"
+        "plt.plot([1, 2]); plt.show()"
     )
     assert any("image/png" in data for data in cell.shown)
 
@@ -104,7 +105,9 @@ def test_clear_output_waits_for_the_next(notebook: Notebook) -> None:
 
 
 def test_an_error_shows_the_cells_own_lines(notebook: Notebook) -> None:
-    cell = notebook.run("%%remote\ndef inner():\n    return {}['missing']\n\nprint('so far')\ninner()")
+    cell = notebook.run(
+        "%%remote\ndef inner():\n    return {}['missing']\n\nprint('so far')\ninner()"
+    )
     assert cell.stream() == "so far\n"
     assert cell.error["ename"] == "KeyError"
     text = "\n".join(cell.error["traceback"])

@@ -83,7 +83,8 @@ def gone(*pids: int) -> float:
         "import time; time.sleep(60)",
         HOLD_THE_GIL,
         "import signal, time\n"
-        "for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT): signal.signal(s, signal.SIG_IGN)\n"
+        "for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):\n"
+        "    signal.signal(each, signal.SIG_IGN)\n"
         "time.sleep(60)",
     ],
     ids=["sleeping", "holding the GIL", "ignoring signals"],
@@ -102,8 +103,9 @@ def test_nor_what_the_kernel_started(folder: str) -> None:
         "import subprocess\n"
         "a = subprocess.Popen(['sleep', '600'])\n"
         "b = subprocess.Popen('setsid sleep 600 & echo $!', shell=True, stdout=subprocess.PIPE)\n"
-        f"open({str(marker)!r} + '.new', 'w').write(f'{{a.pid}} {{b.stdout.readline().decode()}}')\n"
-        f"import os; os.rename({str(marker)!r} + '.new', {str(marker)!r})",
+        f"new = {str(marker)!r} + '.new'\n"
+        "open(new, 'w').write(f'{a.pid} {b.stdout.readline().decode()}')\n"
+        f"import os; os.rename(new, {str(marker)!r})",
     )
     until(marker.exists, "the kernel has started its children")
     below = [int(pid) for pid in marker.read_text().split()]
