@@ -254,6 +254,7 @@ class Session:
     def on_node_end(self, instance_id: str, reason: str) -> None:
         if self.host is not None and self.host.instance == instance_id:
             self.host.lose("preempted" if reason == "preempted" else f"its node ended ({reason})")
+            self._spawn(self._lost_between_cells(self.host))
 
     # --- the worker -------------------------------------------------------------------------------
 
@@ -508,7 +509,10 @@ class Session:
             }
         )
         ended = host.expect(execution_id)
-        await host.handle.submit.remote(request, "", execution_id)
+        try:
+            await host.handle.submit.remote(request, "", execution_id)
+        except Exception as error:  # Ray's kinds of gone
+            host.lose(f"it died before it could be used: {error}")
         waiting: set[asyncio.Future[Any]] = {ended, host.lost}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         return ended.result() if ended.done() else None
@@ -528,16 +532,25 @@ class Session:
         assert successor is not None
         await asyncio.wait({successor})
         async with self._turn:
-            if self.host is not old or not old.alive or successor.cancelled():
-                return
-            if self._successor is successor:
-                self._successor = None
+            if self._successor is not successor or successor.cancelled():
+                return  # a cell that was cut short has taken it, or an interrupt has cancelled it
+            self._successor = None
             if successor.exception() is not None:
                 self.detail = str(successor.exception())
-                return
-            await self._until_safe()
-            await self._take_over(successor.result())
+            elif self.host is old:
+                if old.alive:
+                    await self._until_safe()
+                else:
+                    await self._host_lost(old)
+                await self._take_over(successor.result())
             self._settle()
+
+    async def _lost_between_cells(self, host: LiveHost) -> None:
+        """A node that died without a notice while nothing ran: the next cell brings another."""
+        async with self._turn:
+            if self.host is host and not host.alive and self._successor is None:
+                await self._host_lost(host)
+                self._set_state(SessionState.PARKED)
 
     async def _release(self, host: LiveHost, *, billing: bool = True) -> None:
         host.lose("released")

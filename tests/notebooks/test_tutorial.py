@@ -68,7 +68,7 @@ def position(lines: list[str], words: str) -> int:
 
 def test_the_move_is_told_in_order(executed: Executed) -> None:
     lines = executed.lines("train")
-    told = ["notice: the cloud takes", "is gone", "moved to", "runs again", "resumed at step"]
+    told = ["notice: the cloud takes", "was preempted", "moved to", "runs again", "resumed at step"]
     places = [position(lines, words) for words in told]
     assert places == sorted(places)
 
