@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import traceback
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -49,6 +50,16 @@ def _split(line: str) -> list[str]:
         return shlex.split(line)
     except ValueError as error:
         raise UsageError(f"{error} in {line!r}: a quote must be closed") from None
+
+
+class CellSyntaxError(UsageError):
+    """The cell is not Python. Shown as the SyntaxError that it is in a local cell."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+CellSyntaxError.__name__ = CellSyntaxError.__qualname__ = "SyntaxError"
 
 
 class _HelpShown(Exception):
@@ -111,17 +122,22 @@ def run_remote(line: str, cell: str) -> None:
     if options.dry:
         _show_rows(session.dry(cell))
         return
-    session.run(
-        cell,
-        only_in=_names(options.only_in),
-        out=_names(options.out),
-        keep_remote=options.keep_remote,
-        timeout=timeout,
-        on_preempt=options.on_preempt,
-        durable=options.durable,
-        quiet=options.quiet,
-        result_hook=True,
-    )
+    try:
+        session.run(
+            cell,
+            only_in=_names(options.only_in),
+            out=_names(options.out),
+            keep_remote=options.keep_remote,
+            timeout=timeout,
+            on_preempt=options.on_preempt,
+            durable=options.durable,
+            quiet=options.quiet,
+            result_hook=True,
+        )
+    except SyntaxError as error:
+        # Of a real SyntaxError that a magic raises, IPython shows this library's frames.
+        shown = "".join(traceback.format_exception_only(error)).rstrip()
+        raise CellSyntaxError(shown) from None
 
 
 def _names(text: str | None) -> list[str] | None:

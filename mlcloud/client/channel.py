@@ -132,6 +132,8 @@ class Channel:
             proxy=None,
             sock=tcp,
             open_timeout=10,
+            # Leaving with events unread would else wait for the reader that nobody is any more.
+            close_timeout=0.5,
         )
         self._opened = ExitStack()
         return self._opened.enter_context(opening)

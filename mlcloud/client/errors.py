@@ -7,7 +7,6 @@ come back as their classes, without a traceback nobody needs.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -33,13 +32,6 @@ def rebuilt(content: dict[str, Any], load: Callable[[], Any]) -> BaseException:
     if not isinstance(error, BaseException) or type(error).__name__ != name:
         error = type(name, (RemoteError,), {"__module__": "remote"})(message)
     return _with_traceback(error, content)
-
-
-def without_frames(error: BaseException) -> BaseException:
-    """The same error, of which IPython shows the message and none of this library's frames."""
-    lines = traceback.format_exception_only(error)
-    error._render_traceback_ = lambda: ["".join(lines).rstrip()]  # type: ignore[attr-defined]
-    return error
 
 
 def _with_traceback(error: BaseException, content: dict[str, Any]) -> BaseException:

@@ -20,7 +20,7 @@ from mlcloud import errors
 from mlcloud.client.channel import Channel, Event
 from mlcloud.client.connection import Connection
 from mlcloud.client.display import Display
-from mlcloud.client.errors import rebuilt, without_frames
+from mlcloud.client.errors import rebuilt
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.models import SessionInfo
@@ -105,16 +105,13 @@ class Session:
             options["timeout_s"] = timeout
         for fresh in (False, True):
             display = Display(result_hook=result_hook)
-            try:
-                shipment = self._side.prepare(
-                    code,
-                    only_in=None if only_in is None else list(only_in),
-                    out=None if out is None else list(out),
-                    keep_remote=keep_remote,
-                    max_return=MAX_RETURN,
-                )
-            except SyntaxError as error:
-                raise without_frames(error) from None
+            shipment = self._side.prepare(
+                code,
+                only_in=None if only_in is None else list(only_in),
+                out=None if out is None else list(out),
+                keep_remote=keep_remote,
+                max_return=MAX_RETURN,
+            )
             for note in shipment.notes:
                 display.status(note)
             done, answer = self._execute("cell", code, shipment, options, display, durable=durable)

@@ -112,6 +112,9 @@ class Host:
 
     async def interrupt(self, execution_id: str) -> None:
         """SIGINT, again each second while the execution goes on, five times in all."""
+        self._spawn(self._interrupt(execution_id))
+
+    async def _interrupt(self, execution_id: str) -> None:
         for _ in range(INTERRUPT_REPEATS):
             if self._running != execution_id or self._kernel is None:
                 return

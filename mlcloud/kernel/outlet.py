@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 from typing import Any
 
 COUNT = struct.Struct(">I")
@@ -33,7 +34,16 @@ def redirect(thread: Any, path: str) -> None:
         head = COUNT.pack(len(frames)) + b"".join(LENGTH.pack(len(frame)) for frame in frames)
         outlet.sendall(b"".join([head, *frames]))
 
+    def send_multipart(message: list[Any], *args: Any, **kwargs: Any) -> None:
+        # `flush()` waits for the IO thread to have run its flush: what that sends must go at once,
+        # not into the queue behind the word that it is done.
+        if threading.current_thread() is thread.thread:
+            send(message, *args, **kwargs)
+        else:
+            thread.schedule(lambda: send(message, *args, **kwargs))
+
     thread._really_send = send
+    thread.send_multipart = send_multipart
 
 
 async def read(reader: asyncio.StreamReader) -> list[bytes]:

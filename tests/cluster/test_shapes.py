@@ -69,7 +69,7 @@ def test_the_smallest_that_holds_it(types: list[NodeType], wish: dict, expected:
     assert 0 < request.share <= 1
 
 
-@pytest.mark.parametrize("memory", [4 * GIB, 3.9 * GIB, 8 * GIB, 7.5 * GIB])
+@pytest.mark.parametrize("memory", [3.3 * GIB, 3.5 * GIB, 4 * GIB, 6.7 * GIB])
 def test_what_is_chosen_fits_what_ray_is_told(types: list[NodeType], memory: float) -> None:
     """A request larger than the resources Ray declares for the node would wait for ever."""
     request = choose(types, memory_bytes=int(memory))
