@@ -1,0 +1,83 @@
+"""A gateway that comes back: what an earlier one started is found, and finished.
+
+    take_up()   unfinished executions from the table, before anything new can be asked
+    adopt()     the host by its name, the pump from where the journal ends, then the running cell:
+                still running, ended meanwhile, or never begun and so run again
+
+Part of `session.py`, which holds the state; each function works on one session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from mlcloud.gateway.execution import Execution
+from mlcloud.gateway.livehost import LiveHost
+from mlcloud.models import ExecutionState
+
+if TYPE_CHECKING:
+    from mlcloud.gateway.session import Session
+
+log = logging.getLogger(__name__)
+
+
+def take_up(session: Session) -> None:
+    """What an earlier gateway left unfinished goes before all that is asked from now on."""
+    unfinished = session.services.executions.unfinished(session.id)
+    session.known.update({execution.id: execution for execution in unfinished})
+    session.current = next((e for e in unfinished if e.state is ExecutionState.RUNNING), None)
+    session.queue.extend(e for e in unfinished if e is not session.current)
+
+
+async def adopt(session: Session, host_number: int) -> None:
+    """Find the host that an earlier gateway started, and finish what it was doing."""
+    async with session.turn:
+        try:
+            await adopt_host(session, host_number)
+            if session.host is None:
+                session.services.billing.close_placements(session.id)
+                if session.current is not None:
+                    session.outcomes.close_span(session.current)
+            if session.current is not None:
+                underway = await is_underway(session, session.current)
+                await session.run_to_end(session.current, underway=underway)
+        finally:
+            session.current = None
+        session.settle()
+
+
+async def adopt_host(session: Session, host_number: int) -> None:
+    if not session.epoch:
+        return
+    hosts = await session.services.cluster.joined()
+    handle = hosts.find(f"{session.id}-{session.epoch}")
+    if handle is None:
+        return
+    try:
+        status = await asyncio.wait_for(handle.status.remote(), 15)
+    except Exception as error:  # Ray's kinds of dead
+        log.info("host %s-%s is gone: %s", session.id, session.epoch, error)
+        return
+    if not status["alive"]:
+        hosts.kill(handle)
+        return
+    session.host = LiveHost(
+        handle, session.epoch, status, number=host_number, on_events=session.outcomes.on_events
+    )
+
+
+async def is_underway(session: Session, execution: Execution) -> bool:
+    """Whether the adopted host has the execution, running or ended."""
+    host = session.host
+    if host is None:
+        return False
+    ended = host.expect(execution.id)
+    status = await host.handle.status.remote()
+    while host.alive and host.number < status["last"] and not execution.ended:
+        await asyncio.sleep(0.05)
+    if execution.ended or status["running"] == execution.id:
+        return True
+    host.finished.pop(execution.id, None)
+    return ended.done()

@@ -1,0 +1,161 @@
+"""Where a session lives: hosts brought up, taken over, moved between and given back.
+
+    bring_up ─► take_over (restore the state, become the session's host) ─► release
+                    ▲
+    notice ─► bring_up_elsewhere ─► move_when_idle, or the cell that was cut short takes it
+
+Part of `session.py`, which holds the state; each function works on one session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from mlcloud.cluster.clouds.local import now
+from mlcloud.cost.ledger import Placement
+from mlcloud.errors import SessionFailed
+from mlcloud.gateway import restoring
+from mlcloud.gateway.livehost import LiveHost
+from mlcloud.models import SessionState
+
+if TYPE_CHECKING:
+    from mlcloud.gateway.session import Session
+
+log = logging.getLogger(__name__)
+
+BRING_UP_TRIES = 5
+
+
+async def bring_up(session: Session, avoid: str = "") -> LiveHost:
+    """A started host on some node. Its kernel is empty yet."""
+    from ray.exceptions import RayError
+
+    if not session.services.cluster.up:
+        session.status("starting the embedded cluster")
+    hosts = await session.services.cluster.joined()
+    for attempt in range(BRING_UP_TRIES):
+        session.epoch += 1
+        session.save(epoch=session.epoch, host_number=0)
+        handle = hosts.create(
+            f"{session.id}-{session.epoch}",
+            session.host_request,
+            memory_bytes=session.memory_bytes,
+            arguments={
+                "session_id": session.id,
+                "store_url": session.services.store_url,
+                "folder": str(session.services.ray_dir / "h"),
+                "memory_bytes": session.memory_bytes,
+            },
+            avoid=avoid,
+        )
+        if attempt == 0:
+            session.status("asking for a node")
+        try:
+            facts = await handle.start.remote()
+        except asyncio.CancelledError:
+            hosts.kill(handle)
+            raise
+        except RayError as error:
+            # Placed on a node that died before Ray knew: the next try is placed elsewhere.
+            log.info("host %s-%s did not start: %s", session.id, session.epoch, error)
+            hosts.kill(handle)
+            last = error
+            await asyncio.sleep(1.0)
+            continue
+        session.status(f"starting on {session.place_of(str(facts['instance']))}")
+        return LiveHost(
+            handle, session.epoch, facts, number=0, on_events=session.outcomes.on_events
+        )
+    raise SessionFailed(f"no host could be started in {BRING_UP_TRIES} tries: {last}")
+
+
+async def bring_up_elsewhere(session: Session, host: LiveHost, deadline: datetime) -> LiveHost:
+    # Drained first, so that Ray does not put the successor beside the one it replaces.
+    assert session.services.cluster.hosts is not None
+    with contextlib.suppress(Exception):  # a node that is gone cannot be drained, nor chosen
+        await session.services.cluster.hosts.drain(str(host.facts["node_id"]), deadline)
+    return await bring_up(session, avoid=host.instance)
+
+
+async def tell_notice(session: Session, host: LiveHost, deadline: datetime) -> None:
+    with contextlib.suppress(Exception):  # it may be gone already
+        await host.handle.notice.remote(deadline.isoformat())
+
+
+async def move_when_idle(session: Session, old: LiveHost) -> None:
+    """Switch to the successor between cells; a cell that is cut short does so by itself."""
+    successor = session.successor
+    assert successor is not None
+    await asyncio.wait({successor})
+    async with session.turn:
+        if session.successor is not successor or successor.cancelled():
+            return  # a cell that was cut short has taken it, or an interrupt has cancelled it
+        session.successor = None
+        if successor.exception() is not None:
+            session.detail = str(successor.exception())
+        elif session.host is old:
+            if old.alive:
+                await session._until_safe()
+            else:
+                await host_lost(session, old)
+            await take_over(session, successor.result())
+        session.settle()
+
+
+async def lost_between_cells(session: Session, host: LiveHost) -> None:
+    """A node that died without a notice while nothing ran: the next cell brings another."""
+    async with session.turn:
+        if session.host is host and not host.alive and session.successor is None:
+            await host_lost(session, host)
+            session.set_state(SessionState.PARKED)
+
+
+async def take_over(session: Session, host: LiveHost) -> None:
+    """Restore the last snapshot into `host` and make it the session's."""
+    moved = session.host is not None or session.state is SessionState.MOVING
+    place_session(session, host)
+    previous = session.host
+    session.host = host
+    if moved:
+        session.story("moved", f"moved to {session.place(host)}", node=host.instance)
+    await restoring.restore(session, host)
+    session.status(f"on {session.place(host)}", ready=True)
+    if previous is not None:
+        await release(session, previous, billing=False)
+    session.save(epoch=host.epoch, host_number=host.number)
+
+
+async def release(session: Session, host: LiveHost, *, billing: bool = True) -> None:
+    host.lose("released")
+    assert session.services.cluster.hosts is not None
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(host.handle.stop.remote(), 5)
+    session.services.cluster.hosts.kill(host.handle)
+    if billing:
+        session.services.billing.close_placements(session.id)
+    if session.host is host:
+        session.host = None
+
+
+def place_session(session: Session, host: LiveHost) -> None:
+    session.services.billing.close_placements(session.id)
+    session.services.billing.see(session.services.cluster.cloud.instances())
+    share = Decimal(str(round(session.host_request.share, 6)))
+    session.services.billing.add(Placement(session.id, host.instance, share, now()))
+
+
+async def host_lost(session: Session, host: LiveHost) -> None:
+    why = host.lost.result()
+    place = session.place(host)
+    session.story("lost", f"{place} was {why}" if why == "preempted" else f"{place} is gone: {why}")
+    session.services.billing.see(session.services.cluster.cloud.instances())
+    session.services.billing.close_placements(session.id)
+    assert session.services.cluster.hosts is not None
+    session.services.cluster.hosts.kill(host.handle)
+    session.host = None
+    session.set_state(SessionState.MOVING)
