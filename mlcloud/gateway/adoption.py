@@ -14,13 +14,16 @@ import logging
 from typing import TYPE_CHECKING
 
 from mlcloud.gateway.execution import Execution
+from mlcloud.gateway.hosting import BRING_UP_TRIES
 from mlcloud.gateway.livehost import LiveHost
-from mlcloud.models import ExecutionState
+from mlcloud.models import ExecutionState, SessionState
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session
 
 log = logging.getLogger(__name__)
+
+LEFTOVERS = 2 * BRING_UP_TRIES
 
 
 def take_up(session: Session) -> None:
@@ -39,7 +42,13 @@ async def adopt(session: Session, host_number: int) -> None:
             if session.host is None:
                 session.services.billing.close_placements(session.id)
                 if session.current is not None:
-                    session.outcomes.close_span(session.current)
+                    session.outcomes.close_span(session.current, lost=True)
+                    session.set_state(SessionState.MOVING)
+                    session.story("lost", "the node went away while there was no gateway")
+            else:
+                notice = session.services.cluster.cloud.get(session.host.instance).notice
+                if notice is not None:  # given to the gateway that is gone
+                    session.on_notice(session.host.instance, notice.deadline, notice.kind)
             if session.current is not None:
                 underway = await is_underway(session, session.current)
                 await session.run_to_end(session.current, underway=underway)
@@ -49,9 +58,13 @@ async def adopt(session: Session, host_number: int) -> None:
 
 
 async def adopt_host(session: Session, host_number: int) -> None:
+    hosts = await session.services.cluster.joined()
+    for ahead in range(1, LEFTOVERS + 1):  # successors that nobody took over
+        leftover = hosts.find(f"{session.id}-{session.epoch + ahead}")
+        if leftover is not None:
+            hosts.kill(leftover)
     if not session.epoch:
         return
-    hosts = await session.services.cluster.joined()
     handle = hosts.find(f"{session.id}-{session.epoch}")
     if handle is None:
         return

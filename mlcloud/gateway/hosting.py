@@ -39,8 +39,9 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
         session.status("starting the embedded cluster")
     hosts = await session.services.cluster.joined()
     for attempt in range(BRING_UP_TRIES):
+        # In the table the epoch changes with take_over: until then a gateway that comes back must
+        # find the present host, and sweeps the others away (`adoption.py`).
         session.epoch += 1
-        session.save(epoch=session.epoch, host_number=0)
         handle = hosts.create(
             f"{session.id}-{session.epoch}",
             session.host_request,

@@ -9,7 +9,16 @@ import pytest
 
 from mlcloud.client.embedded import down
 from mlcloud.client.session import Session
-from tests.live import Embedded, Running, events, open_notebook, printed, start_python, until
+from tests.live import (
+    Embedded,
+    Running,
+    events,
+    open_notebook,
+    printed,
+    start_python,
+    stories,
+    until,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -163,3 +172,25 @@ def test_nodes_end_themselves_when_no_gateway_comes(own_cluster: Callable[..., E
 def _read(path: str) -> str:
     file = Path(path)
     return file.read_text() if file.exists() else ""
+
+
+def test_after_the_notice_the_move_goes_on(
+    session: Callable[..., Session], cluster: Embedded
+) -> None:
+    """The next gateway finds the host that runs the cell, not the successor that was being made."""
+    s = session()
+    s.run("import mlcloud, time; st = {'n': 0}", durable=True, quiet=True)
+    cell = Running(
+        s,
+        "for i in mlcloud.resumable(range(60), state={'st': st}, every=5):\n"
+        "    st['n'] += 1; print(i, end=' ', flush=True); time.sleep(0.15)",
+        quiet=True,
+    )
+    cell.printed("5 ")
+    cluster.connect().cluster.preempt(s, "5s")
+    until(lambda: "notice" in stories(s), "the notice is told")
+    cluster.kill_gateway()
+    assert cell.error(90) is None
+    assert s["st"] == {"n": 60}
+    assert {"notice", "moved", "rerun"} <= set(stories(s))
+    assert printed(s).split()[-1] == "59"
