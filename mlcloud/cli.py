@@ -86,3 +86,7 @@ def _run(command: str, *words: str) -> None:
     answer = COMMANDS[command](list(words))
     if answer is not None:
         click.echo(repr(answer))
+
+
+if __name__ == "__main__":
+    main()
