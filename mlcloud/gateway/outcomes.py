@@ -32,6 +32,9 @@ class Outcomes:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        # Ends whose books are closed and whose event is not in the journal yet: a batch that could
+        # not be written (a full disk) comes again, and must not close them twice.
+        self._unwritten: dict[str, bytes] = {}
 
     def on_events(self, host: LiveHost, events: Events) -> None:
         """Journal a batch; then act on the ends in it. Called by the host's pump, in order."""
@@ -50,6 +53,7 @@ class Outcomes:
         self._session.journal.append(
             items, host_number=events[-1][0] if host is self._session.host else None
         )
+        self._unwritten.clear()
         for act in acts:
             act()
 
@@ -74,7 +78,9 @@ class Outcomes:
                 }
             if execution.op != "get":
                 self._session.unsafe.add(execution_id)
-            items.append((execution_id, "done", self.ended(execution, state, content)))
+            self._unwritten[execution_id] = self.ended(execution, state, content)
+        if execution_id in self._unwritten:
+            items.append((execution_id, "done", self._unwritten[execution_id]))
         acts.append(lambda: host.resolve(execution_id, content))
 
     def on_died(
@@ -92,9 +98,9 @@ class Outcomes:
         self._session.unsafe.clear()
         self._session.safe.set()
         if execution is not None and execution is self._session.current and not execution.ended:
-            items.append(
-                (execution_id, "done", self.ended(execution, ExecutionState.FAILED, content))
-            )
+            self._unwritten[execution_id] = self.ended(execution, ExecutionState.FAILED, content)
+        if execution_id in self._unwritten:
+            items.append((execution_id, "done", self._unwritten[execution_id]))
         if execution_id:
             acts.append(lambda: host.resolve(execution_id, content))
         else:
@@ -102,11 +108,16 @@ class Outcomes:
 
     def ended(self, execution: Execution, state: ExecutionState, content: dict[str, Any]) -> bytes:
         """Close an execution's books; returns its `done` event, the bill included."""
+        before = execution.state
         execution.state = state
-        execution.shipment = None  # the table has it, should it be needed again
         execution.finished_at = now()
-        self.close_span(execution)
-        self._session.services.executions.save(execution)
+        try:
+            self.close_span(execution)
+            self._session.services.executions.save(execution)
+        except Exception:
+            execution.state = before  # not written, so not ended: whoever called tries again
+            raise
+        execution.shipment = None  # the table has it, should it be needed again
         text, html, metadata = footer(self._session.services.billing.execution(execution.id))
         metadata["mlcloud"]["session"] = self._session.request.name
         body = {
