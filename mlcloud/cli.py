@@ -60,6 +60,13 @@ def cost() -> None:
 
 @main.command()
 @click.argument("session")
+def attach(session: str) -> None:
+    """Show a session's running or last cell from its first output on, until it ends."""
+    _run("attach", session)
+
+
+@main.command()
+@click.argument("session")
 def park(session: str) -> None:
     """Give a session's node back; its state stays in the store."""
     _run("park", session)

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     idle_timeout: timedelta = Field(
         timedelta(minutes=15), description="A session is parked after this long without a cell."
     )
+    input_timeout: timedelta = Field(
+        timedelta(minutes=10),
+        description="An `input()` that nobody is there to answer ends as EOFError after this long.",
+    )
     node_idle: timedelta = Field(
         timedelta(minutes=1), description="A node without a session is given back after this long."
     )
@@ -81,6 +85,7 @@ class Settings(BaseSettings):
         "start_timeout",
         "idle_end",
         "idle_timeout",
+        "input_timeout",
         "node_idle",
         "dead_man",
         "notice_poll",

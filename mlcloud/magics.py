@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 LATER = {
     "--workers": "gangs of kernels",
-    "--detach": "detached cells",
     "--max-cost": "budgets",
 }
 
@@ -88,18 +87,25 @@ def remote_parser() -> Parser:
         default="rerun",
         help="when the node is taken away in the cell: run it again (default), or fail",
     )
+    add(
+        "--detach",
+        action="store_true",
+        help="return at once; the cell goes on, also when the notebook is closed",
+    )
     add("--durable", action="store_true", help="wait until the cell's state is in the store")
     add("--keep-remote", action="store_true", help="where both sides changed, the session's wins")
     add("--quiet", action="store_true", help="no footer")
     return parser
 
 
-def run_remote(line: str, cell: str) -> None:
-    """`%%remote`."""
+def run_remote(line: str, cell: str) -> Any:
+    """`%%remote`. Returns a handle of a detached cell, else None."""
     try:
         options = remote_parser().read(line)
     except _HelpShown:
-        return
+        return None
+    if options.detach and options.durable:
+        raise UsageError("%%remote: --durable waits for the cell and --detach does not: choose one")
     from mlcloud.client.api import default
     from mlcloud.units import parse_duration
 
@@ -121,9 +127,9 @@ def run_remote(line: str, cell: str) -> None:
         session = client.session(options.session, **wanted)
     if options.dry:
         _show_rows(session.dry(cell))
-        return
+        return None
     try:
-        session.run(
+        return session.run(
             cell,
             only_in=_names(options.only_in),
             out=_names(options.out),
@@ -133,6 +139,7 @@ def run_remote(line: str, cell: str) -> None:
             durable=options.durable,
             quiet=options.quiet,
             result_hook=True,
+            detach=options.detach,
         )
     except SyntaxError as error:
         # Of a real SyntaxError that a magic raises, IPython shows this library's frames.
@@ -221,6 +228,11 @@ def _state(words: list[str]) -> None:
         print(info.detail)
 
 
+def _attach(words: list[str]) -> None:
+    """`attach [SESSION]`: the output of its running or last cell, from its beginning on."""
+    _session(words).follow()
+
+
 def _park(words: list[str]) -> None:
     session = _session(words)
     session.park()
@@ -277,6 +289,7 @@ COMMANDS = {
     "status": _status,
     "sessions": _sessions,
     "state": _state,
+    "attach": _attach,
     "park": _park,
     "resume": _resume,
     "preempt": _preempt,

@@ -113,6 +113,9 @@ class ExecutionInfo(Model):
     started_at: datetime | None
     finished_at: datetime | None
     runs: int = Field(description="How often it was started: more than 1 after a preemption.")
+    first_event: int = Field(
+        description="Its events come after this number of the session's journal."
+    )
 
 
 class NodeInfo(Model):
@@ -195,8 +198,10 @@ class ErrorBody(Model):
 class Frame:
     """Keys of the WebSocket's msgpack maps.
 
-    client → gateway: `{op: "execute", id, code, shipment, op_name, options}`, `{op: "interrupt",
-    id}` gateway → client: `{events: [[seq, execution id, kind, blob], …]}`,
+    client → gateway: `{op: "execute", id, code, shipment, kind, options}`, `{op: "interrupt", id}`,
+                      `{op: "kill", id}`, `{op: "input", id, request, value}`,
+                      `{op: "comm", id, message: {type, content, metadata, buffers}}`
+    gateway → client: `{events: [[seq, execution id, kind, blob], …]}`,
                       `{error: {code, message}, id}`
     """
 

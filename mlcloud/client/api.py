@@ -120,7 +120,11 @@ def connect(target: str | None = None, *, token: str | None = None) -> Client:
     if target is None:
         from mlcloud.client import embedded
 
-        connection = Connection(lambda: embedded.find(settings), embedded=True)
+        connection = Connection(
+            lambda: embedded.find(settings),
+            embedded=True,
+            look=lambda: embedded.running(settings),
+        )
         if _default is not None and _default.url == connection.address.url:
             connection.close()
             return _default

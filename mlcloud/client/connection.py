@@ -33,10 +33,18 @@ class Address:
 
 
 class Connection:
-    """`find` gives the gateway's present address, starting it where that is ours to do."""
+    """`find` gives the gateway's present address, starting it where that is ours to do; `look`
+    gives it, or None, and starts nothing."""
 
-    def __init__(self, find: Callable[[], Address], *, embedded: bool) -> None:
+    def __init__(
+        self,
+        find: Callable[[], Address],
+        *,
+        embedded: bool,
+        look: Callable[[], Address | None] | None = None,
+    ) -> None:
         self._find = find
+        self._look = look
         self.embedded = embedded
         self.address = find()
         self._http = self._open()
@@ -54,6 +62,16 @@ class Connection:
         self._http.close()
         self.address = self._find()
         self._http = self._open()
+
+    def answers(self) -> bool:
+        """Whether the gateway can be reached now; an embedded one that is gone is not started."""
+        try:
+            address = self._find() if self._look is None else self._look()
+        except errors.MLCloudError:
+            return False
+        if address is not None and address != self.address:
+            self.reopen()
+        return address is not None
 
     def request(
         self,

@@ -6,7 +6,9 @@
     clear_output         as it is
     status, story        what the session waits for (one line, replaced), what happened to it (kept)
 
-Works in a notebook and in a terminal's IPython; in plain Python only text appears.
+`Here` shows in the cell that runs now, through IPython; `Under` in a cell that has ended, or goes
+on in the background, by messages of its own. Works in a notebook and in a terminal's IPython; in
+plain Python only text appears.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ import html
 import sys
 import time
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
+
+from mlcloud.client import frontend
+from mlcloud.client.frontend import Cell
 
 STYLE = (
     "font-family:var(--jp-ui-font-family,system-ui,sans-serif);"
@@ -33,18 +38,111 @@ MARKS = {
 }
 
 
-def shell() -> Any:
-    """The running IPython, or None."""
-    get_ipython = sys.modules.get("IPython")
-    return get_ipython.get_ipython() if get_ipython is not None else None
+class Sink(Protocol):
+    """Where output goes."""
+
+    def stream(self, name: str, text: str) -> None: ...
+
+    def display(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any],
+        transient: dict[str, Any],
+        *,
+        update: bool = False,
+    ) -> None: ...
+
+    def result(self, data: dict[str, Any], metadata: dict[str, Any]) -> None: ...
+
+    def clear(self, *, wait: bool) -> None: ...
+
+    def error(self, content: dict[str, Any]) -> None: ...
+
+
+class Here:
+    """The cell that runs now. `result_hook`: whether a value becomes its Out[n]."""
+
+    def __init__(self, *, result_hook: bool = True) -> None:
+        self._shell = frontend.shell()
+        self._result_hook = result_hook
+
+    def stream(self, name: str, text: str) -> None:
+        stream = sys.stderr if name == "stderr" else sys.stdout
+        stream.write(text)
+        stream.flush()
+
+    def display(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any],
+        transient: dict[str, Any],
+        *,
+        update: bool = False,
+    ) -> None:
+        if self._shell is None:
+            ours = "mlcloud" in metadata
+            print(data.get("text/plain", ""), file=sys.stderr if ours else sys.stdout)
+            return
+        self._shell.display_pub.publish(data, metadata, transient=transient, update=update)
+
+    def result(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
+        hook = getattr(self._shell, "displayhook", None)
+        if hook is None or not self._result_hook:
+            self.display(data, metadata, {})
+            return
+        hook.start_displayhook()
+        hook.write_output_prompt()
+        hook.write_format_data(data, metadata)
+        hook.update_user_ns(RemoteOutput(data, metadata))
+        hook.finish_displayhook()
+
+    def clear(self, *, wait: bool) -> None:
+        if self._shell is not None:
+            self._shell.display_pub.clear_output(wait=wait)
+
+    def error(self, content: dict[str, Any]) -> None:
+        """The cell raises it: see `client/session.py`."""
+
+
+class Under:
+    """A cell that has ended, or runs in the background."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+
+    def stream(self, name: str, text: str) -> None:
+        frontend.publish(self._cell, "stream", {"name": name, "text": text})
+
+    def display(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any],
+        transient: dict[str, Any],
+        *,
+        update: bool = False,
+    ) -> None:
+        content = {"data": data, "metadata": metadata, "transient": transient}
+        frontend.publish(self._cell, "update_display_data" if update else "display_data", content)
+
+    def result(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
+        content = {"data": data, "metadata": metadata, "execution_count": self._cell.count}
+        frontend.publish(self._cell, "execute_result", content)
+
+    def clear(self, *, wait: bool) -> None:
+        frontend.publish(self._cell, "clear_output", {"wait": wait})
+
+    def error(self, content: dict[str, Any]) -> None:
+        kept = {key: content.get(key, "") for key in ("ename", "evalue")}
+        frontend.publish(
+            self._cell, "error", {**kept, "traceback": list(content.get("traceback") or [])}
+        )
 
 
 class Display:
-    """The output of one execution. `result_hook`: whether its value becomes this cell's Out[n]."""
+    """The output of one execution, shown in `sink`."""
 
-    def __init__(self, *, result_hook: bool = True) -> None:
-        self._shell = shell()
-        self._result_hook = result_hook
+    def __init__(self, sink: Sink | None = None) -> None:
+        self._sink: Sink = sink or Here()
         self._status_id: str | None = None
         self._status_since = time.monotonic()
         self.error: dict[str, Any] | None = None
@@ -57,41 +155,34 @@ class Display:
     # --- Jupyter's messages -----------------------------------------------------------------------
 
     def _stream(self, content: dict[str, Any], _: Any) -> None:
-        stream = sys.stderr if content["name"] == "stderr" else sys.stdout
-        stream.write(content["text"])
-        stream.flush()
+        self._sink.stream(content["name"], content["text"])
 
     def _display_data(self, content: dict[str, Any], _: Any, *, update: bool = False) -> None:
-        if self._shell is None:
-            print(content["data"].get("text/plain", ""))
-            return
-        self._shell.display_pub.publish(
+        self._sink.display(
             content["data"],
             content.get("metadata") or {},
-            transient=content.get("transient") or {},
+            content.get("transient") or {},
             update=update,
         )
 
     def _update_display_data(self, content: dict[str, Any], body: Any) -> None:
         self._display_data(content, body, update=True)
 
-    def _execute_result(self, content: dict[str, Any], body: Any) -> None:
-        hook = getattr(self._shell, "displayhook", None)
-        if hook is None or not self._result_hook:
-            self._display_data(content, body)
-            return
-        hook.start_displayhook()
-        hook.write_output_prompt()
-        hook.write_format_data(content["data"], content.get("metadata") or {})
-        hook.update_user_ns(RemoteOutput(content["data"], content.get("metadata") or {}))
-        hook.finish_displayhook()
+    def _execute_result(self, content: dict[str, Any], _: Any) -> None:
+        self._sink.result(content["data"], content.get("metadata") or {})
 
     def _clear_output(self, content: dict[str, Any], _: Any) -> None:
-        if self._shell is not None:
-            self._shell.display_pub.clear_output(wait=content.get("wait", False))
+        self._sink.clear(wait=content.get("wait", False))
 
     def _error(self, content: dict[str, Any], _: Any) -> None:
         self.error = content
+        self._sink.error(content)
+
+    def payload(self, payload: dict[str, Any]) -> None:
+        """What a reply asks of the front end: a page of help, the next cell's text."""
+        ip = frontend.shell()
+        if ip is not None and payload.get("source") in ("page", "set_next_input"):
+            ip.payload_manager.write_payload(payload)
 
     # --- ours -------------------------------------------------------------------------------------
 
@@ -139,19 +230,12 @@ class Display:
             "text/html": f'<div style="{STYLE}">{mark} {html.escape(text)}</div>',
         }
         metadata = {"mlcloud": {"line": text, **(facts or {})}}
-        if self._shell is None:
-            print(data["text/plain"], file=sys.stderr)
-            return
-        self._shell.display_pub.publish(data, metadata, transient=transient or {}, update=update)
+        self._sink.display(data, metadata, transient or {}, update=update)
 
     def footer(self, content: dict[str, Any]) -> None:
         """The bill under the cell."""
-        if self._shell is None:
-            print(content["text"], file=sys.stderr)
-            return
-        self._shell.display_pub.publish(
-            {"text/plain": content["text"], "text/html": content["html"]}, content["metadata"]
-        )
+        data = {"text/plain": content["text"], "text/html": content["html"]}
+        self._sink.display(data, content["metadata"], {})
 
 
 class RemoteOutput:

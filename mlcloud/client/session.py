@@ -3,35 +3,59 @@
 run(code) ─► LocalSide.prepare ─► upload large values ─► channel.execute
                                                             │ events, shown as they come
           LocalSide.apply ◄── mlcloud_return ◄── done ◄─────┘
+
+Events come on the channel's thread. Those of an execution that somebody follows go to them
+(`following`: the cell that runs now; `execution`: a detached one); those of a cell that has ended
+are published under it; those of other notebooks' cells are not ours to show.
 """
 
 from __future__ import annotations
 
+import queue
 import sys
-import time
-from collections.abc import Callable, Iterable
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
-import msgpack
-
 from mlcloud import errors
-from mlcloud.client.channel import Channel, Event
+from mlcloud.client import frontend
+from mlcloud.client.channel import Channel, Event, Listener
 from mlcloud.client.connection import Connection
-from mlcloud.client.display import Display
+from mlcloud.client.display import Display, Here, Under
 from mlcloud.client.errors import rebuilt
+from mlcloud.client.execution import Execution
+from mlcloud.client.following import Following
+from mlcloud.client.frontend import Cell
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
-from mlcloud.models import SessionInfo
+from mlcloud.models import ExecutionInfo, SessionInfo
 from mlcloud.values import pickling as values
 from mlcloud.values.messages import Blob, Group, Return, Shipment
 
-KILL_AFTER_S = 5.0
+if TYPE_CHECKING:
+    from mlcloud.client.relay import Relay
+    from mlcloud.client.router import Router
+
 MAX_RETURN = 1 << 20
+CELLS = 10_000  # of this notebook, remembered for what comes after their end
+# Of these a cell that has ended needs nothing any more.
+OVER = {"done", "safe", "status", "mlcloud_return", "input_request", "input_reply"}
 
 
-class Session:
+class Follower(Protocol):
+    """Who follows an execution. Called on the channel's thread."""
+
+    def put(self, event: Event) -> None: ...
+
+    def refused(self, error: errors.MLCloudError) -> None: ...
+
+    def link(self, text: str) -> None: ...
+
+
+class Session(Listener):
     """A durable remote kernel. Made by `mlcloud.session()`; its namespace is shared with yours.
 
     `session["x"]` fetches a name whatever its size, `session["x"] = 1` sets one, `run()` runs code
@@ -51,7 +75,12 @@ class Session:
             fetch=self._get,
             session_name=info.name,
         )
-        self._channel = Channel(connection, info.name, after=info.last_event)
+        self.channel = Channel(connection, info.name, after=info.last_event, listener=self)
+        self._followers: dict[str, list[Follower]] = {}
+        self._cells: OrderedDict[str, Cell | None] = OrderedDict()
+        self._routing = threading.RLock()
+        self._returns: list[tuple[dict[str, Any], Display]] = []
+        self._relay: Relay | None = None
 
     def __repr__(self) -> str:
         return f"<mlcloud session {self.name!r}: {self.state}>"
@@ -94,17 +123,22 @@ class Session:
         durable: bool = False,
         quiet: bool = False,
         result_hook: bool = False,
-    ) -> None:
+        detach: bool = False,
+    ) -> Execution | None:
         """Run a cell here and show its output as it comes. Raises what the cell raised.
 
-        `timeout` is in seconds; `durable` waits until the state is in the store; the others are the
-        options of `%%remote`.
+        `timeout` is in seconds; `durable` waits until the state is in the store; `detach` returns
+        at once with a handle; the others are the options of `%%remote`.
         """
-        options: dict[str, Any] = {"on_preempt": on_preempt}
+        options: dict[str, Any] = {
+            "on_preempt": on_preempt,
+            "allow_stdin": detach or frontend.takes_input(),
+        }
         if timeout is not None:
             options["timeout_s"] = timeout
+        self.apply_returns()
         for fresh in (False, True):
-            display = Display(result_hook=result_hook)
+            display = Display(Here(result_hook=result_hook))
             shipment = self._side.prepare(
                 code,
                 only_in=None if only_in is None else list(only_in),
@@ -114,18 +148,50 @@ class Session:
             )
             for note in shipment.notes:
                 display.status(note)
+            if detach:
+                return self._detach(code, shipment, options, quiet=quiet)
             done, answer = self._execute("cell", code, shipment, options, display, durable=durable)
             if fresh or not answer.get("fresh_kernel"):
                 break
             # The kernel was lost before anything of it was in the store: nothing ran, send it all.
             self._side.reset()
+        self._end(done, answer, display, quiet=quiet)
+        return None
+
+    def _end(
+        self, done: dict[str, Any], answer: dict[str, Any], display: Display, *, quiet: bool
+    ) -> None:
+        """Bind what came back, show the bill, raise what the cell raised."""
+        self.apply_returns()
         self._apply(answer, display)
+        for payload in done.get("payload") or ():
+            display.payload(payload)
         if not quiet and done.get("footer") and done.get("runs"):
             display.footer(done["footer"])
         if done["status"] != "ok":
-            if display.error is not None:
-                done = {**display.error, **done, "traceback": display.error["traceback"]}
-            raise self._error(done, answer)
+            if done.get("ename") == "KeyboardInterrupt":
+                display.status(f"interrupted; {self._still_billing()}", ready=True)
+            raise self.error_of(done, answer, display)
+
+    def _still_billing(self) -> str:
+        from mlcloud.units import format_usd_per_hour
+
+        info = self.info
+        if info.node is None:
+            return f"session {self.name} has no node, and bills nothing"
+        note = " (simulated)" if info.simulated else ""
+        return (
+            f"session {self.name} keeps {info.instance_type}, which bills "
+            f"{format_usd_per_hour(info.usd_per_hour)}{note}; `%mlcloud park` gives it back"
+        )
+
+    def error_of(
+        self, done: dict[str, Any], answer: dict[str, Any], display: Display
+    ) -> BaseException:
+        """The exception of a cell that failed, as it was there."""
+        if display.error is not None:
+            done = {**display.error, **done, "traceback": display.error["traceback"]}
+        return self._error(done, answer)
 
     def _error(self, done: dict[str, Any], answer: dict[str, Any]) -> BaseException:
         def load() -> Any:
@@ -136,17 +202,10 @@ class Session:
 
         return rebuilt(done, load)
 
-    def _execute(
-        self,
-        kind: str,
-        code: str,
-        shipment: Shipment | None,
-        options: dict[str, Any],
-        display: Display,
-        *,
-        durable: bool = False,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Send, show, wait: the `done` event's content, and what the kernel returned."""
+    def _message(
+        self, kind: str, code: str, shipment: Shipment | None, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The request, with its large values already at the gateway."""
         message: dict[str, Any] = {
             "op": "execute",
             "id": f"x-{uuid4().hex}",
@@ -159,36 +218,218 @@ class Session:
                 "wire": shipment.to_wire(INLINE_BYTES),
                 "objects": upload(self._connection, shipment.blobs()),
             }
-        self._channel.execute(message)
-        return self._follow(message["id"], display, durable=durable)
+        return message
 
-    def _follow(
-        self, execution_id: str, display: Display, *, durable: bool
+    def _execute(
+        self,
+        kind: str,
+        code: str,
+        shipment: Shipment | None,
+        options: dict[str, Any],
+        display: Display,
+        *,
+        durable: bool = False,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        answer: dict[str, Any] = {}
-        done: dict[str, Any] | None = None
-        ladder = Ladder(self._channel, execution_id, display)
-        while True:
-            try:
-                event = self._channel.next(display.status)
-                if event.execution_id != execution_id:
-                    continue
-                if event.kind == "mlcloud_return":
-                    answer = _unpacked(event)
-                elif event.kind == "done":
-                    self._channel.ended(execution_id)
-                    done = event.body["content"]
-                    if not durable or done["status"] != "ok":
-                        return done, answer
-                elif event.kind == "safe" and done is not None:
-                    return done, answer
-                else:
-                    display.show(event.kind, event.body)
-                    unsafe = event.kind == "story" and event.body["content"]["what"] == "unsafe"
-                    if unsafe and done is not None:
-                        raise errors.StoreError(event.body["content"]["text"])
-            except KeyboardInterrupt:
-                ladder.step()
+        """Send, show, wait: the `done` event's content, and what the kernel returned."""
+        message = self._message(kind, code, shipment, options)
+        with Following(self, message["id"], display) as following:
+            self.channel.execute(message)
+            return following.until_done(durable=durable)
+
+    def _detach(
+        self, code: str, shipment: Shipment, options: dict[str, Any], *, quiet: bool
+    ) -> Execution:
+        message = self._message("cell", code, shipment, options)
+        execution = Execution(self, message["id"], quiet=quiet)
+        self.follow_with(execution.id, execution, execution.cell)
+        try:
+            self.channel.execute(message)
+        except BaseException:
+            self.unfollow(execution.id, execution)
+            raise
+        return execution
+
+    def follow(self, execution_id: str | None = None) -> None:
+        """Show an execution here from its first output on, and go on live until it ends.
+
+        None: the cell that runs now, or the last one. What it returned is bound here. Raises what
+        it raised, and `NotFound` where nothing ran yet.
+        """
+        info = self.execution_info(execution_id) if execution_id else self._latest()
+        display = Display()
+        with Following(self, info.id, display) as following:
+            upto = self.channel.cursor
+            self.channel.expect(info.id)
+            replay = self._replay(info, upto)
+            done, answer = following.until_done(replay=replay)
+        self._end(done, answer, display, quiet=False)
+
+    def _latest(self) -> ExecutionInfo:
+        found = self.executions()
+        if not found:
+            raise errors.NotFound(f"session {self.name!r} has run no cell yet")
+        running = [each for each in found if each.state.value in ("running", "queued")]
+        return running[0] if running else found[-1]
+
+    def _replay(self, info: ExecutionInfo, upto: int) -> Iterator[Event]:
+        """The execution's events up to number `upto`, from the journal."""
+        if info.first_event >= upto:
+            return
+        events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        class Reader(Listener):
+            def on_event(self, event: Event) -> None:
+                events.put(event)
+
+            def on_broken(self, error: errors.MLCloudError) -> None:
+                events.put(error)
+
+        channel = Channel(self._connection, self.name, after=info.first_event, listener=Reader())
+        try:
+            channel.expect(info.id)
+            while True:
+                event = events.get()
+                if isinstance(event, errors.MLCloudError):
+                    raise event
+                if event.seq > upto:
+                    return
+                if event.execution_id == info.id:
+                    yield event
+                if event.seq == upto:
+                    return
+        finally:
+            channel.close()
+
+    def executions(self) -> list[ExecutionInfo]:
+        """Its latest cells, oldest first."""
+        answer = self._connection.get(f"/v1/sessions/{self.name}/executions")
+        return [ExecutionInfo.model_validate(each) for each in answer]
+
+    def execution_info(self, execution_id: str) -> ExecutionInfo:
+        """Raises `NotFound`."""
+        path = f"/v1/sessions/{self.name}/executions/{execution_id}"
+        return ExecutionInfo.model_validate(self._connection.get(path))
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def follow_with(self, execution_id: str, follower: Follower, cell: Cell | None) -> None:
+        """`follower` gets this execution's events from now on; `cell` is where they belong."""
+        with self._routing:
+            self._followers.setdefault(execution_id, []).append(follower)
+            self._cells[execution_id] = cell
+            while len(self._cells) > CELLS:
+                self._cells.popitem(last=False)
+        if self.router is not None and isinstance(follower, Following):
+            self.router.running = cell
+
+    def unfollow(self, execution_id: str, follower: Follower) -> None:
+        """Its later events are shown under its cell."""
+        with self._routing:
+            followers = self._followers.get(execution_id, [])
+            if follower in followers:
+                followers.remove(follower)
+            if not followers:
+                self._followers.pop(execution_id, None)
+            if isinstance(follower, Following):
+                for event in follower.left():
+                    self._late(event)
+        if self.router is not None and isinstance(follower, Following):
+            self.router.running = None
+
+    def ended(self, execution_id: str) -> None:
+        """Its end was seen: it need not be sent again."""
+        self.channel.ended(execution_id)
+
+    def answer(self, execution_id: str, request: str, value: str | None) -> None:
+        """Answer the `input()` of a cell; None is the end of input."""
+        self.channel.answer(execution_id, request, value)
+
+    def on_event(self, event: Event) -> None:
+        with self._routing:
+            followers = self._followers.get(event.execution_id)
+            if not followers:
+                self._late(event)
+            for follower in list(followers or ()):
+                follower.put(event)
+
+    def on_refused(self, request_id: str, error: errors.MLCloudError) -> None:
+        for follower in list(self._followers.get(request_id, ())):
+            follower.refused(error)
+
+    def on_link(self, text: str) -> None:
+        for followers in list(self._followers.values()):
+            for follower in list(followers):
+                follower.link(text)
+
+    def on_broken(self, error: errors.MLCloudError) -> None:
+        for execution_id in list(self._followers):
+            self.on_refused(execution_id, error)
+
+    def _late(self, event: Event) -> None:
+        """Something of a cell that has ended, or of a widget's callback."""
+        if event.execution_id in self._cells:
+            cell = self._cells[event.execution_id]
+        else:
+            cell = self._relay.cell_of(event.execution_id) if self._relay is not None else None
+            if cell is None:
+                return  # another notebook's
+        if event.kind in OVER:
+            return
+        sink = Here(result_hook=False) if cell is None else Under(cell)
+        self.show(event, Display(sink), cell)
+
+    def show(self, event: Event, display: Display, cell: Cell | None) -> None:
+        """Show one event in `display`; comms are relayed under `cell`."""
+        if event.kind.startswith("comm_"):
+            if cell is not None:
+                self._relayed().receive(event.kind, event.body, cell)
+        elif event.kind == "mlcloud_comm_done":
+            if self._relay is not None:
+                self._relay.done(event.execution_id)
+        elif event.kind == "mlcloud_comm_target":
+            if cell is not None:
+                self._relayed().target(event.body["content"]["name"])
+        else:
+            display.show(event.kind, event.body)
+
+    @property
+    def router(self) -> Router | None:
+        """What picks up the page's messages for this session's widgets, once there are any."""
+        return None if self._relay is None else self._relay.router
+
+    def _relayed(self) -> Relay:
+        if self._relay is None:
+            from mlcloud.client.relay import Relay
+
+            self._relay = Relay(self.channel.comm, self._cell_of)
+            for execution_id, followers in self._followers.items():
+                if any(isinstance(each, Following) for each in followers):
+                    self._relay.router.running = self._cells.get(execution_id)
+        return self._relay
+
+    def _cell_of(self, request_id: str) -> Cell | None:
+        """The local cell, or page's message, that a request in the session stands for."""
+        found = self._cells.get(request_id)
+        if found is None and self._relay is not None:
+            found = self._relay.cell_of(request_id)
+        return found
+
+    # --- what comes back --------------------------------------------------------------------------
+
+    def keep_return(self, answer: dict[str, Any], display: Display) -> None:
+        """What a detached cell returned; the next cell of this notebook binds it."""
+        self._returns.append((answer, display))
+        ip = frontend.shell()
+        if ip is not None and self._bind_before_next not in ip.events.callbacks["pre_run_cell"]:
+            ip.events.register("pre_run_cell", self._bind_before_next)
+
+    def _bind_before_next(self, *_: Any) -> None:
+        self.apply_returns()
+
+    def apply_returns(self) -> None:
+        """Bind what detached cells have returned since."""
+        while self._returns:
+            self._apply(*self._returns.pop(0))
 
     def _apply(self, answer: dict[str, Any], display: Display) -> None:
         names = answer.get("names")
@@ -260,52 +501,14 @@ class Session:
     def close(self) -> None:
         """End the session for good and give its node back."""
         self._connection.request("DELETE", f"/v1/sessions/{self.name}", missing_ok=True)
-        self._channel.close()
+        self.channel.close()
+        if self._relay is not None:
+            self._relay.close()
         self.closed = True
-
-
-class Ladder:
-    """What each interrupt of a waiting cell does, one step after the other.
-
-    The first sends SIGINT (the host repeats it for 5 s). One that comes when that has not helped
-    says what would be lost; the one after it ends the kernel, which comes back with the state
-    before this cell. Releasing the node is never an interrupt's work.
-    """
-
-    def __init__(self, channel: Channel, execution_id: str, display: Display) -> None:
-        self._channel = channel
-        self._execution_id = execution_id
-        self._display = display
-        self._first: float | None = None
-        self._warned = False
-
-    def step(self) -> None:
-        now = time.monotonic()
-        if self._first is None or now - self._first < KILL_AFTER_S:
-            self._first = self._first or now
-            self._channel.interrupt(self._execution_id)
-        elif not self._warned:
-            self._warned = True
-            self._display.status(
-                "the cell does not yield to the interrupt. Interrupt once more to end its kernel: "
-                "what this cell did is lost, the state before it comes back"
-            )
-        else:
-            self._channel.kill(self._execution_id)
-
-
-def _unpacked(event: Event) -> dict[str, Any]:
-    buffers = event.body.get("buffers") or []
-    if not buffers:
-        return {}
-    answer: dict[str, Any] = msgpack.unpackb(buffers[0], strict_map_key=False)
-    return answer
 
 
 def main_namespace() -> dict[str, Any]:
     """The notebook's own namespace: IPython's, or `__main__`'s."""
-    from mlcloud.client.display import shell
-
-    ip = shell()
+    ip = frontend.shell()
     namespace: dict[str, Any] = ip.user_ns if ip is not None else vars(sys.modules["__main__"])
     return namespace

@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,15 @@ from mlcloud.processes import become_subreaper, end_descendants
 
 TICK = 0.25
 HEARTBEAT = 3.0
+
+# Ray's raylet waits 15 s for each agent of its own to say on which port it listens, and aborts: too
+# short on a busy machine, where their imports take longer. A port that is given is not waited for.
+AGENT_PORTS = (
+    "dashboard-agent-grpc-port",
+    "dashboard-agent-listen-port",
+    "metrics-export-port",
+    "runtime-env-agent-port",
+)
 
 
 class Metadata:
@@ -126,6 +136,7 @@ def ray_command(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
         "--disable-usage-stats",
         f"--labels={_labels(record)}",
     ]
+    command += [f"--{name}={port}" for name, port in zip(AGENT_PORTS, _free_ports(), strict=True)]
     if "memory" in resources:
         command.append(f"--memory={int(resources.pop('memory'))}")
     if resources:
@@ -141,6 +152,15 @@ def ray_command(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
             f"--ray-client-server-port={settings['ray_client_port']}",
         ]
     return [*command, f"--address={settings['node_ip']}:{settings['gcs_port']}"]
+
+
+def _free_ports() -> list[int]:
+    """Ports that are free now, one for each of `AGENT_PORTS`."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in AGENT_PORTS]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def _labels(record: dict[str, Any]) -> str:

@@ -83,6 +83,8 @@ def ray_environment() -> dict[str, str]:
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_DEDUP_LOGS": "0",
+        # Its agents import slowly on a busy machine; a node that gives up on them is lost.
+        "RAY_agent_register_timeout_ms": "180000",
         "RAY_memory_monitor_refresh_ms": "0",
     }
 

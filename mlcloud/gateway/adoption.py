@@ -79,6 +79,8 @@ async def adopt_host(session: Session, host_number: int) -> None:
     session.host = LiveHost(
         handle, session.epoch, status, number=host_number, on_events=session.outcomes.on_events
     )
+    if status["question"] is not None and status["running"]:
+        session.questions.asked(status["running"], status["question"])
 
 
 async def is_underway(session: Session, execution: Execution) -> bool:

@@ -164,6 +164,10 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         )
         return gateway.execution_info(execution.id)
 
+    @routes.get("/sessions/{name}/executions")
+    async def list_executions(name: str) -> list[ExecutionInfo]:
+        return gateway.execution_infos(name)
+
     @routes.get("/sessions/{name}/executions/{execution_id}")
     async def get_execution(name: str, execution_id: str) -> ExecutionInfo:
         sessions.get(name)

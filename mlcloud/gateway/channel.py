@@ -3,6 +3,8 @@
 ◄─ {events: [[seq, execution id, kind, blob], …]}      everything after the cursor, in order, once
 ─► {op: "execute", id, kind, code, shipment, options}  idempotent by id
 ─► {op: "interrupt", id}    ─► {op: "kill", id}
+─► {op: "input", id, request, value}                   the answer to an `input()`; null: its end
+─► {op: "comm", id, message}                           a page's message for a widget, not journaled
 ◄─ {error: {code, message}, id}                        the request was refused, nothing ran
 """
 
@@ -19,7 +21,9 @@ from mlcloud.gateway.core import Gateway
 from mlcloud.gateway.session import Session
 from mlcloud.models import Frame
 
+OPS = ("execute", "interrupt", "kill", "input", "comm")
 OPERATIONS = {"cell", "get", "load"}
+COMMS = {"comm_open", "comm_msg", "comm_close"}
 
 
 async def serve_channel(socket: WebSocket, gateway: Gateway, name: str, after: int) -> None:
@@ -31,6 +35,7 @@ async def serve_channel(socket: WebSocket, gateway: Gateway, name: str, after: i
         await socket.close(4404)
         return
     sender = asyncio.create_task(_send(socket, session, after))
+    session.questions.clients += 1
     try:
         while True:
             frame = await socket.receive()
@@ -45,6 +50,7 @@ async def serve_channel(socket: WebSocket, gateway: Gateway, name: str, after: i
     except (WebSocketDisconnect, RuntimeError):  # starlette raises RuntimeError on a closed socket
         pass
     finally:
+        session.questions.clients -= 1
         sender.cancel()
         await asyncio.gather(sender, return_exceptions=True)
 
@@ -65,9 +71,9 @@ def _read(frame: bytes | None) -> dict[str, Any]:
 
 async def _handle(session: Session, message: dict[str, Any]) -> None:
     op, execution_id = message.get(Frame.OP), message.get("id")
-    if op not in ("execute", "interrupt", "kill"):
+    if op not in OPS:
         raise UsageError(
-            f"a frame is a msgpack map whose op is execute, interrupt or kill, not {op!r}"
+            f"a frame is a msgpack map whose op is one of {', '.join(OPS)}, not {op!r}"
         )
     if op == "kill":
         await session.kill_kernel()
@@ -77,6 +83,15 @@ async def _handle(session: Session, message: dict[str, Any]) -> None:
     if op == "interrupt":
         await session.interrupt(execution_id)
         return
+    if op == "input":
+        request, value = message.get("request"), message.get("value")
+        if not isinstance(request, str) or not isinstance(value, (str, type(None))):
+            raise UsageError("an answer names its request, and its value is a string or null")
+        await session.questions.answer(execution_id, request, value)
+        return
+    if op == "comm":
+        await session.comm(execution_id, _comm(message.get("message")))
+        return
     kind, code = message.get("kind", "cell"), message.get("code", "")
     shipment, options = message.get("shipment"), message.get("options") or {}
     if kind not in OPERATIONS or not isinstance(code, str):
@@ -84,6 +99,22 @@ async def _handle(session: Session, message: dict[str, Any]) -> None:
     if not isinstance(options, dict) or not isinstance(shipment, (dict, type(None))):
         raise UsageError("shipment and options are maps")
     session.execute(execution_id, op=kind, code=code, shipment=shipment, options=options)
+
+
+def _comm(message: Any) -> dict[str, Any]:
+    """A comm message as the host takes it. Raises `UsageError` for anything else."""
+    if isinstance(message, dict) and message.get("type") in COMMS:
+        content, metadata = message.get("content"), message.get("metadata") or {}
+        buffers = message.get("buffers") or []
+        plain = isinstance(content, dict) and isinstance(metadata, dict)
+        if plain and all(isinstance(each, bytes) for each in buffers):
+            return {
+                "type": message["type"],
+                "content": content,
+                "metadata": metadata,
+                "buffers": buffers,
+            }
+    raise UsageError("a comm message has a type (comm_open, comm_msg, comm_close) and content")
 
 
 def _error(error: MLCloudError, execution_id: str | None) -> bytes:

@@ -18,7 +18,7 @@ from mlcloud.errors import NotFound
 from mlcloud.gateway.billing import Billing, is_worker
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
-from mlcloud.gateway.execution import Executions
+from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
@@ -52,6 +52,7 @@ class Gateway:
                 store_url=settings.store_url,
                 ray_dir=settings.ray_dir,
                 idle_timeout_s=settings.idle_timeout.total_seconds(),
+                input_timeout_s=settings.input_timeout.total_seconds(),
             )
         )
         self._on_idle = on_idle
@@ -170,18 +171,30 @@ class Gateway:
 
     def execution_info(self, execution_id: str) -> ExecutionInfo:
         execution = self.sessions.services.executions.get(execution_id)
-        if execution is None:
+        session = next(
+            (s for s in self.sessions if execution and s.id == execution.session_id), None
+        )
+        if execution is None or session is None:
             raise NotFound(f"no execution {execution_id!r}")
-        session = next(s for s in self.sessions if s.id == execution.session_id)
+        return self._execution_info(session.request.name, execution)
+
+    def execution_infos(self, name: str) -> list[ExecutionInfo]:
+        """A session's latest cells, oldest first."""
+        session = self.sessions.get(name)
+        found = self.sessions.services.executions.latest(session.id)
+        return [self._execution_info(name, each) for each in found]
+
+    def _execution_info(self, name: str, execution: Execution) -> ExecutionInfo:
         return ExecutionInfo(
             id=execution.id,
-            session=session.request.name,
+            session=name,
             state=execution.state,
             code=execution.code,
             created_at=execution.created_at,
             started_at=execution.started_at,
             finished_at=execution.finished_at,
             runs=execution.runs,
+            first_event=execution.first_event,
         )
 
     def events(self, name: str, after: int) -> list[dict[str, Any]]:

@@ -22,7 +22,9 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    inspect,
 )
+from sqlalchemy.schema import CreateColumn
 from sqlalchemy.types import TypeDecorator
 
 
@@ -67,6 +69,7 @@ executions = Table(
     Column("state", String, nullable=False),
     Column("ordinal", Integer, nullable=False),
     Column("runs", Integer, nullable=False, default=0),
+    Column("first_event", Integer, nullable=False, default=0, server_default="0"),
     Column("created_at", UTC, nullable=False),
     Column("started_at", UTC),
     Column("finished_at", UTC),
@@ -115,4 +118,16 @@ def open_database(url: str) -> Engine:
             cursor.close()
 
     metadata.create_all(engine)
+    _add_columns(engine)
     return engine
+
+
+def _add_columns(engine: Engine) -> None:
+    """Columns that came after this database was made; each has a default."""
+    for table in metadata.tables.values():
+        there = {column["name"] for column in inspect(engine).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                text = CreateColumn(column).compile(dialect=engine.dialect)
+                with engine.begin() as connection:
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {text}")

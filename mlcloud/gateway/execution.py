@@ -35,6 +35,7 @@ class Execution:
     shipment: dict[str, Any] | None
     options: dict[str, Any]
     ordinal: int
+    first_event: int = 0
     state: ExecutionState = ExecutionState.QUEUED
     runs: int = 0
     created_at: datetime = field(default_factory=now)
@@ -83,6 +84,7 @@ class Executions:
                     request=msgpack.packb([execution.shipment, execution.options]),
                     state=execution.state.value,
                     ordinal=execution.ordinal,
+                    first_event=execution.first_event,
                     created_at=execution.created_at,
                 )
             )
@@ -111,6 +113,17 @@ class Executions:
                 select(db.executions).where(db.executions.c.id == execution_id)
             ).one_or_none()
         return None if row is None else _from_row(row)
+
+    def latest(self, session_id: str, limit: int = 50) -> list[Execution]:
+        """The last cells, oldest first."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(db.executions)
+                .where(db.executions.c.session_id == session_id, db.executions.c.op == "cell")
+                .order_by(db.executions.c.ordinal.desc())
+                .limit(limit)
+            ).all()
+        return [_from_row(row) for row in reversed(rows)]
 
     def unfinished(self, session_id: str) -> list[Execution]:
         """What a killed gateway left: running first, then queued, in their order."""
@@ -165,6 +178,7 @@ def _from_row(row: Row[Any]) -> Execution:
         shipment=shipment,
         options=options,
         ordinal=row.ordinal,
+        first_event=row.first_event,
         state=ExecutionState(row.state),
         runs=row.runs,
         created_at=row.created_at,

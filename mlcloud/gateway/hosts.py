@@ -28,7 +28,7 @@ class Hosts:
         # For a driver this switch means: 127.0.0.1 is meant, listen there and nowhere else.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
-    async def connect(self, timeout: float = 60.0) -> None:
+    async def connect(self, timeout: float = 180.0) -> None:
         """Join the cluster as a driver, waiting for its head to answer."""
         import logging
 

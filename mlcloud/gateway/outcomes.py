@@ -50,6 +50,13 @@ class Outcomes:
                 acts.append(lambda content=content: self._session.spawn(self.commit(content)))  # type: ignore[misc]
             elif not execution_id.startswith("restore-"):
                 items.append((execution_id, kind, blob))
+                if kind == "input_request":
+                    content = msgpack.unpackb(blob, strict_map_key=False)["content"]
+                    acts.append(
+                        lambda id=execution_id, content=content: (  # type: ignore[misc]
+                            self._session.questions.asked(id, content)
+                        )
+                    )
         self._session.journal.append(
             items, host_number=events[-1][0] if host is self._session.host else None
         )
@@ -109,6 +116,7 @@ class Outcomes:
     def ended(self, execution: Execution, state: ExecutionState, content: dict[str, Any]) -> bytes:
         """Close an execution's books; returns its `done` event, the bill included."""
         before = execution.state
+        self._session.questions.withdraw()
         execution.state = state
         execution.finished_at = now()
         try:

@@ -43,6 +43,7 @@ from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.journal import Journal
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.gateway.outcomes import Outcomes
+from mlcloud.gateway.questions import Questions
 from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.models import ExecutionState, SessionRequest, SessionState
 
@@ -65,6 +66,7 @@ class Services:
     store_url: str
     ray_dir: Path
     idle_timeout_s: float
+    input_timeout_s: float
 
 
 class Session:
@@ -109,6 +111,7 @@ class Session:
         self.unsafe: set[str] = set()
         self.unsaved: dict[str, str] = {}
         self.outcomes = Outcomes(self)
+        self.questions = Questions(self)
         self._background: set[asyncio.Task[Any]] = set()
         if adopted_number is not None:
             adoption.take_up(self)
@@ -138,7 +141,14 @@ class Session:
             )
         self.ordinal += 1
         execution = Execution(
-            execution_id, self.id, op, code, shipment, options, ordinal=self.ordinal
+            execution_id,
+            self.id,
+            op,
+            code,
+            shipment,
+            options,
+            ordinal=self.ordinal,
+            first_event=self.journal.last,
         )
         self.services.executions.add(execution)
         self.known[execution_id] = execution
@@ -161,6 +171,12 @@ class Session:
                     await self.host.handle.interrupt.remote(execution_id)
             elif self.successor is not None and not self.successor.done():
                 self.successor.cancel()
+
+    async def comm(self, relay_id: str, message: dict[str, Any]) -> None:
+        """A page's message for one of the session's widgets; lost where there is no kernel."""
+        if self.host is not None and self.host.alive:
+            with contextlib.suppress(Exception):  # a host that dies now takes its widgets along
+                await self.host.handle.comm.remote(relay_id, message)
 
     async def kill_kernel(self) -> None:
         if self.host is not None:
@@ -293,11 +309,14 @@ class Session:
                 self.outcomes.finish_with(execution, error)
                 return
             if not underway:
+                if execution.interrupted:  # while its node was being made ready
+                    self.outcomes.cancelled(execution)
+                    return
                 if execution.runs:
                     self.story("rerun", f"the cell runs again on {self.place(host)}")
                 self._start(execution, host)
             underway = False
-            if self.successor is None:
+            if self.successor is None and not self.questions.open:
                 self.set_state(SessionState.BUSY)
             await self._until_ended(execution, host)
 
@@ -312,7 +331,12 @@ class Session:
 
     async def submit(self, host: LiveHost, execution: Execution) -> None:
         try:
-            await host.handle.submit.remote(execution.request(), execution.code, execution.id)
+            await host.handle.submit.remote(
+                execution.request(),
+                execution.code,
+                execution.id,
+                bool(execution.options.get("allow_stdin")),
+            )
         except Exception as error:  # Ray raises its own kinds; the pump tells dead from slow
             log.info("submitting %s failed: %s", execution.id, error)
 

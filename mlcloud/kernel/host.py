@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import sys
 import time
 from collections import deque
@@ -33,6 +34,7 @@ from mlcloud.kernel import outlet
 from mlcloud.kernel.process import KernelProcess
 
 LIMIT = 32 * 2**20
+REPLY = ("status", "ename", "evalue", "traceback", "execution_count", "payload")
 UNSHOWN = {"status", "execute_input", "iopub_welcome"}
 INTERRUPT_REPEATS = 5
 DRAIN_S = 10.0
@@ -59,6 +61,7 @@ class Host:
         self._early: dict[str, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kernel: KernelProcess | None = None
+        self._question: dict[str, Any] | None = None
 
     async def start(self) -> dict[str, Any]:
         """Start (or restart) the kernel. Returns the facts of this host."""
@@ -74,6 +77,7 @@ class Host:
         await self._kernel.start()
         output = self._spawn(self._read_output(self._kernel))
         self._spawn(self._read_shell(self._kernel))
+        self._spawn(self._read_stdin(self._kernel))
         self._spawn(self._watch(self._kernel, output))
         return self.facts()
 
@@ -91,11 +95,19 @@ class Host:
     async def status(self) -> dict[str, Any]:
         """What a gateway that comes back needs to know."""
         alive = self._kernel is not None and not self._kernel.ended.done()
-        return {**self.facts(), "running": self._running, "alive": alive, "last": self._number}
+        return {
+            **self.facts(),
+            "running": self._running,
+            "alive": alive,
+            "last": self._number,
+            "question": self._question,
+        }
 
     # --- requests ---------------------------------------------------------------------------------
 
-    async def submit(self, request: bytes, code: str, execution_id: str) -> None:
+    async def submit(
+        self, request: bytes, code: str, execution_id: str, allow_stdin: bool = False
+    ) -> None:
         """Run a cell or an operation. The gateway sends one at a time."""
         kernel = self._live()
         self._running = execution_id
@@ -105,7 +117,7 @@ class Host:
             "silent": False,
             "store_history": True,
             "user_expressions": {},
-            "allow_stdin": False,
+            "allow_stdin": allow_stdin,
             "stop_on_error": False,
         }
         kernel.send(kernel.shell, "execute_request", content, execution_id, [request])
@@ -125,6 +137,19 @@ class Host:
         """Tell the kernel that the node goes away at `deadline` (None: the danger has passed)."""
         kernel = self._live()
         kernel.send(kernel.control, "mlcloud_notice", {"deadline": deadline}, "notice")
+
+    async def answer(self, value: str) -> None:
+        """Answer the `input()` that the kernel waits in."""
+        self._question = None
+        kernel = self._live()
+        kernel.send(kernel.stdin, "input_reply", {"value": value}, f"input-{self._number}")
+
+    async def comm(self, relay_id: str, message: dict[str, Any]) -> None:
+        """A page's message for a widget: on the control channel, which also answers while a cell
+        runs. What its callbacks show comes back under `relay_id`."""
+        kernel = self._live()
+        content = {key: message[key] for key in ("type", "content", "metadata")}
+        kernel.send(kernel.control, "mlcloud_comm", content, relay_id, message["buffers"])
 
     async def kill_kernel(self) -> None:
         self._live().kill()
@@ -220,22 +245,29 @@ class Host:
             content = message["content"]
             if self._running == execution_id:
                 self._running = None
+                self._question = None
             self._emit(
                 execution_id,
                 "finished",
                 {
                     "type": "finished",
-                    "content": {
-                        key: content[key]
-                        for key in ("status", "ename", "evalue", "traceback", "execution_count")
-                        if key in content
-                    },
+                    "content": {key: content[key] for key in REPLY if key in content},
                 },
             )
             self._returned.pop(execution_id, None)
             early = self._early.pop(execution_id, None)
             if early is not None:
                 self._emit(execution_id, "mlcloud_snapshot", early)
+
+    async def _read_stdin(self, kernel: KernelProcess) -> None:
+        while True:
+            message = kernel.decode(await kernel.stdin.recv_multipart())
+            if message["header"]["msg_type"] != "input_request":
+                continue
+            content = {**message["content"], "request": secrets.token_hex(8)}
+            self._question = content
+            parent = message["parent_header"].get("msg_id", "")
+            self._emit(parent, "input_request", {"type": "input_request", "content": content})
 
     async def _watch(self, kernel: KernelProcess, output: asyncio.Task[None]) -> None:
         report = await asyncio.shield(kernel.ended)

@@ -5,6 +5,7 @@ Everything travels in ordinary Jupyter messages, so order is Jupyter's order:
     execute_request, buffers[0] = msgpack request  ─► names are loaded, the cell runs
                     ◄─ iopub  stream, display_data, …            as of any kernel
                     ◄─ iopub  mlcloud_event                      checkpoints, resumes
+                    ◄─ stdin  input_request
                     ◄─ iopub  mlcloud_return                     what comes back; nothing follows it
                     ◄─ shell  execute_reply
                     ◄─ iopub  mlcloud_snapshot              the state after this cell, in the store
@@ -29,6 +30,7 @@ from ipykernel.ipkernel import IPythonKernel
 
 from mlcloud.checkpoint import context as run_context
 from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable
+from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.snapshot import Snapshots
 from mlcloud.kernel.transfer import resolver, send
@@ -43,7 +45,11 @@ MAX_EXCEPTION_BYTES = 1 << 20
 class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no complete types
     """One session's kernel. `serve()` is called once, before the first message."""
 
-    control_msg_types: ClassVar = [*IPythonKernel.control_msg_types, "mlcloud_notice"]
+    control_msg_types: ClassVar = [
+        *IPythonKernel.control_msg_types,
+        "mlcloud_notice",
+        "mlcloud_comm",
+    ]
 
     def serve(self, *, session_id: str, store_url: str) -> None:
         self.session_id = session_id
@@ -51,6 +57,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.names = RemoteSide(self.shell.user_ns)
         self.snapshots = Snapshots(self.store, self.names)
         self.notice = run_context.Notice()
+        self.comms = Comms(self)
         self._request: dict[str, Any] | None = None
 
     # --- a cell -----------------------------------------------------------------------------------
@@ -219,6 +226,12 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         else:
             self.notice.set(datetime.fromisoformat(deadline))
         self.session.send(stream, "mlcloud_notice_reply", {"status": "ok"}, parent, ident=ident)
+
+    # --- widgets ----------------------------------------------------------------------------------
+
+    async def mlcloud_comm(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """A page's message for a widget."""
+        self.comms.deliver(parent)
 
     # --- the wire ---------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """A kernel process as its host sees it: started through the supervisor, spoken to over IPC sockets.
 
     KernelProcess.start() ─► supervisor ─► python -m mlcloud.kernel.launch
-        .shell / .control   requests, replies         (zmq DEALER, unix sockets in a private folder)
+        .shell / .control / .stdin  requests, replies (zmq DEALER, unix sockets in a private folder)
         .output             everything the cell shows: iopub on a unix socket (`outlet.py`)
         .ended              resolves to the supervisor's last report
 
@@ -93,11 +93,13 @@ class KernelProcess:
         context = zmq.asyncio.Context.instance()
         self.shell = self._connect(context, zmq.DEALER, "shell_port")
         self.control = self._connect(context, zmq.DEALER, "control_port")
+        self.stdin = self._connect(context, zmq.DEALER, "stdin_port")
         self.output = await self._until_ready(outlets)
 
     def _connect(self, context: zmq.asyncio.Context, kind: int, port: str) -> zmq.asyncio.Socket:
         socket = context.socket(kind)
         socket.linger = 0
+        socket.identity = self.wire.bsession  # the kernel asks who sent the request
         socket.connect(f"ipc://{self.folder / 'k'}-{PORTS[port]}")
         return socket
 
@@ -184,7 +186,7 @@ class KernelProcess:
         self.kill()
         await asyncio.wait({self.ended}, timeout=10)
         self._server.close()
-        for socket in (self.shell, self.control):
+        for socket in (self.shell, self.control, self.stdin):
             socket.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,0 +1,80 @@
+"""The notebook's own kernel, as far as mlcloud needs it: which cell runs, and publishing under it.
+
+A message lands in the cell whose request is its parent. While a cell runs, IPython's own streams
+and displays know that; for what comes later (a background thread's print, a detached cell, a
+widget's callback) the cell is remembered as a `Cell`, and messages are published under it as they
+are.
+
+In a terminal's IPython or plain Python there is no kernel: `kernel()` is None.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of this notebook: the request that runs it, and its number."""
+
+    parent: dict[str, Any]
+    count: int | None
+
+    @property
+    def msg_id(self) -> str:
+        return str(self.parent.get("header", {}).get("msg_id", ""))
+
+
+def shell() -> Any:
+    """The running IPython, or None."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
+
+
+def kernel() -> Any:
+    """The ipykernel this code runs in, or None."""
+    return getattr(shell(), "kernel", None)
+
+
+def cell() -> Cell | None:
+    """The cell that runs now, None outside a notebook."""
+    running = kernel()
+    if running is None:
+        return None
+    parent = running.get_parent("shell") or {}
+    return Cell(parent, getattr(shell(), "execution_count", None)) if parent else None
+
+
+def takes_input() -> bool:
+    """Whether the front end can answer `input()` now: only the main thread's cell may ask."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    running = kernel()
+    if running is None:
+        return sys.stdin is not None and sys.stdin.isatty()
+    return bool(getattr(running, "_allow_stdin", False))
+
+
+def publish(
+    cell: Cell,
+    msg_type: str,
+    content: dict[str, Any],
+    metadata: dict[str, Any] | None = None,
+    buffers: list[bytes] | None = None,
+    *,
+    topic: bytes | None = None,
+) -> None:
+    """Send a message to the front ends under `cell`, from any thread."""
+    running = kernel()
+    running.session.send(
+        running.iopub_socket,
+        msg_type,
+        content,
+        parent=cell.parent,
+        ident=topic or msg_type.encode(),
+        metadata=metadata,
+        buffers=buffers,
+    )
