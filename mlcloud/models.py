@@ -178,6 +178,9 @@ class RunRequest(Model):
 
     id: str = Field(pattern=r"^[A-Za-z0-9_-]{8,64}$", description="Chosen by the client.")
     code: str
+    allow_stdin: bool = Field(
+        False, description="Whether `input()` asks whoever is attached, instead of failing."
+    )
 
 
 class Health(Model):

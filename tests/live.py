@@ -286,6 +286,11 @@ class Cell:
         ]
 
     @property
+    def shown_texts(self) -> list[str]:
+        """The plain text of everything displayed, mlcloud's own lines included."""
+        return [str(each["data"].get("text/plain", "")) for each in self.outputs if "data" in each]
+
+    @property
     def result(self) -> str | None:
         for each in self.outputs:
             if each["output_type"] == "execute_result":
@@ -397,7 +402,9 @@ class Running:
 
 def another(session: Session) -> Session:
     """The same session as a second notebook sees it."""
-    connection = Connection(lambda: find(Settings()), embedded=True)
+    connection = Connection(
+        lambda: find(Settings()), embedded=True, look=lambda: running(Settings())
+    )
     return Client(connection).attach(session.name)
 
 

@@ -67,7 +67,7 @@ class Running:
     def printed(self, text: str, timeout: float = 60.0) -> None:
         self.until(lambda run: text in run.outputs.stream(), f"{text!r} is printed", timeout)
 
-    def end(self, timeout: float = 90.0) -> Cell:
+    def end(self, timeout: float = 200.0) -> Cell:
         """Wait for its reply and all its output."""
         self.until(lambda run: run.ended and run._is_idle(), "the cell ends", timeout)
         return self.outputs
@@ -88,7 +88,7 @@ class Page:
         self.answers: list[str | Callable[[], None]] = []
         self.wait_s = 0.02
 
-    def run(self, code: str, *, answers: list[str] | None = None, timeout: float = 90.0) -> Cell:
+    def run(self, code: str, *, answers: list[str] | None = None, timeout: float = 200.0) -> Cell:
         """Run a cell to its end; `answers` are typed into its prompts, in order."""
         return self.start(code, answers=answers).end(timeout)
 

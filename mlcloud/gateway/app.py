@@ -160,7 +160,11 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     async def run(name: str, request: RunRequest) -> ExecutionInfo:
         session = sessions.get(name)
         execution = session.execute(
-            request.id, op="cell", code=request.code, shipment=None, options={}
+            request.id,
+            op="cell",
+            code=request.code,
+            shipment=None,
+            options={"allow_stdin": request.allow_stdin},
         )
         return gateway.execution_info(execution.id)
 
