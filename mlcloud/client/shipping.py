@@ -106,7 +106,9 @@ class LocalSide:
             groups=plan.scan.pack(plan.ship),
             imports=plan.imports,
             deletes=plan.deletes,
-            known=dict.fromkeys(plan.kept, 0)
+            # What a cell that still runs will bind is ours too, whatever the next one does to it.
+            known={name: 0 for pending in self._pending.values() for name in pending.binds}
+            | dict.fromkeys(plan.kept, 0)
             | {key: shared.version for key, shared in self._shared.entries.items()},
             reads=sorted(plan.mentions),
             binds=sorted(plan.names.binds | plan.names.deletes),

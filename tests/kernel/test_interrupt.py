@@ -11,6 +11,8 @@ import pytest
 
 from mlcloud.client.session import Session
 from tests.live import Embedded, Running, open_notebook, until
+from tests.page import open_page
+from tests.tunnel import Tunnel
 
 pytestmark = pytest.mark.cluster
 
@@ -179,3 +181,78 @@ def test_a_cell_that_ignores_interrupts_is_ended_by_the_ladder(
         assert cell.error["ename"] == "KernelDied"
         assert "does not yield" in cell.lines
         assert notebook.ok("%%remote --session interrupt\nbefore").result == "'safe'"
+
+
+def test_a_call_that_never_looks_at_signals_is_ended_too(cluster: Embedded) -> None:
+    """It holds the GIL, so nothing inside the kernel could help: the supervisor ends it."""
+    with open_page(cluster) as page:
+        page.ok("%%remote --session interrupt --durable\nimport itertools\nbefore = 'safe'")
+        cell = page.start(
+            "%%remote --session interrupt\n"
+            "print('ready', flush=True)\nsum(itertools.repeat(0, 10**11))"
+        )
+        cell.printed("ready")
+        page.interrupt()
+        time.sleep(5.5)
+        page.interrupt()
+        cell.until(lambda run: "Interrupt once more" in run.outputs.lines, "it says what is lost")
+        assert "the state before it comes back" in cell.outputs.lines
+        assert not cell.ended
+        page.interrupt()
+        assert cell.end(60).error["ename"] == "KernelDied"
+        assert page.ok("%%remote --session interrupt\nbefore").result == "'safe'"
+
+
+def test_an_interrupt_says_what_still_bills(cluster: Embedded) -> None:
+    with open_page(cluster) as page:
+        cell = page.start(
+            "%%remote --session interrupt\nimport time\nprint('ready')\ntime.sleep(60)"
+        )
+        cell.printed("ready")
+        page.interrupt()
+        ended = cell.end(20)
+        assert ended.error["ename"] == "KeyboardInterrupt"
+        assert "session interrupt keeps local.cpu" in ended.lines
+        assert "%mlcloud park" in ended.lines
+        assert "/h" in ended.lines
+
+
+def test_while_it_waits_for_a_node(cluster: Embedded) -> None:
+    with open_page(cluster) as page:
+        cell = page.start("%%remote --session no-node-yet --cpus 4\nprint('ran')")
+        cell.until(lambda run: "asking for a node" in str(run.messages), "it waits for a node")
+        began = time.monotonic()
+        page.interrupt()
+        ended = cell.end(30)
+        assert time.monotonic() - began < 2 * SOON_S
+        assert ended.error["ename"] == "KeyboardInterrupt"
+        # In place of the line that said what it waits for.
+        assert "bills nothing" in str(cell.of("update_display_data"))
+        assert "ran" not in ended.stream()
+        page.ok("import mlcloud\nmlcloud.attach('no-node-yet').close()")
+
+
+def test_while_data_is_sent(cluster: Embedded) -> None:
+    """Nothing ran, nothing is half there, and the next try need not send it all again."""
+    port = int(cluster.connection["url"].rpartition(":")[2])
+    size = 48 * 2**20
+    with Tunnel(port) as tunnel, open_page(cluster) as page:
+        token = cluster.connection["token"]
+        page.ok(f"import mlcloud\nmlcloud.connect({tunnel.url!r}, token={token!r})")
+        page.ok("%%remote --session interrupt\ncount = 0")
+        page.ok(f"import os\nbig = os.urandom({size})")
+        tunnel.rate = 20e6
+        before = tunnel.sent
+        cell = page.start("%%remote --session interrupt\ncount += 1\nlen(big)")
+        page.until(lambda: tunnel.sent - before > 20 * 2**20, "half of it is sent")
+        began = time.monotonic()
+        page.interrupt()
+        ended = cell.end(30)
+        assert time.monotonic() - began < SOON_S
+        assert ended.error["ename"] == "KeyboardInterrupt"
+        assert page.ok("%%remote --session interrupt\ncount").result == "0"
+        tunnel.rate = None
+        again = tunnel.sent
+        assert page.ok("%%remote --session interrupt\ncount += 1\nlen(big)").result == str(size)
+        assert tunnel.sent - again < size - 10 * 2**20
+        assert page.ok("%%remote --session interrupt\ncount").result == "1"
