@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -180,6 +180,14 @@ class RunRequest(Model):
     code: str
     allow_stdin: bool = Field(
         False, description="Whether `input()` asks whoever is attached, instead of failing."
+    )
+
+
+class ObjectNames(Model):
+    """`POST /v1/objects/missing`, question and answer: chunks as `blake3:size`."""
+
+    names: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}:[0-9]{1,9}$")]] = Field(
+        max_length=10_000, description="At most 10,000 at a time."
     )
 
 

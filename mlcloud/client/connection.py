@@ -7,14 +7,23 @@ at the connection file anew, and start one if there is none. A gateway named by 
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json as _json
+import selectors
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from mlcloud import errors
+
+LANE_TIMEOUT_S = 60.0
+LANE_IDLE_S = 3.0  # uvicorn closes after 5
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ class Connection:
         self.embedded = embedded
         self.address = find()
         self._http = self._open()
+        self._finding = threading.Lock()
+        self._lanes: list[tuple[float, http.client.HTTPConnection]] = []
 
     def _open(self) -> httpx.Client:
         return httpx.Client(
@@ -58,10 +69,14 @@ class Connection:
         )
 
     def reopen(self) -> None:
-        """Find the gateway again after it was lost. Raises `ConnectionFailed`."""
-        self._http.close()
-        self.address = self._find()
-        self._http = self._open()
+        """Find the gateway again after it was lost. Raises `ConnectionFailed`. From any thread."""
+        with self._finding:
+            self._close_lanes()
+            address = self._find()
+            if address != self.address:
+                self.address = address
+                # Not closed: another thread may be in the middle of finding out that it is dead.
+                self._http = self._open()
 
     def answers(self) -> bool:
         """Whether the gateway can be reached now; an embedded one that is gone is not started."""
@@ -73,21 +88,66 @@ class Connection:
             self.reopen()
         return address is not None
 
+    @contextlib.contextmanager
+    def lane(self) -> Iterator[http.client.HTTPConnection]:
+        """A plain connection of the caller's own, for bytes in bulk: it copies none of them.
+
+        Paths begin with `prefix`. Safe to call from several threads. One that an error interrupts
+        is closed, others are used again.
+        """
+        lane = self._idle_lane() or self._new_lane()
+        try:
+            yield lane
+        except BaseException:
+            lane.close()
+            raise
+        self._lanes.append((time.monotonic(), lane))
+
+    def _idle_lane(self) -> http.client.HTTPConnection | None:
+        while self._lanes:
+            try:
+                since, lane = self._lanes.pop()
+            except IndexError:  # another thread took it
+                return None
+            if time.monotonic() - since < LANE_IDLE_S and not _ended(lane):
+                return lane
+            lane.close()
+        return None
+
+    def _new_lane(self) -> http.client.HTTPConnection:
+        parts = urlsplit(self.address.url)
+        host = parts.hostname or "localhost"
+        if parts.scheme == "https":
+            return http.client.HTTPSConnection(
+                host,
+                parts.port,
+                timeout=LANE_TIMEOUT_S,
+                context=httpx.create_ssl_context(trust_env=False),
+            )
+        return http.client.HTTPConnection(host, parts.port, timeout=LANE_TIMEOUT_S)
+
+    @property
+    def prefix(self) -> str:
+        """What the gateway's URL has in front of `/v1`."""
+        return urlsplit(self.address.url).path.rstrip("/")
+
+    def _close_lanes(self) -> None:
+        lanes, self._lanes = self._lanes, []
+        for _, lane in lanes:
+            lane.close()
+
     def request(
         self,
         method: str,
         path: str,
         *,
         json: Any = None,
-        content: bytes | memoryview | None = None,
         params: dict[str, Any] | None = None,
         missing_ok: bool = False,
         timeout: float | None = None,
     ) -> httpx.Response:
         """One request; a lost gateway is found again once. Raises what the gateway raised."""
         options: dict[str, Any] = {"json": json, "params": params}
-        if content is not None:
-            options = {"content": bytes(content), "params": params}
         if timeout is not None:
             options["timeout"] = timeout
         for attempt in (1, 2):
@@ -116,18 +176,31 @@ class Connection:
 
     def close(self) -> None:
         self._http.close()
+        self._close_lanes()
+
+
+def _ended(lane: http.client.HTTPConnection) -> bool:
+    """Whether the gateway closed a connection that waits: there is something to read, the end."""
+    if lane.sock is None:
+        return True
+    with selectors.DefaultSelector() as selector:
+        selector.register(lane.sock, selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def error_from(response: httpx.Response) -> errors.MLCloudError:
     """The error that the gateway raised, as its own class."""
+    asked = f"{response.request.method} {response.request.url.path}"
+    return error_in(response.content, response.status_code, asked)
+
+
+def error_in(body: bytes, status: int, asked: str) -> errors.MLCloudError:
+    """The error that an answer's body holds."""
     try:
-        body = response.json()
-        code, message = body["code"], body["message"]
+        told = _json.loads(body)
+        code, message = told["code"], told["message"]
     except (ValueError, KeyError, TypeError):
-        return errors.MLCloudError(
-            f"the gateway answered {response.status_code} to "
-            f"{response.request.method} {response.request.url.path}"
-        )
+        return errors.MLCloudError(f"the gateway answered {status} to {asked}")
     return error_named(code, message)
 
 

@@ -15,7 +15,7 @@ import queue
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
@@ -33,7 +33,7 @@ from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.models import ExecutionInfo, SessionInfo
 from mlcloud.values import pickling as values
-from mlcloud.values.messages import Blob, Group, Return, Shipment
+from mlcloud.values.messages import Group, Return, Shipment
 
 if TYPE_CHECKING:
     from mlcloud.client.relay import Relay
@@ -216,7 +216,7 @@ class Session(Listener):
         if shipment is not None:
             message["shipment"] = {
                 "wire": shipment.to_wire(INLINE_BYTES),
-                "objects": upload(self._connection, shipment.blobs()),
+                "objects": upload(self._connection, shipment.groups),
             }
         return message
 
@@ -436,12 +436,11 @@ class Session(Listener):
         if not names:
             return
         returned = Return.from_wire(names["wire"])
-        self._side.apply(returned, resolve=self._resolver(names["objects"]))
+        # Fetched whole before any of it is applied: an interrupt here leaves nothing half done.
+        inbox = download(self._connection, returned.groups, names["objects"])
+        self._side.apply(returned, resolve=inbox.take)
         for note in returned.notes:
             display.status(note)
-
-    def _resolver(self, objects: dict[str, list[str]]) -> Callable[[Blob], bytearray]:
-        return lambda blob: download(self._connection, blob, objects)
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -455,8 +454,8 @@ class Session(Listener):
         if done["status"] != "ok":
             raise self._error(done, answer)
         group = Group.from_wire(answer["group"]["wire"])
-        resolve = self._resolver(answer["group"]["objects"])
-        return self._side.open(group, resolve)
+        inbox = download(self._connection, [group], answer["group"]["objects"])
+        return self._side.open(group, inbox.take)
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Bind a name in the session, whatever it held. Raises `NotPicklable`."""

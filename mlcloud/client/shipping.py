@@ -22,6 +22,7 @@ from typing import Any
 from mlcloud.client.plan import Row, plan_cell, rows
 from mlcloud.client.remote_value import Fetch, RemoteValue
 from mlcloud.client.shared import Shared, SharedNames
+from mlcloud.values.digests import Known
 from mlcloud.values.messages import (
     Group,
     Import,
@@ -251,7 +252,8 @@ class LocalSide:
         """Unpickle a group and bind its names, and names that were the same objects."""
         names = [name for name in group.names if name not in left_out]
         try:
-            values = unpack(group, self.namespace, self.classes, blobs=resolve)
+            known = Known()  # what came verified is not hashed again
+            values = unpack(group, self.namespace, self.classes, blobs=resolve, known=known)
         except Exception as error:  # a package that only the session has, or its other version
             why = f"it could not be loaded here: {type(error).__name__}: {error}"
             for name in names:
@@ -270,7 +272,7 @@ class LocalSide:
                 if alias not in self._shared.entries and alias not in ret.versions:
                     self.namespace[alias] = values[name]
                     bound.append(alias)
-        scan = Scan(self.namespace, self.classes)
+        scan = Scan(self.namespace, self.classes, known)
         members = frozenset(group.keys) - set(left_out)
         scan.add(members)
         self._shared.missed.update({name: ret.versions[name] for name in left_out})

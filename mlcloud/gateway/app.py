@@ -6,15 +6,13 @@ is an `ErrorBody` whose `code` is a class of `mlcloud.errors`.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from blake3 import blake3
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy import insert
@@ -22,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from mlcloud import errors
 from mlcloud.cluster.clouds.local import now
-from mlcloud.gateway import auth, db, imds
+from mlcloud.gateway import auth, db, imds, objects
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.models import (
@@ -39,7 +37,6 @@ from mlcloud.models import (
     SessionInfo,
     SessionRequest,
 )
-from mlcloud.store import CHUNK_BYTES
 
 STATUS: list[tuple[type[errors.MLCloudError], int]] = [
     (errors.AuthenticationFailed, 401),
@@ -59,7 +56,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 Cursor = Annotated[int, Query(ge=0, description="The number of the last event that was seen.")]
-Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="blake3 of the content.")]
 
 
 def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
@@ -206,30 +202,7 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         await gateway.down()
         stop()
 
-    # --- objects: chunks of at most 16 MiB, named by the hash of their content
-    # ---------------------
-
-    @routes.head("/objects/{digest}")
-    async def has_object(digest: Digest) -> Response:
-        found = await asyncio.to_thread(gateway.store.exists, digest)
-        return Response(status_code=200 if found else 404)
-
-    @routes.get("/objects/{digest}", response_class=Response)
-    async def get_object(digest: Digest) -> Response:
-        if not await asyncio.to_thread(gateway.store.exists, digest):
-            raise errors.NotFound(f"the store has no object {digest}")
-        data = await asyncio.to_thread(gateway.store.get_chunk, digest)
-        return Response(data, media_type="application/octet-stream")
-
-    @routes.put("/objects/{digest}", status_code=204)
-    async def put_object(digest: Digest, request: Request) -> None:
-        data = await request.body()
-        if len(data) > CHUNK_BYTES:
-            raise errors.UsageError(f"an object has at most {CHUNK_BYTES} bytes, not {len(data)}")
-        if blake3(data).hexdigest() != digest:
-            raise errors.UsageError("the object's content does not match its name; send it again")
-        await asyncio.to_thread(gateway.store.put_chunk, data)
-
+    routes.include_router(objects.routes(gateway.store))
     return routes
 
 

@@ -33,7 +33,7 @@ from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable
 from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.snapshot import Snapshots
-from mlcloud.kernel.transfer import resolver, send
+from mlcloud.kernel.transfer import Inbox, send
 from mlcloud.store import Store
 from mlcloud.values.messages import Shipment
 from mlcloud.values.pickling import dump
@@ -181,7 +181,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         """The names a request brings, bound. A request without any is a bare run of code."""
         sent = request["shipment"] or {"wire": Shipment().to_wire(), "objects": {}}
         shipment = Shipment.from_wire(sent["wire"])
-        self.names.load(shipment, resolver(self.store, sent["objects"]))
+        inbox = Inbox(self.store, sent["objects"])
+        self.names.load(shipment, inbox.take, inbox.fetch)
         return shipment
 
     # --- operations -------------------------------------------------------------------------------

@@ -24,9 +24,11 @@ from mlcloud.kernel.dump import Dumped
 from mlcloud.kernel.imports import imported, is_importable
 from mlcloud.kernel.versions import Versions
 from mlcloud.values import messages, userdata
+from mlcloud.values.digests import Known
 from mlcloud.values.messages import (
     Group,
     Import,
+    Prefetch,
     RemoteInfo,
     ResolveBlob,
     Return,
@@ -67,9 +69,15 @@ class RemoteSide:
 
     # --- before the cell --------------------------------------------------------------------------
 
-    def load(self, shipment: Shipment, resolve: ResolveBlob | None = None) -> None:
+    def load(
+        self,
+        shipment: Shipment,
+        resolve: ResolveBlob | None = None,
+        prefetch: Prefetch | None = None,
+    ) -> None:
         """Bring the notebook's values in. Raises before anything changed, or does it all.
 
+        `prefetch` hears which blobs `resolve` will be asked for, and may fetch them together.
         `NameConflict`: a name changed on both sides. `Conflict`: the shipment was made for a kernel
         that is gone; reset the sender and prepare again. `UsageError`: a package is missing here.
         """
@@ -80,7 +88,10 @@ class RemoteSide:
         imports, deletes = self._accepted_names(shipment, run)
         modules = [(entry, imported(entry)) for entry in imports]
         refs: list[Any] = []
-        loaded = [(group, self._unpack(group, resolve, refs)) for group in groups]
+        verified = Known()  # memory whose content's name is known: it need not be hashed again
+        if prefetch is not None:
+            prefetch(blob for group in groups for blob in group.blobs())
+        loaded = [(group, self._unpack(group, resolve, refs, verified)) for group in groups]
 
         for name in deletes:
             self._versions.forget(name)
@@ -90,7 +101,7 @@ class RemoteSide:
             known.kind, known.digest = "module", entry.digest
             run.loaded[entry.name] = known.version = self._versions.tick()
         for group, values in loaded:
-            self._take(group, values, refs, run, shipment.sender)
+            self._take(group, values, refs, run, shipment.sender, verified)
         run.before = set(self.namespace)
         self._runs[shipment.id] = run
         while len(self._runs) > PENDING:
@@ -179,13 +190,17 @@ class RemoteSide:
         imports = [entry for entry in shipment.imports if entry.name not in run.kept]
         return imports, [name for name in shipment.deletes if name not in run.kept]
 
-    def _unpack(self, group: Group, resolve: ResolveBlob | None, refs: list[Any]) -> dict[str, Any]:
+    def _unpack(
+        self, group: Group, resolve: ResolveBlob | None, refs: list[Any], known: Known
+    ) -> dict[str, Any]:
         def object_of(ref: Ref) -> Any:
             refs.append(self.resolve(ref))
             return refs[-1]
 
         try:
-            return unpack(group, self.namespace, self.classes, blobs=resolve, refs=object_of)
+            return unpack(
+                group, self.namespace, self.classes, blobs=resolve, refs=object_of, known=known
+            )
         except ModuleNotFoundError as error:
             names = ", ".join(f"`{name}`" for name in group.names) or "a class"
             raise errors.UsageError(
@@ -194,14 +209,20 @@ class RemoteSide:
             ) from error
 
     def _take(
-        self, group: Group, values: dict[str, Any], refs: list[Any], run: _Run, sender: str
+        self,
+        group: Group,
+        values: dict[str, Any],
+        refs: list[Any],
+        run: _Run,
+        sender: str,
+        known: Known,
     ) -> None:
         """Bind what arrived, and remember what it looks like from here."""
         keys = [key for key in group.keys if key not in run.kept]
         for key in keys:
             if class_id(key) is None:
                 self._versions.bind(key, values[key])
-        scan = Scan(self.namespace, self.classes)
+        scan = Scan(self.namespace, self.classes, known)
         if not refs:
             scan.add(keys)
         for key in keys:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlcloud.kernel.namespace import RemoteSide
+from mlcloud.kernel.transfer import Inbox
 from mlcloud.store import ChunkRef, Store
 from mlcloud.values.messages import Blob, Group, Import
 
@@ -72,10 +73,11 @@ class Snapshots:
 
     def restore(self, body: dict[str, Any]) -> dict[str, Any]:
         """Bind a snapshot's names. Raises `Damaged` where a chunk is missing or wrong."""
-        chunks: dict[str, list[ChunkRef]] = {}
+        objects: dict[str, list[str]] = {}
 
         def blob(named: dict[str, Any]) -> Blob:
-            chunks[named["digest"]] = [ChunkRef.parse(text) for text in named["chunks"]]
+            refs = [ChunkRef.parse(text) for text in named["chunks"]]
+            objects[named["digest"]] = [f"{ref.hash}:{ref.size}" for ref in refs]
             return Blob(named["digest"], named["size"])
 
         groups = [
@@ -87,11 +89,13 @@ class Snapshots:
             )
             for group in body["groups"]
         ]
+        inbox = Inbox(self._store, objects)
+        inbox.fetch(blob for group in groups for blob in group.blobs())
         self._names.restore(
             groups,
             [Import.from_wire(entry) for entry in body["imports"]],
             state=body["state"],
-            resolve=lambda missing: self._store.get_buffer(chunks[missing.digest]),
+            resolve=inbox.take,
         )
         return {"names": sum(len(group.names) for group in groups)}
 

@@ -72,8 +72,11 @@ class Backend(ABC):
         """The file's size in bytes, or None when there is none."""
 
     @abstractmethod
-    def put(self, path: str, data: memoryview) -> None:
-        """Write or replace the file, atomically and durably."""
+    def put(self, path: str, data: memoryview, *, durable: bool = True) -> None:
+        """Write or replace the file, atomically.
+
+        It survives a power loss; with `durable=False`, not before `settle`.
+        """
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> None:
@@ -95,7 +98,7 @@ class Backend(ABC):
         """Remove the file; it is no error when there is none."""
 
     def settle(self, path: str) -> None:  # noqa: B027  (nothing to do on most backends)
-        """Make sure that a file another process wrote survives a power loss."""
+        """Make sure that a file which is there, whoever wrote it, survives a power loss."""
 
 
 class LocalBackend(Backend):
@@ -126,16 +129,17 @@ class LocalBackend(Backend):
         except FileNotFoundError:
             return None
 
-    def put(self, path: str, data: memoryview) -> None:
+    def put(self, path: str, data: memoryview, *, durable: bool = True) -> None:
         final = self.root / path
-        temp = self._write_temp(data)
+        temp = self._write_temp(data, durable)
         try:
             _make_dirs(final.parent)
             os.replace(temp, final)
         except BaseException:
             _unlink(temp)
             raise
-        _fsync_dir(final.parent)
+        if durable:
+            _fsync_dir(final.parent)
 
     def create(self, path: str, data: bytes) -> None:
         final = self.root / path
@@ -174,10 +178,13 @@ class LocalBackend(Backend):
         _unlink(self.root / path)
 
     def settle(self, path: str) -> None:
-        # The writer renamed the file, and may not have come to its own fsync of the folder yet.
-        _fsync_dir((self.root / path).parent)
+        # The writer may not have come to its own fsync yet, or may have left it to us. For a file
+        # that is on the disk already this costs next to nothing.
+        final = self.root / path
+        _fsync(final)
+        _fsync_dir(final.parent)
 
-    def _write_temp(self, data: memoryview) -> Path:
+    def _write_temp(self, data: memoryview, durable: bool = True) -> Path:
         folder = self.root / "tmp"
         _make_dirs(folder)
         self._clean(folder)
@@ -187,7 +194,8 @@ class LocalBackend(Backend):
                 done = 0
                 while done < data.nbytes:
                     done += file.write(data[done:])
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
         except BaseException:
             _unlink(temp)
             raise
@@ -243,7 +251,7 @@ class ConditionalBackend(Backend):
         except FileNotFoundError:
             return None
 
-    def put(self, path: str, data: memoryview) -> None:
+    def put(self, path: str, data: memoryview, *, durable: bool = True) -> None:
         # Clients want bytes: one copy of one chunk, for each of the few uploads in flight.
         body = bytes(data)
         self._retry(lambda: self.fs.pipe_file(self._at(path), body))
@@ -344,8 +352,11 @@ def _unlink(path: Path) -> None:
 
 
 def _fsync_dir(path: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there, and needs no fsync
-        return
+    if os.name != "nt":  # a folder cannot be opened there, and needs no fsync
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

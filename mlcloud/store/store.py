@@ -82,22 +82,34 @@ class Store:
 
     # --- chunks -----------------------------------------------------------------------------------
 
-    def put_chunk(self, data: Bytes) -> ChunkRef:
-        """Store at most 16 MiB, unless they are there; returns their reference."""
+    def put_chunk(
+        self, data: Bytes, *, expected: str | None = None, durable: bool = True
+    ) -> ChunkRef:
+        """Store at most 16 MiB, unless they are there; returns their reference.
+
+        `expected`: the hash they must have, else UsageError and nothing is stored.
+        `durable=False`: a power loss may take them until `settle`, or until they are put again.
+        Use it for what a manifest does not name, or not yet: naming it puts it again.
+        """
         view = _flat(data)
         if view.nbytes > CHUNK_BYTES:
             raise errors.UsageError(
                 f"a chunk holds at most {CHUNK_BYTES} bytes, not {view.nbytes}; use put_buffers"
             )
         hash_ = blake3(view).hexdigest()
+        if expected is not None and hash_ != expected:
+            raise errors.UsageError(
+                f"the content of object {expected} does not match its name; send it again"
+            )
         path = _chunk_path(hash_)
         with self._doing("write"):
             # A chunk of the right size is taken as good: it became visible only when whole. What
             # was found damaged since is written again.
             if hash_ not in self._suspect and self._backend.size(path) == view.nbytes:
-                self._backend.settle(path)
+                if durable:
+                    self._backend.settle(path)
                 return ChunkRef(hash_, view.nbytes)
-            self._backend.put(path, view)
+            self._backend.put(path, view, durable=durable)
         with self._lock:
             self._suspect.discard(hash_)
         return ChunkRef(hash_, view.nbytes, new=True)
@@ -107,12 +119,40 @@ class Store:
         data = self._get(hash, None, None)
         return data if isinstance(data, bytes) else bytes(data)
 
+    def read_chunk(self, hash: str) -> bytes | None:
+        """The chunk as it lies there, *unverified*, or None: for who passes it on to a verifier."""
+        with self._doing("read"):
+            try:
+                return bytes(self._backend.read(_chunk_path(hash)))
+            except FileNotFoundError:
+                return None
+
     def exists(self, hash: str) -> bool:
         """Whether a chunk of this name is there (not whether it is undamaged: see `verify`)."""
         with self._doing("read"):
             return self._backend.size(_chunk_path(hash)) is not None
 
-    def put_buffers(self, buffers: Iterable[Bytes]) -> list[ChunkRef]:
+    def missing(self, refs: Iterable[ChunkRef]) -> list[ChunkRef]:
+        """Those of these chunks that are not there in their full size, or were found damaged."""
+
+        def absent(ref: ChunkRef) -> ChunkRef | None:
+            with self._doing("read"):
+                there = self._backend.size(_chunk_path(ref.hash)) == ref.size
+            return None if there and ref.hash not in self._suspect else ref
+
+        return [ref for ref in self._each(absent, refs) if ref is not None]
+
+    def settle(self, refs: Iterable[ChunkRef]) -> None:
+        """Make chunks that were put with `durable=False` survive a power loss."""
+
+        def settle(ref: ChunkRef) -> None:
+            with self._doing("write"):
+                self._backend.settle(_chunk_path(ref.hash))
+
+        for _ in self._each(settle, refs):
+            pass
+
+    def put_buffers(self, buffers: Iterable[Bytes], *, durable: bool = True) -> list[ChunkRef]:
         """Store buffers, each split at 16 MiB; returns all references in order.
 
         A buffer of n bytes takes `chunks_of(n)` references. Slices are views, not copies, and
@@ -120,7 +160,7 @@ class Store:
         few uploads in flight, so not all need to be in memory at once.
         """
         pieces = (view[i : i + CHUNK_BYTES] for view in map(_flat, buffers) for i in _starts(view))
-        return list(self._each(self.put_chunk, pieces))
+        return list(self._each(lambda piece: self.put_chunk(piece, durable=durable), pieces))
 
     def get_buffer(self, refs: Sequence[ChunkRef], into: Bytes | None = None) -> memoryview:
         """Read chunks, in parallel, into one piece of memory (`into`, or a new bytearray)."""
@@ -133,9 +173,19 @@ class Store:
         for ref in refs:
             tasks.append((ref, view[start : start + ref.size]))
             start += ref.size
-        for _ in self._each(lambda task: self._get(task[0].hash, task[0].size, task[1]), tasks):
+        for _ in self.fill(tasks):
             pass
         return view
+
+    def fill(self, tasks: Iterable[tuple[ChunkRef, memoryview]]) -> Iterator[int]:
+        """Read chunks, in parallel, each into memory of its size; yields the size of each done."""
+
+        def read(task: tuple[ChunkRef, memoryview]) -> int:
+            ref, into = task
+            self._get(ref.hash, ref.size, into)
+            return ref.size
+
+        return self._each(read, tasks)
 
     def _get(self, hash_: str, size: int | None, into: memoryview | None) -> bytes | memoryview:
         path = _chunk_path(hash_)

@@ -51,11 +51,15 @@ def class_id(key: str) -> str | None:
 
 @dataclass
 class Blob:
-    """Bytes and their name. `data` None: they are stored elsewhere, under `digest`."""
+    """Bytes and their name. `data` None: they are stored elsewhere, under `digest`.
+
+    `chunks` are the names of its pieces, where they are known (`values.digests`). They stay here.
+    """
 
     digest: str
     size: int
     data: bytes | memoryview | None = field(default=None, repr=False)
+    chunks: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def to_wire(self, inline: int | None = None) -> Wire:
         leave = self.data is None or (inline is not None and self.size > inline)
@@ -67,7 +71,10 @@ class Blob:
         return cls(wire["digest"], wire["size"], wire["data"])
 
 
+# Writable memory that it gives is new memory, which becomes the value's.
 ResolveBlob = Callable[[Blob], "bytes | bytearray | memoryview"]
+# Hears beforehand which blobs will be asked for.
+Prefetch = Callable[["Iterable[Blob]"], None]
 
 
 def read(blob: Blob, resolve: ResolveBlob | None) -> bytes | bytearray | memoryview:

@@ -44,6 +44,7 @@ from cloudpickle import Pickler as CloudPickler
 
 from mlcloud import errors
 from mlcloud.values import reducers
+from mlcloud.values.digests import Chunks, Known, whole
 from mlcloud.values.reducers import Classes
 
 Ref = tuple[str, str, int]
@@ -129,6 +130,7 @@ class Pickled:
         self.devices = devices  # where its tensors live, other than "cpu"
         self.refs = refs  # the remote values named in here
         self.codes = tuple(codes)  # of the notebook's functions in here: what names they use
+        self.known = Known()  # what was hashed before; a scan gives all its pickles one
         self._memo, self._memory, self._skip = memo, memory, skip
         self._kept: dict[int, tuple[int, Any]] = {}
 
@@ -138,10 +140,14 @@ class Pickled:
         return len(self.payload) + sum(buffer.nbytes for buffer in self.buffers)
 
     @functools.cached_property
+    def chunks(self) -> list[Chunks]:
+        """The names of the pieces of the payload and of each buffer (`values.digests`)."""
+        return self.known.chunk_digests([self.payload, *self.buffers])
+
+    @property
     def digests(self) -> list[str]:
-        """blake3 of the payload and of each buffer."""
-        parts: list[bytes | memoryview] = [self.payload, *self.buffers]
-        return [blake3(part).hexdigest() for part in parts]
+        """The names of the payload and of each buffer."""
+        return [whole(chunks) for chunks in self.chunks]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -392,10 +398,12 @@ def load(
     *,
     resolve: Resolve | None = None,
     classes: Classes | None = None,
+    copy: bool = True,
 ) -> Any:
     """The value again, bound to `namespace`. The buffers are copied: the value owns its memory.
 
-    `resolve` turns a reference (session, name, binding) into the object.
+    `resolve` turns a reference (session, name, binding) into the object. `copy=False`: the buffers
+    are writable memory that nobody else has, and become the value's.
     """
-    own = [bytearray(buffer) for buffer in buffers]
+    own = [bytearray(buffer) for buffer in buffers] if copy else buffers
     return _Unpickler(payload, own, namespace, classes or Classes(), resolve).load()

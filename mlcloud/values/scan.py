@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from mlcloud import errors
+from mlcloud.values.digests import Known, whole
 from mlcloud.values.groups import groups as group_names
 from mlcloud.values.messages import Blob, Group, ResolveBlob, class_id, class_key, read
 from mlcloud.values.pickling import Pickled, Resolve, dump, is_immutable, load
@@ -32,11 +33,17 @@ _ATOMS = frozenset({str, bytes, int, float, complex, bool, type(None), types.Cod
 
 
 class Scan:
-    """One look at a namespace. `pickled` and `failed` are by key."""
+    """One look at a namespace. `pickled` and `failed` are by key.
 
-    def __init__(self, namespace: dict[str, Any], classes: Classes) -> None:
+    `known`: memory that was verified while it arrived, and need not be hashed again.
+    """
+
+    def __init__(
+        self, namespace: dict[str, Any], classes: Classes, known: Known | None = None
+    ) -> None:
         self.namespace = namespace
         self.classes = classes
+        self.known = Known() if known is None else known
         self.pickled: dict[str, Pickled] = {}
         self.failed: dict[str, errors.NotPicklable] = {}
         self._reached: dict[str, set[int]] = {}
@@ -64,7 +71,7 @@ class Scan:
                     waiting.append(reached)
 
     def _dump(self, values: tuple[Any, ...], inline: Collection[type], name: str) -> Pickled:
-        return dump(
+        pickled = dump(
             values,
             self.namespace,
             classes=self.classes,
@@ -72,6 +79,8 @@ class Scan:
             name=name,
             wrapped=len(values) == 1,
         )
+        pickled.known = self.known
+        return pickled
 
     def with_classes(self, keys: Iterable[str]) -> set[str]:
         """The keys, and those of all the classes they reach."""
@@ -120,8 +129,8 @@ class Scan:
             pickled = self._dump(values, inline, names)
         parts: list[bytes | memoryview] = [pickled.payload, *pickled.buffers]
         payload, *buffers = [
-            Blob(digest, memoryview(data).nbytes, data)
-            for digest, data in zip(pickled.digests, parts, strict=True)
+            Blob(whole(chunks), memoryview(data).nbytes, data, chunks)
+            for chunks, data in zip(pickled.chunks, parts, strict=True)
         ]
         digests = {key: self.pickled[key].digest for key in keys}
         return Group(tuple(keys), payload, buffers, digests)
@@ -139,12 +148,26 @@ def unpack(
     *,
     blobs: ResolveBlob | None = None,
     refs: Resolve | None = None,
+    known: Known | None = None,
 ) -> dict[str, Any]:
-    """The group's values by key. Nothing is bound; a class that was known is updated in place."""
-    buffers = (read(blob, blobs) for blob in group.buffers)
+    """The group's values by key. Nothing is bound; a class that was known is updated in place.
+
+    The memory of the buffers becomes the values' own; `known` learns what lies in it.
+    """
     payload = bytes(read(group.payload, blobs))
-    values = load(payload, buffers, namespace, resolve=refs, classes=classes)
+    buffers = [_own(blob, blobs, known) for blob in group.buffers]
+    values = load(payload, iter(buffers), namespace, resolve=refs, classes=classes, copy=False)
     return dict(zip(group.keys, values, strict=True))
+
+
+def _own(blob: Blob, blobs: ResolveBlob | None, known: Known | None) -> memoryview | bytearray:
+    """The blob's bytes in memory that a value may keep: copied, unless it was fetched into such."""
+    data = read(blob, blobs)
+    if blob.data is not None or memoryview(data).readonly or isinstance(data, bytes):
+        return bytearray(data)
+    if known is not None:
+        known.add(data, blob.chunks)
+    return data
 
 
 def reach(value: Any, bound: int) -> set[int]:
