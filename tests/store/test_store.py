@@ -84,6 +84,47 @@ class TestChunks:
         assert store.put_chunk(b"precious" * 100).new
         assert store.get_chunk(ref.hash) == b"precious" * 100
 
+    def test_content_that_is_not_what_was_expected_is_not_stored(self, any_store: Store) -> None:
+        with pytest.raises(errors.UsageError, match="does not match"):
+            any_store.put_chunk(b"hello", expected="0" * 64)
+        assert any_store.usage().chunks == 0
+        assert any_store.put_chunk(b"hello", expected=blake3(b"hello").hexdigest()).new
+
+    def test_it_says_which_chunks_are_missing(self, any_store: Store) -> None:
+        here = any_store.put_chunk(b"here")
+        absent = ChunkRef("0" * 64, 4)
+        cut_short = ChunkRef(here.hash, 5)
+        assert any_store.missing([here, absent, cut_short]) == [absent, cut_short]
+
+    def test_a_chunk_found_damaged_counts_as_missing(self, store: Store) -> None:
+        ref = store.put_chunk(b"precious")
+        (file,) = files(store, "chunks")
+        file.write_bytes(b"grecious")
+        assert store.missing([ref]) == []  # nobody has looked inside
+        with pytest.raises(errors.Damaged):
+            store.get_chunk(ref.hash)
+        assert store.missing([ref]) == [ref]
+
+    def test_what_was_put_without_waiting_is_on_the_disk_before_it_is_relied_on(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[str] = []
+        fsync = os.fsync
+
+        def note(handle: int) -> None:
+            synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+            fsync(handle)
+
+        ref = store.put_chunk(b"first", durable=True)  # makes the folders
+        monkeypatch.setattr(os, "fsync", note)
+        later = store.put_chunk(b"later", durable=False)
+        assert not [path for path in synced if path.endswith(later.hash) or "/store/tmp/" in path]
+        assert not store.put_chunk(b"later").new  # a snapshot that names it
+        assert [path for path in synced if path.endswith(later.hash)]
+        synced.clear()
+        store.settle([ref, later])
+        assert {path.rpartition("/")[2] for path in synced} >= {ref.hash, later.hash}
+
     def test_a_writer_killed_in_the_middle_leaves_no_chunk(self, store: Store) -> None:
         script = textwrap.dedent("""
             import os, signal, sys

@@ -17,7 +17,7 @@ import pytest
 
 from mlcloud import errors
 from mlcloud.checkpoint import Checkpoints
-from mlcloud.store import CHUNK_BYTES, Store
+from mlcloud.store import CHUNK_BYTES, ChunkRef, Store
 from mlcloud.store.backends import ConditionalBackend
 
 s3fs = pytest.importorskip("s3fs", reason="S3 needs s3fs: pip install s3fs")
@@ -81,6 +81,14 @@ def test_chunks_and_manifests(bucket: str) -> None:
     assert store.sweep() == len(data)
     with pytest.raises(errors.Damaged, match="missing"):
         store.get_chunk(refs[0].hash)
+
+
+def test_which_chunks_are_missing(bucket: str) -> None:
+    store = Store(f"{bucket}/missing")
+    refs = store.put_buffers([os.urandom(100), os.urandom(200)], durable=False)
+    store.settle(refs)
+    absent = [ChunkRef("0" * 64, 3), ChunkRef(refs[0].hash, 99)]
+    assert store.missing([refs[0], *absent, refs[1]]) == absent
 
 
 def test_eight_racers_have_one_winner(bucket: str) -> None:
