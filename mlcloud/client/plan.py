@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from mlcloud import errors
+from mlcloud.client.dynamic import RUNS_TEXT
 from mlcloud.client.names import CellNames, analyze
 from mlcloud.client.remote_value import RemoteValue
 from mlcloud.client.shared import SharedNames
@@ -78,6 +79,8 @@ def plan_cell(
         plan.errors.append(errors.UsageError(f"--in: there is no {', '.join(missing)} here"))
     _need(plan, sorted(names.reads if only_in is None else forced), only_in is None)
     _import(plan)
+    if only_in is None:
+        _note_hidden_code(plan)
     if plan.needed:
         _add_aliases(plan)
         _choose(plan, expand=only_in is None)
@@ -159,6 +162,7 @@ def _used_by(plan: Plan, keys: Iterable[str]) -> list[str]:
     used: set[str] = set()
     for key in plan.scan.with_classes(keys):
         if key in plan.scan.pickled:
+            used |= plan.scan.pickled[key].annotated
             for code in plan.scan.pickled[key].codes:
                 used |= globals_used(code)
     return [name for name in used if name in plan.shared.namespace]
@@ -192,6 +196,20 @@ def _submodules(path: str, attributes: Collection[str]) -> list[str]:
 def _covered(rest: str, attributes: Collection[str]) -> bool:
     """Whether every part of a dotted name occurs in the code."""
     return all(part in attributes for part in rest.split("."))
+
+
+def _note_hidden_code(plan: Plan) -> None:
+    """Say where code runs that is in no text we see: names used only there are not sent."""
+    words = set(plan.names.dynamic)
+    for pickled in plan.scan.pickled.values():
+        for code in pickled.codes:
+            found = sorted(RUNS_TEXT & globals_used(code))
+            words |= {f"{word}(…) in `{code.co_name}`" for word in found}
+    if words:
+        plan.notes.append(
+            f"{', '.join(sorted(words))} may use names that the cell's text does not show, and "
+            "those are not sent: mention them in the cell, or list all it needs with `--in`"
+        )
 
 
 def _add_aliases(plan: Plan) -> None:

@@ -45,6 +45,7 @@ from cloudpickle import Pickler as CloudPickler
 from mlcloud import errors
 from mlcloud.values import reducers
 from mlcloud.values.reducers import Classes
+from mlcloud.values.uses import annotations_used
 
 Ref = tuple[str, str, int]
 Resolve = Callable[[Ref], Any]
@@ -122,6 +123,7 @@ class Pickled:
         devices: frozenset[str] = frozenset(),
         refs: frozenset[Ref] = frozenset(),
         codes: Iterable[types.CodeType] = (),
+        annotated: Iterable[str] = (),
     ) -> None:
         self.payload = payload
         self.buffers = buffers
@@ -129,6 +131,7 @@ class Pickled:
         self.devices = devices  # where its tensors live, other than "cpu"
         self.refs = refs  # the remote values named in here
         self.codes = tuple(codes)  # of the notebook's functions in here: what names they use
+        self.annotated = frozenset(annotated)  # and those in their string annotations
         self._memo, self._memory, self._skip = memo, memory, skip
         self._kept: dict[int, tuple[int, Any]] = {}
 
@@ -186,6 +189,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
         self.devices: set[str] = set()
         self.refs: set[Ref] = set()
         self.codes: list[types.CodeType] = []
+        self.annotated: set[str] = set()
         self.arrays: dict[int, dict[int, Any]] = {}  # memory address -> arrays over it
         self.frozen: dict[int, Any] = {}  # arrays inside immutable objects
         self._cells: set[int] = set()
@@ -229,6 +233,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
             if obj.__globals__ is self.namespace:
                 self._cells.update(map(id, obj.__closure__ or ()))
                 self.codes.append(obj.__code__)
+                self.annotated |= annotations_used(obj)
                 return reducers.function_parts(obj)
             return super().reducer_override(obj)
         if kind is types.CellType:
@@ -237,6 +242,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
             parts = None
             if reducers.is_notebook_class(obj):
                 parts = reducers.class_parts(obj, self.registry)
+                self.annotated |= annotations_used(obj)
             return parts or super().reducer_override(obj)
         if kind.__module__ in ("builtins", self.namespace.get("__name__")):
             return NotImplemented
@@ -355,6 +361,7 @@ def _dump(
         devices=frozenset(pickler.devices),
         refs=frozenset(pickler.refs),
         codes=pickler.codes,
+        annotated=pickler.annotated,
     )
 
 
