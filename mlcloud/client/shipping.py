@@ -21,7 +21,7 @@ from typing import Any
 
 from mlcloud.client.plan import Row, plan_cell, rows
 from mlcloud.client.remote_value import Fetch, RemoteValue
-from mlcloud.client.shared import Shared, SharedNames
+from mlcloud.client.shared import Shared, SharedNames, is_tracked
 from mlcloud.values.messages import (
     Group,
     Import,
@@ -112,6 +112,7 @@ class LocalSide:
             | {key: shared.version for key, shared in self._shared.entries.items()},
             reads=sorted(plan.mentions),
             binds=sorted(plan.names.binds | plan.names.deletes),
+            optional=sorted(plan.optional),
             force=list(only_in or ()),
             out=None if out is None else list(out),
             keep_remote=keep_remote,
@@ -158,21 +159,23 @@ class LocalSide:
         for key, version in ret.loaded.items():
             digest = pending.digests.get(key)
             kind = "module" if digest and digest.startswith("module ") else "value"
-            self._shared.entries[key] = Shared(version, kind, digest, pending.groups.get(key))
+            group_of = pending.groups.get(key)
+            tracked = kind == "value" and is_tracked(self.namespace.get(key))
+            self._shared.put(key, Shared(version, kind, digest, group_of, tracked))
         for name in pending.deletes - set(ret.kept):
-            self._shared.entries.pop(name, None)
+            self._shared.forget(name)
 
         changed: list[str] = []
         for group in ret.groups:
             if self._may_replace(group.keys, ret, pending, group):
                 left_out = [n for n in group.names if self._stays_deleted(n, ret, pending)]
-                changed += self._bind_group(group, ret, resolve, left_out)
+                changed += self._bind_group(group, ret, pending, resolve, left_out)
         for info in ret.remote:
             if self._stays_deleted(info.name, ret, pending):
                 self._shared.missed[info.name] = ret.versions[info.name]
             elif self._may_replace([info.name], ret, pending):
                 self.namespace[info.name] = self._handle(info)
-                self._shared.entries[info.name] = Shared(ret.versions[info.name], "remote")
+                self._shared.put(info.name, Shared(ret.versions[info.name], "remote"))
                 changed.append(info.name)
         for entry in ret.imports:
             changed += self._bind_module(entry, ret, pending)
@@ -181,7 +184,7 @@ class LocalSide:
                 if name in self.namespace:
                     del self.namespace[name]
                     changed.append(name)
-                self._shared.entries.pop(name, None)
+                self._shared.forget(name)
         return sorted(set(changed))
 
     def _may_replace(
@@ -246,7 +249,12 @@ class LocalSide:
         return same_object and pending.digests.get(key, now) == now
 
     def _bind_group(
-        self, group: Group, ret: Return, resolve: ResolveBlob | None, left_out: Collection[str]
+        self,
+        group: Group,
+        ret: Return,
+        pending: _Pending,
+        resolve: ResolveBlob | None,
+        left_out: Collection[str],
     ) -> list[str]:
         """Unpickle a group and bind its names, and names that were the same objects."""
         names = [name for name in group.names if name not in left_out]
@@ -257,12 +265,14 @@ class LocalSide:
             for name in names:
                 info = RemoteInfo(name, ret.bindings[name], "object", "", why=why)
                 self.namespace[name] = self._handle(info)
-                self._shared.entries[name] = Shared(ret.versions[name], "remote")
+                self._shared.put(name, Shared(ret.versions[name], "remote"))
             return names
         bound = list(names)
         for name in names:
             old = self.namespace.get(name)
             self.namespace[name] = values[name]
+            if name in pending.binds:
+                continue  # other names of the old object keep it
             if old is None or is_immutable(type(old)) or isinstance(old, RemoteValue):
                 continue
             for alias in [key for key, value in self.namespace.items() if value is old]:
@@ -276,7 +286,8 @@ class LocalSide:
         self._shared.missed.update({name: ret.versions[name] for name in left_out})
         for key in members:
             digest = scan.pickled[key].digest if key in scan.pickled else None
-            self._shared.entries[key] = Shared(ret.versions[key], "value", digest, members)
+            tracked = is_tracked(values[key])
+            self._shared.put(key, Shared(ret.versions[key], "value", digest, members, tracked))
         return bound
 
     def _bind_module(self, entry: Import, ret: Return, pending: _Pending) -> list[str]:
@@ -287,7 +298,7 @@ class LocalSide:
         if not self._may_replace([entry.name], ret, pending):
             return []
         self.namespace[entry.name] = module
-        self._shared.entries[entry.name] = Shared(ret.versions[entry.name], "module", entry.digest)
+        self._shared.put(entry.name, Shared(ret.versions[entry.name], "module", entry.digest))
         return [entry.name]
 
     def _handle(self, info: RemoteInfo) -> RemoteValue:

@@ -121,7 +121,9 @@ class Versions:
                 entry.kind, entry.digest = "remote", None
             else:
                 assert pickled is not None
-                changed = entry.kind != "value" or entry.digest != pickled.digest
+                # Bound to another object with the same content: its aliases are others now, and
+                # the notebook's own value may be something else by now.
+                changed = rebound or entry.kind != "value" or entry.digest != pickled.digest
                 entry.kind, entry.digest = "value", pickled.digest
             if changed:
                 entry.version = self.tick()

@@ -190,6 +190,9 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
         self.refs: set[Ref] = set()
         self.codes: list[types.CodeType] = []
         self.annotated: set[str] = set()
+        self.functions: dict[
+            int, Any
+        ] = {}  # the notebook's own: a dict's keys, a callback to remove
         self.arrays: dict[int, dict[int, Any]] = {}  # memory address -> arrays over it
         self.frozen: dict[int, Any] = {}  # arrays inside immutable objects
         self._cells: set[int] = set()
@@ -232,6 +235,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
         if kind is types.FunctionType:
             if obj.__globals__ is self.namespace:
                 self._cells.update(map(id, obj.__closure__ or ()))
+                self.functions[id(obj)] = obj
                 self.codes.append(obj.__code__)
                 self.annotated |= annotations_used(obj)
                 return reducers.function_parts(obj)
@@ -250,6 +254,8 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
             wrapped = obj.__wrapped__
             if getattr(wrapped, "__globals__", None) is self.namespace:
                 return reducers.cached_parts(obj)
+        elif kind.__module__ == "dataclasses":
+            return reducers.sentinel_parts(obj) or super().reducer_override(obj)
         elif hasattr(kind, "__array_interface__"):
             return self._array(obj)
         elif obj is sys.stdout or obj is sys.stderr:
@@ -355,7 +361,7 @@ def _dump(
         file.getvalue(),
         [part.raw() for part in parts],
         memo=pickler.memo.copy,
-        memory=pickler.arrays,
+        memory=[*pickler.arrays, *pickler.functions],
         skip=pickler.frozen,
         classes=pickler.reached,
         devices=frozenset(pickler.devices),

@@ -45,9 +45,9 @@ def attributes_used(code: types.CodeType) -> set[str]:
 def annotations_used(owner: Any) -> set[str]:
     """The names in string annotations, which who asks for type hints looks up in the globals."""
     try:
-        annotations = owner.__dict__.get("__annotations__") or getattr(
-            owner, "__annotations__", None
-        )
+        # Asking a class for annotations that it does not have gives it some, before Python 3.14.
+        known = vars(owner).get("__annotations__") if isinstance(owner, type) else None
+        annotations = owner.__annotations__ if known or not isinstance(owner, type) else None
     except Exception:  # Python 3.14 evaluates them here, and they may name what does not exist
         return set()
     texts = [text for text in (annotations or {}).values() if isinstance(text, str)]
