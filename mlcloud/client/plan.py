@@ -185,7 +185,8 @@ def _used_by(plan: Plan, keys: Iterable[str]) -> list[str]:
             used |= plan.scan.pickled[key].annotated
             for code in plan.scan.pickled[key].codes:
                 used |= globals_used(code)
-    return [name for name in used if name in plan.shared.namespace]
+    namespace, entries = plan.shared.namespace, plan.shared.entries
+    return [name for name in used if name in namespace or name in entries]
 
 
 def _import(plan: Plan) -> None:
@@ -235,8 +236,7 @@ def _note_hidden_code(plan: Plan) -> None:
 def _add_aliases(plan: Plan) -> None:
     """Look at the other names that may share objects with the needed ones."""
     scan, namespace = plan.scan, plan.shared.namespace
-    objects = set().union(*(scan.ids(key) for key in scan.pickled))
-    if not objects:
+    if not any(scan.ids(key) for key in scan.pickled):
         return
     scan.add(
         name
@@ -244,6 +244,7 @@ def _add_aliases(plan: Plan) -> None:
         if shared.kind == "value" and class_id(name) is None and name in namespace
     )
     budget = REACH_ALL
+    reached: dict[str, set[int]] = {}
     for name, value in list(namespace.items()):
         if name in scan.pickled or name in scan.failed or userdata.is_internal(name, value):
             continue
@@ -253,11 +254,16 @@ def _add_aliases(plan: Plan) -> None:
             continue
         if type(value).__module__.startswith("mlcloud.client."):
             continue  # a Session knows the whole namespace, and means none of it
-        found = reach(value, min(REACH, max(budget, 1)))
-        budget -= len(found)
-        if not objects.isdisjoint(found):
+        reached[name] = reach(value, min(REACH, max(budget, 1)))
+        budget -= len(reached[name])
+    objects = set().union(*(scan.ids(key) for key in scan.pickled))
+    while near := [name for name, found in reached.items() if not objects.isdisjoint(found)]:
+        for name in near:
+            del reached[name]
             scan.add([name])
-            if name in scan.failed:
+            if name in scan.pickled:
+                objects |= scan.pickled[name].ids  # it may share others with one more name
+            else:
                 plan.notes.append(
                     f"`{name}` shares objects with what the cell uses, and cannot travel: "
                     "after a change in the session it keeps the objects it has now"

@@ -225,6 +225,7 @@ class RemoteSide:
             entry.kind = "remote" if remote or key in scan.failed else "value"
             entry.digest = pickled.digest if pickled else None
             entry.source, entry.sender, entry.version = group.digest, sender, self._versions.tick()
+            entry.group = frozenset(group.keys)
             run.loaded[key] = entry.loaded = entry.version
 
     def resolve(self, ref: Ref) -> Any:
@@ -250,9 +251,11 @@ class RemoteSide:
         out = None if shipment.out is None else set(shipment.out)
         asked = bound | new | (out or set())
         mine = set(self._versions.entries) | {name for name in asked if name in self.namespace}
+        since = self._versions.now()
         scan = self._versions.refresh(
             mine, touched=shipment.reads, bound=bound, limit=shipment.max_return, out=out or ()
         )
+        self._versions.regroup(scan, since)
         back = Return(shipment.id, self.epoch, loaded=run.loaded, kept=sorted(run.kept))
         seen = {**shipment.known, **run.loaded}
         wanted = asked | set(shipment.known) | set(run.loaded) | run.kept
@@ -284,7 +287,7 @@ class RemoteSide:
         }
         ready: list[set[str]] = []
         for group in scan.groups([*scan.pickled, *scan.failed]):
-            keys = group & (wanted | classes)
+            keys = set(group & (wanted | classes))
             if not any(map(unseen, keys)):
                 continue
             names = {key for key in keys if class_id(key) is None}
@@ -294,7 +297,7 @@ class RemoteSide:
                 keys = {
                     key for key in keys - names if scan.pickled[key].size <= shipment.max_return
                 }
-            ready.append(set(keys))
+            ready.append(keys)
         merged = self._with_aliases(scan, ready)
         for packed in scan.pack(merged):
             back.groups.append(packed)
