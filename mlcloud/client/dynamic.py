@@ -1,4 +1,4 @@
-"""Code that a cell holds as text, or names it reaches by a string: `exec("y = x")`, `globals()["x"]`.
+"""Code a cell holds as text, or names it reaches by a string: `exec("y = x")`, `globals()["x"]`.
 
 What is written as a constant is read like the rest of the cell. What is not, `exec(code)`, cannot
 be told before it runs, and is never guessed: `Hidden.unknown` names it, and the user is told that

@@ -56,6 +56,7 @@ class Plan:
     shared: SharedNames
     names: CellNames
     scan: Scan
+    temporary: set[str] = field(default_factory=set)
     needed: list[str] = field(default_factory=list)
     optional: set[str] = field(default_factory=set)  # of these: not read, only kept in step
     ship: list[frozenset[str]] = field(default_factory=list)
@@ -70,12 +71,19 @@ class Plan:
 
 
 def plan_cell(
-    shared: SharedNames, cell: str, only_in: Collection[str] | None, keep_remote: bool
+    shared: SharedNames,
+    cell: str,
+    only_in: Collection[str] | None,
+    keep_remote: bool,
+    temporary: Collection[str] = (),
 ) -> Plan:
-    """The plan for one cell; the options are those of `LocalSide.prepare`. Raises SyntaxError."""
+    """The plan for one cell; the options are those of `LocalSide.prepare`. Raises SyntaxError.
+
+    `temporary` are names that exist for this cell alone, and are in the namespace already.
+    """
     names = analyze(cell, shared.namespace)
     scan = Scan(shared.namespace, shared.classes)
-    plan = Plan(shared, names, scan, mentions=set(names.mentions))
+    plan = Plan(shared, names, scan, set(temporary), mentions=set(names.mentions))
     forced = set(only_in or ())
     if missing := sorted(forced - shared.namespace.keys()):
         plan.errors.append(errors.UsageError(f"--in: there is no {', '.join(missing)} here"))
@@ -146,7 +154,7 @@ def _need(plan: Plan, names: Iterable[str], expand: bool) -> None:
                 plan.deletes.append(name)
             continue
         value = namespace[name]
-        if userdata.is_internal(name, value):
+        if userdata.is_internal(name, value) and name not in plan.temporary:
             continue
         if isinstance(value, types.ModuleType):
             path = userdata.import_path(value)
@@ -337,7 +345,7 @@ def _problems(plan: Plan, key: str, forced: Collection[str]) -> list[errors.MLCl
     if class_id(key):
         return []
     found: list[errors.MLCloudError] = []
-    if key not in forced and userdata.looks_secret(key, plan.shared.namespace[key]):
+    if key not in forced and key not in plan.temporary and userdata.looks_secret(key, plan.shared.namespace[key]):
         found.append(
             errors.UsageError(
                 f"`{key}` looks like a secret, and the cell would send it to the session. "

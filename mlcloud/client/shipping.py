@@ -12,14 +12,15 @@ object.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlcloud.client.plan import Row, plan_cell, rows
+from mlcloud.client.plan import Plan, Row, plan_cell, rows
 from mlcloud.client.remote_value import Fetch, RemoteValue
 from mlcloud.client.shared import Shared, SharedNames, is_tracked
 from mlcloud.values.messages import (
@@ -50,6 +51,24 @@ class _Pending:
     bound: dict[str, Any] = field(default_factory=dict)  # and the values they had before
     kept: set[str] = field(default_factory=set)  # --keep-remote
     deletes: set[str] = field(default_factory=set)  # deleted here, and so there
+    temporary: set[str] = field(default_factory=set)
+    result: str | None = None
+
+
+@contextlib.contextmanager
+def _overlaid(namespace: dict[str, Any], names: Mapping[str, Any]) -> Iterator[None]:
+    """The namespace with these names too: it is one object, whose identity functions refer to."""
+    nothing = object()
+    before = {name: namespace.get(name, nothing) for name in names}
+    namespace.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is nothing:
+                namespace.pop(name, None)
+            else:
+                namespace[name] = value
 
 
 class LocalSide:
@@ -80,6 +99,7 @@ class LocalSide:
         """Forget what is shared: the session's kernel is a new, empty one."""
         self._shared.clear()
         self._pending: dict[str, _Pending] = {}
+        self._results: dict[str, Any] = {}
         self._epoch: str | None = None
 
     # --- before the cell --------------------------------------------------------------------------
@@ -92,14 +112,37 @@ class LocalSide:
         out: Collection[str] | None = None,
         keep_remote: bool = False,
         max_return: int = MAX_RETURN,
+        temporary: Mapping[str, Any] | None = None,
+        result: str | None = None,
     ) -> Shipment:
         """What to send before `cell` runs. Nothing is sent, and nothing remembered, if it raises.
 
         `only_in`: exactly these ship, and win over the session's. `out`: exactly these come back,
         by value whatever their size. `keep_remote`: where both sides changed, the session's wins.
+        `temporary`: names and values that the cell sees, and neither namespace has afterwards.
+        `result`: such a name that the cell binds; `take_result` has its value after `apply`.
         Raises SyntaxError, `NotPicklable`, `NameConflict`, and `UsageError` for secrets.
         """
-        plan = plan_cell(self._shared, cell, only_in, keep_remote)
+        with _overlaid(self.namespace, temporary or {}):
+            return self._prepare(
+                plan_cell(self._shared, cell, only_in, keep_remote, list(temporary or ())),
+                only_in=only_in,
+                out=out,
+                keep_remote=keep_remote,
+                max_return=max_return,
+                result=result,
+            )
+
+    def _prepare(
+        self,
+        plan: Plan,
+        *,
+        only_in: Collection[str] | None,
+        out: Collection[str] | None,
+        keep_remote: bool,
+        max_return: int,
+        result: str | None,
+    ) -> Shipment:
         if plan.errors:
             raise plan.errors[0]
         shipment = Shipment(
@@ -113,6 +156,8 @@ class LocalSide:
             reads=sorted(plan.mentions),
             binds=sorted(plan.names.binds | plan.names.deletes),
             optional=sorted(plan.optional),
+            temporary=sorted(plan.temporary),
+            result=result,
             force=list(only_in or ()),
             out=None if out is None else list(out),
             keep_remote=keep_remote,
@@ -123,6 +168,8 @@ class LocalSide:
             notes=plan.notes,
         )
         pending = _Pending(kept=plan.kept, deletes=set(plan.deletes))
+        pending.temporary = plan.temporary
+        pending.result = result
         pending.binds = set(shipment.binds)
         pending.bound = {
             name: self.namespace[name] for name in shipment.binds if name in self.namespace
@@ -157,6 +204,8 @@ class LocalSide:
         self._epoch = ret.epoch
         pending = self._pending.pop(ret.id, None) or _Pending()
         for key, version in ret.loaded.items():
+            if key in pending.temporary:
+                continue
             digest = pending.digests.get(key)
             kind = "module" if digest and digest.startswith("module ") else "value"
             group_of = pending.groups.get(key)
@@ -185,7 +234,15 @@ class LocalSide:
                     del self.namespace[name]
                     changed.append(name)
                 self._shared.forget(name)
+        if pending.result is not None and pending.result in self.namespace:
+            self._results[ret.id] = self.namespace.pop(pending.result)
+            self._shared.forget(pending.result)
+            changed.remove(pending.result)
         return sorted(set(changed))
+
+    def take_result(self, shipment_id: str) -> Any:
+        """What the cell bound to `result`, once. Raises LookupError if it did not return it."""
+        return self._results.pop(shipment_id)
 
     def _may_replace(
         self, keys: Collection[str], ret: Return, pending: _Pending, group: Group | None = None

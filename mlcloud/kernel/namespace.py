@@ -249,19 +249,27 @@ class RemoteSide:
             if not userdata.is_internal(name, self.namespace.get(name))
         }
         out = None if shipment.out is None else set(shipment.out)
+        if shipment.result is not None:
+            bound.add(shipment.result)
+            out = None if out is None else out | {shipment.result}
         asked = bound | new | (out or set())
         mine = set(self._versions.entries) | {name for name in asked if name in self.namespace}
         since = self._versions.now()
         scan = self._versions.refresh(
             mine, touched=shipment.reads, bound=bound, limit=shipment.max_return, out=out or ()
         )
-        self._versions.regroup(scan, since)
         back = Return(shipment.id, self.epoch, loaded=run.loaded, kept=sorted(run.kept))
         seen = {**shipment.known, **run.loaded}
         wanted = asked | set(shipment.known) | set(run.loaded) | run.kept
         if out is not None:
             wanted = out
-        self._report(scan, shipment, seen, wanted, out or set(), back)
+        wanted -= set(shipment.temporary) - {shipment.result}
+        forced = (out or set()) - {shipment.result}
+        self._report(scan, shipment, seen, wanted, forced, since, back)
+        stays = {info.name for info in back.remote}
+        for name in [*shipment.temporary, *filter(None, [shipment.result])]:
+            if name not in stays:  # a result that does stay is what its RemoteValue names
+                self._versions.forget(name)
         return back
 
     def _report(
@@ -271,9 +279,10 @@ class RemoteSide:
         seen: dict[str, int],
         wanted: set[str],
         out: set[str],
+        since: int,
         back: Return,
     ) -> None:
-        """Fill `back` with the groups that have something unseen."""
+        """Fill `back` with the groups that have something unseen. `since`: the clock before."""
         entries = self._versions.entries
 
         def unseen(key: str) -> bool:
@@ -288,16 +297,23 @@ class RemoteSide:
         ready: list[set[str]] = []
         for group in scan.groups([*scan.pickled, *scan.failed]):
             keys = set(group & (wanted | classes))
-            if not any(map(unseen, keys)):
-                continue
             names = {key for key in keys if class_id(key) is None}
             why = names and self._stays(scan, group, names, shipment.max_return, out)
-            if why:
-                self._describe(scan, names, why, back)
-                keys = {
-                    key for key in keys - names if scan.pickled[key].size <= shipment.max_return
+            if not why:
+                self._versions.regroup(group, scan, since)
+                if any(map(unseen, keys)):
+                    ready.append(keys)
+                continue
+            # What did not change is the same on both sides: the notebook keeps its own value.
+            self._describe(scan, set(filter(unseen, names)), why, back)
+            ready.append(
+                {
+                    key
+                    for key in keys - names
+                    if unseen(key) and scan.pickled[key].size <= shipment.max_return
                 }
-            ready.append(keys)
+            )
+        ready = [keys for keys in ready if keys]
         merged = self._with_aliases(scan, ready)
         for packed in scan.pack(merged):
             back.groups.append(packed)

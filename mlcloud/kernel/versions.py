@@ -130,26 +130,25 @@ class Versions:
                 entry.version = self.tick()
         return scan
 
-    def regroup(self, scan: Scan, since: int) -> None:
-        """Give those keys a new version that share objects with others than before.
+    def regroup(self, found: frozenset[str], scan: Scan, since: int) -> None:
+        """Give those keys of a group a new version that share objects with others than before.
 
         Equal contents do not tell `f.data = a` from `f.data = b`. A key whose former aliases were
         all bound to something else is as it was. `since`: the clock before this scan.
         """
-        for found in scan.groups([*scan.pickled, *scan.failed]):
-            group = frozenset(found & self.entries.keys())
-            for key in group:
-                entry = self.entries[key]
-                before, entry.group = entry.group, group
-                if before is None or entry.version > since:
-                    continue
-                left = [
-                    other
-                    for other in before - group
-                    if other in scan.pickled and self.entries[other].version <= since
-                ]
-                if left or not group <= before:
-                    entry.version = self.tick()
+        group = frozenset(found & self.entries.keys())
+        for key in group:
+            entry = self.entries[key]
+            before, entry.group = entry.group, group
+            if before is None or entry.version > since:
+                continue
+            left = [
+                other
+                for other in before - group
+                if other in scan.pickled and self.entries[other].version <= since
+            ]
+            if left or not group <= before:
+                entry.version = self.tick()
 
     def now(self) -> int:
         """The clock: later versions are larger."""

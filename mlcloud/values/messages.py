@@ -194,6 +194,8 @@ class Shipment:
     binds: list[str] = field(default_factory=list)  # names the cell may bind
     optional: list[str] = field(default_factory=list)  # keys the cell only binds
     force: list[str] = field(default_factory=list)  # --in: the notebook's value wins
+    temporary: list[str] = field(default_factory=list)  # keys that end with the cell
+    result: str | None = None  # a temporary name the cell binds, which comes back like any other
     out: list[str] | None = None  # --out: exactly these come back
     keep_remote: bool = False  # the session's value wins
     star: bool = False  # the cell has `from m import *`
