@@ -23,29 +23,37 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mlcloud.client.dynamic import RUNS_TEXT, hidden_code, main_name, named_global
 from mlcloud.client.scopes import (
-    DYNAMIC,
+    SUPPRESSES,
     CellNames,
+    annotated,
     arguments,
+    bases_of,
     captures,
     class_names,
     function_names,
     matches_all,
-    may_suppress,
     outside_of,
     root_of,
+    type_parameters,
+    words_of,
 )
 from mlcloud.values.uses import closure
 
 __all__ = ["CellNames", "analyze", "closure", "parse"]
 
-_RUNS_CODE = {"time", "timeit", "prun", "capture", "memit", "mprun", "lprun", "debug"}
+# Magics that run Python, and those of their options that take a word of their own.
+_RUNS_CODE = {
+    **{"time": "", "timeit": "nr", "prun": "DlsT", "capture": "", "debug": "b"},
+    **{"memit": "rtic", "mprun": "fT", "lprun": "fmTDu"},
+}
 _PLAIN_FLAGS = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-_OPTION = re.compile(r"^\s*(-\w+(\s*\d+)?\s+)+")
 
 
 def parse(cell: str) -> ast.Module:
@@ -66,7 +74,7 @@ def _compile(source: str) -> ast.Module:
 
 def analyze(cell: str, namespace: Mapping[str, Any]) -> CellNames:
     """What the cell reads and binds. Builtins count only where `namespace` replaces them."""
-    walk = _Cell(CellNames())
+    walk = _Cell(CellNames(), namespace)
     walk.block(parse(cell).body)
     walk.finish()
     names = walk.names
@@ -75,29 +83,43 @@ def analyze(cell: str, namespace: Mapping[str, Any]) -> CellNames:
     return names
 
 
+def _without_options(line: str, valued: str) -> str:
+    """A magic's line from where its code begins; the letters in `valued` take a word."""
+    rest = line.lstrip()
+    while match := re.match(r"(-\w+|--[\w-]+)(\s+|$)", rest):
+        option, rest = match[1], rest[match.end() :]
+        if len(option) == 2 and option[1] in valued:
+            rest = re.sub(r"^\S+\s*", "", rest)
+    return rest
+
+
 class _Cell:
     """Walks statements in order. `bound`: certainly bound here; `bottom`: never gets here."""
 
-    def __init__(self, names: CellNames) -> None:
+    def __init__(self, names: CellNames, namespace: Mapping[str, Any]) -> None:
         self.names = names
+        self.namespace = namespace
         self.bound: set[str] = set()
         self.bottom = False
         self.later: dict[str, set[str]] = {}  # function -> globals it reads once it is called
 
     def finish(self) -> None:
         """Functions are used after the cell too: they need what the cell did not bind."""
-        for name in list(self.later):
+        for name in self.later:
             self.use(name)
 
     # --- names
 
     def use(self, name: str) -> None:
         """`name` is read here; if it is a function of this cell, so is what it reads."""
-        self.names.mentions.add(name)
-        if name not in self.bound:
-            self.names.reads.add(name)
-        for inner in self.later.pop(name, ()):
-            self.use(inner)
+        waiting, used = [name], set[str]()
+        while waiting:
+            name = waiting.pop()
+            if name not in used:
+                used.add(name)
+                waiting += self.later.get(name, ())
+        self.names.mentions |= used
+        self.names.reads |= used - self.bound
 
     def bind(self, name: str, *, certain: bool = True) -> None:
         self.names.binds.add(name)
@@ -145,10 +167,13 @@ class _Cell:
                     self.names.mutates.add(target.id)
                 self.target(target)
             case ast.AnnAssign(target=target, annotation=annotation, value=value):
-                self.expression(annotation)
+                for part in annotated(annotation):
+                    self.expression(part)
                 if value is not None:
                     self.expression(value)
                     self.target(target)
+                elif not isinstance(target, ast.Name):
+                    self.expressions(target)
             case ast.For() | ast.AsyncFor():
                 self.expression(node.iter)
                 before = set(self.bound)
@@ -180,6 +205,8 @@ class _Cell:
             case ast.ImportFrom(names=aliases, module=module, level=level):
                 origin = "." * level + (module or "")
                 for alias in aliases:
+                    if origin == "__main__":
+                        self.use(alias.name)
                     if alias.name == "*":
                         self.names.star_imports.append(origin)
                         continue
@@ -200,7 +227,7 @@ class _Cell:
                 self.try_(star.body, star.handlers, star.orelse, star.finalbody)
             case _ if type(node).__name__ == "TypeAlias":
                 alias_: Any = node
-                self.free(function_names([], [ast.Expr(alias_.value)]))
+                self.free(function_names(type_parameters(node), [ast.Expr(alias_.value)]))
                 self.bind(alias_.name.id)
             case _:
                 self.expressions(node)
@@ -209,12 +236,38 @@ class _Cell:
         before, swallows = set(self.bound), False
         for item in node.items:
             self.expression(item.context_expr)
-            swallows |= may_suppress(item.context_expr)
+            swallows |= self.may_suppress(item.context_expr)
             if item.optional_vars is not None:
                 self.target(item.optional_vars)
         self.block(node.body)
         if swallows:
             self.bound, self.bottom = before, False
+
+    def may_suppress(self, context: ast.expr) -> bool:
+        """Whether a `with` over this may swallow an exception, and so end in its middle.
+
+        Of a library's context managers only those known for it do; the notebook's own may.
+        """
+        words = words_of(context)
+        if not SUPPRESSES.isdisjoint(words):
+            return True
+        if isinstance(context, ast.Call):
+            context = context.func
+        root = root_of(context)
+        return root is None or self.is_own(root)
+
+    def is_own(self, name: str) -> bool:
+        """Whether the name's value was made in the notebook, or is not known."""
+        if name in self.names.imports or (name not in self.names.binds and hasattr(builtins, name)):
+            return False
+        if name in self.names.binds or name not in self.namespace:
+            return True
+        value = self.namespace[name]
+        if isinstance(value, types.ModuleType):
+            return False
+        if not isinstance(value, (type, types.FunctionType)):
+            value = type(value)
+        return bool(value.__module__ == self.namespace.get("__name__", "__main__"))
 
     def try_(
         self,
@@ -268,7 +321,6 @@ class _Cell:
         match node:
             case ast.Name(id=name):
                 self.bind(name)
-                self.later.pop(name, None)
             case ast.Tuple(elts=parts) | ast.List(elts=parts):
                 for part in parts:
                     self.target(part)
@@ -283,19 +335,22 @@ class _Cell:
     # --- functions and classes
 
     def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        for outside in (*node.decorator_list, *outside_of(node)):
-            self.expression(outside)
-        used = function_names(arguments(node.args), node.body)
+        for decorator in node.decorator_list:
+            self.expression(decorator)
+        parameters = type_parameters(node)
+        self.outside(parameters, outside_of(node))
+        used = function_names([*arguments(node.args), *parameters], node.body)
         self.note(used)
         self.bind(node.name)
         if node.decorator_list:
             self.free(used)
         else:
-            self.later[node.name] = used.reads
+            self.later.setdefault(node.name, set()).update(used.reads)
 
     def class_(self, node: ast.ClassDef) -> None:
-        for outside in (*node.decorator_list, *node.bases, *(k.value for k in node.keywords)):
-            self.expression(outside)
+        for decorator in node.decorator_list:
+            self.expression(decorator)
+        self.outside(type_parameters(node), bases_of(node))
         used, methods = class_names(node)
         self.note(used)
         self.note(methods)
@@ -305,7 +360,15 @@ class _Cell:
         if node.decorator_list:
             self.free(methods)
         else:
-            self.later[node.name] = methods.reads
+            self.later.setdefault(node.name, set()).update(methods.reads)
+
+    def outside(self, parameters: list[str], parts: Iterable[ast.expr]) -> None:
+        """What is evaluated around a scope, where its type parameters are known."""
+        if parameters:
+            self.free(function_names(parameters, [ast.Expr(part) for part in parts]))
+            return
+        for part in parts:
+            self.expression(part)
 
     def note(self, used: CellNames) -> None:
         """A body's effects that do not depend on when it runs."""
@@ -331,7 +394,8 @@ class _Cell:
     def expression(self, node: ast.AST) -> None:
         match node:
             case ast.Name(id=name):
-                self.names.dynamic |= name in DYNAMIC and name not in self.bound
+                if name in RUNS_TEXT and name not in self.bound:
+                    self.names.dynamic.add(name)
                 self.use(name)
             case ast.NamedExpr(target=target, value=value):
                 self.expression(value)
@@ -341,8 +405,14 @@ class _Cell:
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 self.maybe(test, [body])
                 self.maybe(None, [orelse])
+            case ast.Subscript() if (named := named_global(node)) is not None:
+                if not isinstance(node.ctx, ast.Load):
+                    self.bind(named, certain=False)
+                self.use(named)
             case ast.Attribute(value=value, attr=attr):
                 self.names.attributes.add(attr)
+                if (named := main_name(node)) is not None:
+                    self.use(named)
                 self.expression(value)
             case ast.Lambda():
                 for outside in outside_of(node):
@@ -359,10 +429,27 @@ class _Cell:
             ):
                 if attr in ("run_line_magic", "run_cell_magic"):
                     self.magic(args)
+                elif attr in ("run_cell", "ex", "ev"):
+                    self.text(args)
                 else:
                     self.shell(args)
+            case ast.Call():
+                self.call(node)
             case _:
                 self.expressions(node)
+
+    def call(self, node: ast.Call) -> None:
+        """A call, which may run code that is written in a string."""
+        if isinstance(node.func, ast.Name) and node.func.id in self.bound:
+            self.expressions(node)
+            return
+        hidden = hidden_code(node)
+        self.names.dynamic |= hidden.unknown
+        for part in hidden.parts:
+            self.expression(part)
+        for name in hidden.reads:
+            self.use(name)
+        self.block(hidden.statements)
 
     def maybe(self, first: ast.AST | None, rest: list[ast.expr]) -> None:
         """`first` runs; of the rest what is bound is not certain."""
@@ -383,23 +470,38 @@ class _Cell:
                 self.expression(arg)
             return
         name, line, body = str(texts[0]), str(texts[1]) if len(texts) > 1 else "", texts[2:]
-        self.names.dynamic |= name in ("run", "load", "pylab", "reset", "reset_selective")
+        if name in ("run", "load", "pylab", "reset", "reset_selective"):
+            self.names.dynamic.add(f"%{name}")
         self.interpolated(line)
-        if name in ("pinfo", "pinfo2") and (word := re.match(r"\w+", line)):
+        if name in ("pinfo", "pinfo2", "psource", "pdoc") and (word := re.match(r"\w+", line)):
             self.use(word[0])
         if name == "capture" and (word := re.match(r"[A-Za-z_]\w*", line)):
             self.bind(word[0])
         if name not in _RUNS_CODE:
             return
-        for source in [_OPTION.sub("", line) if name != "capture" else "", *map(str, body)]:
-            try:
-                tree = parse(source)
-            except SyntaxError:
-                continue  # the magic itself will say so
-            before = set(self.bound)
-            self.block(tree.body)
-            if name == "timeit":
-                self.bound = before  # it binds in a namespace of its own
+        before = set(self.bound)
+        code = "" if name == "capture" else _without_options(line, _RUNS_CODE[name])
+        for source in [code, *map(str, body)]:
+            self.source(source)
+        if name == "timeit":
+            self.bound = before  # it binds in a namespace of its own
+
+    def source(self, source: str) -> None:
+        """Code that runs here, given as text."""
+        try:
+            tree = parse(source)
+        except SyntaxError:
+            return  # whatever runs it will say so
+        self.block(tree.body)
+
+    def text(self, args: list[ast.expr]) -> None:
+        """`get_ipython().run_cell("…")`."""
+        for arg in args:
+            if isinstance(arg, ast.Constant) and isinstance(arg.value, str):
+                self.source(arg.value)
+            else:
+                self.names.dynamic.add("run_cell")
+                self.expression(arg)
 
     def shell(self, args: list[ast.expr]) -> None:
         """`!ls {folder} $name`."""

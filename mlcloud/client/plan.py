@@ -23,17 +23,19 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from mlcloud import errors
+from mlcloud.client.dynamic import RUNS_TEXT
 from mlcloud.client.names import CellNames, analyze
 from mlcloud.client.remote_value import RemoteValue
 from mlcloud.client.shared import SharedNames
 from mlcloud.values import messages, userdata
-from mlcloud.values.messages import Import, class_id
+from mlcloud.values.messages import Import, class_id, names_of
 from mlcloud.values.pickling import is_immutable
 from mlcloud.values.scan import Scan, label, reach
 from mlcloud.values.uses import attributes_used, globals_used
 
 REACH = 1_000
 REACH_ALL = 20_000
+_HOLDERS = (type, types.FunctionType, types.MethodType, tuple, frozenset)  # of what can change
 
 
 @dataclass
@@ -54,7 +56,9 @@ class Plan:
     shared: SharedNames
     names: CellNames
     scan: Scan
+    temporary: set[str] = field(default_factory=set)
     needed: list[str] = field(default_factory=list)
+    optional: set[str] = field(default_factory=set)  # of these: not read, only kept in step
     ship: list[frozenset[str]] = field(default_factory=list)
     imports: list[Import] = field(default_factory=list)
     deletes: list[str] = field(default_factory=list)
@@ -67,19 +71,31 @@ class Plan:
 
 
 def plan_cell(
-    shared: SharedNames, cell: str, only_in: Collection[str] | None, keep_remote: bool
+    shared: SharedNames,
+    cell: str,
+    only_in: Collection[str] | None,
+    keep_remote: bool,
+    temporary: Collection[str] = (),
 ) -> Plan:
-    """The plan for one cell; the options are those of `LocalSide.prepare`. Raises SyntaxError."""
+    """The plan for one cell; the options are those of `LocalSide.prepare`. Raises SyntaxError.
+
+    `temporary` are names that exist for this cell alone, and are in the namespace already.
+    """
     names = analyze(cell, shared.namespace)
     scan = Scan(shared.namespace, shared.classes)
-    plan = Plan(shared, names, scan, mentions=set(names.mentions))
+    plan = Plan(shared, names, scan, set(temporary), mentions=set(names.mentions))
     forced = set(only_in or ())
     if missing := sorted(forced - shared.namespace.keys()):
         plan.errors.append(errors.UsageError(f"--in: there is no {', '.join(missing)} here"))
     _need(plan, sorted(names.reads if only_in is None else forced), only_in is None)
+    if only_in is None:
+        _need_bound(plan)
     _import(plan)
+    if only_in is None:
+        _note_hidden_code(plan)
     if plan.needed:
         _add_aliases(plan)
+        _need_former_aliases(plan)
         _choose(plan, expand=only_in is None)
         _check(plan, forced, keep_remote)
     return plan
@@ -138,7 +154,7 @@ def _need(plan: Plan, names: Iterable[str], expand: bool) -> None:
                 plan.deletes.append(name)
             continue
         value = namespace[name]
-        if userdata.is_internal(name, value):
+        if userdata.is_internal(name, value) and name not in plan.temporary:
             continue
         if isinstance(value, types.ModuleType):
             path = userdata.import_path(value)
@@ -154,14 +170,31 @@ def _need(plan: Plan, names: Iterable[str], expand: bool) -> None:
             waiting += _used_by(plan, [name])
 
 
+def _need_bound(plan: Plan) -> None:
+    """Names that the cell may bind, where the session could not tell that it did.
+
+    The session sees a name bound anew by its object. `k = 7` over a 7 is no other object, so if `k`
+    changed here meanwhile, the session gets that first: what it has after the cell is then news.
+    """
+    required, entries = set(plan.needed), plan.shared.entries
+    for name in sorted(plan.names.binds - required):
+        shared = entries.get(name)
+        if shared is not None and not shared.tracked and not plan.shared.is_newer(name):
+            _need(plan, [name], expand=False)
+    plan.optional = set(plan.needed) - required | (plan.names.binds & set(plan.deletes))
+    plan.optional -= plan.names.reads
+
+
 def _used_by(plan: Plan, keys: Iterable[str]) -> list[str]:
     """The names of this namespace that functions in these values use."""
     used: set[str] = set()
     for key in plan.scan.with_classes(keys):
         if key in plan.scan.pickled:
+            used |= plan.scan.pickled[key].annotated
             for code in plan.scan.pickled[key].codes:
                 used |= globals_used(code)
-    return [name for name in used if name in plan.shared.namespace]
+    namespace, entries = plan.shared.namespace, plan.shared.entries
+    return [name for name in used if name in namespace or name in entries]
 
 
 def _import(plan: Plan) -> None:
@@ -194,11 +227,24 @@ def _covered(rest: str, attributes: Collection[str]) -> bool:
     return all(part in attributes for part in rest.split("."))
 
 
+def _note_hidden_code(plan: Plan) -> None:
+    """Say where code runs that is in no text we see: names used only there are not sent."""
+    words = set(plan.names.dynamic)
+    for pickled in plan.scan.pickled.values():
+        for code in pickled.codes:
+            found = sorted(RUNS_TEXT & globals_used(code))
+            words |= {f"{word}(…) in `{code.co_name}`" for word in found}
+    if words:
+        plan.notes.append(
+            f"{', '.join(sorted(words))} may use names that the cell's text does not show, and "
+            "those are not sent: mention them in the cell, or list all it needs with `--in`"
+        )
+
+
 def _add_aliases(plan: Plan) -> None:
     """Look at the other names that may share objects with the needed ones."""
     scan, namespace = plan.scan, plan.shared.namespace
-    objects = set().union(*(scan.ids(key) for key in scan.pickled))
-    if not objects:
+    if not any(scan.ids(key) for key in scan.pickled):
         return
     scan.add(
         name
@@ -206,22 +252,44 @@ def _add_aliases(plan: Plan) -> None:
         if shared.kind == "value" and class_id(name) is None and name in namespace
     )
     budget = REACH_ALL
+    reached: dict[str, set[int]] = {}
     for name, value in list(namespace.items()):
         if name in scan.pickled or name in scan.failed or userdata.is_internal(name, value):
             continue
-        if isinstance(value, (types.ModuleType, RemoteValue)) or is_immutable(type(value)):
+        if isinstance(value, (types.ModuleType, RemoteValue)):
+            continue
+        if is_immutable(type(value)) and not isinstance(value, _HOLDERS):
             continue
         if type(value).__module__.startswith("mlcloud.client."):
             continue  # a Session knows the whole namespace, and means none of it
-        found = reach(value, min(REACH, max(budget, 1)))
-        budget -= len(found)
-        if not objects.isdisjoint(found):
+        reached[name] = reach(value, min(REACH, max(budget, 1)))
+        budget -= len(reached[name])
+    objects = set().union(*(scan.ids(key) for key in scan.pickled))
+    while near := [name for name, found in reached.items() if not objects.isdisjoint(found)]:
+        for name in near:
+            del reached[name]
             scan.add([name])
-            if name in scan.failed:
+            if name in scan.pickled:
+                objects |= scan.pickled[name].ids  # it may share others with one more name
+            else:
                 plan.notes.append(
                     f"`{name}` shares objects with what the cell uses, and cannot travel: "
                     "after a change in the session it keeps the objects it has now"
                 )
+
+
+def _need_former_aliases(plan: Plan) -> None:
+    """Names that shared objects with the needed ones when both sides were equal.
+
+    In the session they still do. One that holds something else here by now goes along, else the
+    session would return a change of the needed name as a change of both.
+    """
+    entries, before = plan.shared.entries, set(plan.needed)
+    for key in plan.scan.with_classes(plan.needed):
+        shared = entries.get(key)
+        if shared is not None and shared.group is not None:
+            _need(plan, sorted(filter(entries.get, names_of(shared.group))), expand=False)
+    plan.optional |= set(plan.needed) - before
 
 
 def _choose(plan: Plan, expand: bool) -> None:
@@ -234,7 +302,7 @@ def _choose(plan: Plan, expand: bool) -> None:
         members = set().union(*plan.ship)
         if expand:
             before = len(plan.needed)
-            _need(plan, _used_by(plan, members), expand)
+            _need(plan, _used_by(plan, members - plan.optional), expand)
             if len(plan.needed) > before:
                 continue
         if scan.with_classes(members) <= needed:
@@ -244,10 +312,20 @@ def _choose(plan: Plan, expand: bool) -> None:
 def _check(plan: Plan, forced: set[str], keep_remote: bool) -> None:
     """Everything that stands against shipping."""
     scan = plan.scan
-    plan.errors += [scan.failed[name] for name in plan.needed if name in scan.failed]
+    required = scan.with_classes(name for name in plan.needed if name not in plan.optional)
+    plan.errors += [
+        scan.failed[name] for name in plan.needed if name in scan.failed and name in required
+    ]
     going = []
     for group in plan.ship:
         clash = [key for key in group if plan.shared.is_newer(key)]
+        if not group & required:
+            if any(_problems(plan, key, forced) for key in group):
+                plan.deletes += names_of(group & plan.optional)
+            elif not clash:
+                going.append(group)
+                plan.optional |= group
+            continue
         if clash and not (group & forced):
             if keep_remote:
                 plan.kept.update(clash)
@@ -256,21 +334,30 @@ def _check(plan: Plan, forced: set[str], keep_remote: bool) -> None:
             plan.errors.append(messages.name_conflict(label(scan.value(k), k) for k in clash))
         going.append(group)
     plan.ship = [group for group in going if group]
+    plan.deletes += [name for name in plan.optional if name in scan.failed]
+    plan.optional -= required
     for name in sorted(set().union(*plan.ship)):
-        if class_id(name):
-            continue
-        if name not in forced and userdata.looks_secret(name, plan.shared.namespace[name]):
-            plan.errors.append(
-                errors.UsageError(
-                    f"`{name}` looks like a secret, and the cell would send it to the session. "
-                    f"If that is meant, name it: `--in {name}` (with all else the cell needs)."
+        plan.errors += _problems(plan, name, forced)
+
+
+def _problems(plan: Plan, key: str, forced: Collection[str]) -> list[errors.MLCloudError]:
+    """Why this key must not travel: a secret, or an object of another session."""
+    if class_id(key):
+        return []
+    found: list[errors.MLCloudError] = []
+    if key not in forced and key not in plan.temporary and userdata.looks_secret(key, plan.shared.namespace[key]):
+        found.append(
+            errors.UsageError(
+                f"`{key}` looks like a secret, and the cell would send it to the session. "
+                f"If that is meant, name it: `--in {key}` (with all else the cell needs)."
+            )
+        )
+    for session, remote, _ in plan.scan.pickled[key].refs:
+        if session != plan.shared.session_id:
+            found.append(
+                errors.NotPicklable(
+                    f"`{key}` holds `{remote}`, which lives in another session "
+                    f"({session}): fetch it with `.get()` first"
                 )
             )
-        for session, remote, _ in scan.pickled[name].refs:
-            if session != plan.shared.session_id:
-                plan.errors.append(
-                    errors.NotPicklable(
-                        f"`{name}` holds `{remote}`, which lives in another session "
-                        f"({session}): fetch it with `.get()` first"
-                    )
-                )
+    return found

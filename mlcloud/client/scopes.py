@@ -11,12 +11,13 @@ At the end, what both ask of single pieces of syntax.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-DYNAMIC = {"exec", "eval", "globals", "locals", "vars", "run_path", "compile"}
-_SUPPRESSES = {"suppress", "raises", "ExitStack", "AsyncExitStack"}
+from mlcloud.client.dynamic import RUNS_TEXT, hidden_code, main_name, named_global
+
+SUPPRESSES = {"suppress", "raises", "ExitStack", "AsyncExitStack"}
 
 
 @dataclass
@@ -31,7 +32,7 @@ class CellNames:
     star_imports: list[str] = field(default_factory=list)
     attributes: set[str] = field(default_factory=set)  # every `.name`: which submodules are used
     mentions: set[str] = field(default_factory=set)  # every global name in the text
-    dynamic: bool = False  # exec, eval, globals(), %run: names may change that nobody can see here
+    dynamic: set[str] = field(default_factory=set)  # `exec(…)`, …: uses names nobody can see here
 
 
 def function_names(arguments: list[str], body: list[Any]) -> CellNames:
@@ -62,9 +63,11 @@ def class_names(node: ast.ClassDef) -> tuple[CellNames, CellNames]:
     now.binds = inner.stores & inner.globals
     now.mutates = inner.mutates - inner.local()
     methods = CellNames()
+    parameters = set(type_parameters(node))
+    now.reads -= parameters
     for nested, runs_now in inner.nested:
         to = now if runs_now else methods
-        to.reads |= nested.reads
+        to.reads |= nested.reads - parameters
         to.binds |= nested.binds
         to.mutates |= nested.mutates
         to.attributes |= nested.attributes
@@ -92,7 +95,7 @@ class _Body(ast.NodeVisitor):
         self.nonlocals: set[str] = set()
         self.mutates: set[str] = set()
         self.attributes: set[str] = set()
-        self.dynamic = False
+        self.dynamic: set[str] = set()
         self.nested: list[tuple[CellNames, bool]] = []  # (its names, whether it runs at once)
 
     def local(self) -> set[str]:
@@ -105,7 +108,8 @@ class _Body(ast.NodeVisitor):
     def visit_Name(self, node: ast.Name) -> None:
         if isinstance(node.ctx, ast.Load):
             self.loads.add(node.id)
-            self.dynamic |= node.id in DYNAMIC
+            if node.id in RUNS_TEXT:
+                self.dynamic.add(node.id)
         else:
             self.stores.add(node.id)
 
@@ -114,11 +118,32 @@ class _Body(ast.NodeVisitor):
             self.loads.add(node.target.id)
         self.generic_visit(node)
 
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        for part in annotated(node.annotation):
+            self.visit(part)
+        if node.value is not None:
+            self.visit(node.value)
+        self.visit(node.target)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        hidden = hidden_code(node)
+        self.dynamic |= hidden.unknown
+        inner = function_names([], hidden.statements)
+        self.nested.append((CellNames(reads=inner.reads | hidden.reads), True))
+        for part in hidden.parts:
+            self.visit(part)
+
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self.attributes.add(node.attr)
+        if (name := main_name(node)) is not None:
+            self.nested.append((CellNames(reads={name}), True))
         self._mutation(node)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
+        if (name := named_global(node)) is not None:
+            binds = set() if isinstance(node.ctx, ast.Load) else {name}
+            self.nested.append((CellNames(reads={name}, binds=binds), True))
+            return
         self._mutation(node)
 
     def _mutation(self, node: ast.Attribute | ast.Subscript) -> None:
@@ -150,9 +175,20 @@ class _Body(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         self.stores.add(node.name)
-        for outside in (*node.decorator_list, *outside_of(node)):
-            self.visit(outside)
-        self.nested.append((function_names(arguments(node.args), node.body), False))
+        for decorator in node.decorator_list:
+            self.visit(decorator)
+        parameters = type_parameters(node)
+        self._outside(parameters, outside_of(node))
+        self.nested.append((function_names([*arguments(node.args), *parameters], node.body), False))
+
+    def _outside(self, parameters: list[str], parts: Iterable[ast.expr]) -> None:
+        """What is evaluated around a scope, where its type parameters are known."""
+        if parameters:
+            around = [ast.Expr(part) for part in parts]
+            self.nested.append((function_names(parameters, around), True))
+            return
+        for part in parts:
+            self.visit(part)
 
     visit_AsyncFunctionDef = visit_FunctionDef
 
@@ -163,8 +199,9 @@ class _Body(ast.NodeVisitor):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self.stores.add(node.name)
-        for outside in (*node.decorator_list, *node.bases, *(k.value for k in node.keywords)):
-            self.visit(outside)
+        for decorator in node.decorator_list:
+            self.visit(decorator)
+        self._outside(type_parameters(node), bases_of(node))
         now, methods = class_names(node)
         self.nested += [(now, True), (methods, False)]
 
@@ -205,9 +242,41 @@ def outside_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> Ite
     if not isinstance(node, ast.Lambda):
         every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         every += [arg for arg in (node.args.vararg, node.args.kwarg) if arg is not None]
-        yield from (arg.annotation for arg in every if arg.annotation is not None)
-        if node.returns is not None:
-            yield node.returns
+        for annotation in (*(arg.annotation for arg in every), node.returns):
+            if annotation is not None:
+                yield from annotated(annotation)
+        yield from bounds_of(node)
+
+
+def bases_of(node: ast.ClassDef) -> Iterator[ast.expr]:
+    """Bases, keywords and the bounds of type parameters: evaluated where the class is defined."""
+    yield from node.bases
+    yield from (keyword.value for keyword in node.keywords)
+    yield from bounds_of(node)
+
+
+def type_parameters(node: ast.AST) -> list[str]:
+    """`T` of `def f[T]`, `class A[T]` and `type A[T]`, names of that scope only."""
+    return [parameter.name for parameter in getattr(node, "type_params", ())]
+
+
+def bounds_of(node: ast.AST) -> Iterator[ast.expr]:
+    """The bounds and defaults of type parameters."""
+    for parameter in getattr(node, "type_params", ()):
+        for field_name in ("bound", "default_value"):
+            if (part := getattr(parameter, field_name, None)) is not None:
+                yield part
+
+
+def annotated(annotation: ast.expr) -> Iterator[ast.expr]:
+    """An annotation, and what the strings in it say: `"Point"`, `list["Point"]`."""
+    yield annotation
+    for part in ast.walk(annotation):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            try:
+                yield ast.parse(part.value.strip(), mode="eval").body
+            except (SyntaxError, ValueError):
+                continue  # a word in a Literal, a text in an Annotated
 
 
 def captures(node: ast.AST) -> Iterator[str]:
@@ -223,12 +292,11 @@ def matches_all(pattern: ast.pattern) -> bool:
     return isinstance(pattern, ast.MatchAs) and pattern.pattern is None
 
 
-def may_suppress(context: ast.expr) -> bool:
-    """Whether a `with` over this may swallow an exception, and so end in its middle."""
-    parts = list(ast.walk(context))
+def words_of(node: ast.AST) -> set[str]:
+    """The names and attributes in an expression."""
+    parts = list(ast.walk(node))
     words = {part.id for part in parts if isinstance(part, ast.Name)}
-    words |= {part.attr for part in parts if isinstance(part, ast.Attribute)}
-    return not _SUPPRESSES.isdisjoint(words)
+    return words | {part.attr for part in parts if isinstance(part, ast.Attribute)}
 
 
 def root_of(node: ast.AST) -> str | None:

@@ -30,6 +30,12 @@ class Shared:
     kind: str  # value, remote, module
     digest: str | None = None  # of this side's own dump
     group: frozenset[str] | None = None  # names it shared objects with; None: not looked at yet
+    tracked: bool = False  # the session can tell when the name is bound anew, whatever to
+
+
+def is_tracked(value: Any) -> bool:
+    """Whether the session refers to this weakly, and so knows another object from it."""
+    return type(value).__weakrefoffset__ != 0
 
 
 class SharedNames:
@@ -60,6 +66,26 @@ class SharedNames:
         """Whether the name holds the RemoteValue of this very name."""
         return type(value) is RemoteValue and value.__mlcloud_ref__[:2] == (self.session_id, name)
 
+    def put(self, key: str, shared: Shared) -> None:
+        """Both sides are equal in this key; those it shared objects with before know it no more."""
+        old = self.entries.get(key)
+        if old is not None and old.group is not None:
+            for other in old.group - (shared.group or frozenset()) - {key}:
+                entry = self.entries.get(other)
+                if entry is not None and entry.group is not None:
+                    entry.group -= {key}
+        self.entries[key] = shared
+
+    def forget(self, key: str) -> None:
+        """The key is shared no more."""
+        if key in self.entries:
+            self.put(key, Shared(0, "gone"))
+            del self.entries[key]
+
+    def _is_as_it_was(self, key: str, scan: Scan) -> bool:
+        shared, pickled = self.entries.get(key), scan.pickled.get(key)
+        return shared is not None and pickled is not None and shared.digest == pickled.digest
+
     def changed(self, group: frozenset[str], scan: Scan) -> bool:
         """Whether the session does not have this group as it is now."""
         for key in group:
@@ -68,8 +94,12 @@ class SharedNames:
                 return True
             if shared.digest != scan.pickled[key].digest:
                 return True
-            if shared.group is not None and not group <= shared.group:
+            if shared.group is None:
+                continue
+            if not group <= shared.group:
                 return True  # two names that were apart now share an object
+            if any(self._is_as_it_was(other, scan) for other in shared.group - group):
+                return True  # two names that shared an object are apart
         for key in group:
             self.entries[key].group = group
         return False

@@ -12,16 +12,17 @@ object.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlcloud.client.plan import Row, plan_cell, rows
+from mlcloud.client.plan import Plan, Row, plan_cell, rows
 from mlcloud.client.remote_value import Fetch, RemoteValue
-from mlcloud.client.shared import Shared, SharedNames
+from mlcloud.client.shared import Shared, SharedNames, is_tracked
 from mlcloud.values.digests import Known
 from mlcloud.values.messages import (
     Group,
@@ -51,6 +52,24 @@ class _Pending:
     bound: dict[str, Any] = field(default_factory=dict)  # and the values they had before
     kept: set[str] = field(default_factory=set)  # --keep-remote
     deletes: set[str] = field(default_factory=set)  # deleted here, and so there
+    temporary: set[str] = field(default_factory=set)
+    result: str | None = None
+
+
+@contextlib.contextmanager
+def _overlaid(namespace: dict[str, Any], names: Mapping[str, Any]) -> Iterator[None]:
+    """The namespace with these names too: it is one object, whose identity functions refer to."""
+    nothing = object()
+    before = {name: namespace.get(name, nothing) for name in names}
+    namespace.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is nothing:
+                namespace.pop(name, None)
+            else:
+                namespace[name] = value
 
 
 class LocalSide:
@@ -81,6 +100,7 @@ class LocalSide:
         """Forget what is shared: the session's kernel is a new, empty one."""
         self._shared.clear()
         self._pending: dict[str, _Pending] = {}
+        self._results: dict[str, Any] = {}
         self._epoch: str | None = None
 
     # --- before the cell --------------------------------------------------------------------------
@@ -93,14 +113,37 @@ class LocalSide:
         out: Collection[str] | None = None,
         keep_remote: bool = False,
         max_return: int = MAX_RETURN,
+        temporary: Mapping[str, Any] | None = None,
+        result: str | None = None,
     ) -> Shipment:
         """What to send before `cell` runs. Nothing is sent, and nothing remembered, if it raises.
 
         `only_in`: exactly these ship, and win over the session's. `out`: exactly these come back,
         by value whatever their size. `keep_remote`: where both sides changed, the session's wins.
+        `temporary`: names and values that the cell sees, and neither namespace has afterwards.
+        `result`: such a name that the cell binds; `take_result` has its value after `apply`.
         Raises SyntaxError, `NotPicklable`, `NameConflict`, and `UsageError` for secrets.
         """
-        plan = plan_cell(self._shared, cell, only_in, keep_remote)
+        with _overlaid(self.namespace, temporary or {}):
+            return self._prepare(
+                plan_cell(self._shared, cell, only_in, keep_remote, list(temporary or ())),
+                only_in=only_in,
+                out=out,
+                keep_remote=keep_remote,
+                max_return=max_return,
+                result=result,
+            )
+
+    def _prepare(
+        self,
+        plan: Plan,
+        *,
+        only_in: Collection[str] | None,
+        out: Collection[str] | None,
+        keep_remote: bool,
+        max_return: int,
+        result: str | None,
+    ) -> Shipment:
         if plan.errors:
             raise plan.errors[0]
         shipment = Shipment(
@@ -113,6 +156,9 @@ class LocalSide:
             | {key: shared.version for key, shared in self._shared.entries.items()},
             reads=sorted(plan.mentions),
             binds=sorted(plan.names.binds | plan.names.deletes),
+            optional=sorted(plan.optional),
+            temporary=sorted(plan.temporary),
+            result=result,
             force=list(only_in or ()),
             out=None if out is None else list(out),
             keep_remote=keep_remote,
@@ -123,6 +169,8 @@ class LocalSide:
             notes=plan.notes,
         )
         pending = _Pending(kept=plan.kept, deletes=set(plan.deletes))
+        pending.temporary = plan.temporary
+        pending.result = result
         pending.binds = set(shipment.binds)
         pending.bound = {
             name: self.namespace[name] for name in shipment.binds if name in self.namespace
@@ -157,23 +205,27 @@ class LocalSide:
         self._epoch = ret.epoch
         pending = self._pending.pop(ret.id, None) or _Pending()
         for key, version in ret.loaded.items():
+            if key in pending.temporary:
+                continue
             digest = pending.digests.get(key)
             kind = "module" if digest and digest.startswith("module ") else "value"
-            self._shared.entries[key] = Shared(version, kind, digest, pending.groups.get(key))
+            group_of = pending.groups.get(key)
+            tracked = kind == "value" and is_tracked(self.namespace.get(key))
+            self._shared.put(key, Shared(version, kind, digest, group_of, tracked))
         for name in pending.deletes - set(ret.kept):
-            self._shared.entries.pop(name, None)
+            self._shared.forget(name)
 
         changed: list[str] = []
         for group in ret.groups:
             if self._may_replace(group.keys, ret, pending, group):
                 left_out = [n for n in group.names if self._stays_deleted(n, ret, pending)]
-                changed += self._bind_group(group, ret, resolve, left_out)
+                changed += self._bind_group(group, ret, pending, resolve, left_out)
         for info in ret.remote:
             if self._stays_deleted(info.name, ret, pending):
                 self._shared.missed[info.name] = ret.versions[info.name]
             elif self._may_replace([info.name], ret, pending):
                 self.namespace[info.name] = self._handle(info)
-                self._shared.entries[info.name] = Shared(ret.versions[info.name], "remote")
+                self._shared.put(info.name, Shared(ret.versions[info.name], "remote"))
                 changed.append(info.name)
         for entry in ret.imports:
             changed += self._bind_module(entry, ret, pending)
@@ -182,8 +234,16 @@ class LocalSide:
                 if name in self.namespace:
                     del self.namespace[name]
                     changed.append(name)
-                self._shared.entries.pop(name, None)
+                self._shared.forget(name)
+        if pending.result is not None and pending.result in self.namespace:
+            self._results[ret.id] = self.namespace.pop(pending.result)
+            self._shared.forget(pending.result)
+            changed.remove(pending.result)
         return sorted(set(changed))
+
+    def take_result(self, shipment_id: str) -> Any:
+        """What the cell bound to `result`, once. Raises LookupError if it did not return it."""
+        return self._results.pop(shipment_id)
 
     def _may_replace(
         self, keys: Collection[str], ret: Return, pending: _Pending, group: Group | None = None
@@ -247,7 +307,12 @@ class LocalSide:
         return same_object and pending.digests.get(key, now) == now
 
     def _bind_group(
-        self, group: Group, ret: Return, resolve: ResolveBlob | None, left_out: Collection[str]
+        self,
+        group: Group,
+        ret: Return,
+        pending: _Pending,
+        resolve: ResolveBlob | None,
+        left_out: Collection[str],
     ) -> list[str]:
         """Unpickle a group and bind its names, and names that were the same objects."""
         names = [name for name in group.names if name not in left_out]
@@ -259,12 +324,14 @@ class LocalSide:
             for name in names:
                 info = RemoteInfo(name, ret.bindings[name], "object", "", why=why)
                 self.namespace[name] = self._handle(info)
-                self._shared.entries[name] = Shared(ret.versions[name], "remote")
+                self._shared.put(name, Shared(ret.versions[name], "remote"))
             return names
         bound = list(names)
         for name in names:
             old = self.namespace.get(name)
             self.namespace[name] = values[name]
+            if name in pending.binds:
+                continue  # other names of the old object keep it
             if old is None or is_immutable(type(old)) or isinstance(old, RemoteValue):
                 continue
             for alias in [key for key, value in self.namespace.items() if value is old]:
@@ -278,7 +345,8 @@ class LocalSide:
         self._shared.missed.update({name: ret.versions[name] for name in left_out})
         for key in members:
             digest = scan.pickled[key].digest if key in scan.pickled else None
-            self._shared.entries[key] = Shared(ret.versions[key], "value", digest, members)
+            tracked = is_tracked(values[key])
+            self._shared.put(key, Shared(ret.versions[key], "value", digest, members, tracked))
         return bound
 
     def _bind_module(self, entry: Import, ret: Return, pending: _Pending) -> list[str]:
@@ -289,7 +357,7 @@ class LocalSide:
         if not self._may_replace([entry.name], ret, pending):
             return []
         self.namespace[entry.name] = module
-        self._shared.entries[entry.name] = Shared(ret.versions[entry.name], "module", entry.digest)
+        self._shared.put(entry.name, Shared(ret.versions[entry.name], "module", entry.digest))
         return [entry.name]
 
     def _handle(self, info: RemoteInfo) -> RemoteValue:

@@ -51,6 +51,7 @@ class _Run:
     before: set[str] = field(default_factory=set)
     loaded: dict[str, int] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)  # deletions not made: the cell binds the name
 
 
 class RemoteSide:
@@ -114,6 +115,9 @@ class RemoteSide:
         scan = versions.refresh(keys, hash_new=True)
         accepted, clashes = [], []
         for group in shipment.groups:
+            if all(self._is_in_step(key, shipment) for key in group.keys):
+                accepted.append(group)  # it has seen all of this side's, and sends something else
+                continue
             if all(self._holds(key, group) for key in group.keys):
                 run.loaded.update({key: versions.entry(key).version for key in group.keys})
                 continue
@@ -124,6 +128,8 @@ class RemoteSide:
             newer = [key for key in group.keys if self._is_newer(key, group, shipment, scan)]
             if not newer or not set(group.keys).isdisjoint(shipment.force):
                 accepted.append(group)
+            elif set(group.keys) <= set(shipment.optional):
+                continue  # the cell is about to bind it: what is here now is in nobody's way
             elif shipment.keep_remote:
                 run.kept.update(newer)
                 if not any(map(class_id, newer)):  # loading would replace the class
@@ -135,6 +141,11 @@ class RemoteSide:
         if clashes:
             raise messages.name_conflict(clashes)
         return accepted
+
+    def _is_in_step(self, key: str, shipment: Shipment) -> bool:
+        """Whether the notebook has seen this side's present value."""
+        entry = self._versions.entries.get(key)
+        return entry is not None and entry.version == shipment.known.get(key, 0)
 
     def _holds(self, key: str, group: Group) -> bool:
         """Whether what the notebook sends is what this side has, unchanged."""
@@ -184,11 +195,14 @@ class RemoteSide:
                 continue
             self._versions.refresh([name])
             if known.version > shipment.known.get(name, 0):
+                if name in shipment.optional:
+                    run.left.add(name)
+                    continue
                 (run.kept.add if shipment.keep_remote else clashes.append)(name)
         if clashes:
             raise messages.name_conflict(clashes)
         imports = [entry for entry in shipment.imports if entry.name not in run.kept]
-        return imports, [name for name in shipment.deletes if name not in run.kept]
+        return imports, [name for name in shipment.deletes if name not in run.kept | run.left]
 
     def _unpack(
         self, group: Group, resolve: ResolveBlob | None, refs: list[Any], known: Known
@@ -232,6 +246,7 @@ class RemoteSide:
             entry.kind = "remote" if remote or key in scan.failed else "value"
             entry.digest = pickled.digest if pickled else None
             entry.source, entry.sender, entry.version = group.digest, sender, self._versions.tick()
+            entry.group = frozenset(group.keys)
             run.loaded[key] = entry.loaded = entry.version
 
     def resolve(self, ref: Ref) -> Any:
@@ -255,8 +270,12 @@ class RemoteSide:
             if not userdata.is_internal(name, self.namespace.get(name))
         }
         out = None if shipment.out is None else set(shipment.out)
+        if shipment.result is not None:
+            bound.add(shipment.result)
+            out = None if out is None else out | {shipment.result}
         asked = bound | new | (out or set())
         mine = set(self._versions.entries) | {name for name in asked if name in self.namespace}
+        since = self._versions.now()
         scan = self._versions.refresh(
             mine, touched=shipment.reads, bound=bound, limit=shipment.max_return, out=out or ()
         )
@@ -265,7 +284,13 @@ class RemoteSide:
         wanted = asked | set(shipment.known) | set(run.loaded) | run.kept
         if out is not None:
             wanted = out
-        self._report(scan, shipment, seen, wanted, out or set(), back)
+        wanted -= set(shipment.temporary) - {shipment.result}
+        forced = (out or set()) - {shipment.result}
+        self._report(scan, shipment, seen, wanted, forced, since, back)
+        stays = {info.name for info in back.remote}
+        for name in [*shipment.temporary, *filter(None, [shipment.result])]:
+            if name not in stays:  # a result that does stay is what its RemoteValue names
+                self._versions.forget(name)
         return back
 
     def _report(
@@ -275,32 +300,41 @@ class RemoteSide:
         seen: dict[str, int],
         wanted: set[str],
         out: set[str],
+        since: int,
         back: Return,
     ) -> None:
-        """Fill `back` with the groups that have something unseen."""
+        """Fill `back` with the groups that have something unseen. `since`: the clock before."""
         entries = self._versions.entries
 
         def unseen(key: str) -> bool:
             return entries[key].version > seen.get(key, 0)
 
-        ready: list[set[str]] = []
-        for group in scan.groups([*scan.pickled, *scan.failed]):
-            names = {key for key in group & wanted if class_id(key) is None}
-            if not any(map(unseen, names)):
-                continue
-            why = self._stays(scan, group, names, shipment.max_return, out)
-            if why:
-                self._describe(scan, names, why, back)
-            else:
-                ready.append(names)
-        reached = scan.with_classes(key for names in ready for key in names)
         classes = {
             key
-            for key in entries
-            if class_id(key) and (key in reached or key in seen) and unseen(key)
+            for key in scan.with_classes(name for name in wanted if name in scan.pickled)
+            | (seen.keys() & scan.pickled.keys())
+            if class_id(key)
         }
-        if classes:
-            ready.append(classes)
+        ready: list[set[str]] = []
+        for group in scan.groups([*scan.pickled, *scan.failed]):
+            keys = set(group & (wanted | classes))
+            names = {key for key in keys if class_id(key) is None}
+            why = names and self._stays(scan, group, names, shipment.max_return, out)
+            if not why:
+                self._versions.regroup(group, scan, since)
+                if any(map(unseen, keys)):
+                    ready.append(keys)
+                continue
+            # What did not change is the same on both sides: the notebook keeps its own value.
+            self._describe(scan, set(filter(unseen, names)), why, back)
+            ready.append(
+                {
+                    key
+                    for key in keys - names
+                    if unseen(key) and scan.pickled[key].size <= shipment.max_return
+                }
+            )
+        ready = [keys for keys in ready if keys]
         merged = self._with_aliases(scan, ready)
         for packed in scan.pack(merged):
             back.groups.append(packed)

@@ -46,6 +46,7 @@ class Entry:
     source: str | None = None  # the digest of the group that was loaded last,
     sender: str = ""  # from this notebook,
     loaded: int = 0  # and the version it became
+    group: frozenset[str] | None = None  # keys it shared objects with; None: not looked at yet
 
 
 class Versions:
@@ -121,11 +122,37 @@ class Versions:
                 entry.kind, entry.digest = "remote", None
             else:
                 assert pickled is not None
-                changed = entry.kind != "value" or entry.digest != pickled.digest
+                # Bound to another object with the same content: its aliases are others now, and
+                # the notebook's own value may be something else by now.
+                changed = rebound or entry.kind != "value" or entry.digest != pickled.digest
                 entry.kind, entry.digest = "value", pickled.digest
             if changed:
                 entry.version = self.tick()
         return scan
+
+    def regroup(self, found: frozenset[str], scan: Scan, since: int) -> None:
+        """Give those keys of a group a new version that share objects with others than before.
+
+        Equal contents do not tell `f.data = a` from `f.data = b`. A key whose former aliases were
+        all bound to something else is as it was. `since`: the clock before this scan.
+        """
+        group = frozenset(found & self.entries.keys())
+        for key in group:
+            entry = self.entries[key]
+            before, entry.group = entry.group, group
+            if before is None or entry.version > since:
+                continue
+            left = [
+                other
+                for other in before - group
+                if other in scan.pickled and self.entries[other].version <= since
+            ]
+            if left or not group <= before:
+                entry.version = self.tick()
+
+    def now(self) -> int:
+        """The clock: later versions are larger."""
+        return self._clock
 
     def _lost(self, key: str) -> None:
         entry = self.entries.get(key)

@@ -49,6 +49,11 @@ def class_id(key: str) -> str | None:
     return key[6:] if key.startswith("class ") else None
 
 
+def names_of(keys: Iterable[str]) -> list[str]:
+    """The keys that are names, sorted."""
+    return sorted(key for key in keys if class_id(key) is None)
+
+
 @dataclass
 class Blob:
     """Bytes and their name. `data` None: they are stored elsewhere, under `digest`.
@@ -194,7 +199,10 @@ class Shipment:
     known: dict[str, int] = field(default_factory=dict)  # every shared key: the version last seen
     reads: list[str] = field(default_factory=list)  # names the cell mentions
     binds: list[str] = field(default_factory=list)  # names the cell may bind
+    optional: list[str] = field(default_factory=list)  # keys the cell only binds
     force: list[str] = field(default_factory=list)  # --in: the notebook's value wins
+    temporary: list[str] = field(default_factory=list)  # keys that end with the cell
+    result: str | None = None  # a temporary name the cell binds, which comes back like any other
     out: list[str] | None = None  # --out: exactly these come back
     keep_remote: bool = False  # the session's value wins
     star: bool = False  # the cell has `from m import *`

@@ -46,6 +46,7 @@ from mlcloud import errors
 from mlcloud.values import reducers
 from mlcloud.values.digests import Chunks, Known, whole
 from mlcloud.values.reducers import Classes
+from mlcloud.values.uses import annotations_used
 
 Ref = tuple[str, str, int]
 Resolve = Callable[[Ref], Any]
@@ -123,6 +124,7 @@ class Pickled:
         devices: frozenset[str] = frozenset(),
         refs: frozenset[Ref] = frozenset(),
         codes: Iterable[types.CodeType] = (),
+        annotated: Iterable[str] = (),
     ) -> None:
         self.payload = payload
         self.buffers = buffers
@@ -130,6 +132,7 @@ class Pickled:
         self.devices = devices  # where its tensors live, other than "cpu"
         self.refs = refs  # the remote values named in here
         self.codes = tuple(codes)  # of the notebook's functions in here: what names they use
+        self.annotated = frozenset(annotated)  # and those in their string annotations
         self.known = Known()  # what was hashed before; a scan gives all its pickles one
         self._memo, self._memory, self._skip = memo, memory, skip
         self._kept: dict[int, tuple[int, Any]] = {}
@@ -192,6 +195,10 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
         self.devices: set[str] = set()
         self.refs: set[Ref] = set()
         self.codes: list[types.CodeType] = []
+        self.annotated: set[str] = set()
+        self.functions: dict[
+            int, Any
+        ] = {}  # the notebook's own: a dict's keys, a callback to remove
         self.arrays: dict[int, dict[int, Any]] = {}  # memory address -> arrays over it
         self.frozen: dict[int, Any] = {}  # arrays inside immutable objects
         self._cells: set[int] = set()
@@ -234,7 +241,9 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
         if kind is types.FunctionType:
             if obj.__globals__ is self.namespace:
                 self._cells.update(map(id, obj.__closure__ or ()))
+                self.functions[id(obj)] = obj
                 self.codes.append(obj.__code__)
+                self.annotated |= annotations_used(obj)
                 return reducers.function_parts(obj)
             return super().reducer_override(obj)
         if kind is types.CellType:
@@ -243,6 +252,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
             parts = None
             if reducers.is_notebook_class(obj):
                 parts = reducers.class_parts(obj, self.registry)
+                self.annotated |= annotations_used(obj)
             return parts or super().reducer_override(obj)
         if kind.__module__ in ("builtins", self.namespace.get("__name__")):
             return NotImplemented
@@ -250,6 +260,8 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
             wrapped = obj.__wrapped__
             if getattr(wrapped, "__globals__", None) is self.namespace:
                 return reducers.cached_parts(obj)
+        elif kind.__module__ == "dataclasses":
+            return reducers.sentinel_parts(obj) or super().reducer_override(obj)
         elif hasattr(kind, "__array_interface__"):
             return self._array(obj)
         elif obj is sys.stdout or obj is sys.stderr:
@@ -355,12 +367,13 @@ def _dump(
         file.getvalue(),
         [part.raw() for part in parts],
         memo=pickler.memo.copy,
-        memory=pickler.arrays,
+        memory=[*pickler.arrays, *pickler.functions],
         skip=pickler.frozen,
         classes=pickler.reached,
         devices=frozenset(pickler.devices),
         refs=frozenset(pickler.refs),
         codes=pickler.codes,
+        annotated=pickler.annotated,
     )
 
 

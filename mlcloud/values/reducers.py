@@ -25,6 +25,7 @@ Everything named here is referenced by pickles: renaming a function breaks snaps
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import enum
 import functools
 import pickle
@@ -38,6 +39,7 @@ from typing import Any
 from cloudpickle import cloudpickle as _cp
 
 Reduced = tuple[Any, ...]
+_SENTINELS = ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
 _DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 
 
@@ -167,6 +169,12 @@ def class_parts(cls: type, classes: Classes) -> Reduced | None:
     if not isinstance(reduced, tuple) or len(reduced) != 6:
         return None
     make, args, (attributes, _), _, _, _ = reduced
+    # Looking at a class leaves these behind, which is no change of it.
+    attributes.pop("__slotnames__", None)
+    if not attributes.get("__annotations__", True):
+        del attributes["__annotations__"]
+    # cloudpickle sorts them; who walks over a class expects the order of its definition.
+    attributes = {name: attributes[name] for name in vars(cls) if name in attributes} | attributes
     # cloudpickle's last two arguments are its own registry's id and a spare: ours replaces them.
     return (
         build_class,
@@ -176,6 +184,12 @@ def class_parts(cls: type, classes: Classes) -> Reduced | None:
         None,
         fill_class,
     )
+
+
+def sentinel_parts(obj: Any) -> Reduced | None:
+    """Reduce `dataclasses.MISSING` and the like, which are told by being the same object."""
+    name = next((name for name in _SENTINELS if getattr(dataclasses, name, None) is obj), None)
+    return None if name is None else (getattr, (dataclasses, name))
 
 
 def build_class(classes: Classes, class_id: str, make: Any, args: tuple[Any, ...]) -> type:

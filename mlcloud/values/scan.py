@@ -28,7 +28,7 @@ from mlcloud.values.pickling import Pickled, Resolve, dump, is_immutable, load
 from mlcloud.values.reducers import Classes
 
 REACH = 100_000  # objects looked at in a value that cannot be pickled
-_OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.FrameType)
+_OPAQUE = (type, types.ModuleType, types.FrameType)
 _ATOMS = frozenset({str, bytes, int, float, complex, bool, type(None), types.CodeType})
 
 
@@ -177,6 +177,16 @@ def reach(value: Any, bound: int) -> set[int]:
     waiting = [value]
     while waiting and len(seen) < bound:
         obj = waiting.pop()
+        if isinstance(obj, types.FunctionType):
+            found.add(id(obj))
+            if id(obj) not in seen:  # not into its globals, which are the whole notebook
+                seen.add(id(obj))
+                waiting += [obj.__dict__, obj.__closure__, obj.__defaults__, obj.__kwdefaults__]
+            continue
+        if isinstance(obj, type) and obj.__module__ == "__main__" and id(obj) not in seen:
+            seen.add(id(obj))
+            waiting += [*vars(obj).values(), *obj.__bases__]
+            continue
         if id(obj) in seen or isinstance(obj, _OPAQUE) or type(obj) in _ATOMS:
             continue
         if obj is sys.stdout or obj is sys.stderr:

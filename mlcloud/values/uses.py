@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dis
 import functools
+import re
 import types
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 _OPERATIONS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"})
+_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
 _used: weakref.WeakKeyDictionary[types.CodeType, frozenset[str]] = weakref.WeakKeyDictionary()
 
 
@@ -38,6 +40,18 @@ def attributes_used(code: types.CodeType) -> set[str]:
     for inner in _inner(code):
         names |= attributes_used(inner)
     return names
+
+
+def annotations_used(owner: Any) -> set[str]:
+    """The names in string annotations, which who asks for type hints looks up in the globals."""
+    try:
+        # Asking a class for annotations that it does not have gives it some, before Python 3.14.
+        known = vars(owner).get("__annotations__") if isinstance(owner, type) else None
+        annotations = owner.__annotations__ if known or not isinstance(owner, type) else None
+    except Exception:  # Python 3.14 evaluates them here, and they may name what does not exist
+        return set()
+    texts = [text for text in (annotations or {}).values() if isinstance(text, str)]
+    return {name for text in texts for name in _NAME.findall(text)}
 
 
 def _inner(code: types.CodeType) -> list[types.CodeType]:

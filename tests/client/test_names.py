@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -70,6 +71,16 @@ CASES: list[tuple[str, str, str]] = [
     ("obj.attr?", "obj", ""),
     ("?obj", "obj", ""),
     ("wand.magic(x)", "wand x", ""),
+    ("%%timeit s = y\nf(s)", "f y", "s"),
+    ("%%prun -s cumulative\nf(x)", "f x", ""),
+    ("x: 'Foo' = 1", "Foo", "x"),
+    ("def f(a: 'Foo') -> list['Bar']: ...", "Bar Foo", "f"),
+    ("from typing import Literal\nclass A:\n x: Literal['two words'] | 'Foo'", "Foo", "A Literal"),
+    ("a.b: T", "T a", ""),
+    ("with cm: x = 1\nx", "cm x", "x"),
+    ("import torch\nwith torch.no_grad(): x = 1\nx", "", "torch x"),
+    ("def f(): return q\nf = 1\nf", "q", "f"),
+    ("q = 1\ndef f(): return q\nf()\ndel q\nf()", "q", "f q"),
     ("print(len(u), int)", "u", ""),
     ("", "", ""),
 ]
@@ -80,6 +91,16 @@ def test_reads_and_binds(cell: str, reads: str, binds: str) -> None:
     names = analyze(cell, {})
     assert names.reads == set(reads.split())
     assert names.binds == set(binds.split())
+
+
+def test_which_context_managers_may_end_in_their_middle() -> None:
+    cell = "with cm(): x = 1\nx"
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec("class cm: pass\nown = cm()", namespace)
+    assert "x" in analyze(cell, namespace).reads
+    assert "x" in analyze("with own: x = 1\nx", namespace).reads
+    assert "x" not in analyze(cell, {"cm": threading.Lock}).reads
+    assert "x" not in analyze("with cm: x = 1\nx", {"cm": threading.Lock()}).reads
 
 
 def test_deletes_and_mutates() -> None:
@@ -95,10 +116,44 @@ def test_imports() -> None:
     assert names.star_imports == ["i"]
 
 
-@pytest.mark.parametrize("cell", ["exec(s)", "globals()['x'] = 1", "eval(s)", "%run a.py"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "exec(s)", "eval(s + 'x')", "globals()[s]", "vars()", "%run a.py", "map(eval, s)",
+        "exec(s, globals())", "def f(): exec(s)", "[eval(t) for t in s]",
+        "'{x}'.format(**globals())",
+        "timeit.timeit(s, globals=globals())", "get_ipython().run_cell(s)",
+    ],
+)  # fmt: skip
 def test_dynamic_code_is_noticed(cell: str) -> None:
     assert analyze(cell, {}).dynamic
-    assert not analyze("x = 1", {}).dynamic
+
+
+@pytest.mark.parametrize(
+    ("cell", "reads"),
+    [
+        ("exec('y = x + 1')", "x"),
+        ("exec('y = x + 1; y')\ny", "x"),
+        ("eval('x + 1', globals())", "x"),
+        ("eval(' x')", "x"),
+        ("exec(s, {'x': y})", "s y"),
+        ("vars(x)['y']", "x"),
+        ("globals()['x']", "x"),
+        ("globals()['x'] += 1", "x"),
+        ("get_ipython().user_ns['x']", "x"),
+        ("get_ipython().run_cell('%time f(x)')", "f x"),
+        ("import timeit\ntimeit.timeit('f(x)', globals=globals())", "f x"),
+        ("df.query('a > @low and b < @cfg.high')", "cfg df low"),
+        ("df.eval('c = a + @x')", "df x"),
+        ("import __main__\n__main__.x", "x"),
+        ("from __main__ import x", "x"),
+        ("def f(): return eval('x + y')", "x y"),
+    ],
+)
+def test_code_in_a_constant_is_read(cell: str, reads: str) -> None:
+    names = analyze(cell, {})
+    assert names.reads == set(reads.split())
+    assert not names.dynamic
 
 
 def test_a_builtin_counts_once_it_is_replaced() -> None:

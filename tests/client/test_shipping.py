@@ -74,15 +74,15 @@ def test_a_change_through_an_alias_only_the_session_has_comes_back(pair: Pair) -
     pair.local("hist = []")
     pair.remote("keep = [hist]")
     pair.local("del keep")
-    pair.remote("globals()['keep'][0].append(7)")
+    pair.remote("globals()['ke' + 'ep'][0].append(7)")
     assert pair.here["hist"] == [7]
     assert "keep" not in pair.here
 
 
 def test_new_names_made_without_being_written_come_back(pair: Pair) -> None:
-    pair.remote("exec('made = 3')")
+    pair.remote("exec('made' + ' = 3')")
     assert pair.here["made"] == 3
-    pair.remote("_hidden = 1; exec('_other = 2')")
+    pair.remote("_hidden = 1; exec('_other' + ' = 2')")
     assert pair.here["_hidden"] == 1
     assert "_other" not in pair.here
 
