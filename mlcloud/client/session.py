@@ -20,6 +20,7 @@ from mlcloud import errors
 from mlcloud.client.channel import Channel, Event
 from mlcloud.client.connection import Connection
 from mlcloud.client.display import Display
+from mlcloud.client.environments import Comparison, SessionEnvironment
 from mlcloud.client.errors import rebuilt
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
@@ -52,6 +53,7 @@ class Session:
             session_name=info.name,
         )
         self._channel = Channel(connection, info.name, after=info.last_event)
+        self._environment = SessionEnvironment(connection, info.name)
 
     def __repr__(self) -> str:
         return f"<mlcloud session {self.name!r}: {self.state}>"
@@ -72,6 +74,15 @@ class Session:
     def cost(self) -> Decimal:
         """Dollars spent so far (simulated on the embedded cluster)."""
         return self.info.usd
+
+    @property
+    def environment(self) -> Comparison:
+        """This notebook's packages beside the session's, as a table."""
+        return self.compared()
+
+    def compared(self, *, everything: bool = False) -> Comparison:
+        """As `environment`; `everything` that is installed, not only what is loaded here."""
+        return self._environment.compared(everything=everything)
 
     def events(self, after: int = 0) -> list[dict[str, Any]]:
         """The journal after event number `after`, up to 256 events; bytes are base64."""
@@ -155,6 +166,8 @@ class Session:
             "options": options,
         }
         if shipment is not None:
+            for warning in self._environment.check(shipment):
+                display.warn(warning)
             message["shipment"] = {
                 "wire": shipment.to_wire(INLINE_BYTES),
                 "objects": upload(self._connection, shipment.blobs()),

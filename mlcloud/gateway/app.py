@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -17,12 +17,13 @@ from blake3 import blake3
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import Field
 from sqlalchemy import insert
 from starlette.exceptions import HTTPException
 
 from mlcloud import errors
 from mlcloud.cluster.clouds.local import now
-from mlcloud.gateway import auth, db, imds
+from mlcloud.gateway import auth, db, environments, imds
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.models import (
@@ -31,6 +32,7 @@ from mlcloud.models import (
     ExecutionInfo,
     Health,
     Heartbeat,
+    NodeFacts,
     NodeInfo,
     Notice,
     NoticeReport,
@@ -48,6 +50,7 @@ STATUS: list[tuple[type[errors.MLCloudError], int]] = [
     (errors.NoCheckpoint, 404),
     (errors.Conflict, 409),
     (errors.SessionClosed, 409),
+    (errors.VersionMismatch, 409),
     (errors.UsageError, 422),
     (errors.NoSuchResources, 422),
     (errors.StoreFull, 507),
@@ -59,6 +62,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 Cursor = Annotated[int, Query(ge=0, description="The number of the last event that was seen.")]
+Modules = Annotated[
+    Sequence[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]],
+    Query(max_length=500, description="Top-level modules to look for; none is imported."),
+]
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="blake3 of the content.")]
 
 
@@ -172,6 +179,14 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     @routes.post("/sessions/{name}/executions/{execution_id}/interrupt", status_code=202)
     async def interrupt(name: str, execution_id: str) -> None:
         await sessions.get(name).interrupt(execution_id)
+
+    @routes.get("/environment")
+    async def nodes_environment() -> NodeFacts:
+        return await environments.of_nodes()
+
+    @routes.get("/sessions/{name}/environment")
+    async def session_environment(name: str, module: Modules = ()) -> NodeFacts:
+        return await environments.of_session(sessions.get(name), list(module))
 
     @routes.get("/sessions/{name}/events")
     async def read_events(name: str, after: Cursor = 0) -> list[dict[str, Any]]:

@@ -93,6 +93,13 @@ class Host:
         alive = self._kernel is not None and not self._kernel.ended.done()
         return {**self.facts(), "running": self._running, "alive": alive, "last": self._number}
 
+    async def environment(self, modules: list[str]) -> dict[str, Any]:
+        """What the kernel beside this runs with, as of now: a cell may have installed something."""
+        from mlcloud.environment import facts
+
+        found = await asyncio.to_thread(facts.report, modules)
+        return found.to_wire()
+
     # --- requests ---------------------------------------------------------------------------------
 
     async def submit(self, request: bytes, code: str, execution_id: str) -> None:

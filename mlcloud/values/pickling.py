@@ -52,6 +52,7 @@ Resolve = Callable[[Ref], Any]
 _PLAIN = frozenset(
     {type(None), bool, int, float, complex, str, bytes, tuple, list, set, frozenset, range, slice}
 )
+_BUILT_IN = sys.stdlib_module_names | {"__main__", "__mp_main__", "mlcloud", "cloudpickle"}
 _ATOMS = frozenset({str, bytes, tuple, frozenset, type(None), bool, int, float, complex})
 # Objects that cannot change, or whose identity is not the user's: sharing them binds no names.
 _IMMUTABLE = (
@@ -122,6 +123,7 @@ class Pickled:
         devices: frozenset[str] = frozenset(),
         refs: frozenset[Ref] = frozenset(),
         codes: Iterable[types.CodeType] = (),
+        kinds: Iterable[Any] = (),
     ) -> None:
         self.payload = payload
         self.buffers = buffers
@@ -129,6 +131,7 @@ class Pickled:
         self.devices = devices  # where its tensors live, other than "cpu"
         self.refs = refs  # the remote values named in here
         self.codes = tuple(codes)  # of the notebook's functions in here: what names they use
+        self._kinds = kinds
         self._memo, self._memory, self._skip = memo, memory, skip
         self._kept: dict[int, tuple[int, Any]] = {}
 
@@ -148,6 +151,16 @@ class Pickled:
         """blake3 over all the parts."""
         digests = self.digests
         return digests[0] if len(digests) == 1 else blake3("".join(digests).encode()).hexdigest()
+
+    @functools.cached_property
+    def modules(self) -> frozenset[str]:
+        """Where the types and functions in here are from: what must be importable to load it."""
+        found = {getattr(kind, "__module__", None) for kind in self._kinds}
+        return frozenset(
+            module
+            for module in found
+            if isinstance(module, str) and module.partition(".")[0] not in _BUILT_IN
+        )
 
     @functools.cached_property
     def ids(self) -> set[int]:
@@ -186,6 +199,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
         self.devices: set[str] = set()
         self.refs: set[Ref] = set()
         self.codes: list[types.CodeType] = []
+        self.kinds: dict[int, Any] = {}  # types, and functions by reference; not all can be hashed
         self.arrays: dict[int, dict[int, Any]] = {}  # memory address -> arrays over it
         self.frozen: dict[int, Any] = {}  # arrays inside immutable objects
         self._cells: set[int] = set()
@@ -225,15 +239,18 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
+        self.kinds[id(kind)] = kind
         if kind is types.FunctionType:
             if obj.__globals__ is self.namespace:
                 self._cells.update(map(id, obj.__closure__ or ()))
                 self.codes.append(obj.__code__)
                 return reducers.function_parts(obj)
+            self.kinds[id(obj)] = obj
             return super().reducer_override(obj)
         if kind is types.CellType:
             return (reducers.empty_cell, ()) if id(obj) in self._cells else reducers.cell_parts(obj)
         if isinstance(obj, type):
+            self.kinds[id(obj)] = obj
             parts = None
             if reducers.is_notebook_class(obj):
                 parts = reducers.class_parts(obj, self.registry)
@@ -355,6 +372,7 @@ def _dump(
         devices=frozenset(pickler.devices),
         refs=frozenset(pickler.refs),
         codes=pickler.codes,
+        kinds=pickler.kinds.values(),
     )
 
 
