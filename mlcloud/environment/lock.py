@@ -143,14 +143,17 @@ class Environment:
 
     @property
     def summary(self) -> str:
-        """`235 packages, 2 of them as wheels; and polars==1.9`."""
-        wheels = sum(1 for each in self.packages if each.wheel)
-        count = len(self.packages)
-        text = f"{count} package{'' if count == 1 else 's'}" if count else ""
+        """`polars==1.9, 235 packages, mypackage 0.1 as a wheel`."""
+        wheels = [f"{each.name} {each.version}" for each in self.packages if each.wheel]
+        pinned = len(self.packages) - len(wheels)
+        made = {f"{each.name}=={each.version}" for each in self.packages if each.wheel}
+        parts = [*(line for line in self.requirements if line not in made)]
+        if pinned:
+            parts.append(f"{pinned} package{'' if pinned == 1 else 's'}")
         if wheels:
-            text += f", {wheels} as {'a wheel' if wheels == 1 else 'wheels'}"
-        asked = ", ".join(self.requirements)
-        return "; and ".join(part for part in (text, asked) if part) or "nothing"
+            kind = "as a wheel" if len(wheels) == 1 else "as wheels"
+            parts.append(f"{', '.join(wheels)} {kind}")
+        return ", ".join(parts) or "nothing"
 
     def _rows(self) -> list[tuple[str, str, str]]:
         rows = [(each.name, each.version, each.where or each.source) for each in self.packages]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import importlib
 import importlib.util
 import io
 import os
@@ -94,7 +95,9 @@ def _build(folder: Path, source: str) -> Wheel:
         out = Path(temporary, "out")
         # setuptools would build inside the source, and pack what an earlier build left there.
         extra = Path(temporary, "distutils.cfg")
-        extra.write_text(f"[build]\nbuild_base = {temporary}/build\n")
+        extra.write_text(
+            f"[build]\nbuild_base = {temporary}/build\n[egg_info]\negg_base = {temporary}\n"
+        )
         isolated = not _backend_is_here(folder)
         done = subprocess.run(
             _frontend(folder, out, isolated),
@@ -141,7 +144,7 @@ def _backend_is_here(folder: Path) -> bool:
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
-        import tomllib
+        tomllib = importlib.import_module("tomllib")
     except ImportError:  # Python 3.10: pip finds out by itself, with the index's help
         return False
     try:
@@ -212,7 +215,7 @@ def _pack(dist: metadata.Distribution, record: str, folder: Path) -> Path:
             if path is None:
                 continue
             try:
-                data = Path(str(dist.locate_file(row[0]))).read_bytes()
+                data = _file(dist, row[0]).read_bytes()
             except OSError as error:
                 raise EnvironmentFailed(
                     f"{name} {version} is not complete here ({error}): install it again, or leave "
@@ -223,6 +226,15 @@ def _pack(dist: metadata.Distribution, record: str, folder: Path) -> Path:
         csv.writer(text, lineterminator="\n").writerows([*lines, (f"{info}/RECORD", "", "")])
         archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", (2020, 1, 1, 0, 0, 0)), text.getvalue())
     return wheel
+
+
+def _file(dist: metadata.Distribution, recorded: str) -> Path:
+    """Where a file of RECORD lies. `pip install --target` puts the prefix's files elsewhere."""
+    path = Path(str(dist.locate_file(recorded)))
+    if not path.exists():
+        inside = PurePosixPath(*(part for part in PurePosixPath(recorded).parts if part != ".."))
+        path = Path(str(dist.locate_file(str(inside))))
+    return path
 
 
 # Written by the installer, not by the wheel.

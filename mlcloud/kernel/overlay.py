@@ -2,7 +2,7 @@
 
     Ray's runtime_env agent ─► Overlay.create ─► venv, whose path goes on to the node's packages
                                               ─► wheels from the store, checked by hash
-                                              ─► pip install of what the node has not in that version
+                                              ─► pip install of what the node lacks
                             ─► Overlay.modify_context: Ray's worker, and so the host and its kernel,
                                run with the overlay's Python
 
@@ -94,7 +94,7 @@ class Overlay(RuntimeEnvPlugin):  # type: ignore[misc]  # ray ships no complete 
 
 def folder_of(field: dict[str, Any]) -> Path:
     """Per node: nodes of a local cluster share a disk, and each counts its own users."""
-    return Path(field["folder"]) / os.environ.get("RAY_CLOUD_INSTANCE_ID", "node") / field["id"]
+    return Path(field["folder"], os.environ.get("RAY_CLOUD_INSTANCE_ID", "node"), field["id"])
 
 
 def _python(folder: Path) -> Path:
