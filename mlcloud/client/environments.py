@@ -87,7 +87,7 @@ class SessionEnvironment:
 
     def _ask(self, modules: Iterable[str] = ()) -> Facts:
         answer = self._connection.get(
-            f"/v1/sessions/{self._session}/environment", params={"module": list(modules)}
+            f"/v1/sessions/{self._session}/environment", params={"module": sorted(modules)}
         )
         self._there, self._source = _facts(answer), str(answer["source"])
         return self._there
@@ -99,17 +99,19 @@ class SessionEnvironment:
 
         Each package is looked at once. Raises `EnvironmentMismatch` before anything is sent.
         """
-        mode = Settings().environment_check
         new = shipment.modules.keys() - self._done
-        if not new or mode == "off":
+        if not new:
+            return []
+        mode = Settings().environment_check
+        if mode == "off":
             return []
         needed: dict[str, str] = {}  # package -> a module it was met by
-        for module in sorted(new):
-            name = facts.owner(module)
+        owners = {module: facts.owner(module) for module in sorted(new)}
+        for module, name in owners.items():
             if name is not None and name not in CLUSTERS_OWN:
                 needed.setdefault(name, module)
-        found = []
-        for name, row in self._rows(needed).items():
+        rows, found = self._rows(needed), []
+        for name, row in rows.items():
             module = needed[name]
             if row.verdict.blocks:
                 text = self._complaint(row, shipment.modules[module])
@@ -126,7 +128,8 @@ class SessionEnvironment:
             if name not in self._told:
                 self._told.add(name)
                 found.append(text)
-        self._done |= new
+        later = {name for name, row in rows.items() if row.verdict is Verdict.UNKNOWN}
+        self._done |= {module for module, name in owners.items() if name not in later}
         return found
 
     def _rows(self, needed: dict[str, str]) -> dict[str, Row]:
@@ -143,7 +146,10 @@ class SessionEnvironment:
             rows = verdicts(self._there)
             if all(row.verdict in (Verdict.SAME, Verdict.FINE) for row in rows.values()):
                 return rows
-        return verdicts(self._ask(sorted({module.partition(".")[0] for module in needed.values()})))
+        try:
+            return verdicts(self._ask({module.partition(".")[0] for module in needed.values()}))
+        except (errors.NotFound, errors.SessionClosed):  # sending the cell says so, in its words
+            return {}
 
     def _complaint(self, row: Row, name: str) -> str:
         if row.verdict is Verdict.MISSING:

@@ -58,9 +58,10 @@ def capture(
 def of(lines: Iterable[str | Path] | str | Path) -> Environment:
     """Packages beside those that the nodes have, by requirement.
 
-    Each is a requirement (`polars==1.9`, `mypackage @ git+https://…`), a project's folder, or a
-    wheel; a single text is the path of a requirements file. What they need is resolved on the node.
-    Raises `UsageError` for a line that is none of these.
+    Each is a requirement (`polars==1.9`, `mypackage @ git+https://…`), the path of a project's
+    folder, of a wheel, or of a module beside the notebook (`./helpers.py`); a single text is the
+    path of a requirements file. What they need is resolved on the node. Raises `UsageError` for a
+    line that is none of these.
     """
     if isinstance(lines, (str, Path)):
         lines = _read(Path(lines))
@@ -72,8 +73,9 @@ def of(lines: Iterable[str | Path] | str | Path) -> Environment:
             requirements.append(str(_requirement(str(line))))
         else:
             packages.append(found)
-            # Installed from its wheel by then; this has pip look at what it needs.
-            requirements.append(f"{found.name}=={found.version}")
+            if found.source != "module":
+                # Installed from its wheel by then; this has pip look at what it needs.
+                requirements.append(f"{found.name}=={found.version}")
     return Environment(
         python=_minor(),
         platform=f"{sys.platform}-{platform.machine()}",
@@ -174,15 +176,22 @@ def _local(line: str | Path) -> Package | None:
             raise UsageError(f"there is no wheel {path}")
         digest, wheel = wheels.kept_as_it_is(path)
         where = path
+        source = "local"
     elif isinstance(line, Path) or text.startswith((".", "/", "~")):
-        if not path.is_dir():
-            raise UsageError(f"there is no folder {path}")
-        digest, wheel = wheels.built(path.resolve())
         where = path.resolve()
+        if not where.exists():
+            raise UsageError(f"there is no {path} here")
+        loose = where.is_file() or (
+            (where / "__init__.py").exists() and not wheels.is_project(where)
+        )
+        if where.is_file() and where.suffix != ".py":
+            raise UsageError(f"{path} is neither a wheel, a project's folder, nor a module")
+        digest, wheel = wheels.packed(where) if loose else wheels.built(where)
+        source = "module" if loose else "local"
     else:
         return None
     name, version, _, _ = parse_wheel_filename(wheel)
-    return Package(normalized(name), str(version), "local", "", wheel, digest, str(where))
+    return Package(normalized(name), str(version), source, "", wheel, digest, str(where))
 
 
 def _read(path: Path) -> list[str]:

@@ -95,7 +95,9 @@ def package(name: str, here: Facts, there: Facts, module: str = "") -> Row:
     if name not in there.packages:
         # Another package may bring the same module: opencv-python, opencv-python-headless.
         if there.importable.get(module):
-            return Row(name, ours, "", Verdict.UNKNOWN, f"{module} is there, by another package")
+            return Row(name, ours, "", Verdict.FINE, f"{module} is there, by another package")
+        if module and module not in there.importable:
+            return Row(name, ours, "", Verdict.UNKNOWN)
         return Row(name, ours, "", Verdict.MISSING, "its objects cannot be loaded there")
     return versions(name, ours, there.packages[name])
 

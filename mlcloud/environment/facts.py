@@ -207,7 +207,7 @@ def source_of(dist: metadata.Distribution) -> Path | None:
     path = getattr(dist, "_path", None)
     if isinstance(path, Path) and path.suffix == ".egg-info" and path.is_dir():
         for folder in (path.parent, path.parent.parent):
-            if (folder / "pyproject.toml").exists() or (folder / "setup.py").exists():
+            if any((folder / name).exists() for name in ("pyproject.toml", "setup.py")):
                 return folder
     return None
 

@@ -29,7 +29,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Package:
-    """One package. `source` is `index`, `url` (git and archives), `local` or `editable`.
+    """One package. `source` is `index`, `url` (git, archives), `local`, `editable` or `module`.
 
     `requirement` is what pip is told; "" for a package that travels as `wheel`, a file's name, its
     content named by `digest` (blake3). `where` is where it came from, for people.

@@ -2,6 +2,7 @@
 
     built(folder)     an editable package, or a folder: the project's own build backend makes it,
                       and an unchanged source is not built again (blake3 over its files)
+    packed(path)      modules that are no package: a file beside the notebook
     repacked(dist)    a local package that was installed: the wheel it came from, from its RECORD;
                       it is what the notebook imports, even if its source is gone or has changed
 
@@ -46,10 +47,15 @@ Wheel = tuple[str, str]  # digest, file name
 
 def built(folder: Path) -> Wheel:
     """The wheel of a project folder. Raises `EnvironmentFailed` with the build's last lines."""
-    if not ((folder / "pyproject.toml").exists() or (folder / "setup.py").exists()):
+    if not is_project(folder):
         raise UsageError(f"{folder} has neither pyproject.toml nor setup.py: no wheel can be built")
     source = source_digest(folder)
     return cache.kept(source) or _build(folder, source)
+
+
+def is_project(folder: Path) -> bool:
+    """Whether a wheel can be built of it."""
+    return (folder / "pyproject.toml").exists() or (folder / "setup.py").exists()
 
 
 def kept_as_it_is(wheel: Path) -> Wheel:
@@ -196,22 +202,10 @@ def repacked(dist: metadata.Distribution) -> Wheel:
 def _pack(dist: metadata.Distribution, record: str, folder: Path) -> Path:
     name, version = dist.metadata["Name"], dist.metadata["Version"]
     stem = f"{facts.normalized(name).replace('-', '_')}-{version}"
-    info = f"{stem}.dist-info"
-    wheel = folder / f"{stem}-{_tag(dist)}.whl"
-    lines: list[tuple[str, str, str]] = []
     made_anew = {entry.name for entry in dist.entry_points if entry.group.endswith("_scripts")}
-    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-
-        def add(path: str, data: bytes) -> None:
-            entry = zipfile.ZipInfo(path, (2020, 1, 1, 0, 0, 0))  # the same bytes each time
-            entry.external_attr = 0o644 << 16
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, data)
-            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-            lines.append((path, f"sha256={digest}", str(len(data))))
-
+    with _Archive(folder / f"{stem}-{_tag(dist)}.whl", stem) as archive:
         for row in csv.reader(record.splitlines()):
-            path = _wheel_path(row[0], info, stem, made_anew)
+            path = _wheel_path(row[0], archive.info, stem, made_anew)
             if path is None:
                 continue
             try:
@@ -221,11 +215,40 @@ def _pack(dist: metadata.Distribution, record: str, folder: Path) -> Path:
                     f"{name} {version} is not complete here ({error}): install it again, or leave "
                     "it out with exclude="
                 ) from None
-            add(path, _unbound(data) if "/scripts/" in path else data)
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([*lines, (f"{info}/RECORD", "", "")])
-        archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", (2020, 1, 1, 0, 0, 0)), text.getvalue())
-    return wheel
+            archive.add(path, _unbound(data) if "/scripts/" in path else data)
+    return archive.path
+
+
+class _Archive:
+    """A wheel being written: the same files give the same bytes. RECORD comes last."""
+
+    def __init__(self, path: Path, stem: str) -> None:
+        self.path = path
+        self.info = f"{stem}.dist-info"
+        self._lines: list[tuple[str, str, str]] = []
+        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
+
+    def __enter__(self) -> _Archive:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            text = io.StringIO()
+            lines = [*self._lines, (f"{self.info}/RECORD", "", "")]
+            csv.writer(text, lineterminator="\n").writerows(lines)
+            self._write(f"{self.info}/RECORD", text.getvalue().encode())
+        self._zip.close()
+
+    def add(self, path: str, data: bytes) -> None:
+        self._write(path, data)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        self._lines.append((path, f"sha256={digest}", str(len(data))))
+
+    def _write(self, path: str, data: bytes) -> None:
+        entry = zipfile.ZipInfo(path, (2020, 1, 1, 0, 0, 0))
+        entry.external_attr = 0o644 << 16
+        entry.compress_type = zipfile.ZIP_DEFLATED
+        self._zip.writestr(entry, data)
 
 
 def _file(dist: metadata.Distribution, recorded: str) -> Path:
@@ -272,3 +295,30 @@ def _tag(dist: metadata.Distribution) -> str:
         return "py3-none-any"
     columns = zip(*(tag.split("-", 2) for tag in tags), strict=True)
     return "-".join(".".join(dict.fromkeys(column)) for column in columns)
+
+
+# --- from files that are no package ---------------------------------------------------------------
+
+
+def packed(path: Path) -> Wheel:
+    """A module's file, or a folder with `__init__.py`, as a wheel whose version is its content."""
+    files = [path] if path.is_file() else [each for each in _files(path) if each.is_file()]
+    hasher = blake3()
+    for file in files:
+        hasher.update(f"{file.relative_to(path.parent).as_posix()}\0".encode())
+        hasher.update(file.read_bytes())
+    source = hasher.hexdigest()
+    known = cache.kept(source)
+    if known is not None:
+        return known
+    name, version = path.stem, f"0+{source[:12]}"
+    stem = f"{name}-{version}"
+    with tempfile.TemporaryDirectory(prefix="mlcloud-wheel-") as temporary:
+        with _Archive(Path(temporary, f"{stem}-py3-none-any.whl"), stem) as archive:
+            for file in files:
+                archive.add(file.relative_to(path.parent).as_posix(), file.read_bytes())
+            about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            archive.add(f"{archive.info}/METADATA", about.encode())
+            kind = "Wheel-Version: 1.0\nGenerator: mlcloud\nRoot-Is-Purelib: true\n"
+            archive.add(f"{archive.info}/WHEEL", f"{kind}Tag: py3-none-any\n".encode())
+        return cache.keep(archive.path, source)

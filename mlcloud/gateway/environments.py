@@ -90,26 +90,21 @@ def runtime_env(session: Session) -> dict[str, Any] | None:
         "wheels": [wheel.model_dump() for wheel in spec.wheels],
         "store": session.services.store_url,
         "folder": str(session.services.ray_dir / "e"),
+        "timeout_s": SETUP_S,
     }
-    return {FIELD: field, "config": {"setup_timeout_seconds": SETUP_S}}
+    return {FIELD: field, "config": {"setup_timeout_seconds": SETUP_S + 60}}
 
 
 def raise_if_broken(session: Session, error: Exception) -> None:
     """Raises `EnvironmentFailed` if a host did not start because of its environment."""
-    from ray.exceptions import RuntimeEnvSetupError
-
     from mlcloud.kernel.overlay import BEGIN, END
 
     text = str(error)
     if BEGIN in text:
         why = text.partition(BEGIN)[2].partition(END)[0]
-    elif isinstance(error, RuntimeEnvSetupError):
-        why = text.strip()[-2000:]
-    else:
-        return
-    raise EnvironmentFailed(
-        f"the environment of session {session.request.name!r} could not be made: {why}"
-    ) from error
+        raise EnvironmentFailed(
+            f"the environment of session {session.request.name!r} could not be made: {why}"
+        ) from error
 
 
 async def of_nodes() -> NodeFacts:

@@ -35,6 +35,7 @@ from mlcloud.environment.lock import CLUSTERS_OWN
 
 FIELD = "mlcloud"
 LAST_LINES = 15
+COMPLETE = "complete"
 
 # Ray carries an error of a plugin as text inside a text of its own: what is ours stands between.
 BEGIN, END = "\x02mlcloud:", "\x03"
@@ -66,14 +67,19 @@ class Overlay(RuntimeEnvPlugin):  # type: ignore[misc]  # ray ships no complete 
     ) -> int:
         field = runtime_env[FIELD]
         folder = folder_of(field)
-        shutil.rmtree(folder, ignore_errors=True)  # what an agent that was killed left
-        try:
-            await _make(folder, field, logger)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
         if uri is not None:
             self._folders[uri] = folder
+        if not (folder / COMPLETE).exists():  # an agent that was started anew finds the old one's
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                await asyncio.wait_for(_make(folder, field, logger), field["timeout_s"])
+                (folder / COMPLETE).touch()
+            except asyncio.TimeoutError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise OverlayFailed(f"it was not done after {field['timeout_s']} s") from None
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         return await asyncio.to_thread(_bytes, folder)
 
     def modify_context(
@@ -130,6 +136,12 @@ async def _make(folder: Path, field: dict[str, Any], logger: Any) -> None:
     node = [*site.getsitepackages(), *([site.getusersitepackages()] if _user_site() else [])]
     lines = "; ".join(f"site.addsitedir({path!r})" for path in node)
     (_packages(folder) / "_mlcloud_node.pth").write_text(f"import site; {lines}\n")
+
+    if has_pip:  # for `!pip` in a cell; `%pip` needs none
+        for name in ("pip", "pip3"):
+            script = folder / "bin" / name
+            script.write_text(f'#!/bin/sh\nexec "{_python(folder)}" -m pip "$@"\n')
+            script.chmod(0o755)
 
     wheels = await asyncio.to_thread(_fetch, folder / "wheels", field)
     pins = await asyncio.to_thread(_missing, field["pins"])

@@ -209,7 +209,9 @@ def test_a_name_that_is_not_there_is_an_error() -> None:
 def test_by_requirement(tmp_path: Path) -> None:
     wheel = wheel_of(project(tmp_path / "shapes", version="4.0"), tmp_path / "out")
     file = tmp_path / "requirements.txt"
-    file.write_text(f"# what we use\npolars==1.9  # frames\nrich>=13 ; \\\n  python_version>'3'\n{wheel}\n")
+    file.write_text(
+        f"# what we use\npolars==1.9  # frames\nrich>=13 ; \\\n  python_version>'3'\n{wheel}\n"
+    )
     env = environment.of(file)
     assert env.requirements == ("polars==1.9", 'rich>=13; python_version > "3"', "shapes==4.0")
     assert [path.name for path in env.wheels] == [wheel.name]
@@ -223,7 +225,7 @@ def test_by_requirement(tmp_path: Path) -> None:
     [
         (["--index-url https://example.org"], "options"),
         (["polars=1.9"], "polars=1.9"),
-        (["./nowhere"], "no folder"),
+        (["./nowhere"], "no nowhere"),
         (["nowhere.whl"], "no wheel"),
         ("nowhere.txt", "requirements file"),
     ],
@@ -231,6 +233,21 @@ def test_by_requirement(tmp_path: Path) -> None:
 def test_what_is_no_requirement_is_explained(lines: object, says: str) -> None:
     with pytest.raises(errors.UsageError, match=says):
         environment.of(lines)  # type: ignore[arg-type]
+
+
+def test_a_module_beside_the_notebook_is_a_wheel_named_by_its_content(tmp_path: Path) -> None:
+    module, package = tmp_path / "helpers.py", tmp_path / "more"
+    module.write_text("X = 1\n")
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "inner" / "table.csv").write_text("a,b\n")
+    first = environment.of([module, str(package)])
+    assert first.requirements == (), "they need nothing from an index"
+    with zipfile.ZipFile(first.wheels[1]) as wheel:
+        assert {"more/__init__.py", "more/inner/table.csv"} <= set(wheel.namelist())
+    assert environment.of([module, package]) == first
+    module.write_text("X = 2\n")
+    assert environment.of([module]).packages[0].version != first.packages[0].version
 
 
 def test_a_folder_without_a_project_is_explained(tmp_path: Path) -> None:

@@ -67,9 +67,10 @@ def test_ipython_never_blocks_and_cloudpickle_may() -> None:
 
 
 def test_a_package_that_is_missing_blocks_unless_another_brings_its_module() -> None:
-    there = replace(HERE, packages={}, importable={"cv2": True})
+    there = replace(HERE, packages={}, importable={"cv2": True, "pandas": False})
     assert compare.package("pandas", HERE, there, "pandas").verdict is Verdict.MISSING
-    assert compare.package("opencv-python", HERE, there, "cv2").verdict is Verdict.UNKNOWN
+    assert compare.package("opencv-python", HERE, there, "cv2").verdict is Verdict.FINE
+    assert compare.package("sounds", HERE, there, "sounds").verdict is Verdict.UNKNOWN
 
 
 def test_a_table_has_what_matters_most_first() -> None:
