@@ -181,11 +181,10 @@ def _local(line: str | Path) -> Package | None:
         where = path.resolve()
         if not where.exists():
             raise UsageError(f"there is no {path} here")
-        loose = where.is_file() or (
-            (where / "__init__.py").exists() and not wheels.is_project(where)
-        )
         if where.is_file() and where.suffix != ".py":
             raise UsageError(f"{path} is neither a wheel, a project's folder, nor a module")
+        importable = where.is_file() or (where / "__init__.py").exists()
+        loose = importable and not wheels.is_project(where)
         digest, wheel = wheels.packed(where) if loose else wheels.built(where)
         source = "module" if loose else "local"
     else:

@@ -368,7 +368,5 @@ def test_a_package_of_the_index_that_is_not_installed_here(
     with pytest.raises(ImportError):
         importlib.import_module("humanize")
     by_pin = session(environment=[pin], namespace={})
-    by_pin.run(
-        "import humanize; print('pinned', humanize.__version__, humanize.naturalsize(10**6))"
-    )
+    by_pin.run("import humanize; print('pinned', humanize.__version__, humanize.naturalsize(1e6))")
     assert "pinned 4.9.0 1.0 MB" in printed(by_pin)

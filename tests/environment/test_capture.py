@@ -285,7 +285,7 @@ def test_another_file_is_no_lock(text: str) -> None:
 
 def test_a_wheel_that_the_cache_lost_is_named(tmp_path: Path) -> None:
     package = environment.Package("gone", "1", "local", "", "gone-1-py3-none-any.whl", "0" * 64)
-    with pytest.raises(errors.NotFound, match="gone 1.*again"):
+    with pytest.raises(errors.NotFound, match=r"gone 1.*again"):
         _ = environment.Environment("3.11", "linux", (package,)).wheels
 
 
