@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mlcloud import environment as environment
     from mlcloud.checkpoint import Checkpoints as Checkpoints
     from mlcloud.checkpoint.resumable import resumable as resumable
     from mlcloud.client.api import attach as attach
@@ -27,6 +28,7 @@ _PUBLIC = {
     "attach": "mlcloud.client.api",
     "connect": "mlcloud.client.api",
     "cost": "mlcloud.client.api",
+    "environment": "mlcloud.environment",
     "session": "mlcloud.client.api",
     "sessions": "mlcloud.client.api",
     "load_ipython_extension": "mlcloud.magics",
@@ -37,6 +39,7 @@ __all__ = [
     "attach",
     "connect",
     "cost",
+    "environment",
     "resumable",
     "session",
     "sessions",
@@ -47,7 +50,8 @@ def __getattr__(name: str) -> Any:
     module = _PUBLIC.get(name)
     if module is None:
         raise AttributeError(f"module 'mlcloud' has no attribute {name!r}")
-    value = getattr(import_module(module), name)
+    found = import_module(module)
+    value = found if module == f"{__name__}.{name}" else getattr(found, name)
     globals()[name] = value
     return value
 

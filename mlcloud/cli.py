@@ -67,6 +67,13 @@ def attach(session: str) -> None:
 
 @main.command()
 @click.argument("session")
+def env(session: str) -> None:
+    """The packages of this Python beside a session's."""
+    _run("env", session, "--all")
+
+
+@main.command()
+@click.argument("session")
 def park(session: str) -> None:
     """Give a session's node back; its state stays in the store."""
     _run("park", session)

@@ -12,7 +12,7 @@ import stat
 import tempfile
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     )
     warm_spares: int = Field(
         0, ge=0, le=8, description="Idle nodes of the smallest shape kept ready; they bill."
+    )
+
+    environment_check: Literal["error", "warn", "off"] = Field(
+        "error",
+        description="When this notebook's packages and a session's differ in a way that matters: "
+        "refuse, only warn, or do not look.",
     )
 
     def __init__(self, **values: Any) -> None:

@@ -46,6 +46,13 @@ class VersionMismatch(MLCloudError):
     """The two sides run versions that do not work together."""
 
 
+class EnvironmentMismatch(VersionMismatch):
+    """Python, or a package whose objects would be shipped, differs in a way that matters.
+
+    Raised before anything is sent or a node is asked for.
+    """
+
+
 # --- cells and options ----------------------------------------------------------------------------
 
 
@@ -85,6 +92,10 @@ class SessionClosed(MLCloudError):
 
 class SessionFailed(MLCloudError):
     """The session could not be started or restored. The message says why."""
+
+
+class EnvironmentFailed(SessionFailed):
+    """A wheel could not be built, or a node could not install what was asked for."""
 
 
 class KernelDied(MLCloudError):

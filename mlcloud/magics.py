@@ -271,6 +271,23 @@ def _cost(_: list[str]) -> None:
         print(f"  {each.name}: {format_usd(each.usd)}")
 
 
+def _env(words: list[str]) -> Any:
+    """`env [SESSION] [--all]`."""
+    from mlcloud.client.api import default
+
+    parser = Parser(prog="%mlcloud env", allow_abbrev=False)
+    parser.add_argument("session", nargs="?", help="a session; default: this notebook's")
+    parser.add_argument(
+        "--all", action="store_true", help="all that is installed, not only what is loaded here"
+    )
+    options = parser.read(shlex.join(words))
+    client = default()
+    session = client.attach(options.session) if options.session else client.known(None)
+    if session is None:
+        return client.compared(everything=options.all)
+    return session.compared(everything=options.all)
+
+
 def _session(words: list[str]) -> Any:
     from mlcloud.client.api import default
 
@@ -294,6 +311,7 @@ COMMANDS = {
     "resume": _resume,
     "preempt": _preempt,
     "cost": _cost,
+    "env": _env,
 }
 
 

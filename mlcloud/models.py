@@ -46,6 +46,54 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class WheelSpec(Model):
+    """A wheel that the client has put into the store."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.+!-]{1,200}\.whl$", description="Its file name.")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="blake3 of its bytes.")
+    objects: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}:[0-9]{1,9}$")]] = Field(
+        description="Its chunks in order, `hash:size`, as put by `PUT /v1/objects/{hash}`."
+    )
+
+
+Requirement = Annotated[
+    str, Field(max_length=2000, pattern=r"^[A-Za-z0-9][^\r\n]*$", description="One line of pip's.")
+]
+
+
+class EnvironmentSpec(Model):
+    """The packages of a session beside, or instead of, those that the nodes have."""
+
+    python: str = Field(pattern=r"^[0-9]+\.[0-9]+$", description="The Python it was made for.")
+    pins: list[Requirement] = Field(
+        [], description="A complete lock: installed as it is, nothing resolved.", max_length=5000
+    )
+    wheels: list[WheelSpec] = Field([], description="Installed with the pins.", max_length=500)
+    requirements: list[Requirement] = Field(
+        [], description="Resolved on the node, with what they need.", max_length=5000
+    )
+    summary: str = Field("", description="For people.", max_length=20_000)
+
+
+class NodeFacts(Model):
+    """`GET /v1/environment` and `…/sessions/{name}/environment`: what code runs with there."""
+
+    python: str
+    implementation: str
+    platform: str
+    mlcloud: str
+    api: str
+    packages: dict[str, str] = Field(
+        description="Version by name (PEP 503); empty: named by the session, not resolved yet."
+    )
+    importable: dict[str, bool] = Field({}, description="Of the modules that were asked about.")
+    source: Literal["nodes", "expected", "session"] = Field(
+        "nodes",
+        description="`nodes`: what every node has. `expected`: with the session's own packages, "
+        "which is on no node yet. `session`: read beside its kernel just now.",
+    )
+
+
 class SessionRequest(Model):
     """`POST /v1/sessions`. Creating a name that exists returns it unchanged."""
 
@@ -63,6 +111,9 @@ class SessionRequest(Model):
     )
     idle_timeout: str | None = Field(
         None, description="Parks the session after this long without a cell; None: the cluster's."
+    )
+    environment: EnvironmentSpec | None = Field(
+        None, description="Packages of its own; None: those that the nodes have."
     )
 
 
@@ -101,6 +152,7 @@ class SessionInfo(Model):
     last_event: int
     finished_cells: int = Field(description="Cells that finished without an error.")
     safe_cells: int = Field(description="Cells whose state is in the store.")
+    environment: str = Field("", description="Its own packages in words; empty: the nodes'.")
     detail: str = Field("", description="Why, for `failed`, and what it waits for, for `starting`.")
 
 

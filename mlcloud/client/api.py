@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
+from mlcloud.client import environments
 from mlcloud.client.cluster import Cluster
 from mlcloud.client.connection import Connection, fixed
 from mlcloud.client.session import Session, main_namespace
@@ -43,6 +44,15 @@ class Client:
     def cluster(self) -> Cluster:
         return Cluster(self._connection)
 
+    @property
+    def environment(self) -> environments.Comparison:
+        """This notebook's packages beside those that every node has, as a table."""
+        return self.compared()
+
+    def compared(self, *, everything: bool = False) -> environments.Comparison:
+        """As `environment`; `everything` that is installed, not only what is loaded here."""
+        return environments.compared_with_nodes(self._connection, everything=everything)
+
     def session(
         self,
         name: str | None = None,
@@ -52,6 +62,7 @@ class Client:
         memory: str | None = None,
         market: str | None = None,
         idle_timeout: str | None = None,
+        environment: Any = None,
         namespace: dict[str, Any] | None = None,
     ) -> Session:
         """The session of this name (None: this notebook's own), made if there is none.
@@ -60,9 +71,14 @@ class Client:
         `market` `spot` (with on-demand as the way out) or `on-demand`, `idle_timeout` a duration
         such as `15m`. Names are shared with `namespace`, by default the notebook's.
 
+        `environment` gives the session packages of its own (the nodes'): `"capture"` for those
+        that are installed here, an `mlcloud.environment.Environment`, a list of requirements
+        (`["polars==1.9", "./mypackage"]`), or the path of a requirements file.
+
         Raises `UsageError` for what it does not understand, `NoSuchResources` at once where the
-        cluster has no such machine, `Conflict` where the name exists with other resources than
-        those given here.
+        cluster has no such machine, `Conflict` where the name exists with other resources or
+        another environment than those given here, `EnvironmentMismatch` where no node could make
+        the environment, `EnvironmentFailed` where a wheel of it could not be built.
         """
         given = {
             "gpu": gpu,
@@ -79,7 +95,10 @@ class Client:
             raise UsageError(
                 f"no such session can be: {problems}. A name has letters, digits, `_`, `.` and `-`"
             ) from None
-        answer = self._connection.post("/v1/sessions", request.model_dump(exclude_unset=True))
+        body = request.model_dump(exclude_unset=True)
+        if environment is not None:
+            body["environment"] = environments.spec(environment, self._connection)
+        answer = self._connection.post("/v1/sessions", body)
         info = SessionInfo.model_validate(answer)
         return self._local(info, namespace)
 
@@ -112,7 +131,8 @@ def connect(target: str | None = None, *, token: str | None = None) -> Client:
     """Connect to a gateway: None is the embedded cluster, started if need be; else its URL.
 
     The connection becomes the default of `%%remote` and `mlcloud.session()`. Raises
-    `ConnectionFailed` where none answers, `AuthenticationFailed` for a wrong token.
+    `ConnectionFailed` where none answers, `AuthenticationFailed` for a wrong token,
+    `EnvironmentMismatch` where its nodes run another Python or another mlcloud.
     """
     global _default
     settings = Settings()
@@ -135,6 +155,7 @@ def connect(target: str | None = None, *, token: str | None = None) -> Client:
             f"no cluster {target!r}: this version knows the embedded cluster (leave the name out) "
             "and gateways by URL (http://…)"
         )
+    environments.check_basics(connection)
     _default = Client(connection)
     return _default
 

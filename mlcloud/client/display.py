@@ -206,6 +206,10 @@ class Display:
         if ready:
             self._status_id = None  # the next wait has a line of its own
 
+    def warn(self, text: str) -> None:
+        """Something that might matter. It stays under the cell."""
+        self._line(text, mark="⚠", facts={"what": "warning"})
+
     def _story(self, content: dict[str, Any], body: dict[str, Any]) -> None:
         clock = datetime.fromtimestamp(body["time"]).strftime("%H:%M:%S")
         facts = {key: value for key, value in content.items() if key != "text"}

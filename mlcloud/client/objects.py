@@ -48,14 +48,29 @@ def upload(connection: Connection, groups: Iterable[Group]) -> dict[str, list[st
             every.update((_name(piece), piece) for piece in cut)
             names += [name for name in group.names if name not in names]
     if every:
-        missing = set(_missing(connection, every))
-        left = [piece for name, piece in every.items() if name in missing]
-        if left:
-            total = sum(len(piece.memory) for piece in every.values())
-            skipped = total - sum(len(piece.memory) for piece in left)
-            with Progress(f"sending {_listed(names)}", total, done=skipped) as progress:
-                _Upload(connection, left, progress).run()
+        _send(connection, every, f"sending {_listed(names)}")
     return objects
+
+
+def put(connection: Connection, data: bytes, what: str) -> list[str]:
+    """Put bytes that are no value of the notebook (a wheel); returns their pieces.
+
+    Raises as `upload` does.
+    """
+    cut = [Piece(*pair) for pair in zip(chunk_digests([data])[0], pieces(data), strict=True)]
+    _send(connection, {_name(piece): piece for piece in cut}, f"sending {what}")
+    return [_name(piece) for piece in cut]
+
+
+def _send(connection: Connection, every: dict[str, Piece], title: str) -> None:
+    """Send the pieces that are not there."""
+    missing = set(_missing(connection, every))
+    left = [piece for name, piece in every.items() if name in missing]
+    if left:
+        total = sum(len(piece.memory) for piece in every.values())
+        skipped = total - sum(len(piece.memory) for piece in left)
+        with Progress(title, total, done=skipped) as progress:
+            _Upload(connection, left, progress).run()
 
 
 def download(

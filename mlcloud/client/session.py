@@ -25,6 +25,7 @@ from mlcloud.client import frontend
 from mlcloud.client.channel import Channel, Event, Listener
 from mlcloud.client.connection import Connection
 from mlcloud.client.display import Display, Here, Under
+from mlcloud.client.environments import Comparison, SessionEnvironment
 from mlcloud.client.errors import rebuilt
 from mlcloud.client.execution import Execution
 from mlcloud.client.following import Following
@@ -81,6 +82,7 @@ class Session(Listener):
         self._routing = threading.RLock()
         self._returns: list[tuple[dict[str, Any], Display]] = []
         self._relay: Relay | None = None
+        self._environment = SessionEnvironment(connection, info.name)
 
     def __repr__(self) -> str:
         return f"<mlcloud session {self.name!r}: {self.state}>"
@@ -101,6 +103,15 @@ class Session(Listener):
     def cost(self) -> Decimal:
         """Dollars spent so far (simulated on the embedded cluster)."""
         return self.info.usd
+
+    @property
+    def environment(self) -> Comparison:
+        """This notebook's packages beside the session's, as a table."""
+        return self.compared()
+
+    def compared(self, *, everything: bool = False) -> Comparison:
+        """As `environment`; `everything` that is installed, not only what is loaded here."""
+        return self._environment.compared(everything=everything)
 
     def events(self, after: int = 0) -> list[dict[str, Any]]:
         """The journal after event number `after`, up to 256 events; bytes are base64."""
@@ -203,7 +214,12 @@ class Session(Listener):
         return rebuilt(done, load)
 
     def _message(
-        self, kind: str, code: str, shipment: Shipment | None, options: dict[str, Any]
+        self,
+        kind: str,
+        code: str,
+        shipment: Shipment | None,
+        options: dict[str, Any],
+        display: Display,
     ) -> dict[str, Any]:
         """The request, with its large values already at the gateway."""
         message: dict[str, Any] = {
@@ -214,6 +230,8 @@ class Session(Listener):
             "options": options,
         }
         if shipment is not None:
+            for warning in self._environment.check(shipment):
+                display.warn(warning)
             message["shipment"] = {
                 "wire": shipment.to_wire(INLINE_BYTES),
                 "objects": upload(self._connection, shipment.groups),
@@ -231,7 +249,7 @@ class Session(Listener):
         durable: bool = False,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Send, show, wait: the `done` event's content, and what the kernel returned."""
-        message = self._message(kind, code, shipment, options)
+        message = self._message(kind, code, shipment, options, display)
         with Following(self, message["id"], display) as following:
             self.channel.execute(message)
             return following.until_done(durable=durable)
@@ -239,7 +257,7 @@ class Session(Listener):
     def _detach(
         self, code: str, shipment: Shipment, options: dict[str, Any], *, quiet: bool
     ) -> Execution:
-        message = self._message("cell", code, shipment, options)
+        message = self._message("cell", code, shipment, options, Display())
         execution = Execution(self, message["id"], quiet=quiet)
         self.follow_with(execution.id, execution, execution.cell)
         try:

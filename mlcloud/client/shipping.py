@@ -34,7 +34,7 @@ from mlcloud.values.messages import (
     class_id,
 )
 from mlcloud.values.pickling import is_immutable
-from mlcloud.values.scan import Scan, unpack
+from mlcloud.values.scan import Scan, label, unpack
 
 __all__ = ["MAX_RETURN", "LocalSide", "Row"]
 
@@ -167,6 +167,11 @@ class LocalSide:
             epoch=self._epoch,
             sender=self._sender,
             notes=plan.notes,
+            modules={
+                module: label(plan.scan.value(key), key)
+                for key in sorted(set().union(*plan.ship), reverse=True)
+                for module in plan.scan.pickled[key].modules
+            },
         )
         pending = _Pending(kept=plan.kept, deletes=set(plan.deletes))
         pending.temporary = plan.temporary

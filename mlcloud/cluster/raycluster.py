@@ -12,6 +12,7 @@ socket paths end at 107 bytes, so the temp directory is short.
 
 from __future__ import annotations
 
+import json
 import secrets
 import socket
 from pathlib import Path
@@ -86,6 +87,11 @@ def ray_environment() -> dict[str, str]:
         # Its agents import slowly on a busy machine; a node that gives up on them is lost.
         "RAY_agent_register_timeout_ms": "180000",
         "RAY_memory_monitor_refresh_ms": "0",
+        # Sessions' environments. One that cannot be made is said at once: pip has its own retries,
+        # and whoever runs the cell again means to try again.
+        "RAY_RUNTIME_ENV_PLUGINS": json.dumps([{"class": "mlcloud.kernel.overlay.Overlay"}]),
+        "RUNTIME_ENV_RETRY_TIMES": "1",
+        "BAD_RUNTIME_ENV_CACHE_TTL_SECONDS": "1",
     }
 
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import Field
 from sqlalchemy import insert
 from starlette.exceptions import HTTPException
 
 from mlcloud import errors
 from mlcloud.cluster.clouds.local import now
-from mlcloud.gateway import auth, db, imds, objects
+from mlcloud.gateway import auth, db, environments, imds, objects
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.models import (
@@ -29,6 +30,7 @@ from mlcloud.models import (
     ExecutionInfo,
     Health,
     Heartbeat,
+    NodeFacts,
     NodeInfo,
     Notice,
     NoticeReport,
@@ -45,6 +47,7 @@ STATUS: list[tuple[type[errors.MLCloudError], int]] = [
     (errors.NoCheckpoint, 404),
     (errors.Conflict, 409),
     (errors.SessionClosed, 409),
+    (errors.VersionMismatch, 409),
     (errors.UsageError, 422),
     (errors.NoSuchResources, 422),
     (errors.StoreFull, 507),
@@ -56,6 +59,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 Cursor = Annotated[int, Query(ge=0, description="The number of the last event that was seen.")]
+Modules = Annotated[
+    Sequence[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]],
+    Query(max_length=500, description="Top-level modules to look for; none is imported."),
+]
 
 
 def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
@@ -176,6 +183,14 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     @routes.post("/sessions/{name}/executions/{execution_id}/interrupt", status_code=202)
     async def interrupt(name: str, execution_id: str) -> None:
         await sessions.get(name).interrupt(execution_id)
+
+    @routes.get("/environment")
+    async def nodes_environment() -> NodeFacts:
+        return await environments.of_nodes()
+
+    @routes.get("/sessions/{name}/environment")
+    async def session_environment(name: str, module: Modules = ()) -> NodeFacts:
+        return await environments.of_session(sessions.get(name), list(module))
 
     @routes.get("/sessions/{name}/events")
     async def read_events(name: str, after: Cursor = 0) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cost.ledger import Placement
 from mlcloud.errors import SessionFailed
-from mlcloud.gateway import restoring
+from mlcloud.gateway import environments, restoring
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.models import SessionState
 
@@ -53,9 +53,11 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
                 "memory_bytes": session.memory_bytes,
             },
             avoid=avoid,
+            runtime_env=environments.runtime_env(session),
         )
         if attempt == 0:
-            session.status("asking for a node")
+            own = session.request.environment
+            session.status("asking for a node" + (f" and installing {own.summary}" if own else ""))
         try:
             facts = await handle.start.remote()
         except asyncio.CancelledError:
@@ -65,6 +67,7 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
             # Placed on a node that died before Ray knew: the next try is placed elsewhere.
             log.info("host %s-%s did not start: %s", session.id, session.epoch, error)
             hosts.kill(handle)
+            environments.raise_if_broken(session, error)
             last = error
             await asyncio.sleep(1.0)
             continue

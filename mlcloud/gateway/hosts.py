@@ -62,6 +62,7 @@ class Hosts:
         memory_bytes: int,
         arguments: dict[str, Any],
         avoid: str = "",
+        runtime_env: dict[str, Any] | None = None,
     ) -> Any:
         """Ask Ray for a host. Returns at once; the actor starts when a node can hold it.
 
@@ -85,6 +86,7 @@ class Hosts:
                 memory=memory_bytes or None,
                 resources=request.resources,
                 label_selector={"mlcloud.instance": f"!{avoid}"} if avoid else None,
+                runtime_env=runtime_env,
             )
             .remote(**arguments)
         )

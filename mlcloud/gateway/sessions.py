@@ -14,7 +14,7 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cluster.shapes import HostRequest, choose
 from mlcloud.errors import Conflict, NotFound
-from mlcloud.gateway import db
+from mlcloud.gateway import db, environments
 from mlcloud.gateway.session import Services, Session
 from mlcloud.models import SessionInfo, SessionRequest, SessionState
 from mlcloud.units import parse_duration, parse_gpu, parse_size
@@ -40,6 +40,7 @@ class Sessions:
         if existing is not None:
             _same_resources(existing.request, request)
             return existing
+        environments.check(request)
         host_request, memory_bytes, idle_s = self._resolve(request)
         session = Session(
             self.services,
@@ -180,6 +181,7 @@ class Sessions:
             last_event=session.journal.last,
             finished_cells=finished,
             safe_cells=safe,
+            environment=session.request.environment.summary if session.request.environment else "",
             detail=session.detail,
         )
 
@@ -204,3 +206,4 @@ def _same_resources(existing: SessionRequest, wanted: SessionRequest) -> None:
                 f"session {existing.name!r} exists with {field}={have!r}, not {want!r}; "
                 "use another name, or close it first"
             )
+    environments.same(existing, wanted)

@@ -103,6 +103,13 @@ class Host:
             "question": self._question,
         }
 
+    async def environment(self, modules: list[str]) -> dict[str, Any]:
+        """What the kernel beside this runs with, as of now: a cell may have installed something."""
+        from mlcloud.environment import facts
+
+        found = await asyncio.to_thread(facts.report, modules)
+        return found.to_wire()
+
     # --- requests ---------------------------------------------------------------------------------
 
     async def submit(

@@ -29,7 +29,8 @@ def imported(entry: Import) -> types.ModuleType:
         raise errors.UsageError(
             f"`{entry.name}` is the module {entry.module!r} in the notebook, and the session has "
             f"no package {error.name!r}: install it there (`%pip install …` in a %%remote cell), "
-            "then run the cell again."
+            "then run the cell again. A module of your own comes along with a session made by "
+            "mlcloud.session(NAME, environment=['./module.py'])."
         ) from error
     for submodule in entry.submodules:
         try:

@@ -209,6 +209,7 @@ class Shipment:
     max_return: int = 1 << 20  # bytes of a group above which it stays in the session
     epoch: str | None = None  # the kernel this was made for; None before the first Return
     notes: list[str] = field(default_factory=list)  # for the user
+    modules: dict[str, str] = field(default_factory=dict)  # what must load: a name that needs it
     sender: str = ""  # which notebook
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 

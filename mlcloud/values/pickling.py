@@ -54,6 +54,7 @@ Resolve = Callable[[Ref], Any]
 _PLAIN = frozenset(
     {type(None), bool, int, float, complex, str, bytes, tuple, list, set, frozenset, range, slice}
 )
+_BUILT_IN = sys.stdlib_module_names | {"__main__", "__mp_main__", "mlcloud", "cloudpickle"}
 _ATOMS = frozenset({str, bytes, tuple, frozenset, type(None), bool, int, float, complex})
 # Objects that cannot change, or whose identity is not the user's: sharing them binds no names.
 _IMMUTABLE = (
@@ -125,6 +126,7 @@ class Pickled:
         refs: frozenset[Ref] = frozenset(),
         codes: Iterable[types.CodeType] = (),
         annotated: Iterable[str] = (),
+        kinds: Iterable[Any] = (),
     ) -> None:
         self.payload = payload
         self.buffers = buffers
@@ -134,6 +136,7 @@ class Pickled:
         self.codes = tuple(codes)  # of the notebook's functions in here: what names they use
         self.annotated = frozenset(annotated)  # and those in their string annotations
         self.known = Known()  # what was hashed before; a scan gives all its pickles one
+        self._kinds = kinds
         self._memo, self._memory, self._skip = memo, memory, skip
         self._kept: dict[int, tuple[int, Any]] = {}
 
@@ -157,6 +160,16 @@ class Pickled:
         """blake3 over all the parts."""
         digests = self.digests
         return digests[0] if len(digests) == 1 else blake3("".join(digests).encode()).hexdigest()
+
+    @functools.cached_property
+    def modules(self) -> frozenset[str]:
+        """Where the types and functions in here are from: what must be importable to load it."""
+        found = {getattr(kind, "__module__", None) for kind in self._kinds}
+        return frozenset(
+            module
+            for module in found
+            if isinstance(module, str) and module.partition(".")[0] not in _BUILT_IN
+        )
 
     @functools.cached_property
     def ids(self) -> set[int]:
@@ -199,6 +212,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
         self.functions: dict[
             int, Any
         ] = {}  # the notebook's own: a dict's keys, a callback to remove
+        self.kinds: dict[int, Any] = {}  # types, and functions by reference; not all can be hashed
         self.arrays: dict[int, dict[int, Any]] = {}  # memory address -> arrays over it
         self.frozen: dict[int, Any] = {}  # arrays inside immutable objects
         self._cells: set[int] = set()
@@ -238,6 +252,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
+        self.kinds[id(kind)] = kind
         if kind is types.FunctionType:
             if obj.__globals__ is self.namespace:
                 self._cells.update(map(id, obj.__closure__ or ()))
@@ -245,10 +260,12 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
                 self.codes.append(obj.__code__)
                 self.annotated |= annotations_used(obj)
                 return reducers.function_parts(obj)
+            self.kinds[id(obj)] = obj
             return super().reducer_override(obj)
         if kind is types.CellType:
             return (reducers.empty_cell, ()) if id(obj) in self._cells else reducers.cell_parts(obj)
         if isinstance(obj, type):
+            self.kinds[id(obj)] = obj
             parts = None
             if reducers.is_notebook_class(obj):
                 parts = reducers.class_parts(obj, self.registry)
@@ -374,6 +391,7 @@ def _dump(
         refs=frozenset(pickler.refs),
         codes=pickler.codes,
         annotated=pickler.annotated,
+        kinds=pickler.kinds.values(),
     )
 
 
