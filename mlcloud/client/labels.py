@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import linecache
 import re
+import sys
+from types import FrameType
 from typing import Any
 
 from mlcloud.client.frontend import shell
@@ -42,9 +44,10 @@ class Labels:
             wire: dict[str, Any] = {"file": self._unnumbered(code), "number": None, "head": blank}
         else:
             head += blank
+            number = _number(ip)
             text, raw = head + _transformed(ip, code), head + code
-            file = ip.compile.cache(text, ip.execution_count, raw_code=raw)
-            wire = {"file": file, "number": ip.execution_count, "head": head}
+            file = ip.compile.cache(text, number, raw_code=raw)
+            wire = {"file": file, "number": number, "head": head}
         if ip is not None:
             wire |= {"xmode": ip.InteractiveTB.mode, "colors": ip.colors, "labels": self._new(ip)}
         return wire
@@ -80,6 +83,18 @@ def _head(ip: Any, code: str) -> str | None:
         return None
     lines = raw[: len(raw) - len(body)].split("\n")[:-1]
     return "".join(f"# {line}\n" if line.strip() else "\n" for line in lines)
+
+
+def _number(ip: Any) -> int:
+    """The running cell's number: its code's, because `execution_count` may be the next one's."""
+    numbers: dict[str, int] = getattr(ip.compile, "_filename_map", {})
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename in numbers and frame.f_code.co_name == "<module>":
+            return numbers[frame.f_code.co_filename]
+        frame = frame.f_back
+    count: int = ip.execution_count
+    return count
 
 
 def _raw_cell(ip: Any) -> str:

@@ -197,6 +197,14 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
         lines = self.SyntaxTB.structured_traceback(type(error), error, frames)
         self._showtraceback(type(error), error, lines)
 
+    def ask_exit(self) -> None:
+        """`exit` and `quit`: a session is not ended from inside."""
+        print(
+            "a session goes on until it is closed (`session.close()`); `%mlcloud park` gives its "
+            "node back",
+            file=sys.stderr,
+        )
+
     def show_usage_error(self, exc: BaseException) -> None:
         """Nothing: the notebook raises it again, and IPython shows it there."""
         self.failed = exc
