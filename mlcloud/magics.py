@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import traceback
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -49,16 +48,6 @@ def _split(line: str) -> list[str]:
         return shlex.split(line)
     except ValueError as error:
         raise UsageError(f"{error} in {line!r}: a quote must be closed") from None
-
-
-class CellSyntaxError(UsageError):
-    """The cell is not Python. Shown as the SyntaxError that it is in a local cell."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [str(self)]
-
-
-CellSyntaxError.__name__ = CellSyntaxError.__qualname__ = "SyntaxError"
 
 
 class _HelpShown(Exception):
@@ -107,6 +96,7 @@ def run_remote(line: str, cell: str) -> Any:
     if options.detach and options.durable:
         raise UsageError("%%remote: --durable waits for the cell and --detach does not: choose one")
     from mlcloud.client.api import default
+    from mlcloud.client.errors import show_as_it_was
     from mlcloud.units import parse_duration
 
     timeout = None if options.timeout is None else parse_duration(options.timeout).total_seconds()
@@ -141,10 +131,9 @@ def run_remote(line: str, cell: str) -> Any:
             result_hook=True,
             detach=options.detach,
         )
-    except SyntaxError as error:
-        # Of a real SyntaxError that a magic raises, IPython shows this library's frames.
-        shown = "".join(traceback.format_exception_only(error)).rstrip()
-        raise CellSyntaxError(shown) from None
+    except BaseException as error:
+        show_as_it_was(error)
+        raise
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -36,6 +36,9 @@ MARKS = {
     "resumed": "▶",
     "checkpoint": "•",
 }
+OUTPUT = {
+    *("stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"),
+}
 
 
 class Sink(Protocol):
@@ -101,7 +104,12 @@ class Here:
             self._shell.display_pub.clear_output(wait=wait)
 
     def error(self, content: dict[str, Any]) -> None:
-        """The cell raises it: see `client/session.py`."""
+        """One that did not end the cell, which else raises it (`Session.error_of`)."""
+        if self._shell is None:
+            print("\n".join(content["traceback"]), file=sys.stderr)
+            return
+        kind = type(content["ename"], (Exception,), {})
+        self._shell._showtraceback(kind, content["evalue"], content["traceback"])
 
 
 class Under:
@@ -146,10 +154,13 @@ class Display:
         self._status_id: str | None = None
         self._status_since = time.monotonic()
         self.error: dict[str, Any] | None = None
+        self._held: dict[str, Any] | None = None
 
     def show(self, kind: str, body: dict[str, Any]) -> None:
         method = getattr(self, f"_{kind}", None)
         if method is not None:
+            if kind in OUTPUT:
+                self.flush_error()  # the cell went on after it
             method(body["content"], body)
 
     # --- Jupyter's messages -----------------------------------------------------------------------
@@ -176,7 +187,27 @@ class Display:
 
     def _error(self, content: dict[str, Any], _: Any) -> None:
         self.error = content
-        self._sink.error(content)
+        if isinstance(self._sink, Here):
+            self._held = content  # if it ends the cell, it is raised, and so shown
+        else:
+            self._sink.error(content)
+
+    def flush_error(self) -> None:
+        """Show the error that was held back: it did not end the cell (`%run`, a failing repr)."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._sink.error(held)
+
+    def with_traceback(self, done: dict[str, Any]) -> dict[str, Any]:
+        """The last event of a cell that failed, with the traceback of the error that ended it."""
+        error, name = self.error, done.get("ename")
+        if error is not None and name in (error["ename"], "ExecutionTimeout"):
+            # Of one that is shown already, because output came after it, one line is enough.
+            shown = isinstance(self._sink, Here) and self._held is not error
+            self._held = None
+            return {**done, "traceback": None if shown else error["traceback"]}
+        self.flush_error()
+        return {**done, "traceback": None}
 
     def payload(self, payload: dict[str, Any]) -> None:
         """What a reply asks of the front end: a page of help, the next cell's text."""

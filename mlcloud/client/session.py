@@ -26,10 +26,11 @@ from mlcloud.client.channel import Channel, Event, Listener
 from mlcloud.client.connection import Connection
 from mlcloud.client.display import Display, Here, Under
 from mlcloud.client.environments import Comparison, SessionEnvironment
-from mlcloud.client.errors import rebuilt
+from mlcloud.client.errors import in_cell, rebuilt
 from mlcloud.client.execution import Execution
 from mlcloud.client.following import Following
 from mlcloud.client.frontend import Cell
+from mlcloud.client.labels import Labels
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.models import ExecutionInfo, SessionInfo
@@ -79,6 +80,7 @@ class Session(Listener):
         self.channel = Channel(connection, info.name, after=info.last_event, listener=self)
         self._followers: dict[str, list[Follower]] = {}
         self._cells: OrderedDict[str, Cell | None] = OrderedDict()
+        self._labels = Labels(info.name)
         self._routing = threading.RLock()
         self._returns: list[tuple[dict[str, Any], Display]] = []
         self._relay: Relay | None = None
@@ -150,13 +152,17 @@ class Session(Listener):
         self.apply_returns()
         for fresh in (False, True):
             display = Display(Here(result_hook=result_hook))
-            shipment = self._side.prepare(
-                code,
-                only_in=None if only_in is None else list(only_in),
-                out=None if out is None else list(out),
-                keep_remote=keep_remote,
-                max_return=MAX_RETURN,
-            )
+            options["cell"] = self._labels.describe(code)
+            try:
+                shipment = self._side.prepare(
+                    code,
+                    only_in=None if only_in is None else list(only_in),
+                    out=None if out is None else list(out),
+                    keep_remote=keep_remote,
+                    max_return=MAX_RETURN,
+                )
+            except SyntaxError as error:
+                raise in_cell(error, options["cell"]) from None
             for note in shipment.notes:
                 display.status(note)
             if detach:
@@ -166,6 +172,7 @@ class Session(Listener):
                 break
             # The kernel was lost before anything of it was in the store: nothing ran, send it all.
             self._side.reset()
+            self._labels.reset()
         self._end(done, answer, display, quiet=quiet)
         return None
 
@@ -173,6 +180,8 @@ class Session(Listener):
         self, done: dict[str, Any], answer: dict[str, Any], display: Display, *, quiet: bool
     ) -> None:
         """Bind what came back, show the bill, raise what the cell raised."""
+        if done["status"] == "ok":
+            display.flush_error()
         self.apply_returns()
         self._apply(answer, display)
         for payload in done.get("payload") or ():
@@ -200,18 +209,16 @@ class Session(Listener):
         self, done: dict[str, Any], answer: dict[str, Any], display: Display
     ) -> BaseException:
         """The exception of a cell that failed, as it was there."""
-        if display.error is not None:
-            done = {**display.error, **done, "traceback": display.error["traceback"]}
-        return self._error(done, answer)
+        return self._error(display.with_traceback(done), answer)
 
     def _error(self, done: dict[str, Any], answer: dict[str, Any]) -> BaseException:
-        def load() -> Any:
+        def load(part: Any) -> Any:
             # From our own session over the authenticated channel: the user's own object.
-            payload, buffers = answer["exception"]
+            payload, buffers = part
             side = self._side
             return values.load(payload, buffers, side.namespace, classes=side.classes)
 
-        return rebuilt(done, load)
+        return rebuilt(done, answer, load, session=self.name)
 
     def _message(
         self,

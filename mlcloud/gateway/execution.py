@@ -62,6 +62,7 @@ class Execution:
                 "snapshot": self.op != "get",
                 "name": self.options.get("name"),
                 "binding": self.options.get("binding"),
+                "cell": self.options.get("cell"),
             }
         )
         return packed

@@ -27,14 +27,18 @@ from typing import Any, ClassVar
 
 import msgpack
 from ipykernel.ipkernel import IPythonKernel
+from traitlets import Type
 
 from mlcloud.checkpoint import context as run_context
 from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable
+from mlcloud.kernel import tracebacks
 from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.namespace import RemoteSide
+from mlcloud.kernel.shell import Cell, Shell
 from mlcloud.kernel.snapshot import Snapshots
 from mlcloud.kernel.transfer import Inbox, send
 from mlcloud.store import Store
+from mlcloud.values import exceptions
 from mlcloud.values.messages import Shipment
 from mlcloud.values.pickling import dump
 
@@ -45,6 +49,7 @@ MAX_EXCEPTION_BYTES = 1 << 20
 class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no complete types
     """One session's kernel. `serve()` is called once, before the first message."""
 
+    shell_class = Type(Shell)
     control_msg_types: ClassVar = [
         *IPythonKernel.control_msg_types,
         "mlcloud_notice",
@@ -91,14 +96,16 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         answer: dict[str, Any] = {}
         try:
             if request["op"] == "cell":
+                self.shell.begin(None)
                 shipment = self._load(request)
+                self.shell.begin(Cell.from_wire(request["cell"]) if request.get("cell") else None)
                 with self._running(request["execution_id"]):
                     reply = await super().do_execute(
                         code, silent, store_history, user_expressions, allow_stdin, **more
                     )
                 _flush()
-                if reply["status"] == "error":
-                    answer["exception"] = self._pickled(getattr(sys, "last_value", None))
+                if reply["status"] == "error" and self.shell.failed is not None:
+                    reply = self._describe_failure(self.shell.failed, reply, answer)
                 answer["names"] = send(self.names.collect(shipment), self.store)
             else:
                 answer.update(getattr(self, f"op_{request['op']}")(request))
@@ -112,7 +119,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 reply = self._reply({"status": "error", "ename": "Conflict", "evalue": str(error)})
             else:
                 reply = self._failed(error)
-            answer["exception"] = self._pickled(error)
+                answer["own"] = isinstance(error, MLCloudError)
+            answer["exception"] = self._packed(error)
         self._publish("mlcloud_return", {"status": reply["status"]}, parent, answer)
         return reply
 
@@ -133,14 +141,23 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         finally:
             signal.signal(signal.SIGINT, previous)
 
+    def _describe_failure(
+        self, error: BaseException, reply: dict[str, Any], answer: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What the notebook needs to raise the cell's error as it was raised here."""
+        answer["exception"] = self._packed(error)
+        if isinstance(error, SystemExit):  # IPython showed one line of it; %tb shows it all
+            answer["rendered"] = self.shell.render(error)
+        return {**reply, "ename": type(error).__name__, "evalue": tracebacks.text_of(error)}
+
     def _failed(self, error: BaseException) -> dict[str, Any]:
         """Report an error of ours as IPython reports one of the cell's."""
-        kind = type(error)
-        if isinstance(error, MLCloudError):
-            text = [f"{kind.__name__}: {error}"]
-        else:
-            text = self.shell.InteractiveTB.structured_traceback(kind, error, error.__traceback__)
-        content = {"ename": kind.__name__, "evalue": str(error), "traceback": list(text)}
+        name, text = type(error).__name__, tracebacks.text_of(error)
+        lines = [f"{name}: {text}"]
+        if not isinstance(error, MLCloudError):
+            tracebacks.strip(error)
+            lines = self.shell.render(error)
+        content = {"ename": name, "evalue": text, "traceback": lines}
         self._publish("error", content, self.get_parent("shell"))
         return self._reply({"status": "error", **content})
 
@@ -152,17 +169,16 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             "user_expressions": {},
         }
 
-    def _pickled(self, error: BaseException | None) -> list[Any] | None:
-        """The exception without its traceback, None where it cannot travel."""
-        if error is None:
-            return None
-        try:
-            pickled = dump(error, self.shell.user_ns, classes=self.names.classes)
-        except NotPicklable:
-            return None
-        if pickled.size > MAX_EXCEPTION_BYTES:
-            return None
-        return [pickled.payload, [bytes(buffer) for buffer in pickled.buffers]]
+    def _packed(self, error: BaseException) -> list[dict[str, Any]]:
+        """The exception and its family as plain data, as far as they can travel."""
+
+        def one(value: Any) -> list[Any]:
+            pickled = dump(value, self.shell.user_ns, classes=self.names.classes)
+            if pickled.size > MAX_EXCEPTION_BYTES:
+                raise NotPicklable("it is too large to travel with an exception")
+            return [pickled.payload, [bytes(buffer) for buffer in pickled.buffers]]
+
+        return exceptions.pack(error, one, tracebacks.frames)
 
     @contextlib.contextmanager
     def _running(self, execution_id: str) -> Iterator[None]:
@@ -200,7 +216,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
 
     def op_restore(self, request: dict[str, Any]) -> dict[str, Any]:
         """A snapshot's names, in a kernel that has none yet."""
-        return self.snapshots.restore(request["snapshot_body"])
+        body = request["snapshot_body"]
+        self.shell.compile.learn(body.get("labels", {}))
+        return self.snapshots.restore(body)
 
     # --- after a cell -----------------------------------------------------------------------------
 
@@ -209,7 +227,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         previous = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            content = {"status": "ok", "body": self.snapshots.take()}
+            body = {**self.snapshots.take(), "labels": self.shell.compile.labels}
+            content = {"status": "ok", "body": body}
         except Exception as error:
             content = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
         finally:

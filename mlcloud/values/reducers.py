@@ -11,6 +11,7 @@ becomes code + defaults + closure cells, and is bound to the *receiver's* namesp
 - **Cells.** A cell is written empty, and the function's state says what goes into it. By then the
   function is in pickle's memo, so a closure that reaches itself ends, and two functions that share
   a cell still share it.
+- **Lines.** The state ends with the function's source lines (`sources`), for tracebacks there.
 - **Classes.** `Classes` gives each notebook class an id that travels with it. A class that arrives
   again updates the class that is there, so `isinstance` holds after a round trip. cloudpickle takes
   classes apart; only its process-wide registry is replaced, because one process may hold several
@@ -37,6 +38,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cloudpickle import cloudpickle as _cp
+
+from mlcloud.values import sources
 
 Reduced = tuple[Any, ...]
 _SENTINELS = ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
@@ -95,8 +98,11 @@ def function_parts(func: types.FunctionType) -> Reduced:
         state["__annotations__"] = {}
     if type_params := getattr(func, "__type_params__", ()):
         state["__type_params__"] = type_params
-    args = (func.__code__, func.__globals__, func.__name__, cells or None)
-    return build_function, args, (state, func.__dict__ or None, filled), None, None, fill_function
+    # cloudpickle forgets where code was defined; a copy, so that no memo depends on who shares it.
+    file = "".join(func.__code__.co_filename)
+    args = (func.__code__, func.__globals__, func.__name__, cells or None, file)
+    full = (state, func.__dict__ or None, filled, sources.lines_of(func.__code__))
+    return build_function, args, full, None, None, fill_function
 
 
 def build_function(
@@ -104,20 +110,32 @@ def build_function(
     namespace: dict[str, Any],
     name: str,
     cells: tuple[types.CellType, ...] | None,
+    file: str = "<dynamic-code>",
 ) -> types.FunctionType:
     """The function, bound to the receiver's namespace; `fill_function` completes it."""
-    return types.FunctionType(code, namespace, name, None, cells)
+    return types.FunctionType(_in_file(code, file), namespace, name, None, cells)
 
 
-def fill_function(func: types.FunctionType, state: tuple[Any, Any, Any]) -> None:
-    """Second phase: attributes, and the contents of the cells."""
-    slots, attributes, filled = state
+def _in_file(code: types.CodeType, file: str) -> types.CodeType:
+    """The code, and the code inside it, as defined in `file`."""
+    consts = tuple(
+        _in_file(const, file) if isinstance(const, types.CodeType) else const
+        for const in code.co_consts
+    )
+    return code.replace(co_filename=file, co_consts=consts)
+
+
+def fill_function(func: types.FunctionType, state: tuple[Any, ...]) -> None:
+    """Second phase: attributes, the contents of the cells, and the lines for tracebacks."""
+    slots, attributes, filled, *lines = state
     for name, value in slots.items():
         setattr(func, name, value)
     if attributes:
         func.__dict__.update(attributes)
     for cell, content in filled:
         cell.cell_contents = content
+    if lines and lines[0]:
+        sources.remember(lines[0])
 
 
 def empty_cell() -> types.CellType:
