@@ -5,19 +5,44 @@ takes that address for a mistake and replaces it by a network card's. The check 
 other systems (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0), which then forbids worker nodes. So the one
 function that replaces the address is replaced here, in the process that runs `ray start` and
 nowhere else.
+
+The raylet waits 15 s for each of its agents to write down the port it listens on, and aborts: too
+short on a busy machine, where their imports take longer. It does not wait for ports that it is
+given (`agent.AGENT_PORTS`), but of the dashboard agent's only that agent is told (Ray 2.60): so it
+is written down here before the raylet looks.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 
 def main() -> None:
     from ray._private import services
+    from ray._raylet import (  # type: ignore[attr-defined]  # compiled
+        DASHBOARD_AGENT_LISTEN_PORT_NAME,
+        persist_port,
+    )
     from ray.scripts import scripts
 
     services.resolve_ip_for_localhost = lambda host: host
+    start_raylet = services.start_raylet
+
+    def start(
+        redis_address: str, gcs_address: str, node_id: str, *rest: Any, **options: Any
+    ) -> Any:
+        port = options.get("dashboard_agent_listen_port")
+        if port:
+            session_dir = rest[SESSION_DIR]
+            persist_port(session_dir, node_id, DASHBOARD_AGENT_LISTEN_PORT_NAME, port)
+        return start_raylet(redis_address, gcs_address, node_id, *rest, **options)
+
+    services.start_raylet = start
     sys.exit(scripts.main())
+
+
+SESSION_DIR = 8  # its place among the arguments after the node's id
 
 
 if __name__ == "__main__":
