@@ -19,7 +19,6 @@ The actor is expendable: it holds nothing that the store or the journal does not
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import sys
@@ -30,14 +29,13 @@ from typing import Any
 
 import msgpack
 
-from mlcloud.kernel import outlet
+from mlcloud.kernel.outlet import END
 from mlcloud.kernel.process import KernelProcess
 
 LIMIT = 32 * 2**20
-REPLY = ("status", "ename", "evalue", "traceback", "execution_count", "payload")
-UNSHOWN = {"status", "execute_input", "iopub_welcome"}
 INTERRUPT_REPEATS = 5
 DRAIN_S = 10.0
+RETURN_S = 2.0
 
 Event = tuple[int, str, str, bytes]
 
@@ -54,10 +52,8 @@ class Host:
         self._bytes = 0
         self._number = 0
         self._new = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
         self._running: str | None = None
-        self._returned: dict[str, asyncio.Event] = {}
+        self._unfinished: set[str] = set()
         self._early: dict[str, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kernel: KernelProcess | None = None
@@ -111,7 +107,7 @@ class Host:
         """Run a cell or an operation. The gateway sends one at a time."""
         kernel = self._live()
         self._running = execution_id
-        self._returned[execution_id] = asyncio.Event()
+        self._unfinished.add(execution_id)
         content = {
             "code": code,
             "silent": False,
@@ -185,8 +181,8 @@ class Host:
         """What came after number `after`, at once if there is any; drops what came before."""
         while self._events and self._events[0][0] <= after:
             self._bytes -= len(self._events.popleft()[3])
-        if self._bytes < LIMIT:
-            self._room.set()
+        if self._bytes < LIMIT and self._kernel is not None:
+            self._kernel.output.resume()
         if not self._events:
             self._new.clear()
             try:
@@ -195,69 +191,78 @@ class Host:
                 return []
         return list(self._events)
 
-    def _emit(self, execution_id: str, kind: str, body: dict[str, Any]) -> None:
+    def _emit(
+        self, execution_id: str, kind: str, body: dict[str, Any], *, wake: bool = True
+    ) -> None:
+        """`wake` False: another event follows at once, and both travel together."""
         body["time"] = time.time()
         blob: bytes = msgpack.packb(body, default=str)
         self._number += 1
         self._events.append((self._number, execution_id, kind, blob))
         self._bytes += len(blob)
-        if self._bytes >= LIMIT:
-            self._room.clear()
-        self._new.set()
+        if self._bytes >= LIMIT and self._kernel is not None:
+            self._kernel.output.pause()
+        if wake:
+            self._new.set()
 
     async def _read_output(self, kernel: KernelProcess) -> None:
-        while True:
-            await self._room.wait()
-            try:
-                message = kernel.decode(await outlet.read(kernel.output))
-            except asyncio.IncompleteReadError:  # the kernel has ended
-                return
-            kind = message["header"]["msg_type"]
-            if kind in UNSHOWN:
-                continue
-            parent = message["parent_header"].get("msg_id", "")
-            body = {
-                "type": kind,
-                "content": message["content"],
-                "metadata": message["metadata"],
-                "buffers": [bytes(buffer) for buffer in message["buffers"]],
-            }
-            if kind == "mlcloud_snapshot" and parent in self._returned:
-                # It overtook the reply, on another socket; a cell is finished before it is safe.
-                self._early[parent] = body
-                continue
+        def on_message(frames: list[bytes]) -> None:
+            self._on_message(kernel.decode(frames))
+
+        await kernel.output.read(kernel.outlet, self._on_text, on_message)
+
+    def _on_text(self, execution_id: str, name: str, text: str) -> None:
+        content = {"name": name, "text": text}
+        self._emit(execution_id, "stream", {"type": "stream", "content": content})
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        kind = message["header"]["msg_type"]
+        parent = message["parent_header"].get("msg_id", "")
+        body = {
+            "type": kind,
+            "content": message["content"],
+            "metadata": message["metadata"],
+            "buffers": [bytes(buffer) for buffer in message["buffers"]],
+        }
+        if kind == "mlcloud_return" and parent in self._unfinished:
+            # The last message of a cell, and with it comes how the cell ended.
+            self._emit(parent, kind, {**body, "content": {}}, wake=False)
+            self._finish(parent, message["content"])
+        elif kind == "mlcloud_snapshot" and parent in self._unfinished:
+            # It overtook the reply, on another socket; a cell is finished before it is safe.
+            self._early[parent] = body
+        else:
             self._emit(parent, kind, body)
-            if kind == "mlcloud_return" and parent in self._returned:
-                self._returned[parent].set()
+
+    def _finish(self, execution_id: str, content: dict[str, Any]) -> None:
+        if self._running == execution_id:
+            self._running = None
+            self._question = None
+        self._unfinished.discard(execution_id)
+        self._emit(execution_id, "finished", {"type": "finished", "content": content})
+        early = self._early.pop(execution_id, None)
+        if early is not None:
+            self._emit(execution_id, "mlcloud_snapshot", early)
 
     async def _read_shell(self, kernel: KernelProcess) -> None:
         while True:
             message = kernel.decode(await kernel.shell.recv_multipart())
-            if message["header"]["msg_type"] != "execute_reply":
-                continue
-            execution_id = message["parent_header"].get("msg_id", "")
-            returned = self._returned.get(execution_id)
-            if returned is not None and message["content"].get("status") != "aborted":
-                # The reply travels on another socket than the output before it. Output always
-                # ends with mlcloud_return, except when an interrupt hit exactly that line.
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(returned.wait(), 5)
-            content = message["content"]
-            if self._running == execution_id:
-                self._running = None
-                self._question = None
-            self._emit(
-                execution_id,
-                "finished",
-                {
-                    "type": "finished",
-                    "content": {key: content[key] for key in REPLY if key in content},
-                },
-            )
-            self._returned.pop(execution_id, None)
-            early = self._early.pop(execution_id, None)
-            if early is not None:
-                self._emit(execution_id, "mlcloud_snapshot", early)
+            if message["header"]["msg_type"] == "execute_reply":
+                execution_id = message["parent_header"].get("msg_id", "")
+                if execution_id in self._unfinished:
+                    self._spawn(self._finish_by_reply(kernel, execution_id, message["content"]))
+
+    async def _finish_by_reply(
+        self, kernel: KernelProcess, execution_id: str, content: dict[str, Any]
+    ) -> None:
+        """The reply may overtake the cell's own last message, which is on another socket. Only an
+        interrupt that hit exactly the sending of that one keeps it from coming."""
+        waited = 0.0
+        while waited < RETURN_S and execution_id in self._unfinished:
+            await asyncio.sleep(0.1)
+            waited += 0.0 if kernel.output.paused else 0.1
+        if execution_id in self._unfinished:
+            self._finish(execution_id, {key: content[key] for key in END if key in content})
 
     async def _read_stdin(self, kernel: KernelProcess) -> None:
         while True:
@@ -266,6 +271,7 @@ class Host:
                 continue
             content = {**message["content"], "request": secrets.token_hex(8)}
             self._question = content
+            kernel.output.look()  # what was printed before it asked
             parent = message["parent_header"].get("msg_id", "")
             self._emit(parent, "input_request", {"type": "input_request", "content": content})
 
@@ -274,4 +280,5 @@ class Host:
         # What it printed before it died is in its socket still: that comes first.
         await asyncio.wait({output}, timeout=DRAIN_S)
         running, self._running = self._running, None
+        self._unfinished.clear()
         self._emit(running or "", "kernel_died", {"type": "kernel_died", "content": report})

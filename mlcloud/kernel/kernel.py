@@ -32,7 +32,10 @@ from mlcloud.checkpoint import context as run_context
 from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable
 from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.namespace import RemoteSide
+from mlcloud.kernel.outlet import END
 from mlcloud.kernel.snapshot import Snapshots
+from mlcloud.kernel.streams import flush_c
+from mlcloud.kernel.threads import inherit_parents
 from mlcloud.kernel.transfer import resolver, send
 from mlcloud.store import Store
 from mlcloud.values.messages import Shipment
@@ -58,6 +61,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.snapshots = Snapshots(self.store, self.names)
         self.notice = run_context.Notice()
         self.comms = Comms(self)
+        inherit_parents(self)
         self._request: dict[str, Any] | None = None
 
     # --- a cell -----------------------------------------------------------------------------------
@@ -96,7 +100,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                     reply = await super().do_execute(
                         code, silent, store_history, user_expressions, allow_stdin, **more
                     )
-                _flush()
+                flush_c()
                 if reply["status"] == "error":
                     answer["exception"] = self._pickled(getattr(sys, "last_value", None))
                 answer["names"] = send(self.names.collect(shipment), self.store)
@@ -113,7 +117,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             else:
                 reply = self._failed(error)
             answer["exception"] = self._pickled(error)
-        self._publish("mlcloud_return", {"status": reply["status"]}, parent, answer)
+        # The end of the cell: the host need not wait for the reply, which takes a longer way.
+        end = {key: reply[key] for key in END if key in reply}
+        self._publish("mlcloud_return", end, parent, answer)
         return reply
 
     @contextlib.contextmanager
@@ -250,9 +256,3 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             ident=msg_type.encode(),
             buffers=None if packed is None else [msgpack.packb(packed)],
         )
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
