@@ -29,6 +29,7 @@ from mlcloud.client.errors import rebuilt
 from mlcloud.client.execution import Execution
 from mlcloud.client.following import Following
 from mlcloud.client.frontend import Cell
+from mlcloud.client.logs import Log
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.models import ExecutionInfo, SessionInfo
@@ -108,6 +109,10 @@ class Session(Listener):
             f"/v1/sessions/{self.name}/events", params={"after": after}
         )
         return found
+
+    def log(self, execution_id: str | None = None) -> Log:
+        """All that an execution printed, however much; None: the session's last cell."""
+        return Log(self._connection, self.name, execution_id)
 
     # --- running ----------------------------------------------------------------------------------
 

@@ -68,6 +68,7 @@ class Services:
     ray_dir: Path
     idle_timeout_s: float
     input_timeout_s: float
+    output_limits: dict[str, int]
 
 
 class Session:

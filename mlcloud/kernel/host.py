@@ -3,15 +3,14 @@
     gateway ── submit(request) ──► host ── shell ──► kernel
             ◄─ events(after=n) ──       ◄─ iopub ──
 
-One long poll is outstanding at any time: it returns at once with what there is, and while the
-gateway writes that batch to its journal the next one gathers, so batches grow exactly with the
-load. What is not acknowledged (by the next `after`) is kept, so a killed gateway misses nothing.
-When `LIMIT` bytes wait, the host stops reading; the kernel's socket fills, and the cell's `print`
-waits.
+    kernel ─► Output ─► text ─► Printed ─► Events ─► gateway
+                    └─► messages ─────────────┘
 
-An event is `(number, execution id, kind, blob)`: kind is the Jupyter message type, or one of ours
-(`finished`, `kernel_died`, `snapshot`); blob is msgpack of `{type, content, metadata, buffers,
-time}`, packed once here and unpacked only by who reads it.
+One long poll is outstanding at any time (`events.py`). What is not acknowledged (by the next
+`after`) is kept, so a killed gateway misses nothing. When too much waits, the host stops reading;
+the kernel's pipes fill, and the cell's `print` waits. What of a cell's text is shown, and what goes
+to the store instead, is said in `printing.py`. Beside the Jupyter messages there are events of our
+own: `finished`, `kernel_died`, `mlcloud_…`.
 
 The actor is expendable: it holds nothing that the store or the journal does not.
 """
@@ -22,38 +21,41 @@ import asyncio
 import os
 import secrets
 import sys
-import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
+from mlcloud.kernel.events import Event, Events
 from mlcloud.kernel.outlet import END
+from mlcloud.kernel.printed import Printed
+from mlcloud.kernel.printing import Limits
 from mlcloud.kernel.process import KernelProcess
 
-LIMIT = 32 * 2**20
 INTERRUPT_REPEATS = 5
 DRAIN_S = 10.0
 RETURN_S = 2.0
-
-Event = tuple[int, str, str, bytes]
 
 
 class Host:
     """Started by the gateway as `ray.remote(Host).options(...)`; see `gateway/hosts.py`."""
 
-    def __init__(self, session_id: str, store_url: str, folder: str, memory_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        store_url: str,
+        folder: str,
+        memory_bytes: int,
+        output_limits: dict[str, int],
+    ) -> None:
         self._session_id = session_id
         self._store_url = store_url
         self._folder = Path(folder)
         self._memory_bytes = memory_bytes
-        self._events: deque[Event] = deque()
-        self._bytes = 0
-        self._number = 0
-        self._new = asyncio.Event()
+        self._events = Events()
+        limits = Limits(**output_limits)
+        self._printed = Printed(session_id, store_url, limits, self._events, self._make_room)
         self._running: str | None = None
         self._unfinished: set[str] = set()
+        self._returned: dict[str, dict[str, Any]] = {}
         self._early: dict[str, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kernel: KernelProcess | None = None
@@ -95,7 +97,7 @@ class Host:
             **self.facts(),
             "running": self._running,
             "alive": alive,
-            "last": self._number,
+            "last": self._events.last,
             "question": self._question,
         }
 
@@ -138,7 +140,7 @@ class Host:
         """Answer the `input()` that the kernel waits in."""
         self._question = None
         kernel = self._live()
-        kernel.send(kernel.stdin, "input_reply", {"value": value}, f"input-{self._number}")
+        kernel.send(kernel.stdin, "input_reply", {"value": value}, f"input-{self._events.last}")
 
     async def comm(self, relay_id: str, message: dict[str, Any]) -> None:
         """A page's message for a widget: on the control channel, which also answers while a cell
@@ -178,32 +180,24 @@ class Host:
     # --- events -----------------------------------------------------------------------------------
 
     async def events(self, after: int, wait_s: float = 20.0) -> list[Event]:
-        """What came after number `after`, at once if there is any; drops what came before."""
-        while self._events and self._events[0][0] <= after:
-            self._bytes -= len(self._events.popleft()[3])
-        if self._bytes < LIMIT and self._kernel is not None:
+        """What came after number `after`, as soon as there is any; drops what came before."""
+        found = await self._events.read(after, wait_s)
+        self._make_room()
+        return found
+
+    def _make_room(self) -> None:
+        """Read on, unless too much waits for the gateway or for the store."""
+        if self._kernel is None:
+            return
+        if self._events.full or self._printed.behind:
+            self._kernel.output.pause()
+        else:
             self._kernel.output.resume()
-        if not self._events:
-            self._new.clear()
-            try:
-                await asyncio.wait_for(self._new.wait(), wait_s)
-            except asyncio.TimeoutError:
-                return []
-        return list(self._events)
 
     def _emit(
-        self, execution_id: str, kind: str, body: dict[str, Any], *, wake: bool = True
+        self, execution_id: str, kind: str, content: dict[str, Any], *, wake: bool = True
     ) -> None:
-        """`wake` False: another event follows at once, and both travel together."""
-        body["time"] = time.time()
-        blob: bytes = msgpack.packb(body, default=str)
-        self._number += 1
-        self._events.append((self._number, execution_id, kind, blob))
-        self._bytes += len(blob)
-        if self._bytes >= LIMIT and self._kernel is not None:
-            self._kernel.output.pause()
-        if wake:
-            self._new.set()
+        self._events.add(execution_id, kind, {"type": kind, "content": content}, wake=wake)
 
     async def _read_output(self, kernel: KernelProcess) -> None:
         def on_message(frames: list[bytes]) -> None:
@@ -211,9 +205,9 @@ class Host:
 
         await kernel.output.read(kernel.outlet, self._on_text, on_message)
 
-    def _on_text(self, execution_id: str, name: str, text: str) -> None:
-        content = {"name": name, "text": text}
-        self._emit(execution_id, "stream", {"type": "stream", "content": content})
+    def _on_text(self, execution_id: str, stream: str, text: str) -> None:
+        self._printed.text(execution_id, stream, text)
+        self._make_room()
 
     def _on_message(self, message: dict[str, Any]) -> None:
         kind = message["header"]["msg_type"]
@@ -226,23 +220,38 @@ class Host:
         }
         if kind == "mlcloud_return" and parent in self._unfinished:
             # The last message of a cell, and with it comes how the cell ended.
-            self._emit(parent, kind, {**body, "content": {}}, wake=False)
+            self._returned[parent] = {**body, "content": {}}
             self._finish(parent, message["content"])
         elif kind == "mlcloud_snapshot" and parent in self._unfinished:
-            # It overtook the reply, on another socket; a cell is finished before it is safe.
+            # A cell is finished before it is safe.
             self._early[parent] = body
         else:
-            self._emit(parent, kind, body)
+            self._events.add(parent, kind, body)
+        self._make_room()
 
     def _finish(self, execution_id: str, content: dict[str, Any]) -> None:
         if self._running == execution_id:
             self._running = None
             self._question = None
+        if self._printed.is_more(execution_id):
+            self._spawn(self._finish_after_log(execution_id, content))
+        else:
+            self._tell_finished(execution_id, content)
+
+    async def _finish_after_log(self, execution_id: str, content: dict[str, Any]) -> None:
+        await self._printed.ended(execution_id)
+        self._tell_finished(execution_id, content)
+
+    def _tell_finished(self, execution_id: str, content: dict[str, Any]) -> None:
+        """In one batch: what the cell returned, and its end."""
         self._unfinished.discard(execution_id)
-        self._emit(execution_id, "finished", {"type": "finished", "content": content})
+        returned = self._returned.pop(execution_id, None)
+        if returned is not None:
+            self._events.add(execution_id, "mlcloud_return", returned, wake=False)
+        self._emit(execution_id, "finished", content)
         early = self._early.pop(execution_id, None)
         if early is not None:
-            self._emit(execution_id, "mlcloud_snapshot", early)
+            self._events.add(execution_id, "mlcloud_snapshot", early)
 
     async def _read_shell(self, kernel: KernelProcess) -> None:
         while True:
@@ -273,7 +282,7 @@ class Host:
             self._question = content
             kernel.output.look()  # what was printed before it asked
             parent = message["parent_header"].get("msg_id", "")
-            self._emit(parent, "input_request", {"type": "input_request", "content": content})
+            self._emit(parent, "input_request", content)
 
     async def _watch(self, kernel: KernelProcess, output: asyncio.Task[None]) -> None:
         report = await asyncio.shield(kernel.ended)
@@ -281,4 +290,6 @@ class Host:
         await asyncio.wait({output}, timeout=DRAIN_S)
         running, self._running = self._running, None
         self._unfinished.clear()
-        self._emit(running or "", "kernel_died", {"type": "kernel_died", "content": report})
+        if running is not None:
+            await self._printed.ended(running)
+        self._emit(running or "", "kernel_died", report)

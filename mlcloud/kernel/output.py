@@ -110,6 +110,8 @@ class Output:
 
     def look(self) -> None:
         """Give away what is in the pipes now."""
+        if not self._reading:
+            return
         self._unwatch()
         for pipe in self._pipes:
             pipe.fill()
@@ -120,7 +122,7 @@ class Output:
         elif not self._held_since:
             self._held_since = time.monotonic()
         elif time.monotonic() - self._held_since > LOST_S:
-            self._pass(max(pipe.next_number for pipe in self._pipes))
+            self._pass(max(self._passed, *(pipe.next_number for pipe in self._pipes)))
         if held:
             self._timer = self._loop.call_later(BUSY_S, self.look)
         else:
