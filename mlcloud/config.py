@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mlcloud.errors import ConnectionFailed, UsageError
@@ -75,6 +75,21 @@ class Settings(BaseSettings):
         description="When this notebook's packages and a session's differ in a way that matters: "
         "refuse, only warn, or do not look.",
     )
+    output_burst: ByteSize = Field(
+        ByteSize(10_000_000),
+        description="Text that a cell may print at once and see all of, e.g. `10MB`.",
+    )
+    output_rate: ByteSize = Field(
+        ByteSize(32_000), description="Text a second that a cell may print beyond that."
+    )
+    output_shown: ByteSize = Field(
+        ByteSize(64_000_000),
+        description="Text of one cell that the notebook shows in all; more is in its log.",
+    )
+    output_log: ByteSize = Field(
+        ByteSize(1_000_000_000),
+        description="Length of the log that the store keeps of a cell which printed too much.",
+    )
 
     def __init__(self, **values: Any) -> None:
         """Raises `UsageError`, naming the variable, where a setting cannot be understood."""
@@ -100,6 +115,16 @@ class Settings(BaseSettings):
     @classmethod
     def _duration(cls, value: object) -> object:
         return parse_duration(value) if isinstance(value, str) else value
+
+    @property
+    def output_limits(self) -> dict[str, int]:
+        """What a host needs to know of the four."""
+        return {
+            "burst": int(self.output_burst),
+            "rate": int(self.output_rate),
+            "shown": int(self.output_shown),
+            "log": int(self.output_log),
+        }
 
     @property
     def connection_file(self) -> Path:

@@ -289,6 +289,26 @@ def _session(words: list[str]) -> Any:
     return known
 
 
+def _log(words: list[str]) -> None:
+    """`log [EXECUTION] [--session NAME] [--lines 100] [--save FILE]`."""
+    parser = Parser(prog="%mlcloud log", allow_abbrev=False)
+    parser.add_argument("execution", nargs="?", help="an execution's id; default: the last cell")
+    parser.add_argument("--session", metavar="NAME", help="default: this notebook's own")
+    parser.add_argument("--lines", type=int, default=100, help="show the last lines (100)")
+    parser.add_argument("--save", metavar="FILE", help="write all of it to a file instead")
+    options = parser.read(shlex.join(words))
+    if options.lines < 1:
+        raise UsageError("%mlcloud log: --lines is at least 1")
+    log = _session([options.session] if options.session else []).log(options.execution)
+    if options.save:
+        print(f"written to {log.save(options.save)}")
+        return
+    text, before = log.tail(options.lines)
+    if before:
+        print(f"… {before:,} lines before; --lines N shows more, --save FILE writes all of them")
+    print(text, end="")
+
+
 COMMANDS = {
     "up": _up,
     "down": _down,
@@ -301,6 +321,7 @@ COMMANDS = {
     "preempt": _preempt,
     "cost": _cost,
     "env": _env,
+    "log": _log,
 }
 
 

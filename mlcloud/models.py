@@ -170,6 +170,14 @@ class ExecutionInfo(Model):
     )
 
 
+class LogPage(Model):
+    """`GET /v1/sessions/{name}/log`: a part of what an execution printed."""
+
+    execution_id: str
+    text: str
+    next: str | None = Field(description="The next page's `cursor`; None: this was the last.")
+
+
 class NodeInfo(Model):
     """A machine of the cluster."""
 

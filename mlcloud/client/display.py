@@ -251,6 +251,16 @@ class Display:
         if text:
             self._story({**content, "what": content["type"], "text": text}, body)
 
+    def _mlcloud_omitted(self, content: dict[str, Any], body: dict[str, Any]) -> None:
+        """What was too much to be shown: one line, renewed while there is more."""
+        self._line(
+            omitted_line(content),
+            mark="⋯",
+            facts=content,
+            transient={"display_id": f"mlcloud-{content['gap']}"},
+            update=not content["first"],
+        )
+
     def _line(
         self,
         text: str,
@@ -285,6 +295,19 @@ class RemoteOutput:
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.data, self.metadata
+
+
+def omitted_line(content: dict[str, Any]) -> str:
+    """What was left out of a cell's output, and where it is."""
+    from mlcloud.units import format_bytes
+
+    amount = f"{content['lines']:,} lines ({format_bytes(content['chars'])}) left out here"
+    if not content["done"]:
+        amount = f"this cell prints more than a page can show: {amount} so far"
+    if content["log_failure"]:
+        return f"{amount}, and the log could not be written: {content['log_failure']}"
+    text = f"{amount}; `%mlcloud log` has them"
+    return f"{text} · latest: {content['latest']}" if content["latest"] else text
 
 
 def checkpoint_line(event: dict[str, Any]) -> str | None:

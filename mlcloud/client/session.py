@@ -31,6 +31,7 @@ from mlcloud.client.execution import Execution
 from mlcloud.client.following import Following
 from mlcloud.client.frontend import Cell
 from mlcloud.client.labels import Labels
+from mlcloud.client.logs import Log
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.models import ExecutionInfo, SessionInfo
@@ -121,6 +122,10 @@ class Session(Listener):
             f"/v1/sessions/{self.name}/events", params={"after": after}
         )
         return found
+
+    def log(self, execution_id: str | None = None) -> Log:
+        """All that an execution printed, however much; None: the session's last cell."""
+        return Log(self._connection, self.name, execution_id)
 
     # --- running ----------------------------------------------------------------------------------
 

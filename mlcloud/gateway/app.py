@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from mlcloud import errors
 from mlcloud.cluster.clouds.local import now
-from mlcloud.gateway import auth, db, environments, imds, objects
+from mlcloud.gateway import auth, db, environments, imds, logs, objects
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.models import (
@@ -30,6 +30,7 @@ from mlcloud.models import (
     ExecutionInfo,
     Health,
     Heartbeat,
+    LogPage,
     NodeFacts,
     NodeInfo,
     Notice,
@@ -179,6 +180,13 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     async def get_execution(name: str, execution_id: str) -> ExecutionInfo:
         sessions.get(name)
         return gateway.execution_info(execution_id)
+
+    @routes.get("/sessions/{name}/log")
+    async def read_log(
+        name: str, execution_id: str | None = None, cursor: str | None = None
+    ) -> LogPage:
+        execution = logs.find(sessions.services, sessions.get(name).id, execution_id)
+        return await logs.read_page(sessions.services, gateway.store, execution, cursor)
 
     @routes.post("/sessions/{name}/executions/{execution_id}/interrupt", status_code=202)
     async def interrupt(name: str, execution_id: str) -> None:

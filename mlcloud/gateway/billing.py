@@ -11,7 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import HEAD, now
@@ -21,6 +21,8 @@ from mlcloud.cost.meter import Bill as MeterBill
 from mlcloud.cost.meter import cluster_cost, execution_cost, session_cost, usd_per_hour_now
 from mlcloud.cost.prices import on_demand_usd_per_hour
 from mlcloud.gateway import db
+
+_ADD = insert(db.ledger)
 
 
 class Billing:
@@ -50,11 +52,14 @@ class Billing:
                     )
                 )
 
-    def add(self, entry: Placement | ExecutionSpan) -> None:
-        with self._engine.begin() as connection:
-            connection.execute(
-                insert(db.ledger).values(kind=type(entry).__name__, entry=json.dumps(_plain(entry)))
-            )
+    def add(self, entry: Placement | ExecutionSpan, connection: Connection | None = None) -> None:
+        """Enter it, as a part of the caller's transaction where one is given.
+
+        Entering it again after that has failed is fine: the same span counts once.
+        """
+        row = {"kind": type(entry).__name__, "entry": json.dumps(_plain(entry))}
+        with db.part_of(connection, self._engine) as transaction:
+            transaction.execute(_ADD, row)
         self.ledger.append(entry)
 
     def open_placements(self, session_id: str) -> list[Placement]:

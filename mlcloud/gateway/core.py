@@ -53,6 +53,7 @@ class Gateway:
                 ray_dir=settings.ray_dir,
                 idle_timeout_s=settings.idle_timeout.total_seconds(),
                 input_timeout_s=settings.input_timeout.total_seconds(),
+                output_limits=settings.output_limits,
             )
         )
         self._on_idle = on_idle

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 import msgpack
-from sqlalchemy import Engine, Row, insert, select, update
+from sqlalchemy import Connection, Engine, Row, bindparam, insert, select, update
 
 from mlcloud.cluster.clouds.local import now
 from mlcloud.gateway import db
@@ -68,51 +68,64 @@ class Execution:
         return packed
 
 
+# Built once: to build a statement takes longer than to run it.
+_ADD = insert(db.executions)
+_NUMBER = (
+    update(db.sessions)
+    .where(db.sessions.c.id == bindparam("session"))
+    .values(ordinal=bindparam("number"))
+)
+_SAVE = (
+    update(db.executions)
+    .where(db.executions.c.id == bindparam("key"))
+    .values(
+        state=bindparam("new_state"),
+        runs=bindparam("new_runs"),
+        started_at=bindparam("new_started_at"),
+        finished_at=bindparam("new_finished_at"),
+    )
+)
+_GET = select(db.executions).where(db.executions.c.id == bindparam("key"))
+
+
 class Executions:
-    """The table of executions."""
+    """The table of executions. A `connection` is the transaction that a write is to be part of."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def add(self, execution: Execution) -> None:
+        row = {
+            "id": execution.id,
+            "session_id": execution.session_id,
+            "op": execution.op,
+            "code": execution.code,
+            "request": msgpack.packb([execution.shipment, execution.options]),
+            "state": execution.state.value,
+            "ordinal": execution.ordinal,
+            "first_event": execution.first_event,
+            "created_at": execution.created_at,
+        }
         with self._engine.begin() as connection:
+            connection.execute(_ADD, row)
             connection.execute(
-                insert(db.executions).values(
-                    id=execution.id,
-                    session_id=execution.session_id,
-                    op=execution.op,
-                    code=execution.code,
-                    request=msgpack.packb([execution.shipment, execution.options]),
-                    state=execution.state.value,
-                    ordinal=execution.ordinal,
-                    first_event=execution.first_event,
-                    created_at=execution.created_at,
-                )
-            )
-            connection.execute(
-                update(db.sessions)
-                .where(db.sessions.c.id == execution.session_id)
-                .values(ordinal=execution.ordinal)
+                _NUMBER, {"session": execution.session_id, "number": execution.ordinal}
             )
 
-    def save(self, execution: Execution) -> None:
-        with self._engine.begin() as connection:
-            connection.execute(
-                update(db.executions)
-                .where(db.executions.c.id == execution.id)
-                .values(
-                    state=execution.state.value,
-                    runs=execution.runs,
-                    started_at=execution.started_at,
-                    finished_at=execution.finished_at,
-                )
-            )
+    def save(self, execution: Execution, connection: Connection | None = None) -> None:
+        values = {
+            "key": execution.id,
+            "new_state": execution.state.value,
+            "new_runs": execution.runs,
+            "new_started_at": execution.started_at,
+            "new_finished_at": execution.finished_at,
+        }
+        with db.part_of(connection, self._engine) as transaction:
+            transaction.execute(_SAVE, values)
 
     def get(self, execution_id: str) -> Execution | None:
         with self._engine.connect() as connection:
-            row = connection.execute(
-                select(db.executions).where(db.executions.c.id == execution_id)
-            ).one_or_none()
+            row = connection.execute(_GET, {"key": execution_id}).one_or_none()
         return None if row is None else _from_row(row)
 
     def latest(self, session_id: str, limit: int = 50) -> list[Execution]:

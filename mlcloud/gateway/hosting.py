@@ -51,6 +51,7 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
                 "store_url": session.services.store_url,
                 "folder": str(session.services.ray_dir / "h"),
                 "memory_bytes": session.memory_bytes,
+                "output_limits": session.services.output_limits,
             },
             avoid=avoid,
             runtime_env=environments.runtime_env(session),

@@ -11,16 +11,31 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
+from itertools import islice
 from typing import Any
 
 import msgpack
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
 from mlcloud.gateway import db
 
 BATCH = 256
+BATCH_BYTES = 2**20
+RECENT_BYTES = 4 * 2**20
 Row = tuple[int, str, str, bytes]
+
+_ADD = insert(db.events)
+_KEY = db.sessions.c.id == bindparam("key")
+_LAST = update(db.sessions).where(_KEY).values(last_event=bindparam("last"))
+_LAST_OF_HOST = _LAST.values(host_number=bindparam("number"))
+_READ = (
+    select(db.events.c.seq, db.events.c.execution_id, db.events.c.kind, db.events.c.blob)
+    .where(db.events.c.session_id == bindparam("key"), db.events.c.seq > bindparam("after"))
+    .order_by(db.events.c.seq)
+    .limit(bindparam("most"))
+)
 
 
 class Journal:
@@ -31,66 +46,82 @@ class Journal:
         self._session_id = session_id
         self.last = last
         self._changed = asyncio.Event()
-        self._recent: list[Row] = []
+        self._recent: deque[Row] = deque()
+        self._recent_bytes = 0
 
     def append(
         self, items: Iterable[tuple[str, str, bytes]], *, host_number: int | None = None
     ) -> None:
-        """Write `(execution id, kind, blob)` items in one transaction.
+        """Write `(execution id, kind, blob)` items in one transaction, and tell the subscribers.
 
         `host_number` is how far the host's own events are now journaled: kept in the same
         transaction, so that an event is written exactly once whenever the gateway is killed.
         """
-        rows: list[Row] = []
-        number = self.last
-        for execution_id, kind, blob in items:
-            number += 1
-            rows.append((number, execution_id, kind, blob))
-        values: dict[str, Any] = {"last_event": number}
-        if host_number is not None:
-            values["host_number"] = host_number
         with self._engine.begin() as connection:
-            if rows:
-                connection.execute(
-                    insert(db.events),
-                    [
-                        {
-                            "session_id": self._session_id,
-                            "seq": seq,
-                            "execution_id": execution_id,
-                            "kind": kind,
-                            "blob": blob,
-                        }
-                        for seq, execution_id, kind, blob in rows
-                    ],
-                )
+            rows = self.write(connection, items, host_number=host_number)
+        self.tell(rows)
+
+    def write(
+        self,
+        connection: Connection,
+        items: Iterable[tuple[str, str, bytes]],
+        *,
+        host_number: int | None = None,
+    ) -> list[Row]:
+        """As a part of the caller's transaction; `tell()` the rows when that is committed."""
+        rows = [(seq, *item) for seq, item in enumerate(items, self.last + 1)]
+        if rows:
             connection.execute(
-                update(db.sessions).where(db.sessions.c.id == self._session_id).values(values)
+                _ADD,
+                [
+                    {
+                        "session_id": self._session_id,
+                        "seq": seq,
+                        "execution_id": execution_id,
+                        "kind": kind,
+                        "blob": blob,
+                    }
+                    for seq, execution_id, kind, blob in rows
+                ],
             )
-        self.last = number
-        self._recent = (self._recent + rows)[-BATCH:]
+        values = {"key": self._session_id, "last": self.last + len(rows)}
+        if host_number is None:
+            connection.execute(_LAST, values)
+        else:
+            connection.execute(_LAST_OF_HOST, {**values, "number": host_number})
+        return rows
+
+    def tell(self, rows: list[Row]) -> None:
+        """These rows are committed: whoever follows gets them."""
+        if not rows:
+            return
+        self.last = rows[-1][0]
+        self._recent.extend(rows)
+        self._recent_bytes += sum(len(row[3]) for row in rows)
+        while len(self._recent) > BATCH or self._recent_bytes > RECENT_BYTES:
+            self._recent_bytes -= len(self._recent.popleft()[3])
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def emit(self, execution_id: str, kind: str, content: dict[str, Any]) -> None:
+    def emit(
+        self,
+        execution_id: str,
+        kind: str,
+        content: dict[str, Any],
+    ) -> None:
         """Append one event of the gateway's own."""
-        blob = msgpack.packb({"type": kind, "content": content, "time": time.time()}, default=str)
-        self.append([(execution_id, kind, blob)])
+        self.append([(execution_id, kind, packed(kind, content))])
 
     def read(self, after: int, limit: int = BATCH) -> list[Row]:
-        """Up to `limit` events after number `after`, from memory where they are recent."""
+        """Up to `limit` events after number `after`, about `BATCH_BYTES` at most."""
         if self._recent and self._recent[0][0] <= after + 1:
-            return self._recent[after + 1 - self._recent[0][0] :][:limit]
+            return _bounded(islice(self._recent, after + 1 - self._recent[0][0], None), limit)
         with self._engine.connect() as connection:
-            found = connection.execute(
-                select(
-                    db.events.c.seq, db.events.c.execution_id, db.events.c.kind, db.events.c.blob
-                )
-                .where(db.events.c.session_id == self._session_id, db.events.c.seq > after)
-                .order_by(db.events.c.seq)
-                .limit(limit)
+            values = {"key": self._session_id, "after": after, "most": limit}
+            found = connection.execution_options(yield_per=8).execute(_READ, values)
+            return _bounded(
+                ((row.seq, row.execution_id, row.kind, row.blob) for row in found), limit
             )
-            return [(row.seq, row.execution_id, row.kind, row.blob) for row in found]
 
     async def follow(self, after: int) -> AsyncIterator[list[Row]]:
         """Batches of events after number `after`, for ever, as they come."""
@@ -101,3 +132,22 @@ class Journal:
                 yield rows
             else:
                 await changed.wait()
+
+
+def packed(kind: str, content: dict[str, Any]) -> bytes:
+    """An event of the gateway's own."""
+    blob: bytes = msgpack.packb(
+        {"type": kind, "content": content, "time": time.time()}, default=str
+    )
+    return blob
+
+
+def _bounded(rows: Iterable[Row], limit: int) -> list[Row]:
+    found: list[Row] = []
+    size = 0
+    for row in islice(rows, limit):
+        found.append(row)
+        size += len(row[3])
+        if size > BATCH_BYTES:
+            break
+    return found

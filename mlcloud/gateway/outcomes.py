@@ -7,11 +7,13 @@ host's batch ─► on_events ─► journal (one transaction) ─► futures re
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgpack
+from sqlalchemy import Connection
 
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cost.footer import footer
@@ -19,6 +21,7 @@ from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import ExecutionCancelled, MLCloudError
 from mlcloud.gateway import restoring
 from mlcloud.gateway.execution import Execution
+from mlcloud.gateway.journal import packed
 from mlcloud.gateway.livehost import Events, LiveHost
 from mlcloud.gateway.stories import describe_death
 from mlcloud.models import ExecutionState
@@ -26,155 +29,174 @@ from mlcloud.models import ExecutionState
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session
 
+# Executions that end with a transaction, and their state before it.
+Ending = list[tuple[Execution, ExecutionState]]
+
 
 class Outcomes:
     """The outcomes of one session's executions."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        # Ends whose books are closed and whose event is not in the journal yet: a batch that could
-        # not be written (a full disk) comes again, and must not close them twice.
-        self._unwritten: dict[str, bytes] = {}
 
     def on_events(self, host: LiveHost, events: Events) -> None:
-        """Journal a batch; then act on the ends in it. Called by the host's pump, in order."""
+        """Journal a batch, with the ends in it, in one transaction; then act on them.
+
+        Called by the host's pump, in order. A batch that could not be written (a full disk) comes
+        again, so everything is then as it was before.
+        """
         items: list[tuple[str, str, bytes]] = []
         acts: list[Callable[[], None]] = []
-        for _, execution_id, kind, blob in events:
-            if kind == "finished":
-                self.on_finished(host, execution_id, blob, items, acts)
-            elif kind == "kernel_died":
-                self.on_died(host, execution_id, blob, items, acts)
-            elif kind == "mlcloud_snapshot":
-                content = msgpack.unpackb(blob, strict_map_key=False)["content"]
-                acts.append(lambda content=content: self._session.spawn(self.commit(content)))  # type: ignore[misc]
-            elif not execution_id.startswith("restore-"):
-                items.append((execution_id, kind, blob))
-                if kind == "input_request":
-                    content = msgpack.unpackb(blob, strict_map_key=False)["content"]
-                    acts.append(
-                        lambda id=execution_id, content=content: (  # type: ignore[misc]
-                            self._session.questions.asked(id, content)
+        with self._writing() as (connection, ending):
+            for _, execution_id, kind, blob in events:
+                if kind == "finished":
+                    content = _content(blob)
+                    execution = self._ends(execution_id)
+                    if execution is not None:
+                        done = self._finished(execution, content, connection, ending)
+                        items.append((execution_id, "done", done))
+                    acts.append(partial(host.resolve, execution_id, content))
+                elif kind == "kernel_died":
+                    content = self._death(blob)
+                    execution = self._ends(execution_id)
+                    if execution is not None:
+                        done = self.ended(
+                            execution, ExecutionState.FAILED, content, connection, ending
                         )
-                    )
-        self._session.journal.append(
-            items, host_number=events[-1][0] if host is self._session.host else None
-        )
-        self._unwritten.clear()
+                        items.append((execution_id, "done", done))
+                    acts.append(partial(self._died, host, execution_id, content))
+                elif kind == "mlcloud_snapshot":
+                    acts.append(partial(self._commit_soon, _content(blob)))
+                elif not execution_id.startswith("restore-"):
+                    items.append((execution_id, kind, blob))
+                    if kind == "input_request":
+                        asked = self._session.questions.asked
+                        acts.append(partial(asked, execution_id, _content(blob)))
+            number = events[-1][0] if host is self._session.host else None
+            rows = self._session.journal.write(connection, items, host_number=number)
+        self._session.journal.tell(rows)
         for act in acts:
             act()
 
-    def on_finished(
-        self,
-        host: LiveHost,
-        execution_id: str,
-        blob: bytes,
-        items: list[tuple[str, str, bytes]],
-        acts: list[Callable[[], None]],
-    ) -> None:
-        content = msgpack.unpackb(blob, strict_map_key=False)["content"]
-        execution = self._session.known.get(execution_id)
-        if execution is not None and execution is self._session.current and not execution.ended:
-            failed = content.get("status") != "ok"
-            state = ExecutionState.FAILED if failed else ExecutionState.FINISHED
-            if execution.options.get("timed_out"):
-                content = {
-                    **content,
-                    "ename": "ExecutionTimeout",
-                    "evalue": f"interrupted after {execution.options['timeout_s']:g} s (--timeout)",
-                }
-            if execution.op != "get":
-                self._session.unsafe.add(execution_id)
-            self._unwritten[execution_id] = self.ended(execution, state, content)
-        if execution_id in self._unwritten:
-            items.append((execution_id, "done", self._unwritten[execution_id]))
-        acts.append(lambda: host.resolve(execution_id, content))
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[Connection, Ending]]:
+        """A transaction, and the executions that end with it: not, if it fails."""
+        ending: Ending = []
+        try:
+            with self._session.services.engine.begin() as connection:
+                yield connection, ending
+        except Exception:
+            for execution, before in ending:
+                execution.state, execution.finished_at = before, None
+            raise
+        for execution, _ in ending:
+            execution.shipment = None  # the table has it, should it be needed again
 
-    def on_died(
-        self,
-        host: LiveHost,
-        execution_id: str,
-        blob: bytes,
-        items: list[tuple[str, str, bytes]],
-        acts: list[Callable[[], None]],
-    ) -> None:
-        report = msgpack.unpackb(blob, strict_map_key=False)["content"]
-        message = describe_death(report, self._session.memory_bytes)
-        content = {"status": "error", "ename": "KernelDied", "evalue": message, "kernel_died": True}
+    def _ends(self, execution_id: str) -> Execution | None:
+        """The execution of this id, if it is the one whose end we wait for."""
         execution = self._session.known.get(execution_id)
+        if execution is None or execution is not self._session.current or execution.ended:
+            return None
+        return execution
+
+    def _finished(
+        self,
+        execution: Execution,
+        content: dict[str, Any],
+        connection: Connection,
+        ending: Ending,
+    ) -> bytes:
+        failed = content.get("status") != "ok"
+        if execution.options.get("timed_out"):
+            content = {
+                **content,
+                "ename": "ExecutionTimeout",
+                "evalue": f"interrupted after {execution.options['timeout_s']:g} s (--timeout)",
+            }
+        if execution.op != "get":
+            self._session.unsafe.add(execution.id)
+        state = ExecutionState.FAILED if failed else ExecutionState.FINISHED
+        return self.ended(execution, state, content, connection, ending)
+
+    def _death(self, blob: bytes) -> dict[str, Any]:
+        message = describe_death(_content(blob), self._session.memory_bytes)
+        return {"status": "error", "ename": "KernelDied", "evalue": message, "kernel_died": True}
+
+    def _died(self, host: LiveHost, execution_id: str, content: dict[str, Any]) -> None:
         self._session.unsafe.clear()
         self._session.safe.set()
-        if execution is not None and execution is self._session.current and not execution.ended:
-            self._unwritten[execution_id] = self.ended(execution, ExecutionState.FAILED, content)
-        if execution_id in self._unwritten:
-            items.append((execution_id, "done", self._unwritten[execution_id]))
         if execution_id:
-            acts.append(lambda: host.resolve(execution_id, content))
+            host.resolve(execution_id, content)
         else:
-            acts.append(lambda: self._session.spawn(restoring.revive(self._session, host)))
+            self._session.spawn(restoring.revive(self._session, host))
 
-    def ended(self, execution: Execution, state: ExecutionState, content: dict[str, Any]) -> bytes:
+    def _commit_soon(self, content: dict[str, Any]) -> None:
+        self._session.spawn(self.commit(content))
+
+    def ended(
+        self,
+        execution: Execution,
+        state: ExecutionState,
+        content: dict[str, Any],
+        connection: Connection,
+        ending: Ending,
+    ) -> bytes:
         """Close an execution's books; returns its `done` event, the bill included."""
-        before = execution.state
+        ending.append((execution, execution.state))
         self._session.questions.withdraw()
         execution.state = state
         execution.finished_at = now()
-        try:
-            self.close_span(execution)
-            self._session.services.executions.save(execution)
-        except Exception:
-            execution.state = before  # not written, so not ended: whoever called tries again
-            raise
-        execution.shipment = None  # the table has it, should it be needed again
+        self.close_span(execution, connection=connection)
+        self._session.services.executions.save(execution, connection)
         text, html, metadata = footer(self._session.services.billing.execution(execution.id))
         metadata["mlcloud"]["session"] = self._session.request.name
-        body = {
-            "type": "done",
-            "time": time.time(),
-            "content": {
-                **content,
-                "runs": execution.runs,
-                "footer": {"text": text, "html": html, "metadata": metadata},
-            },
+        more = {
+            "runs": execution.runs,
+            "footer": {"text": text, "html": html, "metadata": metadata},
         }
-        packed: bytes = msgpack.packb(body, default=str)
-        return packed
+        return packed("done", {**content, **more})
 
-    def close_span(self, execution: Execution, *, lost: bool = False) -> None:
+    def close_span(
+        self,
+        execution: Execution,
+        *,
+        lost: bool = False,
+        connection: Connection | None = None,
+    ) -> None:
         """`lost`: this run's work was cut off, as it would not have been on demand."""
-        for span in self._session.services.billing.ledger.spans_of(execution.id):
+        billing = self._session.services.billing
+        for span in billing.ledger.spans_of(execution.id):
             if span.ended_at is None:
-                self._session.services.billing.add(
-                    ExecutionSpan(
-                        execution.id, self._session.id, span.started_at, now(), only_on_spot=lost
-                    )
+                closed = ExecutionSpan(
+                    execution.id, self._session.id, span.started_at, now(), only_on_spot=lost
                 )
+                billing.add(closed, connection)
 
     def finish_with(self, execution: Execution, error: MLCloudError) -> None:
         """End an execution that no kernel will answer for any more."""
-        if execution.ended:
-            return
-        content = {
-            "status": "error",
-            "ename": type(error).__name__,
-            "evalue": str(error),
-            "traceback": [f"{type(error).__name__}: {error}"],
-        }
-        blob = self.ended(execution, ExecutionState.FAILED, content)
-        self._session.journal.append([(execution.id, "done", blob)])
+        if not execution.ended:
+            content = {
+                "status": "error",
+                "ename": type(error).__name__,
+                "evalue": str(error),
+                "traceback": [f"{type(error).__name__}: {error}"],
+            }
+            self._end(execution, content)
 
     def cancelled(self, execution: Execution) -> None:
         if execution.interrupted:
-            content = {"status": "error", "ename": "KeyboardInterrupt", "evalue": ""}
-            blob = self.ended(execution, ExecutionState.FAILED, content)
-            self._session.journal.append([(execution.id, "done", blob)])
+            self._end(execution, {"status": "error", "ename": "KeyboardInterrupt", "evalue": ""})
         else:
+            name = self._session.request.name
             self.finish_with(
-                execution,
-                ExecutionCancelled(
-                    f"session {self._session.request.name!r} was closed before it ended"
-                ),
+                execution, ExecutionCancelled(f"session {name!r} was closed before it ended")
             )
+
+    def _end(self, execution: Execution, content: dict[str, Any]) -> None:
+        with self._writing() as (connection, ending):
+            done = self.ended(execution, ExecutionState.FAILED, content, connection, ending)
+            rows = self._session.journal.write(connection, [(execution.id, "done", done)])
+        self._session.journal.tell(rows)
 
     async def commit(self, content: dict[str, Any]) -> None:
         """A kernel has put its state into the store: commit it, and the execution is safe."""
@@ -200,16 +222,24 @@ class Outcomes:
                 self._session.unsaved = dict(content["body"].get("skipped", {}))
         else:
             error = f"{content['ename']}: {content['evalue']}"
-        if not error and execution.state is ExecutionState.FINISHED:
-            execution.state = ExecutionState.SAFE
-            self._session.services.executions.save(execution)
+        event = (
+            packed(
+                "story", {"what": "unsafe", "text": f"this cell's state is not safe yet: {error}"}
+            )
+            if error
+            else packed("safe", {"ordinal": execution.ordinal})
+        )
+        with self._session.services.engine.begin() as connection:
+            if not error and execution.state is ExecutionState.FINISHED:
+                execution.state = ExecutionState.SAFE
+                self._session.services.executions.save(execution, connection)
+            item = (execution_id, "story" if error else "safe", event)
+            rows = self._session.journal.write(connection, [item])
         self._session.unsafe.discard(execution_id)
         self._session.safe.set()
-        if error:
-            self._session.journal.emit(
-                execution_id,
-                "story",
-                {"what": "unsafe", "text": f"this cell's state is not safe yet: {error}"},
-            )
-        else:
-            self._session.journal.emit(execution_id, "safe", {"ordinal": execution.ordinal})
+        self._session.journal.tell(rows)
+
+
+def _content(blob: bytes) -> dict[str, Any]:
+    content: dict[str, Any] = msgpack.unpackb(blob, strict_map_key=False)["content"]
+    return content

@@ -25,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, update
+from sqlalchemy import Connection, Engine, bindparam, update
 
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cluster.shapes import HostRequest
@@ -49,6 +49,7 @@ from mlcloud.models import ExecutionState, SessionRequest, SessionState
 
 log = logging.getLogger(__name__)
 
+_SAVE = update(db.sessions).where(db.sessions.c.id == bindparam("key"))
 MAX_RUNS = 20
 BRING_UP_TRIES = 5
 SAFE_WAIT_S = 20.0
@@ -67,6 +68,7 @@ class Services:
     ray_dir: Path
     idle_timeout_s: float
     input_timeout_s: float
+    output_limits: dict[str, int]
 
 
 class Session:
@@ -315,17 +317,22 @@ class Session:
                 if execution.runs:
                     self.story("rerun", f"the cell runs again on {self.place(host)}")
                 self._start(execution, host)
-            underway = False
-            if self.successor is None and not self.questions.open:
+            elif self.successor is None and not self.questions.open:
                 self.set_state(SessionState.BUSY)
+            underway = False
             await self._until_ended(execution, host)
 
     def _start(self, execution: Execution, host: LiveHost) -> None:
         execution.runs += 1
         execution.state = ExecutionState.RUNNING
         execution.started_at = execution.started_at or now()
-        self.services.executions.save(execution)
-        self.services.billing.add(ExecutionSpan(execution.id, self.id, now()))
+        if self.successor is None and self.state is not SessionState.CLOSED:
+            self.state, self.detail = SessionState.BUSY, ""
+        with self.services.engine.begin() as connection:
+            self.services.executions.save(execution, connection)
+            span = ExecutionSpan(execution.id, self.id, now())
+            self.services.billing.add(span, connection)
+            self.save(connection, state=self.state.value, detail=self.detail)
         host.expect(execution.id)
         self.spawn(self.submit(host, execution))
 
@@ -439,11 +446,9 @@ class Session:
         elif self.state not in (SessionState.PARKED, SessionState.FAILED):
             self.set_state(SessionState.PARKED if self.epoch else SessionState.STARTING)
 
-    def save(self, **values: Any) -> None:
-        with self.services.engine.begin() as connection:
-            connection.execute(
-                update(db.sessions).where(db.sessions.c.id == self.id).values(**values)
-            )
+    def save(self, connection: Connection | None = None, **values: Any) -> None:
+        with db.part_of(connection, self.services.engine) as transaction:
+            transaction.execute(_SAVE, {"key": self.id, **values})
 
     def spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)

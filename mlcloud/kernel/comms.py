@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from jupyter_client.session import extract_header
+from mlcloud.kernel.threads import adopt
 
 GRACE_S = 0.05
 
@@ -119,7 +119,7 @@ class Comms:
                 kernel.set_parent([], before, channel="shell")
         else:
             context = contextvars.copy_context()
-            context.run(_adopt, kernel, message)
+            context.run(adopt, kernel, message)
             context.run(handler, None, [], message)
             _flush()
         kernel.session.send(
@@ -157,20 +157,6 @@ def _inner(message: Message) -> Message:
         "metadata": content["metadata"],
         "buffers": message.get("buffers") or [],
     }
-
-
-def _adopt(kernel: Any, message: Message) -> None:
-    """Make `message` the parent of what this context shows (ipykernel 7 keeps it by context)."""
-    header = extract_header(message)
-    holders = (kernel.shell.displayhook, kernel.shell.display_pub, sys.stdout, sys.stderr)
-    for holder in holders:
-        variable = getattr(holder, "_parent_header", None)
-        if isinstance(variable, contextvars.ContextVar):
-            variable.set(header)
-    for owner, name in ((kernel, "_shell_parent"), (kernel.shell, "_parent_header")):
-        variable = getattr(owner, name, None)
-        if isinstance(variable, contextvars.ContextVar):
-            variable.set(message)
 
 
 def _flush() -> None:

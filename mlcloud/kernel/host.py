@@ -3,15 +3,14 @@
     gateway ── submit(request) ──► host ── shell ──► kernel
             ◄─ events(after=n) ──       ◄─ iopub ──
 
-One long poll is outstanding at any time: it returns at once with what there is, and while the
-gateway writes that batch to its journal the next one gathers, so batches grow exactly with the
-load. What is not acknowledged (by the next `after`) is kept, so a killed gateway misses nothing.
-When `LIMIT` bytes wait, the host stops reading; the kernel's socket fills, and the cell's `print`
-waits.
+    kernel ─► Output ─► text ─► Printed ─► Events ─► gateway
+                    └─► messages ─────────────┘
 
-An event is `(number, execution id, kind, blob)`: kind is the Jupyter message type, or one of ours
-(`finished`, `kernel_died`, `snapshot`); blob is msgpack of `{type, content, metadata, buffers,
-time}`, packed once here and unpacked only by who reads it.
+One long poll is outstanding at any time (`events.py`). What is not acknowledged (by the next
+`after`) is kept, so a killed gateway misses nothing. When too much waits, the host stops reading;
+the kernel's pipes fill, and the cell's `print` waits. What of a cell's text is shown, and what goes
+to the store instead, is said in `printing.py`. Beside the Jupyter messages there are events of our
+own: `finished`, `kernel_died`, `mlcloud_…`.
 
 The actor is expendable: it holds nothing that the store or the journal does not.
 """
@@ -19,45 +18,44 @@ The actor is expendable: it holds nothing that the store or the journal does not
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import sys
-import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
-from mlcloud.kernel import outlet
+from mlcloud.kernel.events import Event, Events
+from mlcloud.kernel.outlet import END
+from mlcloud.kernel.printed import Printed
+from mlcloud.kernel.printing import Limits
 from mlcloud.kernel.process import KernelProcess
 
-LIMIT = 32 * 2**20
-REPLY = ("status", "ename", "evalue", "traceback", "execution_count", "payload")
-UNSHOWN = {"status", "execute_input", "iopub_welcome"}
 INTERRUPT_REPEATS = 5
 DRAIN_S = 10.0
-
-Event = tuple[int, str, str, bytes]
+RETURN_S = 2.0
 
 
 class Host:
     """Started by the gateway as `ray.remote(Host).options(...)`; see `gateway/hosts.py`."""
 
-    def __init__(self, session_id: str, store_url: str, folder: str, memory_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        store_url: str,
+        folder: str,
+        memory_bytes: int,
+        output_limits: dict[str, int],
+    ) -> None:
         self._session_id = session_id
         self._store_url = store_url
         self._folder = Path(folder)
         self._memory_bytes = memory_bytes
-        self._events: deque[Event] = deque()
-        self._bytes = 0
-        self._number = 0
-        self._new = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._events = Events()
+        limits = Limits(**output_limits)
+        self._printed = Printed(session_id, store_url, limits, self._events, self._make_room)
         self._running: str | None = None
-        self._returned: dict[str, asyncio.Event] = {}
+        self._unfinished: set[str] = set()
+        self._returned: dict[str, dict[str, Any]] = {}
         self._early: dict[str, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kernel: KernelProcess | None = None
@@ -99,7 +97,7 @@ class Host:
             **self.facts(),
             "running": self._running,
             "alive": alive,
-            "last": self._number,
+            "last": self._events.last,
             "question": self._question,
         }
 
@@ -118,7 +116,7 @@ class Host:
         """Run a cell or an operation. The gateway sends one at a time."""
         kernel = self._live()
         self._running = execution_id
-        self._returned[execution_id] = asyncio.Event()
+        self._unfinished.add(execution_id)
         content = {
             "code": code,
             "silent": False,
@@ -149,7 +147,7 @@ class Host:
         """Answer the `input()` that the kernel waits in."""
         self._question = None
         kernel = self._live()
-        kernel.send(kernel.stdin, "input_reply", {"value": value}, f"input-{self._number}")
+        kernel.send(kernel.stdin, "input_reply", {"value": value}, f"input-{self._events.last}")
 
     async def comm(self, relay_id: str, message: dict[str, Any]) -> None:
         """A page's message for a widget: on the control channel, which also answers while a cell
@@ -189,82 +187,98 @@ class Host:
     # --- events -----------------------------------------------------------------------------------
 
     async def events(self, after: int, wait_s: float = 20.0) -> list[Event]:
-        """What came after number `after`, at once if there is any; drops what came before."""
-        while self._events and self._events[0][0] <= after:
-            self._bytes -= len(self._events.popleft()[3])
-        if self._bytes < LIMIT:
-            self._room.set()
-        if not self._events:
-            self._new.clear()
-            try:
-                await asyncio.wait_for(self._new.wait(), wait_s)
-            except asyncio.TimeoutError:
-                return []
-        return list(self._events)
+        """What came after number `after`, as soon as there is any; drops what came before."""
+        found = await self._events.read(after, wait_s)
+        self._make_room()
+        return found
 
-    def _emit(self, execution_id: str, kind: str, body: dict[str, Any]) -> None:
-        body["time"] = time.time()
-        blob: bytes = msgpack.packb(body, default=str)
-        self._number += 1
-        self._events.append((self._number, execution_id, kind, blob))
-        self._bytes += len(blob)
-        if self._bytes >= LIMIT:
-            self._room.clear()
-        self._new.set()
+    def _make_room(self) -> None:
+        """Read on, unless too much waits for the gateway or for the store."""
+        if self._kernel is None:
+            return
+        if self._events.full or self._printed.behind:
+            self._kernel.output.pause()
+        else:
+            self._kernel.output.resume()
+
+    def _emit(
+        self, execution_id: str, kind: str, content: dict[str, Any], *, wake: bool = True
+    ) -> None:
+        self._events.add(execution_id, kind, {"type": kind, "content": content}, wake=wake)
 
     async def _read_output(self, kernel: KernelProcess) -> None:
-        while True:
-            await self._room.wait()
-            try:
-                message = kernel.decode(await outlet.read(kernel.output))
-            except asyncio.IncompleteReadError:  # the kernel has ended
-                return
-            kind = message["header"]["msg_type"]
-            if kind in UNSHOWN:
-                continue
-            parent = message["parent_header"].get("msg_id", "")
-            body = {
-                "type": kind,
-                "content": message["content"],
-                "metadata": message["metadata"],
-                "buffers": [bytes(buffer) for buffer in message["buffers"]],
-            }
-            if kind == "mlcloud_snapshot" and parent in self._returned:
-                # It overtook the reply, on another socket; a cell is finished before it is safe.
-                self._early[parent] = body
-                continue
-            self._emit(parent, kind, body)
-            if kind == "mlcloud_return" and parent in self._returned:
-                self._returned[parent].set()
+        def on_message(frames: list[bytes]) -> None:
+            self._on_message(kernel.decode(frames))
+
+        await kernel.output.read(kernel.outlet, self._on_text, on_message)
+
+    def _on_text(self, execution_id: str, stream: str, text: str) -> None:
+        self._printed.text(execution_id, stream, text)
+        self._make_room()
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        kind = message["header"]["msg_type"]
+        parent = message["parent_header"].get("msg_id", "")
+        body = {
+            "type": kind,
+            "content": message["content"],
+            "metadata": message["metadata"],
+            "buffers": [bytes(buffer) for buffer in message["buffers"]],
+        }
+        if kind == "mlcloud_return" and parent in self._unfinished:
+            # The last message of a cell, and with it comes how the cell ended.
+            self._returned[parent] = {**body, "content": {}}
+            self._finish(parent, message["content"])
+        elif kind == "mlcloud_snapshot" and parent in self._unfinished:
+            # A cell is finished before it is safe.
+            self._early[parent] = body
+        else:
+            self._events.add(parent, kind, body)
+        self._make_room()
+
+    def _finish(self, execution_id: str, content: dict[str, Any]) -> None:
+        if self._running == execution_id:
+            self._running = None
+            self._question = None
+        if self._printed.is_more(execution_id):
+            self._spawn(self._finish_after_log(execution_id, content))
+        else:
+            self._tell_finished(execution_id, content)
+
+    async def _finish_after_log(self, execution_id: str, content: dict[str, Any]) -> None:
+        await self._printed.ended(execution_id)
+        self._tell_finished(execution_id, content)
+
+    def _tell_finished(self, execution_id: str, content: dict[str, Any]) -> None:
+        """In one batch: what the cell returned, and its end."""
+        self._unfinished.discard(execution_id)
+        returned = self._returned.pop(execution_id, None)
+        if returned is not None:
+            self._events.add(execution_id, "mlcloud_return", returned, wake=False)
+        self._emit(execution_id, "finished", content)
+        early = self._early.pop(execution_id, None)
+        if early is not None:
+            self._events.add(execution_id, "mlcloud_snapshot", early)
 
     async def _read_shell(self, kernel: KernelProcess) -> None:
         while True:
             message = kernel.decode(await kernel.shell.recv_multipart())
-            if message["header"]["msg_type"] != "execute_reply":
-                continue
-            execution_id = message["parent_header"].get("msg_id", "")
-            returned = self._returned.get(execution_id)
-            if returned is not None and message["content"].get("status") != "aborted":
-                # The reply travels on another socket than the output before it. Output always
-                # ends with mlcloud_return, except when an interrupt hit exactly that line.
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(returned.wait(), 5)
-            content = message["content"]
-            if self._running == execution_id:
-                self._running = None
-                self._question = None
-            self._emit(
-                execution_id,
-                "finished",
-                {
-                    "type": "finished",
-                    "content": {key: content[key] for key in REPLY if key in content},
-                },
-            )
-            self._returned.pop(execution_id, None)
-            early = self._early.pop(execution_id, None)
-            if early is not None:
-                self._emit(execution_id, "mlcloud_snapshot", early)
+            if message["header"]["msg_type"] == "execute_reply":
+                execution_id = message["parent_header"].get("msg_id", "")
+                if execution_id in self._unfinished:
+                    self._spawn(self._finish_by_reply(kernel, execution_id, message["content"]))
+
+    async def _finish_by_reply(
+        self, kernel: KernelProcess, execution_id: str, content: dict[str, Any]
+    ) -> None:
+        """The reply may overtake the cell's own last message, which is on another socket. Only an
+        interrupt that hit exactly the sending of that one keeps it from coming."""
+        waited = 0.0
+        while waited < RETURN_S and execution_id in self._unfinished:
+            await asyncio.sleep(0.1)
+            waited += 0.0 if kernel.output.paused else 0.1
+        if execution_id in self._unfinished:
+            self._finish(execution_id, {key: content[key] for key in END if key in content})
 
     async def _read_stdin(self, kernel: KernelProcess) -> None:
         while True:
@@ -273,12 +287,16 @@ class Host:
                 continue
             content = {**message["content"], "request": secrets.token_hex(8)}
             self._question = content
+            kernel.output.look()  # what was printed before it asked
             parent = message["parent_header"].get("msg_id", "")
-            self._emit(parent, "input_request", {"type": "input_request", "content": content})
+            self._emit(parent, "input_request", content)
 
     async def _watch(self, kernel: KernelProcess, output: asyncio.Task[None]) -> None:
         report = await asyncio.shield(kernel.ended)
         # What it printed before it died is in its socket still: that comes first.
         await asyncio.wait({output}, timeout=DRAIN_S)
         running, self._running = self._running, None
-        self._emit(running or "", "kernel_died", {"type": "kernel_died", "content": report})
+        self._unfinished.clear()
+        if running is not None:
+            await self._printed.ended(running)
+        self._emit(running or "", "kernel_died", report)

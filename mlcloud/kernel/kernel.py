@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, ClassVar
@@ -34,8 +33,11 @@ from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable
 from mlcloud.kernel import tracebacks
 from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.namespace import RemoteSide
+from mlcloud.kernel.outlet import END
 from mlcloud.kernel.shell import Cell, Shell
 from mlcloud.kernel.snapshot import Snapshots
+from mlcloud.kernel.streams import flush_c
+from mlcloud.kernel.threads import inherit_parents
 from mlcloud.kernel.transfer import Inbox, send
 from mlcloud.store import Store
 from mlcloud.values import exceptions
@@ -63,6 +65,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.snapshots = Snapshots(self.store, self.names)
         self.notice = run_context.Notice()
         self.comms = Comms(self)
+        inherit_parents(self)
         self._request: dict[str, Any] | None = None
 
     # --- a cell -----------------------------------------------------------------------------------
@@ -103,7 +106,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                     reply = await super().do_execute(
                         code, silent, store_history, user_expressions, allow_stdin, **more
                     )
-                _flush()
+                flush_c()
                 if reply["status"] == "error" and self.shell.failed is not None:
                     reply = self._describe_failure(self.shell.failed, reply, answer)
                 answer["names"] = send(self.names.collect(shipment), self.store)
@@ -121,7 +124,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 reply = self._failed(error)
                 answer["own"] = isinstance(error, MLCloudError)
             answer["exception"] = self._packed(error)
-        self._publish("mlcloud_return", {"status": reply["status"]}, parent, answer)
+        # The end of the cell: the host need not wait for the reply, which takes a longer way.
+        end = {key: reply[key] for key in END if key in reply}
+        self._publish("mlcloud_return", end, parent, answer)
         return reply
 
     @contextlib.contextmanager
@@ -270,9 +275,3 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             ident=msg_type.encode(),
             buffers=None if packed is None else [msgpack.packb(packed)],
         )
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()

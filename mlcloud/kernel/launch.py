@@ -8,14 +8,16 @@ cell prints is lost.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from ipykernel.kernelapp import IPKernelApp
 from traitlets import Unicode
 
 from mlcloud.kernel.kernel import RemoteKernel
-from mlcloud.kernel.outlet import redirect
-from mlcloud.kernel.streams import AdaptiveOutStream
+from mlcloud.kernel.outlet import SOCKET, redirect
+from mlcloud.kernel.streams import PipedStream, line_buffer_c
 
 # Quiets ipykernel's own copy of the output on the process's stdout: the journal has it.
 QUIET = True
@@ -25,16 +27,27 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
     """IPython's kernel application with mlcloud's kernel and streams."""
 
     kernel_class = RemoteKernel
-    outstream_class = f"{AdaptiveOutStream.__module__}.{AdaptiveOutStream.__name__}"
+    outstream_class = f"{PipedStream.__module__}.{PipedStream.__name__}"
     quiet = QUIET
     store_url = Unicode("", help="Where snapshots and checkpoints go.").tag(config=True)
-    output_socket = Unicode("", help="Where iopub messages are written.").tag(config=True)
+    output_folder = Unicode("", help="Where the host reads what the kernel shows.").tag(config=True)
+    output_nonce = Unicode("", help="What the marks in the output begin with.").tag(config=True)
     session_id = Unicode("", help="The mlcloud session this kernel serves.").tag(config=True)
 
     def init_iopub(self, context: Any) -> None:
         super().init_iopub(context)
-        if self.output_socket:
-            redirect(self.iopub_thread, self.output_socket)
+        self._streams: list[Any] = []
+        redirect(self.iopub_thread, str(Path(self.output_folder) / SOCKET), self._sync)
+
+    def init_io(self) -> None:
+        PipedStream.folder, PipedStream.nonce = Path(self.output_folder), self.output_nonce.encode()
+        super().init_io()
+        self._streams = [sys.stdout, sys.stderr]
+        line_buffer_c()
+
+    def _sync(self, number: int) -> None:
+        for stream in self._streams:
+            stream.sync(number)
 
     def init_kernel(self) -> None:
         super().init_kernel()

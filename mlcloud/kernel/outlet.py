@@ -1,11 +1,14 @@
 """Where a kernel's iopub messages leave it: a unix socket, written to at once and in order.
 
-ipykernel publishes on a ZMQ socket, whose own thread sends later: what a cell printed just before
-it crashed is gone, and a slow reader loses messages. Here ipykernel's IO thread writes each message
-to a stream socket itself. What it has written is the operating system's, whatever happens to the
-kernel, and when the reader is slow the write waits, and `print` with it (`streams.py`).
+ipykernel publishes on a ZMQ socket, whose own thread sends later: what a cell showed just before it
+crashed is gone, and a slow reader loses messages. Here ipykernel's IO thread writes each message to
+a stream socket itself. What it has written is the operating system's, whatever happens to the
+kernel, and when the reader is slow the write waits.
 
-    message on the socket:  count of frames (u32), their lengths (u64 each), the frames
+What is printed goes another way (`streams.py`). So that both can be put in order again, each
+message has a number, and `sync(number)` marks in the printed text where it was published.
+
+    on the socket:  number (u64), count of frames (u32), their lengths (u64 each), the frames
 """
 
 from __future__ import annotations
@@ -14,40 +17,56 @@ import asyncio
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from typing import Any
 
-COUNT = struct.Struct(">I")
+SOCKET = "outlet"
+HEAD = struct.Struct(">QI")
 LENGTH = struct.Struct(">Q")
+# Nobody downstream asks for these; the gateway knows what runs.
+UNSENT = (b".status", b".execute_input")
+# How a cell ended: what its last message, `mlcloud_return`, says of the reply that follows it.
+END = ("status", "ename", "evalue", "traceback", "execution_count", "payload")
 
 
-def redirect(thread: Any, path: str) -> None:
+def redirect(thread: Any, path: str, sync: Callable[[int], None]) -> None:
     """Make an `ipykernel.iostream.IOPubThread` write its messages to the socket at `path`."""
     outlet = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     outlet.connect(path)
     by_zmq = thread._really_send
+    numbering = threading.RLock()  # a comm that is collected meanwhile publishes its end
+    last = 0
 
-    def send(message: list[Any], *args: Any, **kwargs: Any) -> None:
+    def send(message: list[Any], *args: Any, number: int = 0, **kwargs: Any) -> None:
         if not thread._is_master_process():
             by_zmq(message, *args, **kwargs)  # a forked child pipes to the master's thread
             return
         frames = [memoryview(getattr(frame, "buffer", frame)).cast("B") for frame in message]
-        head = COUNT.pack(len(frames)) + b"".join(LENGTH.pack(len(frame)) for frame in frames)
-        outlet.sendall(b"".join([head, *frames]))
+        lengths = b"".join(LENGTH.pack(len(frame)) for frame in frames)
+        outlet.sendall(b"".join([HEAD.pack(number, len(frames)), lengths, *frames]))
 
     def send_multipart(message: list[Any], *args: Any, **kwargs: Any) -> None:
-        # `flush()` waits for the IO thread to have run its flush: what that sends must go at once,
-        # not into the queue behind the word that it is done.
-        if threading.current_thread() is thread.thread:
+        nonlocal last
+        if bytes(message[0]).endswith(UNSENT):
+            return
+        if threading.current_thread() is thread.thread or not thread._is_master_process():
             send(message, *args, **kwargs)
-        else:
-            thread.schedule(lambda: send(message, *args, **kwargs))
+            return
+        with numbering:  # marked and queued in one order
+            last += 1
+            number = last
+            sync(number)
+            thread.schedule(lambda: send(message, *args, number=number, **kwargs))
 
     thread._really_send = send
     thread.send_multipart = send_multipart
 
 
-async def read(reader: asyncio.StreamReader) -> list[bytes]:
-    """The next message's frames. Raises `asyncio.IncompleteReadError` at the end."""
-    (count,) = COUNT.unpack(await reader.readexactly(COUNT.size))
+async def read(reader: asyncio.StreamReader) -> tuple[int, list[bytes]]:
+    """The next message's number (0: it has no place among the printed text) and its frames.
+
+    Raises `asyncio.IncompleteReadError` at the end.
+    """
+    number, count = HEAD.unpack(await reader.readexactly(HEAD.size))
     lengths = await reader.readexactly(LENGTH.size * count)
-    return [await reader.readexactly(length) for (length,) in LENGTH.iter_unpack(lengths)]
+    return number, [await reader.readexactly(length) for (length,) in LENGTH.iter_unpack(lengths)]

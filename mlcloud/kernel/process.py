@@ -2,7 +2,7 @@
 
     KernelProcess.start() ─► supervisor ─► python -m mlcloud.kernel.launch
         .shell / .control / .stdin  requests, replies (zmq DEALER, unix sockets in a private folder)
-        .output             everything the cell shows: iopub on a unix socket (`outlet.py`)
+        .output             everything the cell shows (`output.py`), read from .outlet and its pipes
         .ended              resolves to the supervisor's last report
 
 Messages are signed with a fresh key per kernel, as Jupyter does.
@@ -25,6 +25,8 @@ import zmq.asyncio
 from jupyter_client.session import Session as WireSession
 
 from mlcloud.errors import SessionFailed
+from mlcloud.kernel import outlet
+from mlcloud.kernel.output import Output
 
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
 
@@ -37,10 +39,12 @@ class KernelProcess:
     ) -> None:
         self.folder = folder / secrets.token_hex(4)
         self.workspace = workspace
+        self._nonce = secrets.token_hex(8)
         self._arguments = [
             f"--RemoteKernelApp.session_id={session_id}",
             f"--RemoteKernelApp.store_url={store_url}",
-            f"--RemoteKernelApp.output_socket={self.folder / 'out'}",
+            f"--RemoteKernelApp.output_folder={self.folder}",
+            f"--RemoteKernelApp.output_nonce={self._nonce}",
         ]
         self._memory_bytes = memory_bytes
         self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -58,9 +62,10 @@ class KernelProcess:
             "signature_scheme": "hmac-sha256",
             **PORTS,
         }
+        self.output = Output(self.folder, self._nonce.encode())
         outlets: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
         self._server = await asyncio.start_unix_server(
-            lambda reader, _: outlets.put_nowait(reader), self.folder / "out"
+            lambda reader, _: outlets.put_nowait(reader), self.folder / outlet.SOCKET
         )
         file = self.folder / "connection.json"
         file.touch(mode=0o600)
@@ -94,7 +99,7 @@ class KernelProcess:
         self.shell = self._connect(context, zmq.DEALER, "shell_port")
         self.control = self._connect(context, zmq.DEALER, "control_port")
         self.stdin = self._connect(context, zmq.DEALER, "stdin_port")
-        self.output = await self._until_ready(outlets)
+        self.outlet = await self._until_ready(outlets)
 
     def _connect(self, context: zmq.asyncio.Context, kind: int, port: str) -> zmq.asyncio.Socket:
         socket = context.socket(kind)
@@ -185,6 +190,7 @@ class KernelProcess:
         """End the kernel's tree and clean up."""
         self.kill()
         await asyncio.wait({self.ended}, timeout=10)
+        self.output.close()
         self._server.close()
         for socket in (self.shell, self.control, self.stdin):
             socket.close()

@@ -1,0 +1,51 @@
+"""What a thread shows belongs to the cell that started it, also when that has ended long ago.
+
+ipykernel 6 sees to it for printed text, ipykernel 7 gives a thread's output to whichever cell runs
+when it appears. Here a thread takes over the parent of the one that starts it, for text, displays
+and comms alike. Tasks of asyncio need nothing: they run in a copy of their maker's context, where
+ipykernel keeps the parent.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextvars import ContextVar
+from typing import Any
+
+from jupyter_client.session import extract_header
+
+
+def inherit_parents(kernel: Any) -> None:
+    """From now on, threads started in `kernel` show what they show in their starter's cell."""
+    start = threading.Thread.start
+
+    def start_with_parent(thread: Any) -> None:
+        parent, run = kernel.get_parent("shell"), thread.run
+
+        def run_with_parent() -> None:
+            del thread.run
+            adopt(kernel, parent)
+            run()
+
+        if parent:
+            thread.run = run_with_parent
+        start(thread)
+
+    setattr(threading.Thread, "start", start_with_parent)  # noqa: B010 - mypy knows no such thing
+
+
+def adopt(kernel: Any, parent: dict[str, Any]) -> None:
+    """Set the parent for this thread alone, wherever ipykernel keeps one by context."""
+    shell, header = kernel.shell, extract_header(parent)
+    for holder, attribute, value in (
+        (sys.stdout, "_parent_header", header),
+        (sys.stderr, "_parent_header", header),
+        (shell.display_pub, "_parent_header", header),
+        (shell.displayhook, "_parent_header", header),
+        (shell, "_parent_header", parent),
+        (kernel, "_shell_parent", parent),
+    ):
+        variable = getattr(holder, attribute, None)
+        if isinstance(variable, ContextVar):
+            variable.set(value)
