@@ -221,7 +221,7 @@ NUMBERED = [  # each different one gets a number, so that equal ones stay equal
 ]
 REPLACED = [
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x…"),
-    (re.compile(r"ipykernel_\d+"), "ipykernel_…"),
+    (re.compile(r"ipykernel_\d+/\d+\.py"), "ipykernel_…/….py"),
     (re.compile(r"<dc:date>.*?</dc:date>"), "<dc:date>…</dc:date>"),
     (re.compile(r"\d\d:\d\d<(\d\d:\d\d|\?), +[\d.?]+ ?(it/s|s/it)"), "…"),  # tqdm
     (re.compile(r"((CPU|Wall) times?|user|sys|total): .*"), r"\1: …"),

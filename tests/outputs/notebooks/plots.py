@@ -123,17 +123,6 @@ plt.figure(figsize=(1, 1))
 plt.plot([1, 2])
 raise RuntimeError("with a figure open")
 
-# %% tags=["animation"]
-# %%remote
-from matplotlib.animation import FuncAnimation
-from IPython.display import HTML
-plt.rcParams["animation.html"] = "jshtml"
-fig, ax = plt.subplots()
-(line,) = ax.plot([0, 1])
-moving = FuncAnimation(fig, lambda i: line.set_data([0, 1], [0, i]), frames=2)
-plt.close(fig)
-HTML(moving.to_jshtml())
-
 # %% tags=["frame"]
 # %%remote
 import numpy as np
@@ -189,20 +178,6 @@ np.arange(12).reshape(3, 4)
 # %% tags=["big-array"]
 # %%remote
 np.zeros((2000, 2000))
-
-# %% tags=["tensor"]
-# %%remote
-import torch
-torch.arange(6).reshape(2, 3)
-
-# %% tags=["module"]
-# %%remote
-torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
-
-# %% tags=["estimator"]
-# %%remote
-from sklearn.linear_model import LogisticRegression
-LogisticRegression(C=0.5)
 
 # %% tags=["plotly"]
 # %%remote

@@ -10,33 +10,92 @@
 # %% tags=["tqdm"]
 # %%remote
 from tqdm import tqdm, trange
+FORMAT = "{l_bar}{bar:20}| {n_fmt}/{total_fmt}{postfix}"
 for i in tqdm(range(5), mininterval=0, desc="console"):
     pass
 
 # %% tags=["tqdm-stdout"]
 # %%remote
 import sys
-for i in trange(3, mininterval=0, file=sys.stdout, ncols=60):
+for i in trange(3, mininterval=0, file=sys.stdout, bar_format=FORMAT):
     pass
 
 # %% tags=["tqdm-nested"]
 # %%remote
-for i in trange(2, desc="outer", mininterval=0, ncols=60):
-    for j in trange(2, desc="inner", leave=False, mininterval=0, ncols=60):
+for i in trange(2, desc="outer", mininterval=0, bar_format=FORMAT):
+    for j in trange(2, desc="inner", leave=False, mininterval=0, bar_format=FORMAT):
         pass
 
 # %% tags=["tqdm-write"]
 # %%remote
-for i in trange(2, mininterval=0, ncols=60):
+for i in trange(2, mininterval=0, bar_format=FORMAT):
     tqdm.write(f"line {i}")
 
 # %% tags=["tqdm-postfix"]
 # %%remote
-bar = tqdm(total=3, mininterval=0, ncols=80)
+bar = tqdm(total=3, mininterval=0, bar_format=FORMAT)
 for i in range(3):
     bar.set_postfix(loss=i / 2)
     bar.update()
 bar.close()
+
+# %% tags=["tqdm-auto"]
+# %%remote
+from tqdm.auto import tqdm as auto_tqdm
+for i in auto_tqdm(range(3), desc="auto"):
+    pass
+
+# %% tags=["tqdm-notebook"]
+# %%remote
+from tqdm.notebook import tqdm as notebook_tqdm
+for i in notebook_tqdm(range(3), desc="notebook", mininterval=0):
+    pass
+
+# %% tags=["tqdm-notebook-error"]
+# %%remote
+for i in notebook_tqdm(range(3), desc="fails"):
+    if i == 1:
+        raise ValueError("half way")
+
+# %% tags=["widget"]
+# %%remote
+import ipywidgets
+slider = ipywidgets.IntSlider(3, description="made remotely")
+slider
+
+# %% tags=["widget-later"]
+# %%remote
+slider.value = 7
+
+# %% tags=["widget-box"]
+# %%remote
+ipywidgets.HBox([ipywidgets.Text("t"), ipywidgets.Image(value=b"\x89PNG", format="png")])
+
+# %% tags=["widget-output"]
+# %%remote
+out = ipywidgets.Output()
+display(out)
+with out:
+    print("captured")
+    display("and displayed")
+print("not captured")
+
+# %% tags=["widget-output-decorated"]
+# %%remote
+@out.capture(clear_output=True)
+def report():
+    print("captured by a decorator")
+report()
+
+# %% tags=["widget-closed"]
+# %%remote
+slider.close()
+
+# %% tags=["interact"]
+# %%remote
+@ipywidgets.interact(n=(0, 5))
+def show(n=2):
+    print("n is", n)
 
 # %% tags=["rich-print"]
 # %%remote
@@ -104,12 +163,6 @@ with Live("start", auto_refresh=False) as live:
 # %%remote
 with console.status("working"):
     console.print("in a status")
-
-# %% tags=["rich-traceback"]
-# %%remote
-from rich.traceback import install
-restore = install(show_locals=False, width=80)
-restore is not None
 
 # %% tags=["rich-log-handler"]
 # %%remote
