@@ -164,6 +164,7 @@ class Session(Listener):
         """Bind what came back, show the bill, raise what the cell raised."""
         self.apply_returns()
         self._apply(answer, display)
+        self._apply_result(answer, display)
         for payload in done.get("payload") or ():
             display.payload(payload)
         if not quiet and done.get("footer") and done.get("runs"):
@@ -376,7 +377,7 @@ class Session(Listener):
         if event.kind in OVER:
             return
         sink = Here(result_hook=False) if cell is None else Under(cell)
-        self.show(event, Display(sink), cell)
+        self.show(event, Display(sink, late=True), cell)
 
     def show(self, event: Event, display: Display, cell: Cell | None) -> None:
         """Show one event in `display`; comms are relayed under `cell`."""
@@ -390,6 +391,8 @@ class Session(Listener):
             if cell is not None:
                 self._relayed().target(event.body["content"]["name"])
         else:
+            relay = self._relay
+            display.captured = relay is not None and cell is not None and relay.captures(cell)
             display.show(event.kind, event.body)
 
     @property
@@ -439,6 +442,21 @@ class Session(Listener):
         self._side.apply(returned, resolve=self._resolver(names["objects"]))
         for note in returned.notes:
             display.status(note)
+
+    def _apply_result(self, answer: dict[str, Any], display: Display) -> None:
+        """The cell's value: the name that holds it, or itself where it is small."""
+        result, side = answer.get("result"), self._side
+        if result is None:
+            return
+        if result["name"] is not None and side.holds(result["name"], result["version"]):
+            display.value(side.namespace[result["name"]])
+        elif result["value"] is not None:
+            payload, buffers = result["value"]
+            try:
+                value = values.load(payload, buffers, side.namespace, classes=side.classes)
+            except Exception:  # a package that only the session has: what was shown stays
+                return
+            display.value(value)
 
     def _resolver(self, objects: dict[str, list[str]]) -> Callable[[Blob], bytearray]:
         return lambda blob: download(self._connection, blob, objects)

@@ -36,10 +36,10 @@ from mlcloud.kernel.snapshot import Snapshots
 from mlcloud.kernel.transfer import resolver, send
 from mlcloud.store import Store
 from mlcloud.values.messages import Shipment
-from mlcloud.values.pickling import dump
+from mlcloud.values.pickling import dump, is_immutable
 
 DEFAULT_PREEMPTION_S = 2 * 3600.0
-MAX_EXCEPTION_BYTES = 1 << 20
+MAX_PICKLED_BYTES = 1 << 20  # of an exception, or a result
 
 
 class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no complete types
@@ -92,6 +92,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         try:
             if request["op"] == "cell":
                 shipment = self._load(request)
+                count = self.shell.execution_count
                 with self._running(request["execution_id"]):
                     reply = await super().do_execute(
                         code, silent, store_history, user_expressions, allow_stdin, **more
@@ -100,6 +101,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 if reply["status"] == "error":
                     answer["exception"] = self._pickled(getattr(sys, "last_value", None))
                 answer["names"] = send(self.names.collect(shipment), self.store)
+                answer["result"] = self._result(count)
             else:
                 answer.update(getattr(self, f"op_{request['op']}")(request))
                 reply = self._reply({"status": "ok"})
@@ -152,15 +154,26 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             "user_expressions": {},
         }
 
-    def _pickled(self, error: BaseException | None) -> list[Any] | None:
-        """The exception without its traceback, None where it cannot travel."""
-        if error is None:
+    def _result(self, count: int) -> dict[str, Any] | None:
+        """The value of the cell numbered `count`, for the notebook's `Out` and `_`."""
+        outputs = self.shell.user_ns["_oh"]
+        if count not in outputs:
+            return None
+        value = outputs[count]
+        held = None if is_immutable(type(value)) else self.names.name_of(value)
+        if held is not None:
+            return {"name": held[0], "version": held[1], "value": None}
+        return {"name": None, "version": 0, "value": self._pickled(value)}
+
+    def _pickled(self, value: Any) -> list[Any] | None:
+        """An exception (without its traceback) or a result; None where it does not travel."""
+        if value is None:
             return None
         try:
-            pickled = dump(error, self.shell.user_ns, classes=self.names.classes)
+            pickled = dump(value, self.shell.user_ns, classes=self.names.classes)
         except NotPicklable:
             return None
-        if pickled.size > MAX_EXCEPTION_BYTES:
+        if pickled.size > MAX_PICKLED_BYTES or pickled.devices:
             return None
         return [pickled.payload, [bytes(buffer) for buffer in pickled.buffers]]
 

@@ -344,6 +344,13 @@ class RemoteSide:
         # Its classes go inside: this value is a copy, outside all sharing.
         return scan.pack([scan.with_classes([name])])[0]
 
+    def name_of(self, value: Any) -> tuple[str, int] | None:
+        """A shared name that holds this very object, and its version."""
+        for name, entry in self._versions.entries.items():
+            if self.namespace.get(name) is value:
+                return name, entry.version
+        return None
+
     def describe(self, name: str) -> RemoteInfo:
         """The preview of a name as it is now."""
         if name not in self.namespace:
