@@ -276,7 +276,10 @@ class RemoteSide:
         classes = {
             key
             for key in entries
-            if class_id(key) and (key in reached or key in seen) and unseen(key)
+            if class_id(key)
+            and (key in reached or key in seen)
+            and unseen(key)
+            and key in scan.pickled
         }
         if classes:
             ready.append(classes)
@@ -308,7 +311,7 @@ class RemoteSide:
         self, scan: Scan, group: frozenset[str], names: set[str], limit: int, out: set[str]
     ) -> str:
         """Why a group stays in the session, or "" if it comes back."""
-        failed = sorted(key for key in group if key in scan.failed)
+        failed = sorted(key for key in scan.with_classes(group) if key in scan.failed)
         if failed:
             return str(scan.failed[failed[0]])
         if names <= out:

@@ -215,7 +215,10 @@ class Book:
         return self.page.locator(f".jp-Notebook .jp-Cell[data-windowed-list-index='{number}']")
 
     def outputs(self, number: int) -> Locator:
-        return self.cell(number).locator(".jp-OutputArea-output")
+        """Its outputs; those inside a widget are the widget's."""
+        return self.cell(number).locator(
+            ".jp-Cell-outputArea > .jp-OutputArea-child > .jp-OutputArea-output"
+        )
 
     def text(self, number: int) -> str:
         """All text below the cell, as it is rendered."""
