@@ -154,7 +154,8 @@ def reach(value: Any, bound: int) -> set[int]:
     waiting = [value]
     while waiting and len(seen) < bound:
         obj = waiting.pop()
-        if id(obj) in seen or isinstance(obj, _OPAQUE) or type(obj) in _ATOMS:
+        # By its type alone: to look into a weak reference's proxy may raise.
+        if id(obj) in seen or issubclass(type(obj), _OPAQUE) or type(obj) in _ATOMS:
             continue
         if obj is sys.stdout or obj is sys.stderr:
             continue  # a kernel's stream leads to the kernel, and from there to every name

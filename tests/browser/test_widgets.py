@@ -86,9 +86,9 @@ def test_an_output_widget_captures(book: Book) -> None:
     assert book.text(cell).count("captured") == 1
     book.outputs(cell).locator("button").click()
     book.until(lambda: "shown too" in inside.inner_text(), "the callback's output is in it")
-    assert inside.inner_text().split("\n") == ["captured", "pressed", "'shown too'"]
-    book.ok(REMOTE + "out.clear_output()\nout.append_stdout('appended')")
-    book.until(lambda: inside.inner_text().strip() == "appended", "it was cleared")
+    assert inside.inner_text().split() == ["captured", "pressed", "'shown", "too'"]
+    book.ok(REMOTE + "out.clear_output(wait=True)\nwith out:\n    print('anew')")
+    book.until(lambda: inside.inner_text().strip() == "anew", "it was cleared")
 
 
 def test_a_button_pressed_while_the_cell_runs(book: Book) -> None:
@@ -120,9 +120,9 @@ def test_links_and_play(book: Book) -> None:
 
     def played() -> bool:
         book.ok(asked)
-        return "[1, 2, 3, 4, 5]" in book.text(asked)
+        return "5]" in book.text(asked)
 
-    book.until(played, "every step was played", otherwise=lambda: book.text(asked))
+    book.until(played, "it was played to its end", otherwise=lambda: book.text(asked))
 
 
 ANY = """import anywidget, traitlets, hashlib
@@ -159,7 +159,7 @@ class Echo(anywidget.AnyWidget):
     export default { render };
     '''
     data = traitlets.Bytes(b"").tag(sync=True)
-    back = traitlets.Bytes(b"").tag(sync=True)
+    back = traitlets.Any(b"").tag(sync=True)
 """
 
 
@@ -214,7 +214,7 @@ def test_a_progress_bar_advances_while_the_cell_runs(book: Book) -> None:
     assert book.prompt(cell) == "*"
     book.ended(cell)
     assert "30/30" in book.shows(cell, "30/30")
-    assert "training: 100%" in book.text(cell).replace("\n", " ")
+    assert re.search(r"training:\s+100%", book.text(cell))
 
 
 def test_widgets_survive_a_reload(book: Book) -> None:
