@@ -3,7 +3,7 @@
     stream               the local sys.stdout / sys.stderr, flushed at once
     display_data         published again, same data, metadata, display_id; updates as updates
     execute_result       through IPython's display hook, so it is Out[n]
-    clear_output         as it is
+    clear_output         as it is; what happened to the session is shown again
     status, story        what the session waits for (one line, replaced), what happened to it (kept)
 
 `Here` shows in the cell that runs now, through IPython; `Under` in a cell that has ended, or goes
@@ -17,7 +17,7 @@ import html
 import sys
 import time
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from uuid import uuid4
 
 from mlcloud.client import frontend
@@ -57,6 +57,8 @@ class Sink(Protocol):
 
     def result(self, data: dict[str, Any], metadata: dict[str, Any]) -> None: ...
 
+    def value(self, value: Any) -> None: ...
+
     def clear(self, *, wait: bool) -> None: ...
 
     def error(self, content: dict[str, Any]) -> None: ...
@@ -68,6 +70,7 @@ class Here:
     def __init__(self, *, result_hook: bool = True) -> None:
         self._shell = frontend.shell()
         self._result_hook = result_hook
+        self._output: RemoteOutput | None = None
 
     def stream(self, name: str, text: str) -> None:
         stream = sys.stderr if name == "stderr" else sys.stdout
@@ -93,11 +96,26 @@ class Here:
         if hook is None or not self._result_hook:
             self.display(data, metadata, {})
             return
+        self._output = RemoteOutput(data, metadata)
         hook.start_displayhook()
         hook.write_output_prompt()
         hook.write_format_data(data, metadata)
-        hook.update_user_ns(RemoteOutput(data, metadata))
+        hook.update_user_ns(self._output)
+        hook.log_output(data)
         hook.finish_displayhook()
+
+    def value(self, value: Any) -> None:
+        """The result itself has come: it takes the place of what was shown of it."""
+        shown, self._output = self._output, None
+        if shown is None:
+            return
+        hook, names = self._shell.displayhook, self._shell.user_ns
+        places = [(vars(hook), "_"), (names["_oh"], hook.prompt_count)]
+        places += [(names, "_"), (names, f"_{hook.prompt_count}")]
+        for held, key in places:
+            if held.get(key) is shown:
+                held[key] = value
+        hook.fill_exec_result(value)
 
     def clear(self, *, wait: bool) -> None:
         if self._shell is not None:
@@ -136,6 +154,9 @@ class Under:
         content = {"data": data, "metadata": metadata, "execution_count": self._cell.count}
         frontend.publish(self._cell, "execute_result", content)
 
+    def value(self, value: Any) -> None:
+        """`Out` belongs to the cells that run in the foreground."""
+
     def clear(self, *, wait: bool) -> None:
         frontend.publish(self._cell, "clear_output", {"wait": wait})
 
@@ -147,12 +168,17 @@ class Under:
 
 
 class Display:
-    """The output of one execution, shown in `sink`."""
+    """The output of one execution, shown in `sink`; `late`, what comes of it after its end."""
 
-    def __init__(self, sink: Sink | None = None) -> None:
+    def __init__(self, sink: Sink | None = None, *, late: bool = False) -> None:
         self._sink: Sink = sink or Here()
+        self._late = late
         self._status_id: str | None = None
         self._status_since = time.monotonic()
+        self._stories: list[dict[str, Any]] = []
+        self._clear_next = False
+        # An Output widget of the cell takes what it shows now: clearing clears the widget.
+        self.captured = False
         self.error: dict[str, Any] | None = None
         self._held: dict[str, Any] | None = None
 
@@ -166,9 +192,12 @@ class Display:
     # --- Jupyter's messages -----------------------------------------------------------------------
 
     def _stream(self, content: dict[str, Any], _: Any) -> None:
+        self._clear_if_asked()
         self._sink.stream(content["name"], content["text"])
 
     def _display_data(self, content: dict[str, Any], _: Any, *, update: bool = False) -> None:
+        if not update:
+            self._clear_if_asked()
         self._sink.display(
             content["data"],
             content.get("metadata") or {},
@@ -180,12 +209,33 @@ class Display:
         self._display_data(content, body, update=True)
 
     def _execute_result(self, content: dict[str, Any], _: Any) -> None:
+        self._clear_if_asked()
         self._sink.result(content["data"], content.get("metadata") or {})
 
     def _clear_output(self, content: dict[str, Any], _: Any) -> None:
-        self._sink.clear(wait=content.get("wait", False))
+        wait = content.get("wait", False)
+        if self.captured or self._late:
+            self._sink.clear(wait=wait)
+        elif wait:
+            # For the cell's own next output. A line of ours or the footer must not set it off.
+            self._clear_next = True
+        else:
+            self._clear(wait=False)
+
+    def _clear_if_asked(self) -> None:
+        if self._clear_next and not self.captured:
+            self._clear(wait=True)
+
+    def _clear(self, *, wait: bool) -> None:
+        """Clear the cell, but for what happened to its session."""
+        self._clear_next = False
+        self._status_id = None
+        self._sink.clear(wait=wait)
+        for story in self._stories:
+            self._line(**story)
 
     def _error(self, content: dict[str, Any], _: Any) -> None:
+        self._clear_if_asked()
         self.error = content
         if isinstance(self._sink, Here):
             self._held = content  # if it ends the cell, it is raised, and so shown
@@ -208,6 +258,10 @@ class Display:
             return {**done, "traceback": None if shown else error["traceback"]}
         self.flush_error()
         return {**done, "traceback": None}
+
+    def value(self, value: Any) -> None:
+        """The cell's result, for `Out` and `_`."""
+        self._sink.value(value)
 
     def payload(self, payload: dict[str, Any]) -> None:
         """What a reply asks of the front end: a page of help, the next cell's text."""
@@ -244,7 +298,9 @@ class Display:
     def _story(self, content: dict[str, Any], body: dict[str, Any]) -> None:
         clock = datetime.fromtimestamp(body["time"]).strftime("%H:%M:%S")
         facts = {key: value for key, value in content.items() if key != "text"}
-        self._line(f"{clock} {content['text']}", mark=MARKS.get(content["what"], "·"), facts=facts)
+        mark = MARKS.get(content["what"], "·")
+        self._stories.append({"text": f"{clock} {content['text']}", "mark": mark, "facts": facts})
+        self._line(**self._stories[-1])
 
     def _mlcloud_event(self, content: dict[str, Any], body: dict[str, Any]) -> None:
         text = checkpoint_line(content)
@@ -284,7 +340,7 @@ class Display:
 
 
 class RemoteOutput:
-    """What `_` and `Out[n]` hold after a remote cell: its value as it was shown."""
+    """What `_` and `Out[n]` hold where a remote cell's value stayed there: it as it was shown."""
 
     def __init__(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
         self.data = data
@@ -295,6 +351,14 @@ class RemoteOutput:
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.data, self.metadata
+
+    def __getattr__(self, attribute: str) -> NoReturn:
+        if attribute.startswith("_"):  # Python and IPython asking what this object can do
+            raise AttributeError(attribute)
+        raise AttributeError(
+            f"no `.{attribute}` here: this value stayed in its session, where `_` is the value "
+            "itself in the next %%remote cell. Give it a name there to use it here."
+        )
 
 
 def omitted_line(content: dict[str, Any]) -> str:

@@ -158,6 +158,10 @@ class Relay:
             return data
         return {**data, "state": {**state, "msg_id": cell.msg_id}}
 
+    def captures(self, cell: Cell) -> bool:
+        """Whether an Output widget takes this cell's output now."""
+        return any(held.state.get("msg_id") == cell.msg_id for held in list(self.models.values()))
+
     def _forget(self, comm_id: str) -> None:
         self.models.pop(comm_id, None)
         self._targets.pop(comm_id, None)

@@ -189,6 +189,7 @@ class Session(Listener):
             display.flush_error()
         self.apply_returns()
         self._apply(answer, display)
+        self._apply_result(answer, display)
         for payload in done.get("payload") or ():
             display.payload(payload)
         if not quiet and done.get("footer") and done.get("runs"):
@@ -406,7 +407,7 @@ class Session(Listener):
         if event.kind in OVER:
             return
         sink = Here(result_hook=False) if cell is None else Under(cell)
-        self.show(event, Display(sink), cell)
+        self.show(event, Display(sink, late=True), cell)
 
     def show(self, event: Event, display: Display, cell: Cell | None) -> None:
         """Show one event in `display`; comms are relayed under `cell`."""
@@ -420,6 +421,8 @@ class Session(Listener):
             if cell is not None:
                 self._relayed().target(event.body["content"]["name"])
         else:
+            relay = self._relay
+            display.captured = relay is not None and cell is not None and relay.captures(cell)
             display.show(event.kind, event.body)
 
     @property
@@ -471,6 +474,21 @@ class Session(Listener):
         self._side.apply(returned, resolve=inbox.take)
         for note in returned.notes:
             display.status(note)
+
+    def _apply_result(self, answer: dict[str, Any], display: Display) -> None:
+        """The cell's value: the name that holds it, or itself where it is small."""
+        result, side = answer.get("result"), self._side
+        if result is None:
+            return
+        if result["name"] is not None and side.holds(result["name"], result["version"]):
+            display.value(side.namespace[result["name"]])
+        elif result["value"] is not None:
+            payload, buffers = result["value"]
+            try:
+                value = values.load(payload, buffers, side.namespace, classes=side.classes)
+            except Exception:  # a package that only the session has: what was shown stays
+                return
+            display.value(value)
 
     # --- names ------------------------------------------------------------------------------------
 

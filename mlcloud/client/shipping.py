@@ -365,6 +365,11 @@ class LocalSide:
         self._shared.put(entry.name, Shared(ret.versions[entry.name], "module", entry.digest))
         return [entry.name]
 
+    def holds(self, name: str, version: int) -> bool:
+        """Whether a name is here as the session has it in this version."""
+        current = self._shared.version(name) == version and not self._shared.is_newer(name)
+        return current and name in self.namespace
+
     def _handle(self, info: RemoteInfo) -> RemoteValue:
         return RemoteValue(info, self.session_id, self.fetch, place=self.session_name)
 

@@ -63,7 +63,7 @@ def dump_groups(versions: Versions, max_bytes: int | None = None) -> Dumped:
 
 def _why_not(scan: Scan, group: frozenset[str], max_bytes: int | None) -> str:
     """Why a group is left out, or ""."""
-    failed = sorted(key for key in group if key in scan.failed)
+    failed = sorted(key for key in scan.with_classes(group) if key in scan.failed)
     if failed:
         return str(scan.failed[failed[0]])
     size = sum(scan.pickled[key].size for key in group)

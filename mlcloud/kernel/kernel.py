@@ -42,10 +42,10 @@ from mlcloud.kernel.transfer import Inbox, send
 from mlcloud.store import Store
 from mlcloud.values import exceptions
 from mlcloud.values.messages import Shipment
-from mlcloud.values.pickling import dump
+from mlcloud.values.pickling import dump, is_immutable
 
 DEFAULT_PREEMPTION_S = 2 * 3600.0
-MAX_EXCEPTION_BYTES = 1 << 20
+MAX_PICKLED_BYTES = 1 << 20  # of an exception, or a result
 
 
 class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no complete types
@@ -102,6 +102,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 self.shell.begin(None)
                 shipment = self._load(request)
                 self.shell.begin(Cell.from_wire(request["cell"]) if request.get("cell") else None)
+                count = self.shell.execution_count
                 with self._running(request["execution_id"]):
                     reply = await super().do_execute(
                         code, silent, store_history, user_expressions, allow_stdin, **more
@@ -110,6 +111,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 if reply["status"] == "error" and self.shell.failed is not None:
                     reply = self._describe_failure(self.shell.failed, reply, answer)
                 answer["names"] = send(self.names.collect(shipment), self.store)
+                answer["result"] = self._result(count)
             else:
                 answer.update(getattr(self, f"op_{request['op']}")(request))
                 reply = self._reply({"status": "ok"})
@@ -179,11 +181,34 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
 
         def one(value: Any) -> list[Any]:
             pickled = dump(value, self.shell.user_ns, classes=self.names.classes)
-            if pickled.size > MAX_EXCEPTION_BYTES:
+            if pickled.size > MAX_PICKLED_BYTES:
                 raise NotPicklable("it is too large to travel with an exception")
             return [pickled.payload, [bytes(buffer) for buffer in pickled.buffers]]
 
         return exceptions.pack(error, one, tracebacks.frames)
+
+    def _result(self, count: int) -> dict[str, Any] | None:
+        """The value of the cell numbered `count`, for the notebook's `Out` and `_`."""
+        outputs = self.shell.user_ns["_oh"]
+        if count not in outputs:
+            return None
+        value = outputs[count]
+        held = None if is_immutable(type(value)) else self.names.name_of(value)
+        if held is not None:
+            return {"name": held[0], "version": held[1], "value": None}
+        return {"name": None, "version": 0, "value": self._pickled(value)}
+
+    def _pickled(self, value: Any) -> list[Any] | None:
+        """A result; None where it does not travel."""
+        if value is None:
+            return None
+        try:
+            pickled = dump(value, self.shell.user_ns, classes=self.names.classes)
+        except NotPicklable:
+            return None
+        if pickled.size > MAX_PICKLED_BYTES or pickled.devices:
+            return None
+        return [pickled.payload, [bytes(buffer) for buffer in pickled.buffers]]
 
     @contextlib.contextmanager
     def _running(self, execution_id: str) -> Iterator[None]:

@@ -313,7 +313,7 @@ class RemoteSide:
             key
             for key in scan.with_classes(name for name in wanted if name in scan.pickled)
             | (seen.keys() & scan.pickled.keys())
-            if class_id(key)
+            if class_id(key) and key in scan.pickled
         }
         ready: list[set[str]] = []
         for group in scan.groups([*scan.pickled, *scan.failed]):
@@ -363,7 +363,7 @@ class RemoteSide:
         self, scan: Scan, group: frozenset[str], names: set[str], limit: int, out: set[str]
     ) -> str:
         """Why a group stays in the session, or "" if it comes back."""
-        failed = sorted(key for key in group if key in scan.failed)
+        failed = sorted(key for key in scan.with_classes(group) if key in scan.failed)
         if failed:
             return str(scan.failed[failed[0]])
         if names <= out:
@@ -398,6 +398,13 @@ class RemoteSide:
             raise scan.failed[name]
         # Its classes go inside: this value is a copy, outside all sharing.
         return scan.pack([scan.with_classes([name])])[0]
+
+    def name_of(self, value: Any) -> tuple[str, int] | None:
+        """A shared name that holds this very object, and its version."""
+        for name, entry in self._versions.entries.items():
+            if self.namespace.get(name) is value:
+                return name, entry.version
+        return None
 
     def describe(self, name: str) -> RemoteInfo:
         """The preview of a name as it is now."""

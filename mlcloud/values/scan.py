@@ -177,17 +177,19 @@ def reach(value: Any, bound: int) -> set[int]:
     waiting = [value]
     while waiting and len(seen) < bound:
         obj = waiting.pop()
-        if isinstance(obj, types.FunctionType):
+        # By its type alone: to look into a weak reference's proxy may raise.
+        kind = type(obj)
+        if issubclass(kind, types.FunctionType):
             found.add(id(obj))
             if id(obj) not in seen:  # not into its globals, which are the whole notebook
                 seen.add(id(obj))
                 waiting += [obj.__dict__, obj.__closure__, obj.__defaults__, obj.__kwdefaults__]
             continue
-        if isinstance(obj, type) and obj.__module__ == "__main__" and id(obj) not in seen:
+        if issubclass(kind, type) and obj.__module__ == "__main__" and id(obj) not in seen:
             seen.add(id(obj))
             waiting += [*vars(obj).values(), *obj.__bases__]
             continue
-        if id(obj) in seen or isinstance(obj, _OPAQUE) or type(obj) in _ATOMS:
+        if id(obj) in seen or issubclass(kind, _OPAQUE) or kind in _ATOMS:
             continue
         if obj is sys.stdout or obj is sys.stderr:
             continue  # a kernel's stream leads to the kernel, and from there to every name

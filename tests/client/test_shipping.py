@@ -11,7 +11,8 @@ import pytest
 
 from mlcloud import errors
 from mlcloud.client.remote_value import RemoteValue
-from tests.values.pair import Pair, returned, shipped
+from mlcloud.kernel.namespace import RemoteSide
+from tests.values.pair import Pair, notebook, returned, shipped
 
 KIB = 1024
 
@@ -19,6 +20,37 @@ KIB = 1024
 @pytest.fixture
 def pair() -> Pair:
     return Pair()
+
+
+# --- classes that cannot travel ------------------------------------------------------------------
+
+LOCKED = """
+import threading
+class Locked:
+    lock = threading.Lock()
+class Child(Locked): pass
+child, many, fine = Child(), [Child()], 5
+"""
+
+
+def test_what_needs_a_class_that_cannot_travel_stays(pair: Pair) -> None:
+    pair.remote(LOCKED)
+    for name in ("Locked", "Child", "child", "many"):
+        assert isinstance(pair.here[name], RemoteValue), name
+        assert "lock" in repr(pair.here[name])
+    assert pair.here["fine"] == 5
+    pair.remote("same = isinstance(child, Child) and child.lock is Locked.lock")
+    assert pair.here["same"] is True
+
+
+def test_what_needs_a_class_that_cannot_travel_does_not_spoil_a_snapshot(pair: Pair) -> None:
+    pair.remote(LOCKED)
+    dumped = pair.session.dump_groups()
+    assert {"Locked", "Child", "child", "many"} <= set(dumped.skipped)
+    fresh = RemoteSide(notebook())
+    fresh.restore(dumped.groups, dumped.imports, state=dumped.state)
+    assert fresh.namespace["fine"] == 5
+    assert "child" not in fresh.namespace
 
 
 # --- what goes and what comes back ----------------------------------------------------------------
