@@ -104,12 +104,32 @@ class Page:
         allow = answers is not None
         return Running(self, self.client.execute(code, allow_stdin=allow, stop_on_error=False))
 
-    def request(self, msg_type: str, content: dict[str, Any], **header: Any) -> Running:
+    def request(
+        self,
+        msg_type: str,
+        content: dict[str, Any],
+        *,
+        metadata: dict[str, Any] | None = None,
+        buffers: list[bytes] | None = None,
+        **header: Any,
+    ) -> Running:
         """Send any message on the shell channel."""
-        message = self.client.session.msg(msg_type, content)
+        message = self.client.session.msg(msg_type, content, metadata=metadata)
         message["header"].update(header)
-        self.client.shell_channel.send(message)
+        channel = self.client.shell_channel
+        self.client.session.send(channel.socket, message, buffers=buffers)
         return Running(self, message["header"]["msg_id"])
+
+    def request_on_control(self, msg_type: str, content: dict[str, Any]) -> dict[str, Any] | None:
+        """The reply's content, None where the kernel knows no such request."""
+        message = self.client.session.msg(msg_type, content)
+        self.client.control_channel.send(message)
+        try:
+            reply = self.client.get_control_msg(timeout=10)
+        except queue.Empty:
+            return None
+        answer: dict[str, Any] = reply["content"]
+        return answer
 
     def comm(self, comm_id: str, state: dict[str, Any], **header: Any) -> Running:
         """What the page sends when the user moves a widget."""

@@ -39,7 +39,7 @@ class Router:
         self._kernel = kernel
         self.relays: list[Relay] = []
         self.running: Cell | None = None  # the remote cell that holds the main thread
-        self._controls: dict[str, Any] = {}
+        self._controls: set[str] = set()
         self._queue: queue.SimpleQueue[tuple[Any, dict[str, Any]]] = queue.SimpleQueue()
         self._wrap()
         threading.Thread(target=self._serve, name="mlcloud-widgets", daemon=True).start()
@@ -99,6 +99,8 @@ class Router:
             message = session.deserialize(parts, content=True, copy=False)
         except ValueError:  # not signed, or not JSON: the kernel's own code says so
             return False
+        if kind == "comm_open":  # known before the messages that follow it are looked at
+            self._controls.add(content["comm_id"])
         self._queue.put((idents, message))
         return True
 
@@ -130,7 +132,7 @@ class Router:
     def _handle(self, message: dict[str, Any]) -> None:
         kind, comm_id = message["header"]["msg_type"], message["content"]["comm_id"]
         comm = self._kernel.comm_manager.comms.get(comm_id)
-        if comm_id in self._controls or kind == "comm_open":
+        if comm_id in self._controls:
             cell = Cell({"header": message["header"]}, None)
             self.status("busy", cell)
             self._control(kind, comm_id, message, cell)
@@ -152,10 +154,8 @@ class Router:
     # --- all widgets' states, for a page that was reloaded ----------------------------------------
 
     def _control(self, kind: str, comm_id: str, message: dict[str, Any], cell: Cell) -> None:
-        if kind == "comm_open":
-            self._controls[comm_id] = True
-        elif kind == "comm_close":
-            self._controls.pop(comm_id, None)
+        if kind == "comm_close":
+            self._controls.discard(comm_id)
         elif message["content"].get("data", {}).get("method") == "request_states":
             states, paths, buffers = self._states()
             data = {"method": "update_states", "states": states, "buffer_paths": paths}

@@ -25,6 +25,7 @@ from typing import Any
 from mlcloud.kernel.threads import adopt
 
 GRACE_S = 0.05
+IDLE_GRACE_S = 5.0  # of a main thread that runs nothing, and so comes as soon as it is scheduled
 
 Message = dict[str, Any]
 
@@ -53,7 +54,7 @@ class Delivery:
 
 
 class Comms:
-    """The comms of one remote kernel."""
+    """The comms of one remote kernel; its `occupied` says whether the main thread runs a cell."""
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
@@ -89,8 +90,9 @@ class Comms:
         while True:
             delivery = await queue.get()
             self._kernel.io_loop.add_callback(self._offer, delivery)
-            # A main thread that was busy for the last one is not waited for again.
-            patience = 0.0 if self._main_is_busy else GRACE_S
+            patience = GRACE_S if self._kernel.occupied else IDLE_GRACE_S
+            if self._main_is_busy:  # for the last one, and not seen since
+                patience = 0.0
             if not await asyncio.to_thread(delivery.done.wait, patience):
                 if delivery.take(main=False):
                     self._main_is_busy = True

@@ -64,6 +64,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.names = RemoteSide(self.shell.user_ns)
         self.snapshots = Snapshots(self.store, self.names)
         self.notice = run_context.Notice()
+        self.occupied = False  # by a cell, or its snapshot
         self.comms = Comms(self)
         inherit_parents(self)
         self._request: dict[str, Any] | None = None
@@ -76,9 +77,13 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             msgpack.unpackb(bytes(buffers[0]), strict_map_key=False) if buffers else None
         )
         request = self._request
-        await super().execute_request(stream, ident, parent)
-        if request is not None and request.get("snapshot", True):
-            self._snapshot(request, parent)
+        self.occupied = True
+        try:
+            await super().execute_request(stream, ident, parent)
+            if request is not None and request.get("snapshot", True):
+                self._snapshot(request, parent)
+        finally:
+            self.occupied = False
 
     async def do_execute(
         self,
