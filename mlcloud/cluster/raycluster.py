@@ -80,6 +80,9 @@ def ray_environment() -> dict[str, str]:
         "RAY_health_check_initial_delay_ms": "2000",
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "5",
+        # Ray lowers its workers' priority by 15. Here they are hosts and kernels, and a cell gets
+        # what a local kernel gets.
+        "RAY_worker_niceness": "0",
         # Prestarted workers are for task storms; a session needs one.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",

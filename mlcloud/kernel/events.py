@@ -4,7 +4,7 @@
 
 One long poll is outstanding at any time. It returns at once with what there is; while the gateway
 writes that batch to its journal the next one gathers, so batches grow with the load, and when there
-is always something, polls are answered at most every `BUSY_S`. What has not been read yet is put
+is always something, a poll is answered each `BUSY_S` only. What has not been read yet is put
 together: text of the same stream becomes one event, an update of a display replaces the one before
 it, and what `clear_output` takes away is never sent.
 
@@ -28,6 +28,7 @@ LIMIT = 32 * 2**20  # bytes that may wait before `full`
 JOINED_BYTES = 2**18  # of text in one event
 BUSY_S = 0.05
 FIRST_GAP_S = 0.005
+SOON_S = 0.015  # after an answer: then there is more to come, and no hurry
 SHOWN = {"stream", "display_data", "execute_result", "update_display_data"}
 CLEARED = {*SHOWN, "clear_output"} - {"update_display_data"}  # that may be of another cell
 UNHURRIED = {*SHOWN, "clear_output", "mlcloud_omitted", "mlcloud_event"}
@@ -154,14 +155,15 @@ class Events:
         return list(self._kept)
 
     async def _gather(self, wait_s: float) -> None:
-        if self._new.is_set():  # something came while the last batch was written: no hurry
-            self._gap = min(max(FIRST_GAP_S, 2 * self._gap), BUSY_S)
-            left = self._answered + self._gap - time.monotonic()
-            if left > 0:
-                await _wait(self._urgent, left)
-        else:
-            self._gap = 0.0
+        if not self._new.is_set():
             await _wait(self._new, wait_s)
+        since = time.monotonic() - self._answered
+        if since > SOON_S:
+            self._gap = 0.0
+            return
+        self._gap = min(max(FIRST_GAP_S, 2 * self._gap), BUSY_S)
+        if self._gap > since:
+            await _wait(self._urgent, self._gap - since)
 
 
 def _packed(body: dict[str, Any]) -> bytes:

@@ -148,7 +148,10 @@ class Gap:
     def due(self, now: float) -> bool:
         """Whether to renew the notice: each second at first, more seldom as time goes by."""
         every = min(10.0, max(TICK_S, (now - self._since) / 10))
-        return now - self._told >= every - 0.1
+        if now - self._told < every - 0.1:
+            return False
+        self._told = now
+        return True
 
     def notice(self, *, done: bool = False) -> Shown:
         content = {
