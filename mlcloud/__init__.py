@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlcloud.client.api import cost as cost
     from mlcloud.client.api import session as session
     from mlcloud.client.api import sessions as sessions
+    from mlcloud.client.functions import remote as remote
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
 
 _PUBLIC = {
@@ -29,6 +30,7 @@ _PUBLIC = {
     "cost": "mlcloud.client.api",
     "session": "mlcloud.client.api",
     "sessions": "mlcloud.client.api",
+    "remote": "mlcloud.client.functions",
     "load_ipython_extension": "mlcloud.magics",
 }
 
@@ -37,6 +39,7 @@ __all__ = [
     "attach",
     "connect",
     "cost",
+    "remote",
     "resumable",
     "session",
     "sessions",

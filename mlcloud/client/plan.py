@@ -345,7 +345,11 @@ def _problems(plan: Plan, key: str, forced: Collection[str]) -> list[errors.MLCl
     if class_id(key):
         return []
     found: list[errors.MLCloudError] = []
-    if key not in forced and key not in plan.temporary and userdata.looks_secret(key, plan.shared.namespace[key]):
+    if (
+        key not in forced
+        and key not in plan.temporary
+        and userdata.looks_secret(key, plan.shared.namespace[key])
+    ):
         found.append(
             errors.UsageError(
                 f"`{key}` looks like a secret, and the cell would send it to the session. "

@@ -83,7 +83,7 @@ class RemoteSide:
         refs: list[Any] = []
         loaded = [(group, self._unpack(group, resolve, refs)) for group in groups]
 
-        for name in deletes:
+        for name in (*deletes, *shipment.released):
             self._versions.forget(name)
         for entry, module in modules:
             self._versions.bind(entry.name, module)
