@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlcloud.client.api import cost as cost
     from mlcloud.client.api import session as session
     from mlcloud.client.api import sessions as sessions
+    from mlcloud.client.functions import remote as remote
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
 
 _PUBLIC = {
@@ -31,6 +32,7 @@ _PUBLIC = {
     "environment": "mlcloud.environment",
     "session": "mlcloud.client.api",
     "sessions": "mlcloud.client.api",
+    "remote": "mlcloud.client.functions",
     "load_ipython_extension": "mlcloud.magics",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "connect",
     "cost",
     "environment",
+    "remote",
     "resumable",
     "session",
     "sessions",

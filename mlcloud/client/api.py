@@ -5,6 +5,7 @@ One connection is the default, made by the first call that needs one; it is the 
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -121,6 +122,12 @@ class Client:
         """This notebook's session of that name, if it has used one already."""
         found = self._sessions.get(name or self._unnamed)
         return None if found is None or found.closed else found
+
+    def name_for(self, resources: dict[str, Any]) -> str:
+        """The name of this notebook's session for these resources, the same for equal ones."""
+        words = [str(resources[key]) for key in sorted(resources)]
+        text = "-".join(re.sub(r"[^A-Za-z0-9]+", "", word).lower() for word in words)
+        return f"{self._unnamed}-{text}"
 
     def cost(self) -> Decimal:
         """Dollars the cluster has cost so far."""

@@ -15,7 +15,7 @@ import queue
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
@@ -155,23 +155,53 @@ class Session(Listener):
         if timeout is not None:
             options["timeout_s"] = timeout
         self.apply_returns()
+        wanted: dict[str, Any] = {
+            "only_in": None if only_in is None else list(only_in),
+            "out": None if out is None else list(out),
+            "keep_remote": keep_remote,
+        }
+        if detach:
+            display = Display(Here(result_hook=result_hook))
+            shipment = self._prepare(code, display, wanted, options)
+            return self._detach(code, shipment, options, quiet=quiet)
+        self._cell(code, wanted, options, durable=durable, quiet=quiet, result_hook=result_hook)
+        return None
+
+    def call(
+        self,
+        code: str,
+        temporary: Mapping[str, Any],
+        result: str,
+        *,
+        timeout: float | None = None,
+        quiet: bool = False,
+    ) -> Any:
+        """Run a cell that sees the names `temporary` too, and binds `result`: its value.
+
+        The value comes back like a name's: itself up to the limit, else a `RemoteValue`. Neither
+        namespace keeps these names. Raises what the cell raised.
+        """
+        options: dict[str, Any] = {"allow_stdin": frontend.takes_input()}
+        if timeout is not None:
+            options["timeout_s"] = timeout
+        self.apply_returns()
+        wanted = {"temporary": temporary, "result": result}
+        shipment = self._cell(code, wanted, options, quiet=quiet)
+        return self._side.take_result(shipment.id)
+
+    def _cell(
+        self,
+        code: str,
+        wanted: dict[str, Any],
+        options: dict[str, Any],
+        *,
+        durable: bool = False,
+        quiet: bool = False,
+        result_hook: bool = False,
+    ) -> Shipment:
         for fresh in (False, True):
             display = Display(Here(result_hook=result_hook))
-            options["cell"] = self._labels.describe(code)
-            try:
-                shipment = self._side.prepare(
-                    code,
-                    only_in=None if only_in is None else list(only_in),
-                    out=None if out is None else list(out),
-                    keep_remote=keep_remote,
-                    max_return=MAX_RETURN,
-                )
-            except SyntaxError as error:
-                raise in_cell(error, options["cell"]) from None
-            for note in shipment.notes:
-                display.status(note)
-            if detach:
-                return self._detach(code, shipment, options, quiet=quiet)
+            shipment = self._prepare(code, display, wanted, options)
             done, answer = self._execute("cell", code, shipment, options, display, durable=durable)
             if fresh or not answer.get("fresh_kernel"):
                 break
@@ -179,7 +209,19 @@ class Session(Listener):
             self._side.reset()
             self._labels.reset()
         self._end(done, answer, display, quiet=quiet)
-        return None
+        return shipment
+
+    def _prepare(
+        self, code: str, display: Display, wanted: dict[str, Any], options: dict[str, Any]
+    ) -> Shipment:
+        options["cell"] = self._labels.describe(code)
+        try:
+            shipment = self._side.prepare(code, max_return=MAX_RETURN, **wanted)
+        except SyntaxError as error:
+            raise in_cell(error, options["cell"]) from None
+        for note in shipment.notes:
+            display.status(note)
+        return shipment
 
     def _end(
         self, done: dict[str, Any], answer: dict[str, Any], display: Display, *, quiet: bool

@@ -16,6 +16,7 @@ import contextlib
 import sys
 import types
 import uuid
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,7 @@ class _Pending:
     kept: set[str] = field(default_factory=set)  # --keep-remote
     deletes: set[str] = field(default_factory=set)  # deleted here, and so there
     temporary: set[str] = field(default_factory=set)
+    released: list[str] = field(default_factory=list)
     result: str | None = None
 
 
@@ -101,6 +103,7 @@ class LocalSide:
         self._shared.clear()
         self._pending: dict[str, _Pending] = {}
         self._results: dict[str, Any] = {}
+        self._released: list[str] = []  # results in the session whose last handle is gone
         self._epoch: str | None = None
 
     # --- before the cell --------------------------------------------------------------------------
@@ -158,6 +161,7 @@ class LocalSide:
             binds=sorted(plan.names.binds | plan.names.deletes),
             optional=sorted(plan.optional),
             temporary=sorted(plan.temporary),
+            released=list(self._released),
             result=result,
             force=list(only_in or ()),
             out=None if out is None else list(out),
@@ -174,7 +178,7 @@ class LocalSide:
             },
         )
         pending = _Pending(kept=plan.kept, deletes=set(plan.deletes))
-        pending.temporary = plan.temporary
+        pending.temporary, pending.released = plan.temporary, shipment.released
         pending.result = result
         pending.binds = set(shipment.binds)
         pending.bound = {
@@ -209,6 +213,8 @@ class LocalSide:
             self._shared.clear()
         self._epoch = ret.epoch
         pending = self._pending.pop(ret.id, None) or _Pending()
+        for name in pending.released:
+            self._released.remove(name)
         for key, version in ret.loaded.items():
             if key in pending.temporary:
                 continue
@@ -241,7 +247,9 @@ class LocalSide:
                     changed.append(name)
                 self._shared.forget(name)
         if pending.result is not None and pending.result in self.namespace:
-            self._results[ret.id] = self.namespace.pop(pending.result)
+            value = self._results[ret.id] = self.namespace.pop(pending.result)
+            if isinstance(value, RemoteValue):
+                weakref.finalize(value, self._released.append, pending.result)
             self._shared.forget(pending.result)
             changed.remove(pending.result)
         return sorted(set(changed))

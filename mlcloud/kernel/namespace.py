@@ -94,7 +94,7 @@ class RemoteSide:
             prefetch(blob for group in groups for blob in group.blobs())
         loaded = [(group, self._unpack(group, resolve, refs, verified)) for group in groups]
 
-        for name in deletes:
+        for name in (*deletes, *shipment.released):
             self._versions.forget(name)
         for entry, module in modules:
             self._versions.bind(entry.name, module)

@@ -202,6 +202,7 @@ class Shipment:
     optional: list[str] = field(default_factory=list)  # keys the cell only binds
     force: list[str] = field(default_factory=list)  # --in: the notebook's value wins
     temporary: list[str] = field(default_factory=list)  # keys that end with the cell
+    released: list[str] = field(default_factory=list)  # results that nobody has a handle of
     result: str | None = None  # a temporary name the cell binds, which comes back like any other
     out: list[str] | None = None  # --out: exactly these come back
     keep_remote: bool = False  # the session's value wins

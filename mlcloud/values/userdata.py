@@ -14,7 +14,7 @@ from typing import Any
 
 _INTERNAL = re.compile(
     r"In|Out|get_ipython|exit|quit|_+|_i{1,3}|_i\d+|_\d+|_(oh|dh|ih|exit_code|sh)|__\w+__"
-    r"|_mlcloud\w*"
+    r"|_mlcloud_(?!result_)\w*"
 )
 _SECRET_NAME = re.compile(
     r"(^|_)(passw(or)?d|passphrase|pwd|secrets?|tokens?|credentials?|creds"

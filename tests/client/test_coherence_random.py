@@ -72,7 +72,9 @@ FOUND = {
         ("d['n'] = C.kept is d", True),
     ],
     "a function is itself, as an alias and as a key": [
-        ("def f(): return 1\nc = f; d = {f: 2}", False), ("e = f", True), ("a = d[f], c is f", True),
+        ("def f(): return 1\nc = f; d = {f: 2}", False),
+        ("e = f", True),
+        ("a = d[f], c is f", True),
     ],
     "an alias here no more, there still": [
         ("c = [1]", False), ("b = c", True), ("c = 5; a = [2]", False), ("b.append(a)", True),

@@ -1,4 +1,4 @@
-"""Generated cells against the truth: what a cell really read, when it ran, was found in its text."""
+"""Generated cells against the truth: what a cell read when it ran was found in its text."""
 
 from __future__ import annotations
 

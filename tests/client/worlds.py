@@ -239,7 +239,7 @@ class _Picture:
         if isinstance(value, types.FunctionType):
             return (
                 value.__code__.co_code,
-                tuple(repr(each) for each in value.__code__.co_consts if not hasattr(each, "co_code")),
+                tuple(repr(c) for c in value.__code__.co_consts if not hasattr(c, "co_code")),
                 self.of(value.__defaults__),
                 self.of(tuple(map(self._content, value.__closure__ or ()))),
                 self.of(dict(value.__dict__)),

@@ -144,8 +144,8 @@ table
 
 # %% tags=["rich-panel"]
 # %%remote
-from rich.panel import Panel
 from rich.markdown import Markdown
+from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.tree import Tree
 
@@ -155,7 +155,7 @@ rich.print(Panel("inside"), Markdown("# head\n* one"), Syntax("x = 1", "python")
 
 # %% tags=["rich-progress"]
 # %%remote
-from rich.progress import Progress, BarColumn, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 with Progress(
     TextColumn("{task.description}"),
@@ -190,6 +190,7 @@ with console.status("working"):
 # %% tags=["rich-log-handler"]
 # %%remote
 import logging
+
 from rich.logging import RichHandler
 
 log = logging.getLogger("rich-one")

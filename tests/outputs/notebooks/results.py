@@ -65,7 +65,7 @@ list(range(2000))
 
 # %% tags=["long-repr"]
 # %%remote
-{i: "x" * 50 for i in range(20)}
+dict.fromkeys(range(20), "x" * 50)
 
 
 # %% tags=["set-and-class"]
