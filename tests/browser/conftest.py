@@ -10,9 +10,9 @@ from tests.live import Embedded
 
 pytest.importorskip("playwright.sync_api")
 
-from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.browser.lab import CHROMIUM_FLAGS, Book, Lab, chromium  # noqa: E402
+from tests.browser.lab import CHROMIUM_FLAGS, Book, Lab, chromium
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.live import Embedded
-from tests.outputs.twins import Seen, Twins, run_twins, tags
+from tests.outputs.twins import Twins, run_twins, tags
 
 pytestmark = pytest.mark.cluster
 
