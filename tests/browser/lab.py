@@ -68,7 +68,7 @@ def free_port() -> int:
 
 
 class Lab:
-    """A JupyterLab server on 127.0.0.1. Notebooks live in `folder`; nothing of the user's is read."""
+    """A JupyterLab server on 127.0.0.1, with its notebooks and all else in `folder`."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder / "notebooks"

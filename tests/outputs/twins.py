@@ -5,7 +5,7 @@
 
 What a user sees of a remote cell must be what the plain kernel shows. A `Seen` has the outputs that
 are left in the notebook once it has run to its end, the messages that led there, and the payloads
-of the reply (the pager, the next cell's text). Of the remote side, mlcloud's own lines are left out.
+of the reply (the pager, the next cell's text). mlcloud's own lines are left out.
 What no two kernels have in common (addresses, generated ids, durations) becomes the same word on
 both sides; nothing else does.
 """
