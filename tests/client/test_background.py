@@ -122,7 +122,7 @@ def test_a_new_kernel_gets_all_output_once_and_goes_on_live(cluster: Embedded, p
     # Once more, when it has ended: the same.
     again = page.ok("%mlcloud attach left")
     assert again.stream() == outputs.stream()
-    page.ok("mlcloud.attach('left').close()")
+    page.ok("import mlcloud\nmlcloud.attach('left').close()")
 
 
 def test_attaching_to_what_is_not_there_says_so(page: Page) -> None:
