@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlcloud.client.api import session as session
     from mlcloud.client.api import sessions as sessions
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
+    from mlcloud.magics import unload_ipython_extension as unload_ipython_extension
 
 _PUBLIC = {
     "Checkpoints": "mlcloud.checkpoint",
@@ -32,6 +33,7 @@ _PUBLIC = {
     "session": "mlcloud.client.api",
     "sessions": "mlcloud.client.api",
     "load_ipython_extension": "mlcloud.magics",
+    "unload_ipython_extension": "mlcloud.magics",
 }
 
 __all__ = [

@@ -122,6 +122,16 @@ class Client:
         found = self._sessions.get(name or self._unnamed)
         return None if found is None or found.closed else found
 
+    def used(self) -> list[Session]:
+        """The sessions this notebook has used, and not closed."""
+        return [each for each in self._sessions.values() if not each.closed]
+
+    def session_names(self, timeout: float) -> list[str]:
+        """All names, if the gateway says them within `timeout` seconds, else those used here."""
+        found = self._connection.ask("/v1/sessions", None, timeout, method="GET")
+        names = {each["name"] for each in found} if isinstance(found, list) else set()
+        return sorted(names | {each.name for each in self.used()})
+
     def cost(self) -> Decimal:
         """Dollars the cluster has cost so far."""
         return self.cluster.status().info.usd
@@ -163,6 +173,11 @@ def connect(target: str | None = None, *, token: str | None = None) -> Client:
 def default() -> Client:
     """The connection in use, made by the first that needs one."""
     return _default if _default is not None else connect()
+
+
+def in_use() -> Client | None:
+    """The connection in use, None where none was needed yet."""
+    return _default
 
 
 def session(name: str | None = None, **options: Any) -> Session:
