@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlcloud.client.api import sessions as sessions
     from mlcloud.client.functions import remote as remote
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
+    from mlcloud.magics import unload_ipython_extension as unload_ipython_extension
 
 _PUBLIC = {
     "Checkpoints": "mlcloud.checkpoint",
@@ -34,6 +35,7 @@ _PUBLIC = {
     "sessions": "mlcloud.client.api",
     "remote": "mlcloud.client.functions",
     "load_ipython_extension": "mlcloud.magics",
+    "unload_ipython_extension": "mlcloud.magics",
 }
 
 __all__ = [

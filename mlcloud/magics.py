@@ -309,6 +309,11 @@ def _log(words: list[str]) -> None:
     print(text, end="")
 
 
+def _debug(words: list[str]) -> None:
+    """`debug [SESSION]`: IPython's debugger in the session, in its last error."""
+    _session(words).debug()
+
+
 COMMANDS = {
     "up": _up,
     "down": _down,
@@ -316,6 +321,7 @@ COMMANDS = {
     "sessions": _sessions,
     "state": _state,
     "attach": _attach,
+    "debug": _debug,
     "park": _park,
     "resume": _resume,
     "preempt": _preempt,
@@ -346,3 +352,33 @@ def load_ipython_extension(ip: InteractiveShell) -> None:
     register: Any = ip.register_magic_function  # its decorator hides its type
     register(run_remote, "cell", "remote")
     register(run_command, "line", "mlcloud")
+    from mlcloud.client.completion import Completions
+
+    unload_completions(ip)
+    completions = Completions(ip, _options, sorted(COMMANDS))
+    completions.install()
+    ip.meta["mlcloud_completions"] = completions
+
+
+def unload_completions(ip: InteractiveShell) -> None:
+    installed = ip.meta.pop("mlcloud_completions", None)
+    if installed is not None:
+        installed.uninstall()
+
+
+def unload_ipython_extension(ip: InteractiveShell) -> None:
+    """`%unload_ext mlcloud`. Sessions go on; only what this added to IPython is taken out."""
+    unload_completions(ip)
+    manager: Any = ip.magics_manager
+    manager.magics["cell"].pop("remote", None)
+    manager.magics["line"].pop("mlcloud", None)
+
+
+def _options() -> dict[str, list[str]]:
+    """The options of `%%remote`, and the words that each may be followed by."""
+    found = remote_parser()._option_string_actions.items()
+    return {
+        name: [str(choice) for choice in action.choices or ()]
+        for name, action in found
+        if name.startswith("--")
+    }

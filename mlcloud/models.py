@@ -251,6 +251,33 @@ class ObjectNames(Model):
     )
 
 
+class CompleteRequest(Model):
+    """`POST /v1/sessions/{name}/complete`: what Tab asks of the names there."""
+
+    code: str = Field(max_length=1_000_000, description="A cell's code.")
+    cursor: int = Field(ge=0, description="Where the cursor is in it, in characters.")
+
+
+class CompleteAnswer(Model):
+    matches: list[tuple[int, str, str]] = Field(
+        default_factory=list,
+        description="Where what it replaces begins (it ends at the cursor), the text, its type.",
+    )
+
+
+class InspectRequest(Model):
+    """`POST /v1/sessions/{name}/inspect`: what `?` asks of a name there."""
+
+    name: str = Field(max_length=10_000, description="A name, or attributes of one: `model.fit`.")
+    detail: int = Field(0, ge=0, le=1, description="1: with the source code (`??`).")
+
+
+class InspectAnswer(Model):
+    data: dict[str, str] = Field(
+        default_factory=dict, description="By MIME type; empty where there is no such name."
+    )
+
+
 class Health(Model):
     status: Literal["ok"] = "ok"
     version: str

@@ -129,6 +129,16 @@ class Client:
         text = "-".join(re.sub(r"[^A-Za-z0-9]+", "", word).lower() for word in words)
         return f"{self._unnamed}-{text}"
 
+    def used(self) -> list[Session]:
+        """The sessions this notebook has used, and not closed."""
+        return [each for each in self._sessions.values() if not each.closed]
+
+    def session_names(self, timeout: float) -> list[str]:
+        """All names, if the gateway says them within `timeout` seconds, else those used here."""
+        found = self._connection.ask("/v1/sessions", None, timeout, method="GET")
+        names = {each["name"] for each in found} if isinstance(found, list) else set()
+        return sorted(names | {each.name for each in self.used()})
+
     def cost(self) -> Decimal:
         """Dollars the cluster has cost so far."""
         return self.cluster.status().info.usd
@@ -170,6 +180,11 @@ def connect(target: str | None = None, *, token: str | None = None) -> Client:
 def default() -> Client:
     """The connection in use, made by the first that needs one."""
     return _default if _default is not None else connect()
+
+
+def in_use() -> Client | None:
+    """The connection in use, None where none was needed yet."""
+    return _default
 
 
 def session(name: str | None = None, **options: Any) -> Session:

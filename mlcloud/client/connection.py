@@ -167,6 +167,17 @@ class Connection:
             raise error_from(response)
         return response
 
+    def ask(self, path: str, json: Any, timeout: float, method: str = "POST") -> Any:
+        """A request tried once, for at most `timeout` seconds; {} where that gives no answer.
+
+        For what is asked in passing: nothing is started, found again, or raised.
+        """
+        try:
+            response = self._http.request(method, path, json=json, timeout=timeout)
+        except (httpx.HTTPError, RuntimeError):  # httpx raises RuntimeError for a closed client
+            return {}
+        return {} if response.is_error else response.json()
+
     def get(self, path: str, **options: Any) -> Any:
         return self.request("GET", path, **options).json()
 

@@ -169,11 +169,14 @@ def show_as_it_was(error: BaseException) -> None:
     """Have IPython show this error by its rendering when it ends the cell.
 
     It does so by itself, except for SyntaxErrors and ExceptionGroups, of which it would show the
-    frames of this library. Its way for such is `set_custom_exc`: used for this one error, and then
-    whatever the user had set is set again.
+    frames of this library, and with `%pdb on`, where the debugger has been in the session already.
+    Its way for such is `set_custom_exc`: used for this one error, and then whatever the user had
+    set is set again.
     """
     ip = shell()
-    if ip is None or not (isinstance(error, SyntaxError) or _holds_group(error)):
+    if ip is None or not (
+        isinstance(error, SyntaxError) or _holds_group(error) or _debugged(ip, error)
+    ):
         return
     before = ip.custom_exceptions, ip.CustomTB
 
@@ -194,6 +197,10 @@ def show_as_it_was(error: BaseException) -> None:
             self.showtraceback(running_compiled_code=True)
 
     ip.set_custom_exc((type(error),), show)
+
+
+def _debugged(ip: Any, error: BaseException) -> bool:
+    return bool(ip.call_pdb) and "_render_traceback_" in vars(error)
 
 
 def _holds_group(error: BaseException) -> bool:

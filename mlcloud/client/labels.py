@@ -1,6 +1,6 @@
 """What a remote cell is called, on both sides.
 
-    describe(code) ─► {file, number, head, labels, xmode, colors} ═► kernel/shell.py
+    describe(code) ─► {file, number, head, labels, xmode, …} ═► kernel/shell.py
 
 The code runs over there under the name that this kernel gives it, and this kernel's `linecache` has
 its lines under that name. So its tracebacks say `Cell In[7], line 3` wherever they are made, and a
@@ -49,7 +49,8 @@ class Labels:
             file = ip.compile.cache(text, number, raw_code=raw)
             wire = {"file": file, "number": number, "head": head}
         if ip is not None:
-            wire |= {"xmode": ip.InteractiveTB.mode, "colors": ip.colors, "labels": self._new(ip)}
+            wire |= {"xmode": ip.InteractiveTB.mode, "colors": ip.colors, "pdb": bool(ip.call_pdb)}
+            wire["labels"] = self._new(ip)
         return wire
 
     def _unnumbered(self, code: str) -> str:

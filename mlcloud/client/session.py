@@ -34,6 +34,7 @@ from mlcloud.client.labels import Labels
 from mlcloud.client.logs import Log
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
+from mlcloud.errors import UsageError
 from mlcloud.models import ExecutionInfo, SessionInfo
 from mlcloud.values import pickling as values
 from mlcloud.values.messages import Group, Return, Shipment
@@ -563,6 +564,36 @@ class Session(Listener):
         done, answer = self._execute("load", "", shipment, {}, Display())
         if done["status"] != "ok":
             raise self._error(done, answer)
+
+    def debug(self) -> None:
+        """IPython's debugger in the session, in the last error that a cell raised there.
+
+        Raises `UsageError` where there is none, or where this front end cannot answer its prompt.
+        """
+        if not frontend.takes_input():
+            raise UsageError("the debugger asks for commands, and this front end answers none")
+        if self.info.node is None:
+            raise UsageError(
+                f"session {self.name} is on no node: an error is not kept when a kernel ends"
+            )
+        display = Display(Here(result_hook=False))
+        done, answer = self._execute("debug", "", None, {"allow_stdin": True}, display)
+        if done["status"] != "ok":
+            raise self.error_of(done, answer, display)
+        display.flush_error()
+
+    # --- Tab and ? --------------------------------------------------------------------------------
+
+    def ask(self, question: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """What the session's kernel knows of its names; empty where it does not answer in time.
+
+        Nothing is started for it: not a gateway, not a node. `timeout` is in seconds.
+        """
+        path = f"/v1/sessions/{self.name}/{question['what']}"
+        answer: dict[str, Any] = self._connection.ask(
+            path, {key: value for key, value in question.items() if key != "what"}, timeout
+        )
+        return answer
 
     def dry(self, code: str) -> list[Row]:
         """What `%%remote --dry` shows: one row a name, nothing sent."""

@@ -26,10 +26,14 @@ from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.models import (
     ClusterInfo,
+    CompleteAnswer,
+    CompleteRequest,
     ErrorBody,
     ExecutionInfo,
     Health,
     Heartbeat,
+    InspectAnswer,
+    InspectRequest,
     LogPage,
     NodeFacts,
     NodeInfo,
@@ -199,6 +203,18 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     @routes.get("/sessions/{name}/environment")
     async def session_environment(name: str, module: Modules = ()) -> NodeFacts:
         return await environments.of_session(sessions.get(name), list(module))
+
+    @routes.post("/sessions/{name}/complete")
+    async def complete(name: str, request: CompleteRequest) -> CompleteAnswer:
+        """Starts nothing: a session without a live kernel has no matches."""
+        answer = await sessions.get(name).ask({"what": "complete", **request.model_dump()})
+        return CompleteAnswer.model_validate(answer)
+
+    @routes.post("/sessions/{name}/inspect")
+    async def inspect(name: str, request: InspectRequest) -> InspectAnswer:
+        """Starts nothing: a session without a live kernel knows no name."""
+        answer = await sessions.get(name).ask({"what": "inspect", **request.model_dump()})
+        return InspectAnswer.model_validate(answer)
 
     @routes.get("/sessions/{name}/events")
     async def read_events(name: str, after: Cursor = 0) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from mlcloud.gateway.session import Session
 from mlcloud.models import Frame
 
 OPS = ("execute", "interrupt", "kill", "input", "comm")
-OPERATIONS = {"cell", "get", "load"}
+OPERATIONS = {"cell", "get", "load", "debug"}
 COMMS = {"comm_open", "comm_msg", "comm_close"}
 
 

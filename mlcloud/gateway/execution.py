@@ -22,6 +22,8 @@ from mlcloud.cluster.clouds.local import now
 from mlcloud.gateway import db
 from mlcloud.models import ExecutionState
 
+LOOKING = ("get", "debug")  # operations that change nothing, and are never run twice
+
 
 @dataclass
 class Execution:
@@ -59,7 +61,7 @@ class Execution:
                 "op": self.op,
                 "execution_id": self.id,
                 "shipment": self.shipment,
-                "snapshot": self.op != "get",
+                "snapshot": self.op not in LOOKING,
                 "name": self.options.get("name"),
                 "binding": self.options.get("binding"),
                 "cell": self.options.get("cell"),
@@ -162,7 +164,7 @@ class Executions:
                 .where(
                     db.executions.c.session_id == session_id,
                     db.executions.c.state == ExecutionState.FINISHED.value,
-                    db.executions.c.op != "get",
+                    db.executions.c.op.not_in(LOOKING),
                     db.executions.c.ordinal > after,
                 )
                 .order_by(db.executions.c.ordinal)

@@ -20,7 +20,7 @@ from mlcloud.cost.footer import footer
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import ExecutionCancelled, MLCloudError
 from mlcloud.gateway import restoring
-from mlcloud.gateway.execution import Execution
+from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
 from mlcloud.gateway.livehost import Events, LiveHost
 from mlcloud.gateway.stories import describe_death
@@ -113,7 +113,7 @@ class Outcomes:
                 "ename": "ExecutionTimeout",
                 "evalue": f"interrupted after {execution.options['timeout_s']:g} s (--timeout)",
             }
-        if execution.op != "get":
+        if execution.op not in LOOKING:
             self._session.unsafe.add(execution.id)
         state = ExecutionState.FAILED if failed else ExecutionState.FINISHED
         return self.ended(execution, state, content, connection, ending)

@@ -53,6 +53,7 @@ _SAVE = update(db.sessions).where(db.sessions.c.id == bindparam("key"))
 MAX_RUNS = 20
 BRING_UP_TRIES = 5
 SAFE_WAIT_S = 20.0
+ASK_S = 0.8  # the notebook waits for a second, with its Tab
 
 
 @dataclass
@@ -179,6 +180,23 @@ class Session:
         if self.host is not None and self.host.alive:
             with contextlib.suppress(Exception):  # a host that dies now takes its widgets along
                 await self.host.handle.comm.remote(relay_id, message)
+
+    async def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """What Tab and `?` want to know of the names in the kernel, also while a cell runs.
+
+        Empty where no kernel answers in time: nothing is started for it, and nothing waits.
+        """
+        host = self.host
+        if host is None or not host.alive:
+            return {}
+        try:
+            answer: dict[str, Any] = await asyncio.wait_for(
+                host.handle.ask.remote(question, ASK_S), ASK_S
+            )
+        except Exception as error:  # Ray raises its own kinds; the pump tells dead from slow
+            log.info("asking %s failed: %s", self.id, error)
+            return {}
+        return answer
 
     async def kill_kernel(self) -> None:
         if self.host is not None:

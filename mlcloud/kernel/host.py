@@ -60,6 +60,7 @@ class Host:
         self._tasks: set[asyncio.Task[None]] = set()
         self._kernel: KernelProcess | None = None
         self._question: dict[str, Any] | None = None
+        self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
 
     async def start(self) -> dict[str, Any]:
         """Start (or restart) the kernel. Returns the facts of this host."""
@@ -76,6 +77,7 @@ class Host:
         output = self._spawn(self._read_output(self._kernel))
         self._spawn(self._read_shell(self._kernel))
         self._spawn(self._read_stdin(self._kernel))
+        self._spawn(self._read_control(self._kernel))
         self._spawn(self._watch(self._kernel, output))
         return self.facts()
 
@@ -155,6 +157,19 @@ class Host:
         kernel = self._live()
         content = {key: message[key] for key in ("type", "content", "metadata")}
         kernel.send(kernel.control, "mlcloud_comm", content, relay_id, message["buffers"])
+
+    async def ask(self, question: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """What Tab and `?` want to know; empty where the kernel does not answer in time."""
+        kernel = self._live()
+        asked = f"ask-{secrets.token_hex(8)}"
+        answer = self._asked[asked] = asyncio.get_running_loop().create_future()
+        kernel.send(kernel.control, "mlcloud_ask", question, asked)
+        try:
+            return await asyncio.wait_for(answer, timeout_s)
+        except asyncio.TimeoutError:
+            return {}
+        finally:
+            del self._asked[asked]
 
     async def kill_kernel(self) -> None:
         self._live().kill()
@@ -279,6 +294,13 @@ class Host:
             waited += 0.0 if kernel.output.paused else 0.1
         if execution_id in self._unfinished:
             self._finish(execution_id, {key: content[key] for key in END if key in content})
+
+    async def _read_control(self, kernel: KernelProcess) -> None:
+        while True:
+            message = kernel.decode(await kernel.control.recv_multipart())
+            answer = self._asked.get(message["parent_header"].get("msg_id", ""))
+            if answer is not None and not answer.done():
+                answer.set_result(message["content"])
 
     async def _read_stdin(self, kernel: KernelProcess) -> None:
         while True:

@@ -29,9 +29,10 @@ from ipykernel.ipkernel import IPythonKernel
 from traitlets import Type
 
 from mlcloud.checkpoint import context as run_context
-from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable
+from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable, UsageError
 from mlcloud.kernel import tracebacks
 from mlcloud.kernel.comms import Comms
+from mlcloud.kernel.introspection import Introspection
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.outlet import END
 from mlcloud.kernel.shell import Cell, Shell
@@ -56,6 +57,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         *IPythonKernel.control_msg_types,
         "mlcloud_notice",
         "mlcloud_comm",
+        "mlcloud_ask",
     ]
 
     def serve(self, *, session_id: str, store_url: str) -> None:
@@ -67,6 +69,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.occupied = False  # by a cell, or its snapshot
         self.comms = Comms(self)
         inherit_parents(self)
+        self.introspection = Introspection(self.shell)
         self._request: dict[str, Any] | None = None
 
     # --- a cell -----------------------------------------------------------------------------------
@@ -103,7 +106,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         parent = self.get_parent("shell")
         answer: dict[str, Any] = {}
         try:
-            if request["op"] == "cell":
+            if request["op"] == "debug":
+                reply = await self._debug(allow_stdin, more)
+            elif request["op"] == "cell":
                 self.shell.begin(None)
                 shipment = self._load(request)
                 self.shell.begin(Cell.from_wire(request["cell"]) if request.get("cell") else None)
@@ -134,6 +139,18 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         # The end of the cell: the host need not wait for the reply, which takes a longer way.
         end = {key: reply[key] for key in END if key in reply}
         self._publish("mlcloud_return", end, parent, answer)
+        return reply
+
+    async def _debug(self, allow_stdin: bool, more: dict[str, Any]) -> dict[str, Any]:
+        """IPython's debugger in the last error of a cell; `UsageError` where there is none."""
+        if not self.shell.can_debug:
+            raise UsageError(
+                "there is no error to look at: no cell has failed since this session's kernel "
+                "started, and an error is not kept when a kernel ends"
+            )
+        reply: dict[str, Any] = await super().do_execute(
+            "%debug", False, False, {}, allow_stdin, **more
+        )
         return reply
 
     @contextlib.contextmanager
@@ -287,6 +304,13 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
     async def mlcloud_comm(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """A page's message for a widget."""
         self.comms.deliver(parent)
+
+    # --- Tab and ? --------------------------------------------------------------------------------
+
+    async def mlcloud_ask(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """A question about the names here, answered at once."""
+        answer = await self.introspection.answer(parent["content"])
+        self.session.send(stream, "mlcloud_ask_reply", answer, parent, ident=ident)
 
     # --- the wire ---------------------------------------------------------------------------------
 

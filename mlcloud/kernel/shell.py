@@ -1,7 +1,7 @@
 """The remote kernel's IPython: a cell's code is named as in its notebook, and errors are shown so.
 
     Cell (from the notebook)  file, number, head ─► CellCompiler    "Cell In[7], line 3"
-                              xmode, colors      ─► Shell           as set over there
+                              xmode, colors, pdb ─► Shell           as set over there
     an error in the cell      ─► Shell.showtraceback ─► tracebacks: without the frames of IPython
                                                         and mlcloud, bounded, ExceptionGroups too
 
@@ -38,6 +38,7 @@ class Cell:
     labels: dict[str, int] = field(default_factory=dict)  # numbers of earlier cells, by file
     xmode: str | None = None
     colors: str | None = None
+    pdb: bool = False
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Cell:
@@ -106,7 +107,7 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "compiler_class": CellCompiler})
         self.failed: BaseException | None = None
-        self._looks: tuple[str | None, str | None] = (None, None)
+        self._looks: tuple[Any, ...] = (None, None, False)
         self.events.register("post_run_cell", self._note_result)
         # The notebook raises SystemExit again, and so says this itself.
         warnings.filterwarnings("ignore", message="To exit: use 'exit', 'quit', or Ctrl-D.")
@@ -116,12 +117,13 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
         self.failed = None
         self._last_traceback = None
         self.compile.expect(cell)
-        if cell is not None and (looks := (cell.xmode, cell.colors)) != self._looks:
+        if cell is not None and (looks := (cell.xmode, cell.colors, cell.pdb)) != self._looks:
             # Only where the notebook changed it: `%xmode` in a remote cell holds until then.
             self._looks = looks
             self._look(*looks)
 
-    def _look(self, xmode: str | None, colors: str | None) -> None:
+    def _look(self, xmode: str | None, colors: str | None, pdb: bool) -> None:
+        self.call_pdb = pdb
         if colors is not None:
             if IPython.version_info < (9,):
                 colors = _OLD_SCHEMES.get(colors.lower(), colors)
@@ -130,6 +132,11 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
                 self.run_line_magic("colors", colors)
         if xmode in self.InteractiveTB.valid_modes:
             self.InteractiveTB.set_mode(mode=xmode)
+
+    @property
+    def can_debug(self) -> bool:
+        """Whether there is an error that a debugger can look at."""
+        return getattr(sys, "last_traceback", None) is not None
 
     def _note_result(self, result: Any) -> None:
         error = result.error_before_exec or result.error_in_exec
