@@ -24,6 +24,7 @@ marked `only_on_spot` and would have cost nothing on demand, so a saving may com
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -342,5 +343,6 @@ def _microseconds(begin: datetime, end: datetime) -> int:
     return max(0, (end - begin) // _MICROSECOND)
 
 
+@functools.cache
 def _per_microsecond(usd_per_hour: Decimal) -> Fraction:
     return Fraction(usd_per_hour) / _MICROSECONDS_PER_HOUR

@@ -108,7 +108,7 @@ class Executions:
             "first_event": execution.first_event,
             "created_at": execution.created_at,
         }
-        with self._engine.begin() as connection:
+        with db.writing(self._engine) as connection:
             connection.execute(_ADD, row)
             connection.execute(
                 _NUMBER, {"session": execution.session_id, "number": execution.ordinal}

@@ -57,7 +57,7 @@ class Journal:
         `host_number` is how far the host's own events are now journaled: kept in the same
         transaction, so that an event is written exactly once whenever the gateway is killed.
         """
-        with self._engine.begin() as connection:
+        with db.writing(self._engine) as connection:
             rows = self.write(connection, items, host_number=host_number)
         self.tell(rows)
 

@@ -90,6 +90,7 @@ class LiveHost:
                 if new:
                     self._on_events(self, new)
                     self.number = new[-1][0]
+                    await asyncio.sleep(0)  # who follows the journal comes first
             except Exception:
                 # Most likely the journal's disk is full. The host keeps the events; we try again.
                 log.exception("a batch of events could not be journaled; trying again")

@@ -19,7 +19,7 @@ from mlcloud.cluster.clouds.local import now
 from mlcloud.cost.footer import footer
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import ExecutionCancelled, MLCloudError
-from mlcloud.gateway import restoring
+from mlcloud.gateway import db, restoring
 from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
 from mlcloud.gateway.livehost import Events, LiveHost
@@ -83,7 +83,7 @@ class Outcomes:
         """A transaction, and the executions that end with it: not, if it fails."""
         ending: Ending = []
         try:
-            with self._session.services.engine.begin() as connection:
+            with db.writing(self._session.services.engine) as connection:
                 yield connection, ending
         except Exception:
             for execution, before in ending:
@@ -229,7 +229,7 @@ class Outcomes:
             if error
             else packed("safe", {"ordinal": execution.ordinal})
         )
-        with self._session.services.engine.begin() as connection:
+        with db.writing(self._session.services.engine) as connection:
             if not error and execution.state is ExecutionState.FINISHED:
                 execution.state = ExecutionState.SAFE
                 self._session.services.executions.save(execution, connection)

@@ -346,7 +346,7 @@ class Session:
         execution.started_at = execution.started_at or now()
         if self.successor is None and self.state is not SessionState.CLOSED:
             self.state, self.detail = SessionState.BUSY, ""
-        with self.services.engine.begin() as connection:
+        with db.writing(self.services.engine) as connection:
             self.services.executions.save(execution, connection)
             span = ExecutionSpan(execution.id, self.id, now())
             self.services.billing.add(span, connection)

@@ -222,10 +222,7 @@ class Host:
         self._events.add(execution_id, kind, {"type": kind, "content": content}, wake=wake)
 
     async def _read_output(self, kernel: KernelProcess) -> None:
-        def on_message(frames: list[bytes]) -> None:
-            self._on_message(kernel.decode(frames))
-
-        await kernel.output.read(kernel.outlet, self._on_text, on_message)
+        await kernel.output.read(kernel.outlet, self._on_text, self._on_message)
 
     def _on_text(self, execution_id: str, stream: str, text: str) -> None:
         self._printed.text(execution_id, stream, text)
@@ -238,7 +235,7 @@ class Host:
             "type": kind,
             "content": message["content"],
             "metadata": message["metadata"],
-            "buffers": [bytes(buffer) for buffer in message["buffers"]],
+            "buffers": message["buffers"],
         }
         if kind == "mlcloud_return" and parent in self._unfinished:
             # The last message of a cell, and with it comes how the cell ended.
@@ -277,7 +274,10 @@ class Host:
 
     async def _read_shell(self, kernel: KernelProcess) -> None:
         while True:
-            message = kernel.decode(await kernel.shell.recv_multipart())
+            frames = await kernel.shell.recv_multipart()
+            if not self._unfinished:
+                continue  # as nearly always: the cell has said itself that it has ended
+            message = kernel.decode(frames)
             if message["header"]["msg_type"] == "execute_reply":
                 execution_id = message["parent_header"].get("msg_id", "")
                 if execution_id in self._unfinished:

@@ -72,6 +72,12 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.introspection = Introspection(self.shell)
         self._request: dict[str, Any] | None = None
 
+    def _publish_status(self, *_: Any, **__: Any) -> None:
+        """Nobody downstream asks whether this kernel is busy: the gateway knows what runs."""
+
+    def _publish_execute_input(self, *_: Any, **__: Any) -> None:
+        """Nor for the cell's own code."""
+
     # --- a cell -----------------------------------------------------------------------------------
 
     async def execute_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:

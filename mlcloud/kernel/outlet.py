@@ -14,6 +14,7 @@ message has a number, and `sync(number)` marks in the printed text where it was 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import struct
 import threading
@@ -22,9 +23,8 @@ from typing import Any
 
 SOCKET = "outlet"
 HEAD = struct.Struct(">QI")
+DELIMITER = b"<IDS|MSG>"
 LENGTH = struct.Struct(">Q")
-# Nobody downstream asks for these; the gateway knows what runs.
-UNSENT = (b".status", b".execute_input")
 # How a cell ended: what its last message, `mlcloud_return`, says of the reply that follows it.
 END = ("status", "ename", "evalue", "traceback", "execution_count", "payload")
 
@@ -47,8 +47,6 @@ def redirect(thread: Any, path: str, sync: Callable[[int], None]) -> None:
 
     def send_multipart(message: list[Any], *args: Any, **kwargs: Any) -> None:
         nonlocal last
-        if bytes(message[0]).endswith(UNSENT):
-            return
         if threading.current_thread() is thread.thread or not thread._is_master_process():
             send(message, *args, **kwargs)
             return
@@ -60,6 +58,19 @@ def redirect(thread: Any, path: str, sync: Callable[[int], None]) -> None:
 
     thread._really_send = send
     thread.send_multipart = send_multipart
+
+
+def parse(frames: list[bytes]) -> dict[str, Any]:
+    """A message of the Jupyter protocol. Its signature is not checked: the socket is private."""
+    start = frames.index(DELIMITER) + 2
+    header, parent, metadata, content = map(json.loads, frames[start : start + 4])
+    return {
+        "header": header,
+        "parent_header": parent,
+        "metadata": metadata,
+        "content": content,
+        "buffers": frames[start + 4 :],
+    }
 
 
 async def read(reader: asyncio.StreamReader) -> tuple[int, list[bytes]]:

@@ -1,7 +1,7 @@
 """All that one kernel shows, in order: printed text from two pipes, messages from the outlet.
 
     pipe stdout ─┐
-    pipe stderr ─┼─► Output ─► on_text(request id, stream, text), on_message(frames)
+    pipe stderr ─┼─► Output ─► on_text(request id, stream, text), on_message(message)
     outlet ──────┘
 
 Text comes at once when little is printed, and in larger pieces the more there is of it, one each
@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mlcloud.kernel import outlet
 from mlcloud.kernel.marks import PARENT, SYNC, Mark, Splitter
@@ -35,7 +36,7 @@ BUSY_S = 0.02  # and at most, while there is something at each
 LOST_S = 1.0  # a message that has not come by then (an interrupt hit its making) holds nothing up
 
 OnText = Callable[[str, str, str], None]
-OnMessage = Callable[[list[bytes]], None]
+OnMessage = Callable[[dict[str, Any]], None]
 
 
 class Output:
@@ -71,7 +72,7 @@ class Output:
                 if number > self._passed:
                     for pipe in self._pipes:
                         pipe.take_to(number)
-                on_message(frames)
+                on_message(outlet.parse(frames))
                 self._pass(max(number, self._passed))
             for pipe in self._pipes:
                 pipe.take_rest()
