@@ -58,7 +58,8 @@ def page(
             found = page.ok("import ipykernel; print(ipykernel.__version__)").stream().strip()
             assert request.param in ("installed", found)
             page.ok(
-                f"%%remote --session widgets\nimport ipykernel\nassert ipykernel.__version__ == {found!r}"
+                "%%remote --session widgets\nimport ipykernel\n"
+                f"assert ipykernel.__version__ == {found!r}"
             )
             yield page
 
