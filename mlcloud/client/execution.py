@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class Execution:
     """One run of a cell, going on in the background."""
 
+    holds_the_cell = False
+
     def __init__(self, session: Session, execution_id: str, *, quiet: bool = False) -> None:
         self._session = session
         self.id = execution_id
@@ -77,7 +79,7 @@ class Execution:
 
     def interrupt(self) -> None:
         """Interrupt it, or take it out of the queue."""
-        self._session.channel.interrupt(self.id)
+        self._session.feed.channel.interrupt(self.id)
 
     def attach(self) -> None:
         """Follow it in this cell, from its first output on, until it ends."""
@@ -126,7 +128,7 @@ class Execution:
                 "in another cell to answer"
             )
         else:
-            self._session.show(event, self._display, self.cell)
+            self._session.feed.show(event, self._display, self.cell)
 
     def refused(self, error: errors.MLCloudError) -> None:
         self._failure = error
@@ -135,9 +137,12 @@ class Execution:
     def link(self, text: str) -> None:
         self._display.status(text)
 
+    def left(self) -> tuple[Event, ...]:
+        return ()
+
     def _finish(self, done: dict[str, Any]) -> None:
         self._done = done
-        self._session.ended(self.id)
+        self._session.feed.ended(self.id)
         if done["status"] != "ok" and self._display.error is None:
             self._sink.error(done)  # not of the cell: its kernel died, the session was closed
         if not self._quiet and done.get("footer") and done.get("runs"):
@@ -149,4 +154,4 @@ class Execution:
         if self._shown and self.cell is not None:
             self._sink.display(*self._bundle(), {"display_id": self._line}, update=True)
         self._ended.set()
-        self._session.unfollow(self.id, self)
+        self._session.feed.unfollow(self.id, self)

@@ -36,6 +36,8 @@ POLL_S = 0.02
 class Following:
     """One execution, followed by the cell that runs now. Use it as a context around sending."""
 
+    holds_the_cell = True
+
     def __init__(self, session: Session, execution_id: str, display: Display) -> None:
         self._session = session
         self.execution_id = execution_id
@@ -49,11 +51,11 @@ class Following:
     def __enter__(self) -> Following:
         if self._main:
             self._previous = signal.signal(signal.SIGINT, self._interrupted)
-        self._session.follow_with(self.execution_id, self, self.cell)
+        self._session.feed.follow_with(self.execution_id, self, self.cell)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._session.unfollow(self.execution_id, self)
+        self._session.feed.unfollow(self.execution_id, self)
         if self._main:
             signal.signal(signal.SIGINT, self._previous)
 
@@ -96,7 +98,7 @@ class Following:
             if event.kind == "mlcloud_return":
                 answer = unpacked(event)
             elif event.kind == "done":
-                self._session.ended(self.execution_id)
+                self._session.feed.ended(self.execution_id)
                 done = event.body["content"]
                 if not durable or done["status"] != "ok":
                     return done, answer
@@ -107,7 +109,7 @@ class Following:
             elif event.kind == "input_reply":
                 questions.pop(event.body["content"]["request"], None)
             else:
-                self._session.show(event, self._display, self.cell)
+                self._session.feed.show(event, self._display, self.cell)
                 unsafe = event.kind == "story" and event.body["content"]["what"] == "unsafe"
                 if unsafe and done is not None:
                     raise errors.StoreError(event.body["content"]["text"])
@@ -137,7 +139,7 @@ class Following:
                 yield item, False
 
     def _next(self) -> Any:
-        router = self._session.router
+        router = self._session.feed.router
         if router is None or not router.polls():
             try:
                 # Not for ever: the first widget of this cell may bring a router that must poll.
@@ -161,7 +163,7 @@ class Following:
             except KeyboardInterrupt:
                 self._queue.put(INTERRUPT)
                 return
-        self._session.answer(self.execution_id, content["request"], value)
+        self._session.feed.answer(self.execution_id, content["request"], value)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -212,7 +214,7 @@ class Ladder:
 
     @property
     def _channel(self) -> Channel:
-        return self._session.channel
+        return self._session.feed.channel
 
     def step(self) -> None:
         now = self._clock()

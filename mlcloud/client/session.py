@@ -4,32 +4,26 @@ run(code) ─► LocalSide.prepare ─► upload large values ─► channel.exe
                                                             │ events, shown as they come
           LocalSide.apply ◄── mlcloud_return ◄── done ◄─────┘
 
-Events come on the channel's thread. Those of an execution that somebody follows go to them
-(`following`: the cell that runs now; `execution`: a detached one); those of a cell that has ended
-are published under it; those of other notebooks' cells are not ours to show.
+Who gets an event, and where it is shown, is `feed`.
 """
 
 from __future__ import annotations
 
-import queue
 import sys
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from mlcloud import errors
 from mlcloud.client import frontend
-from mlcloud.client.channel import Channel, Event, Listener
 from mlcloud.client.connection import Connection
-from mlcloud.client.display import Display, Here, Under
+from mlcloud.client.display import Display, Here
 from mlcloud.client.environments import Comparison, SessionEnvironment
 from mlcloud.client.errors import in_cell, rebuilt
 from mlcloud.client.execution import Execution
+from mlcloud.client.feed import Feed
 from mlcloud.client.following import Following
-from mlcloud.client.frontend import Cell
 from mlcloud.client.labels import Labels
 from mlcloud.client.logs import Log
 from mlcloud.client.objects import INLINE_BYTES, download, upload
@@ -39,27 +33,10 @@ from mlcloud.models import ExecutionInfo, SessionInfo
 from mlcloud.values import pickling as values
 from mlcloud.values.messages import Group, Return, Shipment
 
-if TYPE_CHECKING:
-    from mlcloud.client.relay import Relay
-    from mlcloud.client.router import Router
-
 MAX_RETURN = 1 << 20
-CELLS = 10_000  # of this notebook, remembered for what comes after their end
-# Of these a cell that has ended needs nothing any more.
-OVER = {"done", "safe", "status", "mlcloud_return", "input_request", "input_reply"}
 
 
-class Follower(Protocol):
-    """Who follows an execution. Called on the channel's thread."""
-
-    def put(self, event: Event) -> None: ...
-
-    def refused(self, error: errors.MLCloudError) -> None: ...
-
-    def link(self, text: str) -> None: ...
-
-
-class Session(Listener):
+class Session:
     """A durable remote kernel. Made by `mlcloud.session()`; its namespace is shared with yours.
 
     `session["x"]` fetches a name whatever its size, `session["x"] = 1` sets one, `run()` runs code
@@ -79,13 +56,9 @@ class Session(Listener):
             fetch=self._get,
             session_name=info.name,
         )
-        self.channel = Channel(connection, info.name, after=info.last_event, listener=self)
-        self._followers: dict[str, list[Follower]] = {}
-        self._cells: OrderedDict[str, Cell | None] = OrderedDict()
+        self.feed = Feed(connection, info.name, after=info.last_event)
         self._labels = Labels(info.name)
-        self._routing = threading.RLock()
         self._returns: list[tuple[dict[str, Any], Display]] = []
-        self._relay: Relay | None = None
         self._environment = SessionEnvironment(connection, info.name)
 
     def __repr__(self) -> str:
@@ -307,7 +280,7 @@ class Session(Listener):
         """Send, show, wait: the `done` event's content, and what the kernel returned."""
         message = self._message(kind, code, shipment, options, display)
         with Following(self, message["id"], display) as following:
-            self.channel.execute(message)
+            self.feed.channel.execute(message)
             return following.until_done(durable=durable)
 
     def _detach(
@@ -315,11 +288,11 @@ class Session(Listener):
     ) -> Execution:
         message = self._message("cell", code, shipment, options, Display())
         execution = Execution(self, message["id"], quiet=quiet)
-        self.follow_with(execution.id, execution, execution.cell)
+        self.feed.follow_with(execution.id, execution, execution.cell)
         try:
-            self.channel.execute(message)
+            self.feed.channel.execute(message)
         except BaseException:
-            self.unfollow(execution.id, execution)
+            self.feed.unfollow(execution.id, execution)
             raise
         return execution
 
@@ -332,9 +305,7 @@ class Session(Listener):
         info = self.execution_info(execution_id) if execution_id else self._latest()
         display = Display()
         with Following(self, info.id, display) as following:
-            upto = self.channel.cursor
-            self.channel.expect(info.id)
-            replay = self._replay(info, upto)
+            replay = self.feed.replay(info)
             done, answer = following.until_done(replay=replay)
         self._end(done, answer, display, quiet=False)
 
@@ -345,35 +316,6 @@ class Session(Listener):
         running = [each for each in found if each.state.value in ("running", "queued")]
         return running[0] if running else found[-1]
 
-    def _replay(self, info: ExecutionInfo, upto: int) -> Iterator[Event]:
-        """The execution's events up to number `upto`, from the journal."""
-        if info.first_event >= upto:
-            return
-        events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-        class Reader(Listener):
-            def on_event(self, event: Event) -> None:
-                events.put(event)
-
-            def on_broken(self, error: errors.MLCloudError) -> None:
-                events.put(error)
-
-        channel = Channel(self._connection, self.name, after=info.first_event, listener=Reader())
-        try:
-            channel.expect(info.id)
-            while True:
-                event = events.get()
-                if isinstance(event, errors.MLCloudError):
-                    raise event
-                if event.seq > upto:
-                    return
-                if event.execution_id == info.id:
-                    yield event
-                if event.seq == upto:
-                    return
-        finally:
-            channel.close()
-
     def executions(self) -> list[ExecutionInfo]:
         """Its latest cells, oldest first."""
         answer = self._connection.get(f"/v1/sessions/{self.name}/executions")
@@ -383,112 +325,6 @@ class Session(Listener):
         """Raises `NotFound`."""
         path = f"/v1/sessions/{self.name}/executions/{execution_id}"
         return ExecutionInfo.model_validate(self._connection.get(path))
-
-    # --- events -----------------------------------------------------------------------------------
-
-    def follow_with(self, execution_id: str, follower: Follower, cell: Cell | None) -> None:
-        """`follower` gets this execution's events from now on; `cell` is where they belong."""
-        with self._routing:
-            self._followers.setdefault(execution_id, []).append(follower)
-            self._cells[execution_id] = cell
-            while len(self._cells) > CELLS:
-                self._cells.popitem(last=False)
-        if self.router is not None and isinstance(follower, Following):
-            self.router.running = cell
-
-    def unfollow(self, execution_id: str, follower: Follower) -> None:
-        """Its later events are shown under its cell."""
-        with self._routing:
-            followers = self._followers.get(execution_id, [])
-            if follower in followers:
-                followers.remove(follower)
-            if not followers:
-                self._followers.pop(execution_id, None)
-            if isinstance(follower, Following):
-                for event in follower.left():
-                    self._late(event)
-        if self.router is not None and isinstance(follower, Following):
-            self.router.running = None
-
-    def ended(self, execution_id: str) -> None:
-        """Its end was seen: it need not be sent again."""
-        self.channel.ended(execution_id)
-
-    def answer(self, execution_id: str, request: str, value: str | None) -> None:
-        """Answer the `input()` of a cell; None is the end of input."""
-        self.channel.answer(execution_id, request, value)
-
-    def on_event(self, event: Event) -> None:
-        with self._routing:
-            followers = self._followers.get(event.execution_id)
-            if not followers:
-                self._late(event)
-            for follower in list(followers or ()):
-                follower.put(event)
-
-    def on_refused(self, request_id: str, error: errors.MLCloudError) -> None:
-        for follower in list(self._followers.get(request_id, ())):
-            follower.refused(error)
-
-    def on_link(self, text: str) -> None:
-        for followers in list(self._followers.values()):
-            for follower in list(followers):
-                follower.link(text)
-
-    def on_broken(self, error: errors.MLCloudError) -> None:
-        for execution_id in list(self._followers):
-            self.on_refused(execution_id, error)
-
-    def _late(self, event: Event) -> None:
-        """Something of a cell that has ended, or of a widget's callback."""
-        if event.execution_id in self._cells:
-            cell = self._cells[event.execution_id]
-        else:
-            cell = self._relay.cell_of(event.execution_id) if self._relay is not None else None
-            if cell is None:
-                return  # another notebook's
-        if event.kind in OVER:
-            return
-        sink = Here(result_hook=False) if cell is None else Under(cell)
-        self.show(event, Display(sink, late=True), cell)
-
-    def show(self, event: Event, display: Display, cell: Cell | None) -> None:
-        """Show one event in `display`; comms are relayed under `cell`."""
-        if event.kind.startswith("comm_"):
-            if cell is not None:
-                self._relayed().receive(event.kind, event.body, cell)
-        elif event.kind == "mlcloud_comm_done":
-            if self._relay is not None:
-                self._relay.done(event.execution_id)
-        elif event.kind == "mlcloud_comm_target":
-            if cell is not None:
-                self._relayed().target(event.body["content"]["name"])
-        else:
-            relay = self._relay
-            display.captured = relay is not None and cell is not None and relay.captures(cell)
-            display.show(event.kind, event.body)
-
-    @property
-    def router(self) -> Router | None:
-        """What picks up the page's messages for this session's widgets, once there are any."""
-        return None if self._relay is None else self._relay.router
-
-    def _relayed(self) -> Relay:
-        if self._relay is None:
-            from mlcloud.client.relay import Relay
-
-            self._relay = Relay(self.channel.comm, self._cell_of)
-            for execution_id, followers in self._followers.items():
-                if any(isinstance(each, Following) for each in followers):
-                    self._relay.router.running = self._cells.get(execution_id)
-        return self._relay
-
-    def _cell_of(self, request_id: str) -> Cell | None:
-        """The local cell, or page's message, that a request in the session stands for."""
-        found = self._cells.get(request_id)
-        if found is None and self._relay is not None:
-            found = self._relay.cell_of(request_id)
-        return found
 
     # --- what comes back --------------------------------------------------------------------------
 
@@ -621,9 +457,7 @@ class Session(Listener):
     def close(self) -> None:
         """End the session for good and give its node back."""
         self._connection.request("DELETE", f"/v1/sessions/{self.name}", missing_ok=True)
-        self.channel.close()
-        if self._relay is not None:
-            self._relay.close()
+        self.feed.close()
         self.closed = True
 
 

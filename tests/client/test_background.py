@@ -176,7 +176,7 @@ def test_a_dropped_tunnel_loses_and_repeats_nothing(
         assert cell.error() is None
         assert capsys.readouterr().out == ticks(150)
         assert tunnel.taken > 4
-        s.channel.close()
+        s.feed.channel.close()
     assert printed(cluster.connect().attach(name)).count("tick 149\n") == 1
 
 
@@ -185,11 +185,11 @@ def test_a_session_left_alone_starts_no_gateway(own_cluster: Callable[..., Embed
     embedded = own_cluster()
     client = embedded.connect()
     s = client.session("alone", namespace={})
-    s.channel.open()
-    until(lambda: s.channel._socket is not None, "the channel is connected")
+    s.feed.channel.open()
+    until(lambda: s.feed.channel._socket is not None, "the channel is connected")
     embedded.kill_gateway()
-    until(lambda: s.channel._socket is None, "the loss is seen")
-    s.channel.open()
+    until(lambda: s.feed.channel._socket is None, "the loss is seen")
+    s.feed.channel.open()
     with pytest.raises(pytest.fail.Exception):
         until(embedded.running, "nobody starts a gateway", timeout=7)
     assert mlcloud.connect().sessions()[0].name == "alone"
