@@ -48,9 +48,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.MonkeyPatch.context() as patch,
         installed_in(root / "site", patch, "--editable", str(source)),
     ):
-        facts.owner.cache_clear()
+        facts._owner.cache_clear()
         yield root
-    facts.owner.cache_clear()
+    facts._owner.cache_clear()
 
 
 @pytest.fixture(scope="module")
