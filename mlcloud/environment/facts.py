@@ -110,7 +110,6 @@ def _parsed(folder: str, name: str) -> tuple[str, str]:
 # --- which package a module is of -----------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
 def owner(module: str) -> str | None:
     """The normalized name of the package that a loaded module belongs to.
 
@@ -119,6 +118,14 @@ def owner(module: str) -> str | None:
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("__main__", "__mp_main__"):
         return None
+    # Several packages may share a top level that is none of theirs (`google`).
+    shared = getattr(sys.modules.get(top), "__file__", None) is None
+    return _owner(module if shared else top)
+
+
+@lru_cache(maxsize=4096)
+def _owner(module: str) -> str | None:
+    top = module.partition(".")[0]
     file = _file_of(module)
     if file is None:  # built into an extension module, or gone
         return normalized(top) if normalized(top) in installed() else None

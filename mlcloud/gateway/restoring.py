@@ -68,6 +68,10 @@ async def restore_latest(session: Session, host: LiveHost) -> int:
     names = sum(len(group["names"]) for group in body.get("groups", []))
     if names:
         session.story("restored", f"{names} names restored from the store", step=step)
+    missing: dict[str, str] = content.get("missing") or {}
+    if missing:
+        lost = "; ".join(f"{name}: {why}" for name, why in sorted(missing.items()))
+        session.story("not_restored", f"not restored: {lost}", why=missing)
     session.unsaved = dict(body.get("skipped", {}))
     if session.unsaved:
         lost = ", ".join(sorted(session.unsaved))

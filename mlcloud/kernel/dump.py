@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mlcloud import errors
 from mlcloud.kernel.imports import as_import, imported
 from mlcloud.kernel.versions import Entry, Versions
 from mlcloud.values import userdata
@@ -91,16 +92,36 @@ def restore(
     *,
     state: dict[str, Any] | None = None,
     resolve: ResolveBlob | None = None,
-) -> None:
-    """Fill a fresh namespace from a dump. With `state`, notebooks need not send again."""
+) -> dict[str, str]:
+    """Fill a fresh namespace from a dump. With `state`, notebooks need not send again.
+
+    What needs a package that is not here is left out, and returned with the reason: one package
+    that a cell had installed on a node that is gone must not cost all the rest.
+    """
     namespace = versions.namespace
+    missing: dict[str, str] = {}
     for entry in imports:
-        namespace[entry.name] = imported(entry)
-    loaded = [unpack(group, namespace, versions.classes, blobs=resolve) for group in groups]
+        try:
+            namespace[entry.name] = imported(entry)
+        except errors.UsageError as error:
+            missing[entry.name] = f"there is no package {_absent(error)!r} on this node"
+    loaded = []
+    for group in groups:
+        try:
+            loaded.append(unpack(group, namespace, versions.classes, blobs=resolve))
+        except ModuleNotFoundError as error:
+            why = f"there is no package {error.name!r} on this node"
+            missing.update(dict.fromkeys(group.names, why))
     for values in loaded:
         namespace.update({k: v for k, v in values.items() if class_id(k) is None})
     if state is not None:
         _restore_state(versions, state)
+    return missing
+
+
+def _absent(error: BaseException) -> str | None:
+    """The module that an import did not find."""
+    return getattr(error.__cause__, "name", None)
 
 
 def _restore_state(versions: Versions, state: dict[str, Any]) -> None:

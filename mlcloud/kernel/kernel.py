@@ -130,7 +130,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 answer["result"] = self._result(count)
             else:
                 answer.update(getattr(self, f"op_{request['op']}")(request))
-                reply = self._reply({"status": "ok"})
+                reply = self._reply({"status": "ok", "missing": answer.get("missing", {})})
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError):  # how an interrupt ends an `await`
                 error = KeyboardInterrupt()

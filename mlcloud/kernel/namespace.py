@@ -427,6 +427,9 @@ class RemoteSide:
         *,
         state: dict[str, Any] | None = None,
         resolve: ResolveBlob | None = None,
-    ) -> None:
-        """Fill this (fresh) namespace from a dump. With `state`, notebooks need not send again."""
-        dump.restore(self._versions, groups, imports, state=state, resolve=resolve)
+    ) -> dict[str, str]:
+        """Fill this (fresh) namespace from a dump. With `state`, notebooks need not send again.
+
+        What needs a package that is not here is left out, and returned with the reason.
+        """
+        return dump.restore(self._versions, groups, imports, state=state, resolve=resolve)

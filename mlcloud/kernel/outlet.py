@@ -26,7 +26,7 @@ HEAD = struct.Struct(">QI")
 DELIMITER = b"<IDS|MSG>"
 LENGTH = struct.Struct(">Q")
 # How a cell ended: what its last message, `mlcloud_return`, says of the reply that follows it.
-END = ("status", "ename", "evalue", "traceback", "execution_count", "payload")
+END = ("status", "ename", "evalue", "traceback", "execution_count", "payload", "missing")
 
 
 def redirect(thread: Any, path: str, sync: Callable[[int], None]) -> None:

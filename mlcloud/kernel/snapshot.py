@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlcloud.kernel.namespace import RemoteSide
+from mlcloud.kernel.packages import Packages
 from mlcloud.kernel.transfer import Inbox
 from mlcloud.store import ChunkRef, Store
 from mlcloud.values.messages import Blob, Group, Import
@@ -32,6 +33,7 @@ class Snapshots:
         self._store = store
         self._names = names
         self._written: dict[str, list[str]] = {}
+        self._packages = Packages()
 
     def take(self) -> dict[str, Any]:
         """Put what is new into the store; the body of the manifest to commit.
@@ -67,12 +69,17 @@ class Snapshots:
             "imports": [entry.to_wire() for entry in dumped.imports],
             "skipped": dumped.skipped,
             "state": dumped.state,
+            "packages": self._packages.installed(),
             "bytes": sum(group.size for group in dumped.groups),
             "new_bytes": new_bytes,
         }
 
     def restore(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Bind a snapshot's names. Raises `Damaged` where a chunk is missing or wrong."""
+        """Bind a snapshot's names. Raises `Damaged` where a chunk is missing or wrong.
+
+        `missing` in the result: what could not be had here, by name, and why.
+        """
+        failed = self._packages.bring_back(body.get("packages", {}))
         objects: dict[str, list[str]] = {}
 
         def blob(named: dict[str, Any]) -> Blob:
@@ -91,13 +98,14 @@ class Snapshots:
         ]
         inbox = Inbox(self._store, objects)
         inbox.fetch(blob for group in groups for blob in group.blobs())
-        self._names.restore(
+        missing = self._names.restore(
             groups,
             [Import.from_wire(entry) for entry in body["imports"]],
             state=body["state"],
             resolve=inbox.take,
         )
-        return {"names": sum(len(group.names) for group in groups)}
+        missing.update({f"package {name}": why for name, why in failed.items()})
+        return {"names": sum(len(group.names) for group in groups), "missing": missing}
 
 
 def _named(blob: Blob, written: dict[str, list[str]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mlcloud.client.session import Session
 from mlcloud.environment import facts
 from mlcloud.kernel import overlay
 from tests.environment.projects import installed_in, project, wheel_of
-from tests.live import Embedded, events, open_notebook, printed
+from tests.live import Embedded, events, open_notebook, printed, stories
 
 pytestmark = pytest.mark.cluster
 
@@ -48,9 +48,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.MonkeyPatch.context() as patch,
         installed_in(root / "site", patch, "--editable", str(source)),
     ):
-        facts.owner.cache_clear()
+        facts._owner.cache_clear()
         yield root
-    facts.owner.cache_clear()
+    facts._owner.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -219,10 +219,23 @@ def test_what_a_cell_installs_is_seen(root: Path, captured: Session) -> None:
 
 
 def test_it_is_there_again_after_parking(captured: Session) -> None:
-    captured.run("square = shapes.Square(7)")
+    captured.run("import shapes\nsquare = shapes.Square(7)")
     captured.park()
     captured.run("print('again', square.area())")
     assert "again 49" in printed(captured)
+
+
+def test_a_package_that_went_with_its_node_costs_only_what_needs_it(
+    root: Path, captured: Session
+) -> None:
+    birds = project(root / "birds", name="birds", version="0.1")
+    captured.run(f"%pip install --quiet --no-index {wheel_of(birds, root / 'birds-out')}")
+    captured.run("import birds\nkept = 12")
+    captured.run("!pip uninstall --quiet --yes birds")
+    captured.park()
+    captured.run("print('kept', kept, 'birds' in globals())")
+    assert "kept 12 False" in printed(captured)
+    assert "birds" in stories(captured)["not_restored"]
 
 
 def test_a_name_has_one_environment(cluster: Embedded, captured: Session) -> None:

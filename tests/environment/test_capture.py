@@ -36,9 +36,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         what = ["--editable", str(editable), str(installed), str(third)]
         with installed_in(root / "site", patch, *what):
-            facts.owner.cache_clear()
+            facts._owner.cache_clear()
             yield root
-    facts.owner.cache_clear()
+    facts._owner.cache_clear()
 
 
 def captured(name: str) -> environment.Package:
