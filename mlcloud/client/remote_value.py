@@ -17,6 +17,20 @@ from mlcloud.values.messages import RemoteInfo
 
 Fetch = Callable[[str, int], Any]
 
+# JupyterLab's own colours, so that it fits each theme; elsewhere those of the text around it.
+_BOX = (
+    "border:1px solid var(--jp-border-color2,rgba(128,128,128,.4));"
+    "border-radius:var(--jp-border-radius,2px);padding:6px 10px;margin:2px 0;max-width:100%;"
+    "overflow-x:auto;color:var(--jp-ui-font-color1,inherit);"
+    "font-family:var(--jp-ui-font-family,system-ui,sans-serif);"
+    "font-size:var(--jp-ui-font-size1,13px)"
+)
+_QUIET = "color:var(--jp-ui-font-color2,inherit);font-size:var(--jp-ui-font-size1,13px);opacity:.85"
+_TEXT = (
+    "margin:4px 0 0;padding:0;background:none;color:inherit;white-space:pre-wrap;"
+    "font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)"
+)
+
 
 class RemoteValue:
     """The address and preview of a value in a session. `fetch(name, binding)` brings it here.
@@ -81,32 +95,52 @@ class RemoteValue:
     def get(self) -> Any:
         """Fetch the value into the notebook, whatever its size. It is a copy."""
         if self._fetch is None:
-            raise errors.NotFound(f"`{self.name}` lives in session {self.place}, not open here")
+            what = f"`{self._label}`" if self._label else f"This {self.type}"
+            raise errors.NotFound(f"{what} lives in session {self.place}, not open here")
         return self._fetch(self._info.name, self._info.binding)
 
     # --- shown
+
+    @property
+    def _label(self) -> str:
+        """Its name, if the user gave it one."""
+        return "" if self.name.startswith("_mlcloud") else self.name
 
     def _facts(self) -> str:
         shape = None if self.shape is None else "×".join(map(str, self.shape))
         size = None if self.nbytes is None else _bytes(self.nbytes)
         return " ".join(part for part in (self.type, shape, self.dtype, size) if part)
 
+    def _more(self) -> list[str]:
+        return [f"{label} {text}" for label, text in self._info.facts]
+
     def __repr__(self) -> str:
         why = f" ({self._info.why})" if self._info.why else ""
-        head = f"<remote {self.name}: {self._facts()}, in session {self.place}{why}>"
-        return f"{head}\n{self._info.text}"
+        name = f" {self._label}" if self._label else ""
+        head = f"<remote{name}: {self._facts()}, in session {self.place}{why}>"
+        more = " · ".join(self._more())
+        return "\n".join(part for part in (head, more, self._info.text) if part)
 
     def _repr_html_(self) -> str:
-        head = html.escape(f"{self.name}: {self._facts()}, in session {self.place}")
-        body = self._info.html or f"<pre>{html.escape(self._info.text)}</pre>"
-        return f"<div><div><b>remote</b> {head}</div>{body}</div>"
+        title = f"<b>{html.escape(self._label)}</b> " if self._label else ""
+        facts = [f"{html.escape(each)}" for each in self._more()]
+        facts += [html.escape(self._info.why)] if self._info.why else []
+        more = f'<div style="{_QUIET}">{" · ".join(facts)}</div>' if facts else ""
+        text = f'<pre style="{_TEXT}">{html.escape(self._info.text)}</pre>'
+        return (
+            f'<div style="{_BOX}"><div>{title}{html.escape(self._facts())} '
+            f'<span style="{_QUIET}">in session {html.escape(self.place)}</span></div>'
+            f"{more}{self._info.html or text}</div>"
+        )
 
     # --- not the object itself
 
     def _hint(self) -> str:
+        what = f"`{self._label}` ({self.type})" if self._label else f"This {self.type}"
+        get = f"{self._label}.get()" if self._label else ".get()"
         return (
-            f"`{self.name}` ({self.type}) lives in session {self.place}: use it in a %%remote "
-            f"cell, or fetch it with `{self.name}.get()`"
+            f"{what} lives in session {self.place}: use it in a %%remote cell, or fetch it with "
+            f"`{get}`"
         )
 
     def __getattr__(self, attribute: str) -> NoReturn:
@@ -127,7 +161,12 @@ class RemoteValue:
     __getitem__ = __setitem__ = __delitem__ = __contains__ = __enter__ = __exit__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _refuse
     __rtruediv__ = __matmul__ = __rmatmul__ = __pow__ = __neg__ = __lt__ = __gt__ = _refuse
-    __le__ = __ge__ = __mod__ = __floordiv__ = __and__ = __or__ = __invert__ = _refuse
+    __le__ = __ge__ = __mod__ = __floordiv__ = __and__ = __or__ = __xor__ = __invert__ = _refuse
+    __rmod__ = __rfloordiv__ = __rpow__ = __rand__ = __ror__ = __rxor__ = __pos__ = __abs__ = (
+        _refuse
+    )
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __imatmul__ = __ior__ = __iand__ = _refuse
+    __lshift__ = __rshift__ = __round__ = __divmod__ = __rdivmod__ = __complex__ = _refuse
 
 
 def _bytes(count: int) -> str:

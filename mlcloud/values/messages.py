@@ -175,6 +175,7 @@ class RemoteInfo:
     dtype: str | None = None
     nbytes: int | None = None
     why: str = ""
+    facts: list[list[str]] = field(default_factory=list)  # [label, text] of what its kind is about
 
     def to_wire(self) -> Wire:
         return dataclasses.asdict(self)
