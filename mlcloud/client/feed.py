@@ -1,7 +1,7 @@
 """A session's events: who gets them, and under which cell they are shown.
 
 channel's thread ─ on_event ─► its followers: the cell that runs now (`following`),
-                           │                                a detached one (`execution`)
+                           │                  a detached one (`execution`)
                            ├─► under the cell that made it, when that has ended
                            ├─► the relay: widgets           (`relay`)
                            └─► nowhere: another notebook's cell

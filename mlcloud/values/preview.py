@@ -186,8 +186,9 @@ def _text(value: Any) -> str:
         text = _short.repr(value) if isinstance(value, _CONTAINERS) else repr(value)
         text = str(text)
     except Exception as error:
-        words = _ask(lambda: str(error)) or ""
-        return f"<its repr failed: {type(error).__name__}: {words}>"[:TEXT]
+        failed = error
+        words = _ask(lambda: str(failed)) or ""
+        return f"<its repr failed: {type(failed).__name__}: {words}>"[:TEXT]
     return text if len(text) <= TEXT else text[: TEXT - 1] + "…"
 
 
