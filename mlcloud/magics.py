@@ -143,38 +143,21 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _show_rows(rows: list[Any]) -> None:
-    from html import escape
-
+    """What `--dry` found, a name a line."""
     from IPython.display import display
 
+    from mlcloud.client.tables import table
     from mlcloud.units import format_bytes
 
-    table = [
+    heads = ("name", "type", "bytes", "changed since", "where from", "action", "why")
+    lines = [
         (
-            row.name,
-            row.type,
-            "" if row.bytes is None else format_bytes(row.bytes),
-            row.action,
-            row.why,
+            *(row.name, row.type, "" if row.bytes is None else format_bytes(row.bytes)),
+            *(row.since, row.source, row.action, row.why),
         )
         for row in rows
     ]
-    heads = ("name", "type", "bytes", "action", "why")
-    widths = [max(len(str(line[i])) for line in [heads, *table]) for i in range(len(heads))]
-    text = "\n".join(
-        "  ".join(
-            str(value).ljust(width) for value, width in zip(line, widths, strict=True)
-        ).rstrip()
-        for line in [heads, *table]
-    )
-    left = "style='text-align:left'"
-    body = "".join(
-        f"<tr>{''.join(f'<td {left}>{escape(str(value))}</td>' for value in line)}</tr>"
-        for line in table
-    )
-    head = "".join(f"<th {left}>{each}</th>" for each in heads)
-    html = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    display({"text/plain": text, "text/html": html}, raw=True)
+    display(table(heads, lines, numbers=["bytes"]), raw=True)
 
 
 # --- %mlcloud -------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ class Row:
     bytes: int | None
     action: str
     why: str
+    since: str = ""  # when both sides were last equal; `new` if they never were
+    source: str = ""  # where its newest value is
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Plan:
     errors: list[errors.MLCloudError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)  # of names that need no further look
+    users: dict[str, str] = field(default_factory=dict)  # name -> the function that uses it
 
 
 def plan_cell(
@@ -122,7 +125,7 @@ def rows(plan: Plan) -> list[Row]:
         changed = any(entry.name == name for entry in plan.imports)
         why = f"import {plan.modules[name]}" if changed else "the session has it"
         found.append(_row(plan, name, "import" if changed else "nothing", why))
-    found += [Row(name, "", None, "delete", "deleted here") for name in plan.deletes]
+    found += [_row(plan, name, "delete", "deleted here") for name in plan.deletes]
     for error in plan.errors:
         if not isinstance(error, errors.NotPicklable):
             found.append(Row("", "", None, "refused", str(error)))
@@ -130,9 +133,17 @@ def rows(plan: Plan) -> list[Row]:
 
 
 def _row(plan: Plan, name: str, action: str, why: str) -> Row:
-    pickled = plan.scan.pickled.get(name)
-    kind = type(plan.shared.namespace.get(name)).__qualname__
-    return Row(name, kind, pickled.size if pickled else None, action, why)
+    pickled, shared = plan.scan.pickled.get(name), plan.shared.entries.get(name)
+    kind = ""
+    if name in plan.shared.namespace:
+        kind = type(plan.shared.namespace[name]).__qualname__
+    source = "session" if action == "keep remote" else "notebook"
+    if name in plan.modules:
+        source = plan.modules[name]
+    elif name in plan.users and name not in plan.names.reads:
+        source += f", used by {plan.users[name]}"
+    since = "new" if shared is None else shared.since
+    return Row(name, kind, pickled.size if pickled else None, action, why, since, source)
 
 
 # --- the steps ------------------------------------------------------------------------------------
@@ -162,12 +173,19 @@ def _need(plan: Plan, names: Iterable[str], expand: bool) -> None:
                 plan.modules[name] = path
                 continue
         elif plan.shared.is_handle(name, value):
-            plan.rows.append(Row(name, value.type, None, "nothing", "it is in the session"))
+            entry = plan.shared.entries.get(name)
+            since = "" if entry is None else entry.since
+            plan.rows.append(
+                Row(name, value.type, value.nbytes, "nothing", "it is there", since, "session")
+            )
             continue
         plan.needed.append(name)
         plan.scan.add([name])
         if expand:
-            waiting += _used_by(plan, [name])
+            used = _used_by(plan, [name])
+            for other in used:
+                plan.users.setdefault(other, name)
+            waiting += used
 
 
 def _need_bound(plan: Plan) -> None:

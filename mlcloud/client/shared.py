@@ -15,8 +15,10 @@ after.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from mlcloud.client import frontend
 from mlcloud.client.remote_value import RemoteValue
 from mlcloud.values.reducers import Classes
 from mlcloud.values.scan import Scan
@@ -31,6 +33,15 @@ class Shared:
     digest: str | None = None  # of this side's own dump
     group: frozenset[str] | None = None  # names it shared objects with; None: not looked at yet
     tracked: bool = False  # the session can tell when the name is bound anew, whatever to
+    since: str = ""  # when both became equal: this notebook's cell, or the time
+
+
+def moment() -> str:
+    """What the user calls now: `In[5]`, or the time where cells have no numbers."""
+    cell = frontend.cell()
+    if cell is not None and cell.count is not None:
+        return f"In[{cell.count}]"
+    return datetime.now().strftime("%H:%M:%S")
 
 
 def is_tracked(value: Any) -> bool:
@@ -74,6 +85,7 @@ class SharedNames:
                 entry = self.entries.get(other)
                 if entry is not None and entry.group is not None:
                     entry.group -= {key}
+        shared.since = shared.since or moment()
         self.entries[key] = shared
 
     def forget(self, key: str) -> None:
