@@ -295,6 +295,10 @@ class Display:
         """Something that might matter. It stays under the cell."""
         self._line(text, mark="⚠", facts={"what": "warning"})
 
+    def _mlcloud_transfer(self, content: dict[str, Any], _: Any) -> None:
+        """How far the session is with values between it and the store."""
+        self.status(content["text"], ready=content["ready"])
+
     def _story(self, content: dict[str, Any], body: dict[str, Any]) -> None:
         clock = datetime.fromtimestamp(body["time"]).strftime("%H:%M:%S")
         facts = {key: value for key, value in content.items() if key != "text"}

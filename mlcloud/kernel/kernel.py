@@ -126,7 +126,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 flush_c()
                 if reply["status"] == "error" and self.shell.failed is not None:
                     reply = self._describe_failure(self.shell.failed, reply, answer)
-                answer["names"] = send(self.names.collect(shipment), self.store)
+                answer["names"] = send(self.names.collect(shipment), self.store, self._tell)
                 answer["result"] = self._result(count)
             else:
                 answer.update(getattr(self, f"op_{request['op']}")(request))
@@ -255,17 +255,21 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         """The names a request brings, bound. A request without any is a bare run of code."""
         sent = request["shipment"] or {"wire": Shipment().to_wire(), "objects": {}}
         shipment = Shipment.from_wire(sent["wire"])
-        inbox = Inbox(self.store, sent["objects"])
+        inbox = Inbox(self.store, sent["objects"], self._tell)
         self.names.load(shipment, inbox.take, inbox.fetch)
         return shipment
+
+    def _tell(self, text: str, over: bool) -> None:
+        """How far a long transfer between this kernel and the store is."""
+        content = {"text": text, "ready": over}
+        self._publish("mlcloud_transfer", content, self.get_parent("shell"))
 
     # --- operations -------------------------------------------------------------------------------
 
     def op_get(self, request: dict[str, Any]) -> dict[str, Any]:
         """One name's value, whatever its size."""
-        return {
-            "group": send(self.names.fetch(request["name"], request.get("binding")), self.store)
-        }
+        group = self.names.fetch(request["name"], request.get("binding"))
+        return {"group": send(group, self.store, self._tell)}
 
     def op_load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Names sent without a cell (`s["x"] = 1`)."""

@@ -10,24 +10,60 @@ power loss ends the cell that waits for it too, and a snapshot puts again whatev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mlcloud.errors import Damaged
 from mlcloud.store import ChunkRef, Store, chunks_of
-from mlcloud.values.digests import whole
+from mlcloud.units import format_bytes
+from mlcloud.values.digests import pieces, whole
 from mlcloud.values.memory import fresh
 from mlcloud.values.messages import Blob, Group, Return
 
 INLINE_BYTES = 64 * 1024
+AFTER_S = 0.5
+EVERY_S = 0.5
+
+Tell = Callable[[str, bool], None]  # a line for the user that replaces the last; is it over
+
+
+class Meter:
+    """Tells how far a transfer is, from half a second on; a quick one tells nothing.
+
+    `now` is what happens ("the session reads …"), `then` what is so when it is over.
+    """
+
+    def __init__(self, now: str, then: str, total: int, tell: Tell | None) -> None:
+        self._now, self._then, self._total, self._tell = now, then, total, tell
+        self._done = 0
+        self._next = time.monotonic() + AFTER_S
+        self._told = False
+
+    def add(self, size: int) -> None:
+        """Count bytes that are done."""
+        self._done += size
+        if self._tell is None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + EVERY_S
+        self._told = True
+        self._tell(f"{self._now}: {format_bytes(self._done)} of {format_bytes(self._total)}", False)
+
+    def end(self) -> None:
+        """It is over."""
+        if self._told and self._tell is not None:
+            self._tell(f"{self._then} ({format_bytes(self._total)})", True)
 
 
 class Inbox:
     """The blobs of one message that did not travel along."""
 
-    def __init__(self, store: Store, objects: dict[str, list[str]]) -> None:
+    def __init__(
+        self, store: Store, objects: dict[str, list[str]], tell: Tell | None = None
+    ) -> None:
         self._store = store
         self._objects = objects
+        self._tell = tell
         self._fetched: dict[int, memoryview] = {}
 
     def fetch(self, blobs: Iterable[Blob]) -> None:
@@ -45,8 +81,11 @@ class Inbox:
             for ref in refs:
                 tasks.append((ref, memory[start : start + ref.size]))
                 start += ref.size
-        for _ in self._store.fill(tasks):
-            pass
+        total = sum(ref.size for ref, _ in tasks)
+        meter = Meter("the session reads values", "the session has read values", total, self._tell)
+        for size in self._store.fill(tasks):
+            meter.add(size)
+        meter.end()
 
     def take(self, blob: Blob) -> memoryview:
         """The blob's bytes, in memory that is the taker's from now on."""
@@ -54,16 +93,26 @@ class Inbox:
         return self._fetched.pop(id(blob))
 
 
-def send(answer: Return | Group, store: Store) -> dict[str, Any]:
+def send(answer: Return | Group, store: Store, tell: Tell | None = None) -> dict[str, Any]:
     """The wire form of what comes back; large blobs are in the store when this returns."""
-    large = [blob for blob in answer.blobs() if blob.data is not None and blob.size > INLINE_BYTES]
-    refs = iter(store.put_buffers((blob.data for blob in large if blob.data), durable=False))
+    large = [
+        (blob, blob.data)
+        for blob in answer.blobs()
+        if blob.data is not None and blob.size > INLINE_BYTES
+    ]
+    total = sum(blob.size for blob, _ in large)
+    meter = Meter("the session stores values", "the session has stored values", total, tell)
+    refs = store.put_each((piece for _, data in large for piece in pieces(data)), durable=False)
     objects: dict[str, list[str]] = {}
-    for blob in large:
-        chunks = [next(refs) for _ in range(chunks_of(blob.size))]
+    for blob, _ in large:
+        chunks = []
+        for _ in range(chunks_of(blob.size)):
+            chunks.append(next(refs))
+            meter.add(chunks[-1].size)
         # Named by what was stored: a thread of the user's may write to it even now.
         blob.digest = whole([ref.hash for ref in chunks])
         objects[blob.digest] = [f"{ref.hash}:{ref.size}" for ref in chunks]
+    meter.end()
     return {"wire": answer.to_wire(INLINE_BYTES), "objects": objects}
 
 

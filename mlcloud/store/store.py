@@ -160,7 +160,11 @@ class Store:
         few uploads in flight, so not all need to be in memory at once.
         """
         pieces = (view[i : i + CHUNK_BYTES] for view in map(_flat, buffers) for i in _starts(view))
-        return list(self._each(lambda piece: self.put_chunk(piece, durable=durable), pieces))
+        return list(self.put_each(pieces, durable=durable))
+
+    def put_each(self, chunks: Iterable[Bytes], *, durable: bool = True) -> Iterator[ChunkRef]:
+        """Store chunks, in parallel; yields their references in order, each once it is stored."""
+        return self._each(lambda chunk: self.put_chunk(chunk, durable=durable), chunks)
 
     def get_buffer(self, refs: Sequence[ChunkRef], into: Bytes | None = None) -> memoryview:
         """Read chunks, in parallel, into one piece of memory (`into`, or a new bytearray)."""
