@@ -10,11 +10,13 @@ its end when that is known.
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
+from operator import itemgetter
 
 from mlcloud.cluster.offers import Offer
 
@@ -114,6 +116,10 @@ class Ledger:
         self._placed: dict[str, dict[object, Placement]] = {}
         self._in_session: dict[str, dict[object, ExecutionSpan]] = {}
         self._of_execution: dict[str, dict[object, ExecutionSpan]] = {}
+        # A session has thousands of executions, and a cell's footer asks for a moment of them:
+        # those that go on, and the others by their end (one that has another end since is stale).
+        self._going_on: dict[str, dict[object, ExecutionSpan]] = {}
+        self._by_end: dict[str, list[tuple[datetime, int, ExecutionSpan]]] = {}
         for entry in entries:
             self.append(entry)
 
@@ -127,6 +133,13 @@ class Ledger:
         else:
             self._in_session.setdefault(entry.session_id, {})[entry.identity] = entry
             self._of_execution.setdefault(entry.execution_id, {})[entry.identity] = entry
+            going_on = self._going_on.setdefault(entry.session_id, {})
+            going_on.pop(entry.identity, None)
+            if entry.ended_at is None:
+                going_on[entry.identity] = entry
+            else:
+                ends = self._by_end.setdefault(entry.session_id, [])
+                insort(ends, (entry.ended_at, len(self._entries), entry))
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -148,6 +161,14 @@ class Ledger:
 
     def executions_of(self, session_id: str) -> list[ExecutionSpan]:
         return list(self._in_session.get(session_id, {}).values())
+
+    def executions_after(self, session_id: str, moment: datetime) -> list[ExecutionSpan]:
+        """Those that had not ended by then."""
+        latest = self._in_session.get(session_id, {})
+        ends = self._by_end.get(session_id, [])
+        later = (entry for _, _, entry in ends[bisect_right(ends, moment, key=itemgetter(0)) :])
+        ended = [entry for entry in later if latest[entry.identity] is entry]
+        return [*self._going_on.get(session_id, {}).values(), *ended]
 
     def spans_of(self, execution_id: str) -> list[ExecutionSpan]:
         return list(self._of_execution.get(execution_id, {}).values())

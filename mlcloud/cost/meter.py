@@ -196,9 +196,8 @@ def _divide(
     changes: list[tuple[datetime, bool, Placement | ExecutionSpan]] = []
     spans: list[Placement | ExecutionSpan] = [*placements]
     for session in dict.fromkeys(p.session_id for p in placements):
-        spans.extend(ledger.executions_of(session))
+        spans.extend(ledger.executions_after(session, begin))
     for span in spans:
-        # A session has thousands of executions, and a cell's footer asks for one moment of them.
         if span.started_at < end and (span.ended_at is None or span.ended_at > begin):
             start, stop = max(span.started_at, begin), min(span.until(now), end)
             if start < stop:
