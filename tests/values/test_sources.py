@@ -57,9 +57,7 @@ def test_a_method_travels_with_the_head_of_its_class(cell: dict[str, Any]) -> No
 
 
 def test_an_inner_function_travels_without_its_surroundings(cell: dict[str, Any]) -> None:
-    assert texts(cell["outer"]()) == (
-        "def outer():\n    def inner():\n        return hidden\n"
-    )
+    assert texts(cell["outer"]()) == ("def outer():\n    def inner():\n        return hidden\n")
 
 
 def test_a_lambda_travels_with_its_statement(cell: dict[str, Any]) -> None:
