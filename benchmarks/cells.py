@@ -1,9 +1,12 @@
 """A trivial cell: how long from sending it to its end, here and in a remote session.
 
-    local kernel   a jupyter_client kernel on this machine: execute, wait for reply and idle
-    %%remote       the same cell through client, gateway, Ray actor and remote kernel, warm
+    local kernel     a jupyter_client kernel on this machine: execute, wait for reply and idle
+    %%remote         the same cell through client, gateway, Ray actor and remote kernel, warm
+    ipyparallel      `%%px` on one engine: execute, wait for its end and its output
+    Ray actor        a warm plain actor method that `exec`s the cell: no kernel, no output
+    Ray GPU task     a task with `num_gpus=1` per cell, as plain Ray does it: a process each time
 
-Both are measured in turns in one run, so a noisy machine hits them alike. Beside them: what
+All are measured in turns in one run, so a noisy machine hits them alike. Beside them: what
 `%load_ext mlcloud` takes in a fresh IPython, and whether it imported Ray or torch.
 
     python benchmarks/cells.py [--rounds 200]
@@ -12,20 +15,18 @@ Both are measured in turns in one run, so a noisy machine hits them alike. Besid
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.manager import start_new_kernel
+from peers import ipyparallel, local_kernel, ray_tasks, remote_session
 from report import report
 
 CELL = "x = 1"
+WARM = 20
+GPU_TASKS = 5
 
 LOAD = """
 import sys, time
@@ -37,36 +38,6 @@ took = time.perf_counter() - start
 heavy = sorted({"ray", "torch", "pydantic", "httpx", "numpy"} & set(sys.modules))
 print(took, ",".join(heavy) or "none")
 """
-
-
-@contextlib.contextmanager
-def local_kernel() -> Iterator[Callable[[], None]]:
-    manager, client = start_new_kernel(kernel_name="python3")
-    assert isinstance(client, BlockingKernelClient)
-
-    def run() -> None:
-        # execute_interactive returns after the reply and the idle message
-        client.execute_interactive(CELL, timeout=30, output_hook=lambda _: None)
-
-    try:
-        yield run
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-
-
-@contextlib.contextmanager
-def remote_session() -> Iterator[Callable[[], None]]:
-    with tempfile.TemporaryDirectory(prefix="mlc-bench-") as home:
-        os.environ["MLCLOUD_HOME"] = home
-        import mlcloud
-
-        client = mlcloud.connect()
-        session = client.session("bench")
-        try:
-            yield lambda: session.run(CELL, quiet=True)
-        finally:
-            client.cluster.down()
 
 
 def load_times(rounds: int = 7) -> tuple[float, str]:
@@ -81,29 +52,51 @@ def load_times(rounds: int = 7) -> tuple[float, str]:
     return statistics.median(times), heavy
 
 
+def timed(run: Callable[[], object]) -> Callable[[], float]:
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return once
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=200)
     rounds = parser.parse_args().rounds
     loading, heavy = load_times()
-    with local_kernel() as local, remote_session() as remote:
-        start = time.perf_counter()
-        remote()
-        first = time.perf_counter() - start
-        times: dict[str, list[float]] = {"local kernel": [], "%%remote": []}
-        for number in range(rounds + 20):
-            for name, run in (("local kernel", local), ("%%remote", remote)):
-                start = time.perf_counter()
-                run()
-                if number >= 20:
-                    times[name].append(time.perf_counter() - start)
+    with (
+        local_kernel() as kernel,
+        remote_session() as session,
+        ipyparallel() as view,
+        ray_tasks(CELL) as ray,
+    ):
+        ways: dict[str, Callable[[], float]] = {
+            # execute_interactive returns after the reply and the idle message
+            "local kernel": timed(
+                lambda: kernel.execute_interactive(CELL, timeout=30, output_hook=lambda _: None)
+            ),
+            "%%remote": timed(lambda: session.run(CELL, quiet=True)),
+            "ipyparallel %%px": timed(lambda: view.execute(CELL, silent=False)),
+            "Ray actor": lambda: ray("actor"),
+        }
+        first = ways["%%remote"]()
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(rounds + WARM):
+            for name, run in ways.items():
+                took = run()
+                if number >= WARM:
+                    times[name].append(took)
+        times["Ray GPU task"] = [ray("gpu task") for _ in range(GPU_TASKS)]
     base = statistics.median(times["local kernel"])
     rows = [
         {
             "what": name,
             "p50 ms": statistics.median(values) * 1e3,
             "p90 ms": statistics.quantiles(values, n=10)[-1] * 1e3,
-            "ratio p50": statistics.median(values) / base,
+            "of a local kernel's": statistics.median(values) / base,
+            "of %%remote's": statistics.median(values) / statistics.median(times["%%remote"]),
         }
         for name, values in times.items()
     ]
