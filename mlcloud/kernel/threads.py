@@ -18,21 +18,21 @@ from jupyter_client.session import extract_header
 
 def inherit_parents(kernel: Any) -> None:
     """From now on, threads started in `kernel` show what they show in their starter's cell."""
-    start = threading.Thread.start
+    thread_class: Any = threading.Thread  # mypy knows neither of the two
+    start, bootstrap = thread_class.start, thread_class._bootstrap_inner
 
     def start_with_parent(thread: Any) -> None:
-        parent, run = kernel.get_parent("shell"), thread.run
-
-        def run_with_parent() -> None:
-            del thread.run
-            adopt(kernel, parent)
-            run()
-
-        if parent:
-            thread.run = run_with_parent
+        thread._mlcloud_parent = kernel.get_parent("shell")
         start(thread)
 
-    setattr(threading.Thread, "start", start_with_parent)  # noqa: B010 - mypy knows no such thing
+    def bootstrap_with_parent(thread: Any) -> None:
+        # Around what catches the thread's error, so that no traceback shows it.
+        if parent := thread.__dict__.pop("_mlcloud_parent", None):
+            adopt(kernel, parent)
+        bootstrap(thread)
+
+    thread_class.start = start_with_parent
+    thread_class._bootstrap_inner = bootstrap_with_parent
 
 
 def adopt(kernel: Any, parent: dict[str, Any]) -> None:

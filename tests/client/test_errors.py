@@ -73,10 +73,8 @@ FAILURES = {
     "a generator's end": "raise GeneratorExit",
     "a cancelled task": "import asyncio\nraise asyncio.CancelledError('c')",
     "a line magic": "%timeit 1 / 0",
-    "a cell magic": "%%bash\nexit 3",
     "an unknown magic": "%there_is_no_such_magic",
     "a repr that fails": "class Mute:\n    def __repr__(self): raise ValueError('no repr')\nMute()",
-    "a captured cell": "%%capture\ndeep(0)",
 }
 if sys.version_info >= (3, 11):
     FAILURES["a note"] = "error = Odd(1, 2)\nerror.add_note('remember the milk')\nraise error"
@@ -166,6 +164,14 @@ def twins(cluster: Embedded) -> Iterator[Twins]:
 def test_it_looks_as_it_does_locally(twins: Twins, code: str) -> None:
     here, there = twins.run(code)
     assert there == here
+
+
+@pytest.mark.parametrize("code", ["%%bash\nexit 3", "%%capture\ndeep(0)"])
+def test_a_cell_magic_fails_as_it_does_locally(twins: Twins, code: str) -> None:
+    """Its line must be the first, so the twin's lines have other numbers."""
+    here, there = seen(twins.local.run(code)), seen(twins.remote.run(REMOTE + code))
+    assert [each[:3] for each in there] == [each[:3] for each in here]
+    assert "Cell" in "".join(there[-1][3])
 
 
 @pytest.mark.parametrize("mode", ["Plain", "Verbose", "Minimal", "Docs", "Context"])
