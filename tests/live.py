@@ -365,7 +365,7 @@ class Notebook:
 def open_notebook(embedded: Embedded, *, load: bool = True) -> Iterator[Notebook]:
     """A fresh kernel with `%load_ext mlcloud` run, against this cluster."""
     client = NotebookClient(
-        nbformat.v4.new_notebook(), kernel_name="python3", timeout=120, allow_errors=True
+        nbformat.v4.new_notebook(), kernel_name="python3", timeout=240, allow_errors=True
     )
     with client.setup_kernel(env=embedded.environment, cwd=str(embedded.home)):
         notebook = Notebook(client)

@@ -102,7 +102,7 @@ def _run(cluster: Embedded, name: str, cwd: Path, *, remote: bool) -> dict[str, 
     warm = "%%remote --quiet\n0;" if remote else "0;"  # the wait for a node is not compared
     for source in (warm, setup):
         notebook.cells.insert(0, nbformat.v4.new_code_cell(source))
-    client = Recording(notebook, kernel_name="python3", timeout=120, allow_errors=True)
+    client = Recording(notebook, kernel_name="python3", timeout=240, allow_errors=True)
     environment = dict(cluster.environment)
     environment.pop("PYTEST_CURRENT_TEST", None)  # for which ipykernel leaves fd 1 and 2 alone
     with client.setup_kernel(env=environment, cwd=str(cwd)):
