@@ -304,7 +304,6 @@ def test_the_owner_of_a_module(place: Path) -> None:
     assert facts.owner("colours") == "colours"
     assert facts.owner("json") is None
     assert facts.owner("__main__") is None
-    assert facts.owner("tests.environment.projects") is None
 
 
 def test_a_package_installed_meanwhile_is_seen(
