@@ -66,7 +66,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.names = RemoteSide(self.shell.user_ns)
         self.snapshots = Snapshots(self.store, self.names)
         self.notice = run_context.Notice()
-        self.occupied = False  # by a cell, or its snapshot
+        self.occupied = False  # by a cell; its snapshot is waited for
         self.comms = Comms(self)
         inherit_parents(self)
         self.introspection = Introspection(self.shell)
@@ -89,10 +89,10 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.occupied = True
         try:
             await super().execute_request(stream, ident, parent)
-            if request is not None and request.get("snapshot", True):
-                self._snapshot(request, parent)
         finally:
             self.occupied = False
+        if request is not None and request.get("snapshot", True):
+            self._snapshot(request, parent)
 
     async def do_execute(
         self,

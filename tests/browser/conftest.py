@@ -60,7 +60,7 @@ def book(lab: Lab, page: Page) -> Iterator[Book]:
     """One notebook with a session that is up; tests append their cells."""
     book = Book(lab, page, "shared.ipynb", ["%load_ext mlcloud", "%%remote\nimport ipywidgets"])
     book.ok(0)
-    book.ok(1, timeout=120)
+    book.ok(1, timeout=280)
     yield book
     book.run("import mlcloud\nfor s in mlcloud.sessions(): mlcloud.attach(s.name).close()")
     lab.end_kernels()

@@ -47,7 +47,9 @@ def test_it_listens_on_this_machine_alone(client: Client, cluster: Embedded) -> 
             continue
         for each in sockets:
             if each.status == psutil.CONN_LISTEN:
-                assert each.laddr.ip.startswith("127."), f"{process.command} listens on {each}"
+                # Ray's processes name it as IPv6 does: ::ffff:127.0.0.1
+                address = each.laddr.ip.removeprefix("::ffff:")
+                assert address.startswith("127."), f"{process.command} listens on {each}"
 
 
 def test_nothing_secret_is_in_a_command_line(client: Client, cluster: Embedded) -> None:
