@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.live import Embedded
 
 
-# Not part of `make test` yet: these failed, or were not run, since the parts they test came together.
+# Not part of `make test` yet: failed, or not run, since the parts they test came together.
 # Whoever goes on begins here (`make test-unfinished`); CONTRIBUTING says what is known of each.
 UNFINISHED = (
     "tests/browser/",
