@@ -20,6 +20,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from mlcloud.errors import ConnectionFailed, UsageError
 from mlcloud.units import parse_duration
 
+ALREADY_RUNNING = 3  # the gateway's exit code where another holds this home's lock
+
 
 class Settings(BaseSettings):
     """One embedded cluster lives under one `home`; another home is another cluster."""

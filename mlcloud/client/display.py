@@ -110,11 +110,14 @@ class Here:
         if shown is None:
             return
         hook, names = self._shell.displayhook, self._shell.user_ns
-        places = [(vars(hook), "_"), (names["_oh"], hook.prompt_count)]
-        places += [(names, "_"), (names, f"_{hook.prompt_count}")]
-        for held, key in places:
-            if held.get(key) is shown:
-                held[key] = value
+        if hook._ is shown:
+            hook._ = value
+        count = hook.prompt_count
+        if names["_oh"].get(count) is shown:
+            names["_oh"][count] = value
+        # Pushed as IPython does: it gives `_` up where it finds another value than it put there.
+        ours = {key: value for key in ("_", f"_{count}") if names.get(key) is shown}
+        self._shell.push(ours, interactive=False)
         hook.fill_exec_result(value)
 
     def clear(self, *, wait: bool) -> None:

@@ -23,7 +23,7 @@ import httpx
 
 from mlcloud.client.connection import Address
 from mlcloud.cluster.clouds.local import LocalCloud, importable
-from mlcloud.config import Settings
+from mlcloud.config import ALREADY_RUNNING, Settings
 from mlcloud.errors import ConnectionFailed
 
 
@@ -55,20 +55,14 @@ def running(settings: Settings) -> Address | None:
 
 def _start(settings: Settings) -> Address:
     settings.connection_file.unlink(missing_ok=True)
-    with open(settings.log_file, "ab") as log:
-        start = log.tell()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "mlcloud.gateway"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=settings.home,
-            env={**os.environ, **importable(), **_explicit(settings)},
-            start_new_session=True,
-        )
+    start = settings.log_file.stat().st_size if settings.log_file.exists() else 0
+    child = _spawn(settings)
     until = time.monotonic() + settings.start_timeout.total_seconds()
     while time.monotonic() < until:
-        if child.poll() is not None:
+        if child.poll() == ALREADY_RUNNING:  # the one before it is about to end
+            time.sleep(0.2)
+            child = _spawn(settings)
+        elif child.poll() is not None:
             raise ConnectionFailed(
                 f"the embedded gateway did not start: {_since(settings.log_file, start)}"
             )
@@ -81,6 +75,19 @@ def _start(settings: Settings) -> Address:
         f"the embedded gateway did not answer within {settings.start_timeout}; "
         f"its log is {settings.log_file}"
     )
+
+
+def _spawn(settings: Settings) -> subprocess.Popen[bytes]:
+    with open(settings.log_file, "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mlcloud.gateway"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=settings.home,
+            env={**os.environ, **importable(), **_explicit(settings)},
+            start_new_session=True,
+        )
 
 
 def _explicit(settings: Settings) -> dict[str, str]:

@@ -17,11 +17,10 @@ import sys
 import uvicorn
 
 from mlcloud.cluster.clouds.local import write_json
-from mlcloud.config import Settings
+from mlcloud.config import ALREADY_RUNNING, Settings
 from mlcloud.gateway.app import make_app
 from mlcloud.gateway.core import Gateway
 
-ALREADY_RUNNING = 3
 PORT_IN_USE = 4
 
 

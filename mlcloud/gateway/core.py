@@ -26,6 +26,7 @@ from mlcloud.models import ClusterInfo, ExecutionInfo, NodeInfo
 from mlcloud.store import Signer, Store, load_or_create_key
 
 log = logging.getLogger(__name__)
+IDLE_LOOKS, IDLE_LOOK_S = 5, 0.2  # so often it must be found idle, that far apart
 BILLING_S = 1.0
 
 
@@ -96,10 +97,16 @@ class Gateway:
 
     async def _watch_idle(self) -> None:
         limit = self.settings.idle_end.total_seconds()
+        overdue = 0
         while True:
             if self.sessions.busy():
                 self.used()
             left = self._last_used + limit - time.monotonic()
+            overdue = overdue + 1 if left <= 0 else 0
+            if 0 < overdue < IDLE_LOOKS:
+                # While Ray is imported this loop can stand still for seconds: requests may wait.
+                await asyncio.sleep(IDLE_LOOK_S)
+                continue
             if left <= 0:
                 log.info("nobody has used this gateway for %.0f s: it ends", limit)
                 await self.down()

@@ -106,7 +106,7 @@ class Events:
                 ),
                 len(self._fresh),
             )
-        if kind in SHOWN:
+        if kind in SHOWN - {"update_display_data"}:  # which sets off no clearing that waits
             self._drop_cleared(execution_id)
         self._append(event, wake=wake)
 
@@ -119,21 +119,31 @@ class Events:
                 self._urgent.set()
 
     def _drop_cleared(self, execution_id: str) -> None:
-        """What was shown before a `clear_output` that takes effect now."""
+        """What was shown before a `clear_output` that takes effect now.
+
+        Not what came before a comm message: that may have begun or ended an Output widget's
+        capture, and the clearing is the widget's or the cell's, but not both's.
+        """
         for at in reversed(range(len(self._fresh))):
             if self._fresh[at].execution_id != execution_id:
                 continue
             if self._fresh[at].kind == "clear_output":
+                since = at
+                while since and not self._fresh[since - 1].kind.startswith("comm_"):
+                    since -= 1
                 self._drop(
-                    lambda older: older.execution_id == execution_id and older.kind in CLEARED, at
+                    lambda older: older.execution_id == execution_id and older.kind in CLEARED,
+                    at,
+                    since,
                 )
             return
 
-    def _drop(self, which: Callable[[Fresh], bool], before: int) -> None:
-        dropped = [event for event in self._fresh[:before] if which(event)]
+    def _drop(self, which: Callable[[Fresh], bool], before: int, since: int = 0) -> None:
+        old = self._fresh[since:before]
+        dropped = [event for event in old if which(event)]
         if dropped:
             self._bytes -= sum(event.size for event in dropped)
-            self._fresh[:before] = [event for event in self._fresh[:before] if not which(event)]
+            self._fresh[since:before] = [event for event in old if not which(event)]
 
     # --- out --------------------------------------------------------------------------------------
 

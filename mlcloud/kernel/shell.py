@@ -16,6 +16,7 @@ import ast
 import contextlib
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -218,6 +219,16 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
 
     def _showtraceback(self, etype: type, evalue: Any, stb: list[str]) -> None:
         super()._showtraceback(etype, tracebacks.text_of(evalue), tracebacks.bounded(stb))
+
+    @contextlib.contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:
+        """IPython (9) would keep all that is printed; what is shown is the journal's to keep.
+
+        It also replaces the stream's `write` by a function that leads to the shell, and so would
+        every object that holds on to it (a tqdm bar).
+        """
+        yield
+        self.history_manager.outputs.clear()
 
     def _format_exception_for_storage(self, exception: BaseException, *_: Any) -> dict[str, Any]:
         """What IPython's history keeps of an error. IPython (9.18) renders it all once more."""

@@ -100,7 +100,7 @@ class Scan:
         if key in self.pickled:
             return self.pickled[key].ids
         if key not in self._reached:
-            self._reached[key] = reach(self.value(key), REACH)
+            self._reached[key] = reach(self.value(key), REACH, self.namespace)
         return self._reached[key]
 
     def groups(self, keys: Iterable[str]) -> list[frozenset[str]]:
@@ -170,11 +170,15 @@ def _own(blob: Blob, blobs: ResolveBlob | None, known: Known | None) -> memoryvi
     return data
 
 
-def reach(value: Any, bound: int) -> set[int]:
-    """The ids of up to `bound` objects that `value` refers to, found without pickling it."""
+def reach(value: Any, bound: int, namespace: dict[str, Any] | None = None) -> set[int]:
+    """The ids of up to `bound` objects that `value` refers to, found without pickling it.
+
+    Who refers to the whole notebook (`namespace`, IPython) shares nothing in particular with it.
+    """
     found: set[int] = set()
     seen: set[int] = set()
     waiting = [value]
+    ipython = getattr(sys.modules.get("IPython.core.interactiveshell"), "InteractiveShell", ())
     while waiting and len(seen) < bound:
         obj = waiting.pop()
         # By its type alone: to look into a weak reference's proxy may raise.
@@ -190,6 +194,8 @@ def reach(value: Any, bound: int) -> set[int]:
             waiting += [*vars(obj).values(), *obj.__bases__]
             continue
         if id(obj) in seen or issubclass(kind, _OPAQUE) or kind in _ATOMS:
+            continue
+        if obj is namespace or issubclass(kind, ipython):
             continue
         if obj is sys.stdout or obj is sys.stderr:
             continue  # a kernel's stream leads to the kernel, and from there to every name

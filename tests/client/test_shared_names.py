@@ -105,6 +105,20 @@ def test_an_open_file_stays(notebook: Notebook) -> None:
     notebook.ok("%%remote\nfile.close()\ndel file")
 
 
+def test_what_leads_to_the_kernel_keeps_no_other_name_there(notebook: Notebook) -> None:
+    """A tqdm bar and IPython itself cannot travel, and refer to all there is."""
+    notebook.ok("plain = [1]")
+    notebook.ok(
+        "%%remote\nimport sys\nfrom tqdm import tqdm\n"
+        "bar = tqdm(total=1, file=sys.stdout)\nshell = get_ipython()\nnames = globals()\n"
+        "def end(shell=shell): return shell\nwriter = sys.stdout.write\nplain.append(2)"
+    )
+    assert notebook.ok("plain").result == "[1, 2]"
+    assert "remote shell" in (notebook.ok("shell").result or "")
+    notebook.ok("%%remote\nbar.close()\ndel bar, shell, names, end, writer\nplain.append(3)")
+    assert notebook.ok("plain").result == "[1, 2, 3]"
+
+
 def test_a_large_array_goes_there_once(notebook: Notebook) -> None:
     notebook.ok("data = np.random.default_rng(0).random(2_000_000)")
     assert notebook.ok("%%remote\ndata.shape").result == "(2000000,)"

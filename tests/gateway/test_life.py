@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +51,34 @@ def test_it_ends_itself_when_nobody_uses_it(own_cluster: OwnCluster) -> None:
     until(lambda: not any(each.alive for each in seen), "it has ended by itself", timeout=40)
     assert not embedded.settings.connection_file.exists()
     assert not embedded.settings.ray_dir.exists()
+
+
+def test_a_gateway_that_stood_still_answers_those_who_wait(own_cluster: OwnCluster) -> None:
+    embedded = own_cluster(idle_end="3s")
+    embedded.connect()
+    pid = embedded.connection["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    with embedded.http() as http, ThreadPoolExecutor() as pool:
+        try:
+            waiting = pool.submit(http.get, "/v1/nodes")
+            time.sleep(4)  # nobody was served for longer than `idle_end`
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert waiting.result().is_success
+        time.sleep(2)
+        assert http.get("/healthz").json()["pid"] == pid
+
+
+def test_connecting_while_the_one_before_ends(own_cluster: OwnCluster) -> None:
+    embedded = own_cluster()
+    embedded.settings.make_folders()
+    with open(embedded.settings.lock_file, "w") as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        connecting = pool.submit(embedded.connect)
+        time.sleep(3)
+        assert not connecting.done()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert connecting.result(timeout=60).url == embedded.connection["url"]
 
 
 def test_down_while_it_still_starts(own_cluster: OwnCluster) -> None:

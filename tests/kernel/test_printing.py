@@ -282,6 +282,27 @@ async def test_what_is_cleared_before_anybody_saw_it_is_not_sent() -> None:
     assert found[1][2]["text"] == "frame 499"
 
 
+async def test_an_update_sets_off_no_clearing_that_waits() -> None:
+    events = Events()
+    events.add("x", "display_data", {"content": {"data": {"text/plain": "seen"}}})
+    events.add("x", "clear_output", {"content": {"wait": True}})
+    update = {"data": {"text/plain": "still"}, "transient": {"display_id": "d"}}
+    events.add("x", "update_display_data", {"content": update})
+    kinds = [kind for _, kind, _ in await read(events)]
+    assert kinds == ["display_data", "clear_output", "update_display_data"]
+
+
+async def test_clearing_an_output_widget_leaves_the_cell_alone() -> None:
+    events = Events()
+    events.text("x", "stdout", "of the cell")
+    events.add("x", "comm_msg", {"content": {"data": {"state": {"msg_id": "x"}}}})
+    events.text("x", "stdout", "of the widget, and cleared")
+    events.add("x", "clear_output", {"content": {"wait": False}})
+    events.text("x", "stdout", "of the widget")
+    texts = [content["text"] for _, kind, content in await read(events) if kind == "stream"]
+    assert texts == ["of the cell", "of the widget"]
+
+
 async def test_only_the_last_update_of_a_display_is_sent() -> None:
     events = Events()
     for i in range(500):
