@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 UNFINISHED = (
     "tests/browser/",
     "tests/outputs/",
-    "tests/client/test_environment.py",
-    "tests/client/test_transfer.py",
-    "tests/client/test_widgets.py::test_comms_that_the_page_opens",
-    "tests/client/test_errors.py::test_an_error_without_words_does_not_hang_the_session",
-    "tests/client/test_errors.py::test_a_script_shows_them_too",
-    "tests/client/test_functions.py",
-    "tests/gateway/test_objects.py::test_a_body_that_stalls_gives_its_place_to_the_next",
-    "tests/kernel/test_interrupt.py::test_a_cell_that_ignores_interrupts_is_ended_by_the_ladder",
-    "tests/kernel/test_interrupt.py::test_while_data_is_sent",
-    "tests/kernel/test_output.py::test_a_flushed_line_is_sent_before_the_next_statement",
-    "tests/kernel/test_packages.py",
-    "tests/kernel/test_printing.py",
-    "tests/faults/",
 )
 
 

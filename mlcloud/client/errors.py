@@ -13,8 +13,10 @@ traceback nobody needs.
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -65,9 +67,31 @@ def rebuilt(
             return error
     else:
         error = exceptions.unpack(records, load, lambda frames: _trace(frames, session))
+        _give_words(error, message)
         lines = _with_place(done, answer.get("rendered") or lines, records, session)
     vars(error)["_render_traceback_"] = Rendering(lines)
+    if shell() is None:
+        _show_lines_of_scripts()
     return error
+
+
+def _give_words(error: BaseException, message: str) -> None:
+    """An error whose `__str__` fails gets the words that the kernel found for it: ipykernel (7.4)
+    would show another error in its place."""
+    try:
+        str(error)
+    except Exception:
+        kind = type(error)
+        known = {"__str__": lambda _: message, "__module__": kind.__module__}
+        with contextlib.suppress(TypeError):  # a class whose objects cannot change theirs
+            error.__class__ = type(kind.__name__, (kind,), known)
+
+
+def _show_lines_of_scripts() -> None:
+    """Outside IPython the interpreter shows an error that nobody caught, and reads the lines of
+    code from files only (until 3.13). The `traceback` module asks `linecache`, which has ours."""
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = traceback.print_exception
 
 
 def in_cell(error: SyntaxError, cell: dict[str, Any]) -> SyntaxError:

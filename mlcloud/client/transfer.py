@@ -1,5 +1,8 @@
 """Pieces on their way: a few connections at once, and on where it was after one broke.
 
+On a slow link one connection moves one piece after the other: what breaks off is never more than
+one piece. More are opened when the first piece was fast.
+
     run() ─┬─ lane ─► one piece after the other, straight from (or into) the memory it belongs to
     waits, ├─ lane        └─ a piece whose connection broke goes back into the queue
     shows  └─ lane
@@ -27,6 +30,7 @@ from mlcloud.errors import ConnectionFailed
 from mlcloud.units import format_bytes
 
 LANES = 4
+FAST_S = 0.5  # a piece that took longer had the whole link: more lanes would only break off more
 ATTEMPTS = 6  # in a row, that moved nothing
 STEP_BYTES = 2**20  # between two looks at whether to stop
 TICK_S = 0.1
@@ -61,6 +65,8 @@ class Transfer(ABC):
         self._lock = threading.Lock()
         self._open: set[http.client.HTTPConnection] = set()
         self._stopped = False
+        self._news = threading.Event()  # a piece was fast, or a lane ended
+        self._fast = False
         self._lost: Exception | None = None
         self._refused: Exception | None = None
 
@@ -107,20 +113,24 @@ class Transfer(ABC):
 
     def _round(self) -> None:
         """Let lanes work until nothing is left or all of them broke."""
-        lanes = [
-            threading.Thread(target=self._work, name=f"mlcloud-lane-{number}", daemon=True)
-            for number in range(min(LANES, len(self._left)))
-        ]
+        lanes: list[threading.Thread] = []
         try:
-            for lane in lanes:
-                lane.start()
-            for lane in lanes:
-                while lane.is_alive():
-                    lane.join(TICK_S)
-                    self._progress.show()
+            while True:
+                most = LANES if self._fast else 1
+                while len(lanes) < most and (self._left or not lanes):
+                    lanes.append(self._lane(len(lanes)))
+                    lanes[-1].start()
+                if not any(lane.is_alive() for lane in lanes):
+                    return
+                self._news.wait(TICK_S)
+                self._news.clear()
+                self._progress.show()
         except BaseException:
             self._stop(lanes)
             raise
+
+    def _lane(self, number: int) -> threading.Thread:
+        return threading.Thread(target=self._work, name=f"mlcloud-lane-{number}", daemon=True)
 
     def _stop(self, lanes: list[threading.Thread]) -> None:
         self._stopped = True
@@ -151,9 +161,12 @@ class Transfer(ABC):
             self._lost = error
         except Exception as error:  # for the thread that waits to raise
             self._refused = error
+        finally:
+            self._news.set()
 
     def _move(self, lane: http.client.HTTPConnection, piece: Piece) -> None:
         counted = 0
+        began = time.monotonic()
 
         def count(size: int) -> None:
             nonlocal counted
@@ -170,3 +183,6 @@ class Transfer(ABC):
             raise
         with self._lock:
             self._moved += len(piece.memory)
+        if not self._fast and time.monotonic() - began < FAST_S:
+            self._fast = True
+            self._news.set()

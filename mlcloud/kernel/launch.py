@@ -37,7 +37,8 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
     def init_iopub(self, context: Any) -> None:
         super().init_iopub(context)
         self._streams: list[Any] = []
-        redirect(self.iopub_thread, str(Path(self.output_folder) / SOCKET), self._sync)
+        path = str(Path(self.output_folder) / SOCKET)
+        PipedStream.settle = staticmethod(redirect(self.iopub_thread, path, self._sync))
 
     def init_io(self) -> None:
         PipedStream.folder, PipedStream.nonce = Path(self.output_folder), self.output_nonce.encode()

@@ -24,26 +24,34 @@ from typing import Any
 SOCKET = "outlet"
 HEAD = struct.Struct(">QI")
 DELIMITER = b"<IDS|MSG>"
+SETTLE_S = 1.0
 LENGTH = struct.Struct(">Q")
 # How a cell ended: what its last message, `mlcloud_return`, says of the reply that follows it.
 END = ("status", "ename", "evalue", "traceback", "execution_count", "payload", "missing")
 
 
-def redirect(thread: Any, path: str, sync: Callable[[int], None]) -> None:
-    """Make an `ipykernel.iostream.IOPubThread` write its messages to the socket at `path`."""
+def redirect(thread: Any, path: str, sync: Callable[[int], None]) -> Callable[[], None]:
+    """Make an `ipykernel.iostream.IOPubThread` write its messages to the socket at `path`.
+
+    Returns a function that waits until what was published has left, a second at most. What is
+    printed next is read after that, even if no other thread of the kernel runs from then on.
+    """
     outlet = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     outlet.connect(path)
     by_zmq = thread._really_send
     numbering = threading.RLock()  # a comm that is collected meanwhile publishes its end
-    last = 0
+    last = sent = 0
 
     def send(message: list[Any], *args: Any, number: int = 0, **kwargs: Any) -> None:
+        nonlocal sent
         if not thread._is_master_process():
             by_zmq(message, *args, **kwargs)  # a forked child pipes to the master's thread
             return
         frames = [memoryview(getattr(frame, "buffer", frame)).cast("B") for frame in message]
         lengths = b"".join(LENGTH.pack(len(frame)) for frame in frames)
         outlet.sendall(b"".join([HEAD.pack(number, len(frames)), lengths, *frames]))
+        if number:
+            sent = number
 
     def send_multipart(message: list[Any], *args: Any, **kwargs: Any) -> None:
         nonlocal last
@@ -56,8 +64,18 @@ def redirect(thread: Any, path: str, sync: Callable[[int], None]) -> None:
             sync(number)
             thread.schedule(lambda: send(message, *args, number=number, **kwargs))
 
+    def settle() -> None:
+        if sent == last or not thread._is_master_process():
+            return
+        if threading.current_thread() is thread.thread or not thread.thread.is_alive():
+            return
+        left = threading.Event()
+        thread.schedule(left.set)
+        left.wait(SETTLE_S)
+
     thread._really_send = send
     thread.send_multipart = send_multipart
+    return settle
 
 
 def parse(frames: list[bytes]) -> dict[str, Any]:

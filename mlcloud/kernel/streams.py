@@ -23,6 +23,7 @@ import os
 import select
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +41,7 @@ class PipedStream(OutStream):  # type: ignore[misc]  # ipykernel ships no comple
 
     folder: ClassVar[Path]
     nonce: ClassVar[bytes]
+    settle: ClassVar[Callable[[], None]]  # waits until what was published before has left
     pub_thread: Any
 
     def __init__(
@@ -79,6 +81,7 @@ class PipedStream(OutStream):  # type: ignore[misc]  # ipykernel ships no comple
         if self.pub_thread is None:
             raise ValueError("I/O operation on closed file")
         parent = self.parent_header.get("msg_id", "")
+        self.settle()
         with self._writing:
             if parent != self._marked:
                 self._put_for(parent, data)

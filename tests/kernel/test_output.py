@@ -127,11 +127,15 @@ def test_top_level_await_and_magics(notebook: Notebook) -> None:
     assert "Wall time" in cell.stream()
 
 
-def test_a_flushed_line_is_sent_before_the_next_statement(session: Callable[..., Session]) -> None:
+@pytest.mark.parametrize("before", ["", "display('shown'); "])
+def test_a_flushed_line_is_sent_before_the_next_statement(
+    session: Callable[..., Session], before: str
+) -> None:
     """Also when that statement never lets another thread run, or is the kernel's last."""
-    cell = Running(
-        session(), "import ctypes\nprint('last words', flush=True)\nctypes.PyDLL(None).sleep(4)"
-    )
+    ready = session()
+    ready.run("import ctypes")
+    code = f"{before}print('last words', flush=True); ctypes.PyDLL(None).sleep(4)"
+    cell = Running(ready, code)
     cell.printed("last words", timeout=3)
     assert not cell.done.done()
 

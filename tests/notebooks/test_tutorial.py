@@ -102,7 +102,7 @@ def test_the_model_is_good(executed: Executed) -> None:
 
 
 def test_dry_shows_what_would_ship(executed: Executed) -> None:
-    assert re.search(r"train_x\s+ndarray\s+345 kB\s+ship", executed.text("dry"))
+    assert re.search(r"train_x\s+ndarray\s+345 kB\s+new\s+notebook\s+ship", executed.text("dry"))
 
 
 def test_cost_and_status_say_that_prices_are_simulated(executed: Executed) -> None:
