@@ -255,10 +255,10 @@ class Display:
         """The last event of a cell that failed, with the traceback of the error that ended it."""
         error, name = self.error, done.get("ename")
         if error is not None and name in (error["ename"], "ExecutionTimeout"):
-            # Of one that is shown already, because output came after it, one line is enough.
+            # Output came after it (a figure that was open), and so it is shown already.
             shown = isinstance(self._sink, Here) and self._held is not error
             self._held = None
-            return {**done, "traceback": None if shown else error["traceback"]}
+            return {**done, "traceback": error["traceback"], "shown": shown}
         self.flush_error()
         return {**done, "traceback": None}
 

@@ -32,10 +32,14 @@ _HEAD = "(most recent call last)"
 
 
 class Rendering:
-    """The traceback as it was rendered where the error happened; IPython calls it to show it."""
+    """The traceback as it was rendered where the error happened; IPython calls it to show it.
 
-    def __init__(self, lines: list[str]) -> None:
+    `shown`: the cell shows it already, in its place between the cell's outputs.
+    """
+
+    def __init__(self, lines: list[str], shown: bool = False) -> None:
         self.lines = lines
+        self.shown = shown
 
     def __call__(self) -> list[str]:
         return self.lines
@@ -69,7 +73,7 @@ def rebuilt(
         error = exceptions.unpack(records, load, lambda frames: _trace(frames, session))
         _give_words(error, message)
         lines = _with_place(done, answer.get("rendered") or lines, records, session)
-    vars(error)["_render_traceback_"] = Rendering(lines)
+    vars(error)["_render_traceback_"] = Rendering(lines, bool(done.get("shown")))
     if shell() is None:
         _show_lines_of_scripts()
     return error
@@ -194,12 +198,16 @@ def show_as_it_was(error: BaseException) -> None:
 
     It does so by itself, except for SyntaxErrors and ExceptionGroups, of which it would show the
     frames of this library, and with `%pdb on`, where the debugger has been in the session already.
+    One that is shown already is only noted.
     Its way for such is `set_custom_exc`: used for this one error, and then whatever the user had
     set is set again.
     """
     ip = shell()
     if ip is None or not (
-        isinstance(error, SyntaxError) or _holds_group(error) or _debugged(ip, error)
+        isinstance(error, SyntaxError)
+        or _holds_group(error)
+        or _debugged(ip, error)
+        or _is_shown(error)
     ):
         return
     before = ip.custom_exceptions, ip.CustomTB
@@ -214,6 +222,9 @@ def show_as_it_was(error: BaseException) -> None:
                 lines = value._render_traceback_()
             else:
                 lines = self.SyntaxTB.structured_traceback(kind, value, [])
+            if _is_shown(value):
+                self._last_traceback = lines  # what the kernel's reply says of it
+                return
             self._showtraceback(kind, value, lines)
         elif isinstance(value, before[0]):
             self.CustomTB(kind, value, trace, tb_offset)
@@ -221,6 +232,11 @@ def show_as_it_was(error: BaseException) -> None:
             self.showtraceback(running_compiled_code=True)
 
     ip.set_custom_exc((type(error),), show)
+
+
+def _is_shown(error: BaseException) -> bool:
+    rendering = vars(error).get("_render_traceback_")
+    return isinstance(rendering, Rendering) and rendering.shown
 
 
 def _debugged(ip: Any, error: BaseException) -> bool:

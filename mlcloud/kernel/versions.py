@@ -11,7 +11,8 @@ other` does not. So each name also counts how often it was bound to another obje
 
 **Kinds.** A name of kind `value` is pickled and hashed after each cell. One of kind `remote` (too
 large to return, or not picklable) is not hashed: it counts as changed when the cell mentions it,
-and is pickled without hashing, or walked, to know with whom it shares objects.
+and is pickled without hashing, or walked, to know with whom it shares objects. A value
+whose pickle is another one each time counts as changed in the same way.
 
 A full scan of the keys is the simplest true form. What replaces it later is `refresh`: which names
 may have changed.
@@ -125,6 +126,8 @@ class Versions:
                 # Bound to another object with the same content: its aliases are others now, and
                 # the notebook's own value may be something else by now.
                 changed = rebound or entry.kind != "value" or entry.digest != pickled.digest
+                if changed and not again and entry.kind == "value" and key not in touched:
+                    changed = not scan.is_unstable(key)
                 entry.kind, entry.digest = "value", pickled.digest
             if changed:
                 entry.version = self.tick()

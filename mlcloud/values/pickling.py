@@ -294,6 +294,8 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
             return reducers.storage_parts(obj)
         elif self._torch and kind.__name__ == "TypedStorage":
             return reducers.typed_storage_parts(obj)
+        elif kind.__module__ == "matplotlib.cbook" and kind.__name__ == "CallbackRegistry":
+            return reducers.callbacks_parts(obj)
         elif kind.__module__.startswith("pandas."):
             if is_immutable(kind):
                 data = getattr(obj, "_data", None)

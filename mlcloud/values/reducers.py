@@ -25,10 +25,12 @@ Everything named here is referenced by pickles: renaming a function breaks snaps
 
 from __future__ import annotations
 
+import copyreg
 import ctypes
 import dataclasses
 import enum
 import functools
+import itertools
 import pickle
 import sys
 import types
@@ -287,6 +289,18 @@ def _without_cache(state: Any) -> Any:
     if type(state) is tuple:
         return tuple(map(_without_cache, state))
     return state
+
+
+# --- matplotlib -----------------------------------------------------------------------------------
+
+
+def callbacks_parts(registry: Any) -> Reduced:
+    """A CallbackRegistry as matplotlib writes it, but left as it was: its own `__getstate__` counts
+    on, so that a figure would be another one each time somebody looks at it."""
+    number = next(registry._cid_gen)
+    state = registry.__getstate__()
+    registry._cid_gen = itertools.count(number)
+    return copyreg.__newobj__, (type(registry),), {**state, "_cid_gen": number}  # type: ignore[attr-defined]
 
 
 # --- torch ----------------------------------------------------------------------------------------

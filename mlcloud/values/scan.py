@@ -47,6 +47,7 @@ class Scan:
         self.pickled: dict[str, Pickled] = {}
         self.failed: dict[str, errors.NotPicklable] = {}
         self._reached: dict[str, set[int]] = {}
+        self._unstable: dict[str, bool] = {}
 
     def value(self, key: str) -> Any:
         """The name's value, or the class."""
@@ -69,6 +70,18 @@ class Scan:
             for reached in map(class_key, pickled.classes):
                 if reached not in self.pickled and reached not in waiting:
                     waiting.append(reached)
+
+    def is_unstable(self, key: str) -> bool:
+        """Whether the value's pickle is another one each time, and so tells nothing of changes."""
+        if key not in self._unstable:
+            pickled = self.pickled[key]
+            value = self.value(key)
+            inline = (value,) if class_id(key) else ()
+            again = self._dump((value,), inline, label(value, key))
+            sizes = [len(buffer) for buffer in pickled.buffers]
+            same = again.payload == pickled.payload and sizes == [len(b) for b in again.buffers]
+            self._unstable[key] = not same
+        return self._unstable[key]
 
     def _dump(self, values: tuple[Any, ...], inline: Collection[type], name: str) -> Pickled:
         pickled = dump(

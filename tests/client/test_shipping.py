@@ -696,3 +696,47 @@ def test_small_cells_are_quick(pair: Pair) -> None:
         pair.here[f"v{index}"] = [index, "text", {"k": 1.5}]
     cell = "(" + ",".join(f"v{index}" for index in range(20)) + ")"
     assert cost(cell) < 0.05
+
+
+RESTLESS = (
+    "import random\n"
+    "class Restless:\n"
+    "    def __init__(self): self.seen = []\n"
+    "    def __getstate__(self): return {'seen': self.seen, 'salt': random.random()}\n"
+)
+
+
+def test_a_value_that_pickles_otherwise_each_time_is_no_conflict(pair: Pair) -> None:
+    pair.local(f"{RESTLESS}r = Restless()")
+    pair.remote("r.seen.append('there')")
+    assert pair.here["r"].seen == ["there"]
+    pair.remote("x = 1")
+    assert pair.changed == ["x"]
+    pair.local("r.seen.append('here')")
+    pair.remote("r.seen.append('there')")
+    assert pair.here["r"].seen == ["there", "here", "there"]
+
+
+def test_such_a_value_made_in_the_session(pair: Pair) -> None:
+    pair.remote(f"{RESTLESS}r = Restless()")
+    pair.remote("r.seen.append(1)")
+    pair.remote("len(r.seen)")
+    pair.local("r.seen.append(2)")
+    pair.remote("r.seen.append(3)")
+    assert pair.here["r"].seen == [1, 2, 3]
+
+
+def test_a_figure_goes_on_on_both_sides(pair: Pair) -> None:
+    """matplotlib's own pickling changes a figure each time."""
+    pair.remote(
+        "import io\nfrom matplotlib.figure import Figure\n"
+        "fig = Figure()\nax = fig.subplots()\nline, = ax.plot([1, 2])\nfig.savefig(io.BytesIO())"
+    )
+    pair.remote("x = 1")
+    assert pair.changed == ["x"]
+    pair.local("ax.set_title('here')\nfig.savefig(io.BytesIO())")
+    pair.remote("title = ax.get_title()\nax.set_xlabel('there')")
+    assert pair.here["title"] == "here"
+    assert pair.here["fig"].axes[0].get_xlabel() == "there"
+    pair.remote("fig.savefig(io.BytesIO())")
+    pair.remote("fig.savefig(io.BytesIO())")

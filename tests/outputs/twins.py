@@ -174,8 +174,12 @@ def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             joined[-2:] = joined[:-3:-1]
     for each in joined:
         if "name" in each:
-            each["text"] = re.sub(r"[^\n]*\r(?=[^\r\n])", "", each["text"])
+            each["text"] = "\n".join(map(_last_written, each["text"].split("\n")))
     return joined
+
+
+def _last_written(line: str) -> str:
+    return line[line.rstrip("\r").rfind("\r") + 1 :]
 
 
 # --- what no two kernels have in common -----------------------------------------------------------
@@ -183,7 +187,7 @@ def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 UUID = r"\b[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\b"
 NUMBERED = [  # each different one gets a number, so that equal ones stay equal
     re.compile(UUID),
-    re.compile(r"\bT_[0-9a-f]{5}\b"),  # pandas' Styler
+    re.compile(r"\bT_[0-9a-f]{5}(?![0-9a-f])"),  # pandas' Styler
     re.compile(r"\b[mpCD][0-9a-f]{10}\b"),  # matplotlib's SVG
 ]
 REPLACED = [

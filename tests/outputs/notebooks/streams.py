@@ -177,7 +177,7 @@ subprocess.run(["echo", "a subprocess on our stdout"], check=True)
 # %%remote
 import os
 
-os.write(1, b"straight to the descriptor\n")
+written = os.write(1, b"straight to the descriptor\n")
 # %% tags=["fd-stderr"]
 # %%remote
 os.write(2, b"straight to the other descriptor\n")
