@@ -34,6 +34,7 @@ from mlcloud.values.messages import (
     Shipment,
     class_id,
 )
+from mlcloud.values.modules import LaterModule
 from mlcloud.values.pickling import is_immutable
 from mlcloud.values.scan import Scan, label, unpack
 
@@ -365,9 +366,14 @@ class LocalSide:
         return bound
 
     def _bind_module(self, entry: Import, ret: Return, pending: _Pending) -> list[str]:
-        """A module the cell imported: bound here if importing it costs nothing."""
+        """A module the cell imported: bound here, and imported when it is first used."""
         module = sys.modules.get(entry.module)
-        if module is None or self.namespace.get(entry.name) is module:
+        current = self.namespace.get(entry.name)
+        if module is None:
+            module = LaterModule(entry.module, entry.name, self.namespace)
+            if isinstance(current, LaterModule) and current.__name__ == entry.module:
+                return []
+        elif current is module:
             return []
         if not self._may_replace([entry.name], ret, pending):
             return []

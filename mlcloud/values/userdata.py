@@ -12,6 +12,8 @@ import sys
 import types
 from typing import Any
 
+from mlcloud.values.modules import LaterModule
+
 _INTERNAL = re.compile(
     r"In|Out|get_ipython|exit|quit|_+|_i{1,3}|_i\d+|_\d+|_(oh|dh|ih|exit_code|sh)|__\w+__"
     r"|_mlcloud_(?!result_)\w*"
@@ -63,6 +65,8 @@ def import_path(module: types.ModuleType) -> str | None:
     """The dotted name by which another Python can import this module, or None."""
     import os
 
+    if isinstance(module, LaterModule):
+        return module.__name__
     if module is os.path:
         return "os.path"  # its own name, posixpath, is this system's
     spec = getattr(module, "__spec__", None)

@@ -372,6 +372,39 @@ def test_a_package_the_session_lacks_is_named(pair: Pair, tmp_path: Any, monkeyp
         pair.session.load(shipment)
 
 
+def test_a_module_imported_there_is_imported_here_when_used(pair: Pair, monkeypatch: Any) -> None:
+    import sys
+
+    ret = returned(pair.session.collect(pair.start("import colorsys as c")))
+    monkeypatch.delitem(sys.modules, "colorsys")
+    pair.side.apply(ret)
+    assert "colorsys" not in sys.modules
+    pair.local("hue = c.rgb_to_hsv(1, 0, 0)[0]")
+    assert pair.here["hue"] == 0
+    assert pair.here["c"] is sys.modules["colorsys"]
+    shipment = pair.start("there = c.rgb_to_hsv(1, 0, 0)[1]")
+    assert shipment.imports == []
+    pair.finish(shipment)
+    assert pair.here["there"] == 1
+
+
+def test_a_package_the_notebook_lacks_is_missed_where_it_is_used(
+    pair: Pair, tmp_path: Any, monkeypatch: Any
+) -> None:
+    import sys
+
+    (tmp_path / "only_there_module.py").write_text("x = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    ret = returned(pair.session.collect(pair.start("import only_there_module as o\ny = o.x")))
+    monkeypatch.delitem(sys.modules, "only_there_module")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    pair.side.apply(ret)
+    assert pair.here["y"] == 1
+    assert not hasattr(pair.here["o"], "_repr_html_")
+    with pytest.raises(ModuleNotFoundError, match="`o` is the module 'only_there_module'"):
+        pair.local("o.x")
+
+
 # --- both changed ---------------------------------------------------------------------------------
 
 

@@ -195,7 +195,7 @@ REPLACED = [
     (re.compile(r"ipykernel_\d+/\d+\.py"), "ipykernel_…/….py"),
     (re.compile(r"/\S+/dot\.png"), "…/dot.png"),
     (re.compile(r"<dc:date>.*?</dc:date>"), "<dc:date>…</dc:date>"),
-    (re.compile(r"\d\d:\d\d<(\d\d:\d\d|\?), +[\d.?]+ ?(it/s|s/it)"), "…"),  # tqdm
+    (re.compile(r"\d\d:\d\d<(\d\d:\d\d|\?), +[\d.?]+ ?(it/s|s/it)\] *"), "…]"),  # tqdm
     (re.compile(r"((CPU|Wall) times?|user|sys|total): .*"), r"\1: …"),
     (re.compile(r"at \d+(\.\d+)? ?[nµm]?s"), "at …"),
 ]
