@@ -118,6 +118,11 @@ class Client:
     def sessions(self) -> list[SessionInfo]:
         return [SessionInfo.model_validate(each) for each in self._connection.get("/v1/sessions")]
 
+    def is_same(self, connection: Connection) -> bool:
+        """Whether this client finds the same gateway in the same way."""
+        mine = self._connection
+        return mine.embedded == connection.embedded and mine.address == connection.address
+
     def known(self, name: str | None) -> Session | None:
         """This notebook's session of that name, if it has used one already."""
         found = self._sessions.get(name or self._unnamed)
@@ -162,7 +167,8 @@ def connect(target: str | None = None, *, token: str | None = None) -> Client:
             embedded=True,
             look=lambda: embedded.running(settings),
         )
-        if _default is not None and _default.url == connection.address.url:
+        # One by URL, though it be the same gateway, would not find it again after its end.
+        if _default is not None and _default.is_same(connection):
             connection.close()
             return _default
     elif target.startswith(("http://", "https://")):

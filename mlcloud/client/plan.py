@@ -109,7 +109,10 @@ def rows(plan: Plan) -> list[Row]:
     found = list(plan.rows)
     shipped = {key: group for group in plan.ship for key in group}
     for key, group in shipped.items():
-        if class_id(key) is None:
+        if refusals := _refusals(plan, key):
+            if class_id(key) is None:
+                found.append(_row(plan, key, "refused", str(refusals[0])))
+        elif class_id(key) is None:
             others = sorted(name for name in group if class_id(name) is None and name != key)
             why = "changed here" if key in plan.shared.entries else "not in the session yet"
             why += f"; shares objects with {', '.join(others)}" if others else ""
@@ -358,11 +361,17 @@ def _check(plan: Plan, forced: set[str], keep_remote: bool) -> None:
         plan.errors += _problems(plan, name, forced)
 
 
+def _refusals(plan: Plan, key: str) -> list[errors.NotPicklable]:
+    """Of the classes that a value needs, those that cannot travel."""
+    failed = plan.scan.failed
+    return [failed[each] for each in sorted(plan.scan.with_classes([key])) if each in failed]
+
+
 def _problems(plan: Plan, key: str, forced: Collection[str]) -> list[errors.MLCloudError]:
-    """Why this key must not travel: a secret, or an object of another session."""
+    """Why this key must not travel: what it needs, a secret, or an object of another session."""
     if class_id(key):
         return []
-    found: list[errors.MLCloudError] = []
+    found: list[errors.MLCloudError] = list(_refusals(plan, key))
     if (
         key not in forced
         and key not in plan.temporary

@@ -23,7 +23,6 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,7 +40,7 @@ class PipedStream(OutStream):  # type: ignore[misc]  # ipykernel ships no comple
 
     folder: ClassVar[Path]
     nonce: ClassVar[bytes]
-    settle: ClassVar[Callable[[], None]]  # waits until what was published before has left
+    settle: ClassVar[Any]  # called without arguments: waits until what was published has left
     pub_thread: Any
 
     def __init__(

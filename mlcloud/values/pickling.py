@@ -261,7 +261,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
                 self.annotated |= annotations_used(obj)
                 return reducers.function_parts(obj)
             self.kinds[id(obj)] = obj
-            return super().reducer_override(obj)
+            return reducers.dispatch_parts(obj) or super().reducer_override(obj)
         if kind is types.CellType:
             return (reducers.empty_cell, ()) if id(obj) in self._cells else reducers.cell_parts(obj)
         if isinstance(obj, type):
@@ -277,6 +277,8 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
             wrapped = obj.__wrapped__
             if getattr(wrapped, "__globals__", None) is self.namespace:
                 return reducers.cached_parts(obj)
+        elif kind is functools.cached_property:
+            return reducers.cached_property_parts(obj)
         elif kind.__module__ == "dataclasses":
             return reducers.sentinel_parts(obj) or super().reducer_override(obj)
         elif hasattr(kind, "__array_interface__"):

@@ -173,6 +173,32 @@ def build_cached(func: Callable[..., Any], maxsize: int | None, typed: bool) -> 
     return functools.lru_cache(maxsize=maxsize, typed=typed)(func)
 
 
+def dispatch_parts(dispatch: types.FunctionType) -> Reduced | None:
+    """Reduce an `@functools.singledispatch` function; None for any other. Its cache stays behind."""
+    registry = getattr(dispatch, "registry", None)
+    if registry is None or dispatch.__globals__ is not vars(functools) or object not in registry:
+        return None
+    state = [(kind, func) for kind, func in registry.items() if kind is not object]
+    return build_dispatch, (registry[object],), state, None, None, fill_dispatch
+
+
+def build_dispatch(func: Callable[..., Any]) -> Any:
+    """The generic function, with its default alone."""
+    return functools.singledispatch(func)
+
+
+def fill_dispatch(dispatch: Any, registered: list[tuple[type, Callable[..., Any]]]) -> None:
+    """Second half of `build_dispatch`."""
+    for kind, func in registered:
+        dispatch.register(kind, func)
+
+
+def cached_property_parts(cached: Any) -> Reduced:
+    """Reduce a `functools.cached_property`, which has a lock of its own until Python 3.12."""
+    state = {key: value for key, value in vars(cached).items() if key not in ("func", "lock")}
+    return type(cached), (cached.func,), state
+
+
 # --- classes --------------------------------------------------------------------------------------
 
 

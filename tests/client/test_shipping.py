@@ -773,3 +773,103 @@ def test_a_figure_goes_on_on_both_sides(pair: Pair) -> None:
     assert pair.here["fig"].axes[0].get_xlabel() == "there"
     pair.remote("fig.savefig(io.BytesIO())")
     pair.remote("fig.savefig(io.BytesIO())")
+
+
+# --- what people define in notebooks --------------------------------------------------------------
+
+DEFINITIONS = {
+    "pydantic": (
+        "from pydantic import BaseModel, Field\nclass M(BaseModel):\n    a: int\n"
+        "    b: list[int] = Field(default_factory=list)\nm = M(a=1)",
+        "m.b.append(2)\nn = M(a=m.a + 1)\nsame = isinstance(n, M)",
+        "m.b == [2] and n.a == 2 and same and isinstance(n, M)",
+    ),
+    "typed dict": (
+        "from typing import TypedDict\nclass T(TypedDict):\n    a: int\nt: T = {'a': 1}",
+        "u: T = T(a=t['a'] + 1)",
+        "u == {'a': 2}",
+    ),
+    "protocol": (
+        "from typing import Protocol, runtime_checkable\n@runtime_checkable\nclass P(Protocol):\n"
+        "    def go(self): ...\nclass Q:\n    def go(self): return 1",
+        "same = isinstance(Q(), P)\nq = Q()",
+        "same and isinstance(q, P)",
+    ),
+    "singledispatch": (
+        "from functools import singledispatch\n@singledispatch\ndef f(x): return 'any'\n"
+        "@f.register\ndef _(x: int): return 'int'\nf(1)",
+        "r = f(1), f('a')\n@f.register(str)\ndef text(x): return 'text'",
+        "r == ('int', 'any') and f('a') == 'text' and f(1) == 'int'",
+    ),
+    "cached property": (
+        "from functools import cached_property\nclass C:\n    @cached_property\n"
+        "    def v(self): return [5]\nc = C()",
+        "v = c.v\nd = C()",
+        "c.v == [5] and v is c.v and d.v == [5]",
+    ),
+    "methods": (
+        "from functools import partialmethod, singledispatchmethod\nclass C:\n"
+        "    @staticmethod\n    def s(): return 1\n    @classmethod\n    def k(cls): return cls()\n"
+        "    @property\n    def p(self): return 2\n    def add(self, a, b): return a + b\n"
+        "    more = partialmethod(add, 1)\n    @singledispatchmethod\n    def m(self, x): return 'any'\n"
+        "    @m.register\n    def _(self, x: int): return 'int'\nc = C()",
+        "r = c.s(), type(C.k()) is C, c.p, c.more(2), c.m(1), c.m('')",
+        "r == (1, True, 2, 3, 'int', 'any') and c.m(1) == 'int'",
+    ),
+    "data class with slots": (
+        "from dataclasses import dataclass, field, replace\n@dataclass(slots=True, frozen=True)\n"
+        "class D:\n    a: int\n    b: list = field(default_factory=list)\nd = D(1)",
+        "d.b.append(1)\ne = replace(d, a=2)",
+        "d.b == [1] and e.b is d.b and isinstance(e, D)",
+    ),
+    "enum": (
+        "import enum\nclass C(enum.Enum):\n    A = 1\nc = C.A",
+        "same = c is C.A\nd = C(1)",
+        "same and d is C.A",
+    ),
+    "abstract class": (
+        "from abc import ABC, abstractmethod\nclass A(ABC):\n    @abstractmethod\n"
+        "    def go(self): ...\nclass B(A):\n    def go(self): return 'went'",
+        "b = B()\nr = b.go()",
+        "isinstance(b, A) and r == 'went'",
+    ),
+    "metaclass": (
+        "class Meta(type):\n    def __call__(cls, *a):\n        made = super().__call__(*a)\n"
+        "        made.tag = 1\n        return made\nclass M(metaclass=Meta): pass",
+        "n = M()",
+        "n.tag == 1 and type(n) is M",
+    ),
+    "generic": (
+        "from typing import Generic, TypeVar\nT = TypeVar('T')\nclass G(Generic[T]):\n"
+        "    def __init__(self, v: T): self.v = v\ng = G[int](1)",
+        "h = G[str]('a')",
+        "isinstance(h, G) and h.v == 'a'",
+    ),
+    "counting decorator": (
+        "import functools\ndef count(fn):\n    @functools.wraps(fn)\n    def inner(*a):\n"
+        "        inner.n += 1\n        return fn(*a)\n    inner.n = 0\n    return inner\n"
+        "@count\ndef g(x): return x",
+        "g(1); g(2)\nn = g.n",
+        "n == 2 and g.n == 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_definitions_of_all_kinds(pair: Pair, kind: str) -> None:
+    here, there, check = DEFINITIONS[kind]
+    pair.local(here)
+    pair.remote(there)
+    pair.local(f"holds = {check}")
+    assert pair.here["holds"]
+    pair.remote("nothing = 1")
+    assert pair.changed == ["nothing"]
+
+
+def test_what_needs_a_local_class_that_cannot_travel_is_refused(pair: Pair) -> None:
+    pair.local("import threading\nclass Locked:\n    lock = threading.Lock()\nlocked = Locked()")
+    with pytest.raises(errors.NotPicklable, match=r"`Locked\.lock`"):
+        pair.remote("locked")
+    (row,) = pair.side.dry("locked")
+    assert row.action == "refused"
+    pair.remote("fine = 1")

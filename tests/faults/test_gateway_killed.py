@@ -158,12 +158,12 @@ def test_down_after_a_killed_gateway_ends_everything(own_cluster: Callable[..., 
 
 
 def test_nodes_end_themselves_when_no_gateway_comes(own_cluster: Callable[..., Embedded]) -> None:
-    embedded = own_cluster(dead_man="3s")
+    embedded = own_cluster(dead_man="10s")
     s = embedded.connect().session("s", namespace={})
     s.run("1", quiet=True)
     seen = embedded.processes()
     embedded.kill_gateway()
-    until(lambda: not any(each.alive for each in seen), "head and node have ended", timeout=30)
+    until(lambda: not any(each.alive for each in seen), "head and node have ended", timeout=60)
     # and what they held is found again
     again = embedded.connect().attach("s")
     again.run("2", quiet=True)

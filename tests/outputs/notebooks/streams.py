@@ -172,7 +172,7 @@ word = "filled in"
 # %%remote
 import subprocess
 
-subprocess.run(["echo", "a subprocess on our stdout"], check=True)
+done = subprocess.run(["echo", "a subprocess on our stdout"], check=True)
 # %% tags=["fd"]
 # %%remote
 import os
@@ -180,14 +180,14 @@ import os
 written = os.write(1, b"straight to the descriptor\n")
 # %% tags=["fd-stderr"]
 # %%remote
-os.write(2, b"straight to the other descriptor\n")
+written = os.write(2, b"straight to the other descriptor\n")
 # %% tags=["from-c"]
 # %%remote
 import ctypes
 
 libc = ctypes.CDLL(None)
-libc.printf(b"printed by C: %d\n", 42)
-libc.fflush(None)
+count = libc.printf(b"printed by C: %d\n", 42)
+flushed = libc.fflush(None)
 # %% tags=["capture"]
 # %%remote
 # %%capture caught
