@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import httpx
 import nbformat
 import psutil
 import pytest
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
 import mlcloud
@@ -39,6 +41,7 @@ from mlcloud.client.session import Session
 from mlcloud.config import Settings
 
 T = TypeVar("T")
+LOOK_S = 2.0
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -325,6 +328,35 @@ class Cell:
         return None
 
 
+class PatientClient(NotebookClient):
+    """nbclient that looks for its reply every two seconds.
+
+    ZMQ tells asyncio of news by an edge, and of plain local kernels' replies (ipykernel 7.4, rich's
+    progress bars) one edge in some runs was lost: nbclient slept until its timeout, and then found
+    the reply that had been there all the time.
+    """
+
+    async def async_start_new_kernel_client(self) -> Any:
+        client = await super().async_start_new_kernel_client()
+        channel: Any = client.shell_channel
+        wait_for = channel.get_msg
+
+        async def get_msg(timeout: float | None = None) -> Any:
+            until = None if timeout is None else time.monotonic() + timeout
+            while True:
+                left = LOOK_S if until is None else min(LOOK_S, until - time.monotonic())
+                try:
+                    return await wait_for(timeout=max(left, 0))
+                except queue.Empty:
+                    if until is not None and time.monotonic() >= until:
+                        raise
+
+        channel.get_msg = get_msg
+        return client
+
+    start_new_kernel_client = run_sync(async_start_new_kernel_client)
+
+
 class Notebook:
     """A notebook with a real local kernel, cell after cell. Use `open_notebook`."""
 
@@ -364,7 +396,7 @@ class Notebook:
 @contextmanager
 def open_notebook(embedded: Embedded, *, load: bool = True) -> Iterator[Notebook]:
     """A fresh kernel with `%load_ext mlcloud` run, against this cluster."""
-    client = NotebookClient(
+    client = PatientClient(
         nbformat.v4.new_notebook(), kernel_name="python3", timeout=240, allow_errors=True
     )
     with client.setup_kernel(env=embedded.environment, cwd=str(embedded.home)):

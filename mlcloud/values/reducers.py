@@ -174,7 +174,7 @@ def build_cached(func: Callable[..., Any], maxsize: int | None, typed: bool) -> 
 
 
 def dispatch_parts(dispatch: types.FunctionType) -> Reduced | None:
-    """Reduce an `@functools.singledispatch` function; None for any other. Its cache stays behind."""
+    """Reduce a `@functools.singledispatch` function, None for others. Its cache stays behind."""
     registry = getattr(dispatch, "registry", None)
     if registry is None or dispatch.__globals__ is not vars(functools) or object not in registry:
         return None

@@ -811,7 +811,8 @@ DEFINITIONS = {
         "from functools import partialmethod, singledispatchmethod\nclass C:\n"
         "    @staticmethod\n    def s(): return 1\n    @classmethod\n    def k(cls): return cls()\n"
         "    @property\n    def p(self): return 2\n    def add(self, a, b): return a + b\n"
-        "    more = partialmethod(add, 1)\n    @singledispatchmethod\n    def m(self, x): return 'any'\n"
+        "    more = partialmethod(add, 1)\n    @singledispatchmethod\n"
+        "    def m(self, x): return 'any'\n"
         "    @m.register\n    def _(self, x: int): return 'int'\nc = C()",
         "r = c.s(), type(C.k()) is C, c.p, c.more(2), c.m(1), c.m('')",
         "r == (1, True, 2, 3, 'int', 'any') and c.m(1) == 'int'",

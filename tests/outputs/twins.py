@@ -24,9 +24,8 @@ from typing import Any
 
 import jupytext
 import nbformat
-from nbclient import NotebookClient
 
-from tests.live import Embedded
+from tests.live import Embedded, PatientClient
 
 NOTEBOOKS = Path(__file__).parent / "notebooks"
 CLOSE = "import mlcloud\nfor s in mlcloud.sessions(): mlcloud.attach(s.name).close()"
@@ -80,11 +79,7 @@ def tags(name: str) -> list[str]:
 
 
 def run_twins(cluster: Embedded, name: str, folder: Path) -> Twins:
-    """Both runs. Each has a working directory of its own.
-
-    One after the other: of two nbclients in threads of one process, one sometimes (1 of 3 runs) slept
-    over a reply that had come, until its timeout.
-    """
+    """Both runs. Each has a working directory of its own."""
     for side in ("remote", "local"):
         (folder / side).mkdir()
     remote = _run(cluster, name, folder / "remote", remote=True)
@@ -118,7 +113,7 @@ def _run(cluster: Embedded, name: str, cwd: Path, *, remote: bool) -> dict[str, 
     }
 
 
-class Recording(NotebookClient):
+class Recording(PatientClient):
     """nbclient that also keeps the payloads of replies."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
