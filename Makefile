@@ -39,7 +39,7 @@ demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not unfinished"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 ifneq ($(NOTEBOOKS),)
 	@# a cluster of their own, ended whatever happens
 	home=$$(mktemp -d) && export MLCLOUD_HOME=$$home; \
@@ -49,9 +49,6 @@ endif
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout=1800
-
-test-unfinished: $(STAMP)
-	$(BIN)/python -m pytest -m "unfinished and not slow" --timeout=900
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

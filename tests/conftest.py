@@ -15,17 +15,6 @@ if TYPE_CHECKING:
     from tests.live import Embedded
 
 
-# Not part of `make test` yet: failed, or not run, since the parts they test came together.
-# Whoever goes on begins here (`make test-unfinished`); CONTRIBUTING says what is known of each.
-UNFINISHED = ("tests/browser/",)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.nodeid.startswith(UNFINISHED):
-            item.add_marker(pytest.mark.unfinished)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def mlcloud_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`MLCLOUD_HOME` in an empty folder for the whole session (one for each xdist worker)."""

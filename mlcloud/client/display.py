@@ -14,6 +14,7 @@ plain Python only text appears.
 from __future__ import annotations
 
 import html
+import itertools
 import sys
 import time
 from datetime import datetime
@@ -36,6 +37,8 @@ MARKS = {
     "resumed": "▶",
     "checkpoint": "•",
 }
+PLENTY = 256_000  # characters printed, after which
+PIECE_S = 0.25  # more is shown in pieces, that far apart, and the farther the more there is
 OUTPUT = {
     *("stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"),
 }
@@ -184,8 +187,15 @@ class Display:
         self.captured = False
         self.error: dict[str, Any] | None = None
         self._held: dict[str, Any] | None = None
+        # Who follows a cell sets this, and calls `flush` when `due` and at the end.
+        self.paced = False
+        self._printed = 0
+        self._pieces: list[tuple[str, str]] = []
+        self._next_piece = 0.0
 
     def show(self, kind: str, body: dict[str, Any]) -> None:
+        if kind != "stream":
+            self.flush()
         method = getattr(self, f"_{kind}", None)
         if method is not None:
             if kind in OUTPUT:
@@ -196,7 +206,26 @@ class Display:
 
     def _stream(self, content: dict[str, Any], _: Any) -> None:
         self._clear_if_asked()
-        self._sink.stream(content["name"], content["text"])
+        self._printed += len(content["text"])
+        if self.paced and self._printed > PLENTY:
+            self._pieces.append((content["name"], content["text"]))
+            if self.due == 0:
+                self.flush()
+        else:
+            self._sink.stream(content["name"], content["text"])
+
+    @property
+    def due(self) -> float | None:
+        """Seconds until printed text that waits is to be shown; None if there is none."""
+        return max(0.0, self._next_piece - time.monotonic()) if self._pieces else None
+
+    def flush(self) -> None:
+        """Show the printed text that waits. A page draws an output anew for each piece of it."""
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            for name, run in itertools.groupby(pieces, key=lambda piece: piece[0]):
+                self._sink.stream(name, "".join(text for _, text in run))
+            self._next_piece = time.monotonic() + PIECE_S * self._printed / PLENTY
 
     def _display_data(self, content: dict[str, Any], _: Any, *, update: bool = False) -> None:
         if not update:

@@ -42,6 +42,7 @@ class Following:
         self._session = session
         self.execution_id = execution_id
         self._display = display
+        display.paced = True
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ladder = Ladder(session, execution_id, display)
         self._previous: Any = None
@@ -55,6 +56,7 @@ class Following:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._display.flush()
         self._session.feed.unfollow(self.execution_id, self)
         if self._main:
             signal.signal(signal.SIGINT, self._previous)
@@ -95,6 +97,8 @@ class Following:
         done: dict[str, Any] | None = None
         questions: dict[str, Event] = {}
         for event, old in self._events(replay):
+            if event.kind != "stream":
+                self._display.flush()
             if event.kind == "mlcloud_return":
                 answer = unpacked(event)
             elif event.kind == "done":
@@ -140,16 +144,22 @@ class Following:
 
     def _next(self) -> Any:
         router = self._session.feed.router
+        due = self._display.due
         if router is None or not router.polls():
+            # Not for ever: the first widget of this cell may bring a router that must poll.
+            timeout = due if due is not None else None if router is not None else 1.0
             try:
-                # Not for ever: the first widget of this cell may bring a router that must poll.
-                return self._queue.get(timeout=None if router is not None else 1.0)
+                return self._queue.get(timeout=timeout)
             except queue.Empty:
+                if due is not None:
+                    self._display.flush()
                 return None
         while True:
             try:
                 return self._queue.get(timeout=POLL_S)
             except queue.Empty:
+                if self._display.due == 0:
+                    self._display.flush()
                 router.poll()
 
     def _ask(self, event: Event) -> None:

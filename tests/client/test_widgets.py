@@ -45,7 +45,10 @@ def other_ipykernel(version: str) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["installed", "6.31.0", "7.1.0"])
+SLOW = pytest.param("7.1.0", marks=pytest.mark.slow)  # tests/widgets has it in the fast ones
+
+
+@pytest.fixture(scope="module", params=["installed", "6.31.0", SLOW])
 def page(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Page]:
