@@ -43,8 +43,7 @@ def cell(code):
 PX = """
 import ipyparallel as ipp, logging
 cluster = ipp.Cluster(n=1, controller_ip="127.0.0.1", log_level=logging.WARNING)
-rc = cluster.start_and_connect_sync()
-%load_ext ipyparallel
+rc = cluster.start_and_connect_sync(activate=True)
 """
 
 
@@ -57,13 +56,22 @@ class Front:
     def run(self, code: str, timeout: float = 600) -> tuple[str, list[tuple[float, str]], float]:
         """(all text of stdout, its messages with their times, seconds)."""
         came: list[tuple[float, str]] = []
+        shown = ""
 
         def hook(message: dict[str, Any]) -> None:
-            now = time.time()
+            nonlocal shown
+            now, content = time.time(), message["content"]
             if message["header"]["msg_type"] == "error":
-                raise RuntimeError("\n".join(message["content"]["traceback"]))
+                raise RuntimeError("\n".join(content["traceback"]))
             if message["header"]["msg_type"] == "stream":
-                came.append((now, message["content"]["text"]))
+                came.append((now, content["text"]))
+            if message["header"]["msg_type"] in ("display_data", "update_display_data"):
+                # ipyparallel shows all of an engine's text anew each time
+                text = content["data"].get("text/plain", "")
+                if text.startswith("[stdout:"):
+                    text = text.partition("] ")[2]
+                    came.append((now, text[len(shown) :]))
+                    shown = text
 
         start = time.perf_counter()
         self._client.execute_interactive(code, timeout=timeout, output_hook=hook)
