@@ -78,7 +78,7 @@ class Settings(BaseSettings):
         "refuse, only warn, or do not look.",
     )
     output_burst: ByteSize = Field(
-        ByteSize(2_500_000),
+        ByteSize(10_000_000),
         description="Text that a cell may print at once and see all of, e.g. `10MB`.",
     )
     output_rate: ByteSize = Field(

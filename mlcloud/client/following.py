@@ -42,7 +42,7 @@ class Following:
         self._session = session
         self.execution_id = execution_id
         self._display = display
-        display.paced = True
+        display.paced = frontend.in_page()
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ladder = Ladder(session, execution_id, display)
         self._previous: Any = None

@@ -10,6 +10,7 @@ In a terminal's IPython or plain Python there is no kernel: `kernel()` is None.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ def cell() -> Cell | None:
         return None
     parent = running.get_parent("shell") or {}
     return Cell(parent, getattr(shell(), "execution_count", None)) if parent else None
+
+
+def in_page() -> bool:
+    """Whether a Jupyter server stands between this kernel and its front end, as for JupyterLab."""
+    return kernel() is not None and bool(os.environ.get("JPY_SESSION_NAME"))
 
 
 def takes_input() -> bool:

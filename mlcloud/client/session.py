@@ -35,6 +35,8 @@ from mlcloud.values.messages import Group, Return, Shipment
 
 MAX_RETURN = 1 << 20
 
+PAGE_BURST = 1_500_000  # characters that a page can show of a cell at once, and stay usable
+
 
 class Session:
     """A durable remote kernel. Made by `mlcloud.session()`; its namespace is shared with yours.
@@ -126,6 +128,8 @@ class Session:
             "on_preempt": on_preempt,
             "allow_stdin": detach or frontend.takes_input(),
         }
+        if frontend.in_page():
+            options["burst"] = PAGE_BURST
         if timeout is not None:
             options["timeout_s"] = timeout
         self.apply_returns()
@@ -156,6 +160,8 @@ class Session:
         namespace keeps these names. Raises what the cell raised.
         """
         options: dict[str, Any] = {"allow_stdin": frontend.takes_input()}
+        if frontend.in_page():
+            options["burst"] = PAGE_BURST
         if timeout is not None:
             options["timeout_s"] = timeout
         self.apply_returns()

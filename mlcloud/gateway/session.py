@@ -361,6 +361,7 @@ class Session:
                 execution.code,
                 execution.id,
                 bool(execution.options.get("allow_stdin")),
+                int(execution.options.get("burst") or 0),
             )
         except Exception as error:  # Ray raises its own kinds; the pump tells dead from slow
             log.info("submitting %s failed: %s", execution.id, error)

@@ -113,10 +113,20 @@ class Host:
     # --- requests ---------------------------------------------------------------------------------
 
     async def submit(
-        self, request: bytes, code: str, execution_id: str, allow_stdin: bool = False
+        self,
+        request: bytes,
+        code: str,
+        execution_id: str,
+        allow_stdin: bool = False,
+        burst: int = 0,
     ) -> None:
-        """Run a cell or an operation. The gateway sends one at a time."""
+        """Run a cell or an operation. The gateway sends one at a time.
+
+        `burst`: characters that its front end can show at once, if it knows (0: it does not).
+        """
         kernel = self._live()
+        if burst:
+            self._printed.limit(execution_id, burst)
         self._running = execution_id
         self._unfinished.add(execution_id)
         content = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mlcloud.errors import MLCloudError
@@ -59,6 +59,12 @@ class Printed:
         self._known: OrderedDict[str, _Execution] = OrderedDict()
         self._ticking: asyncio.Task[None] | None = None
 
+    def limit(self, execution_id: str, burst: int) -> None:
+        """Before an execution prints: show at most `burst` characters of it at once."""
+        if execution_id not in self._known:  # else its kernel died, and it runs again here
+            burst = min(burst, self._limits.burst)
+            self._begin(execution_id, replace(self._limits, burst=burst))
+
     def text(self, execution_id: str, stream: str, text: str) -> None:
         """Text as it comes from the kernel."""
         execution = self._known.get(execution_id)
@@ -73,9 +79,10 @@ class Printed:
         if self._ticking is None and (execution.printing.limited or execution.log.unsaved):
             self._ticking = asyncio.create_task(self._tick())
 
-    def _begin(self, execution_id: str) -> _Execution:
+    def _begin(self, execution_id: str, limits: Limits | None = None) -> _Execution:
         now = time.monotonic()
-        execution = _Execution(Printing(self._limits, now), OutputLog(self._limits.log), now)
+        printing = Printing(limits or self._limits, now)
+        execution = _Execution(printing, OutputLog(self._limits.log), now)
         self._known[execution_id] = execution
         for old, known in list(self._known.items())[: -KNOWN or None]:
             if not known.printing.limited and not known.log.unsaved:

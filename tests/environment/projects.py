@@ -5,6 +5,7 @@ from __future__ import annotations
 import site
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,14 +50,15 @@ def installed_in(place: Path, monkeypatch: pytest.MonkeyPatch, *what: str) -> It
     """`pip install WHAT` into a folder that is on this process's path while the test runs."""
     pip("install", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(place), *what)
     before = list(sys.path)
-    modules = set(sys.modules)
+    modules, finders = set(sys.modules), list(sys.meta_path)
     site.addsitedir(str(place))  # editable packages are .pth files
     new = [path for path in sys.path if path not in before]
     monkeypatch.setattr(sys, "path", [*new, *before])
     try:
         yield place
     finally:
+        sys.meta_path[:] = finders  # setuptools' editable packages bring one
         for name in set(sys.modules) - modules:
             file = getattr(sys.modules[name], "__file__", None) or ""
-            if any(file.startswith(path) for path in new):
+            if file.startswith((tempfile.gettempdir(), *new)) or name.startswith("__editable__"):
                 del sys.modules[name]
