@@ -45,10 +45,11 @@ def other_ipykernel(version: str) -> Path:
     return folder
 
 
-SLOW = pytest.param("7.1.0", marks=pytest.mark.slow)  # tests/widgets has it in the fast ones
+# Of these two the fast tests have those in tests/widgets.
+OTHERS = [pytest.param(version, marks=pytest.mark.slow) for version in ("6.31.0", "7.1.0")]
 
 
-@pytest.fixture(scope="module", params=["installed", "6.31.0", SLOW])
+@pytest.fixture(scope="module", params=["installed", *OTHERS])
 def page(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Page]:

@@ -57,6 +57,7 @@ def test_the_cell_goes_on_and_its_output_is_whole(
     assert again["kept"] == 7
 
 
+@pytest.mark.slow
 def test_twice_in_one_cell(
     session: Callable[..., Session],
     cluster: Embedded,
@@ -147,6 +148,7 @@ def test_a_killed_notebook_leaves_its_cell_running(
     assert printed(s).split() == [str(i) for i in range(100)]
 
 
+@pytest.mark.slow
 def test_down_after_a_killed_gateway_ends_everything(own_cluster: Callable[..., Embedded]) -> None:
     embedded = own_cluster()
     s = embedded.connect().session("s", namespace={})

@@ -87,6 +87,7 @@ def test_in_a_cell_it_runs_again_from_its_start(
     assert {"notice", "lost", "moved", "rerun"} <= set(stories(s))
 
 
+@pytest.mark.slow  # the tutorial's tests have it once
 def test_a_resumable_loop_continues_at_its_checkpoint_twice(
     cluster: Embedded, client: Client
 ) -> None:
