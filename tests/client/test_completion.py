@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -96,43 +97,34 @@ def test_a_question_mark(page: Page) -> None:
     assert "Session:" not in shown["data"]["text/plain"]
 
 
-def test_while_a_remote_cell_runs(page: Page) -> None:
-    """Its own page is busy then; another notebook of the same session is not."""
-    page.ok("before = 1")
-    cell = page.start(f"{REMOTE}import time\nprint('runs')\ntime.sleep(8)")
-    cell.printed("runs")
-    began = time.monotonic()
-    with_shell = page.request("complete_request", {"code": f"{REMOTE}net.", "cursor_pos": 27})
-    cell.end(60)
-    page.until(lambda: with_shell.msg_id in page.replies, "Tab is answered", 20)
-    assert time.monotonic() - began < 20
-    assert "net.depth" in complete(page, f"{REMOTE}net.")
-
-
-def test_another_notebook_asks_while_a_cell_runs(page: Page, cluster: Embedded) -> None:
+@contextmanager
+def another_while(page: Page, cluster: Embedded, call: str) -> Iterator[Page]:
+    """Another notebook of the session, while a cell of this one is in `call`."""
     with open_page(cluster) as other:
-        other.ok(f"{REMOTE}net")
-        cell = page.start(f"{REMOTE}print('sleeps')\ntime.sleep(6)")
-        cell.printed("sleeps")
-        began = time.monotonic()
-        assert "net.depth" in complete(other, f"{REMOTE}net.")
-        assert time.monotonic() - began < SOON_S
+        other.ok(f"{REMOTE}net\nimport ctypes, time")
+        cell = page.start(f"{REMOTE}print('runs')\n{call}")
+        cell.printed("runs")
+        yield other
         assert not cell.ended
         cell.end(60)
 
 
+def seconds_of(page: Page, code: str) -> float:
+    began = time.monotonic()
+    complete(page, code)
+    return time.monotonic() - began
+
+
+def test_another_notebook_asks_while_a_cell_runs(page: Page, cluster: Embedded) -> None:
+    with another_while(page, cluster, "time.sleep(6)") as other:
+        assert seconds_of(other, f"{REMOTE}net.") < SOON_S
+        assert "net.depth" in complete(other, f"{REMOTE}net.")
+
+
 def test_a_kernel_that_cannot_answer_is_waited_for_a_second(page: Page, cluster: Embedded) -> None:
-    with open_page(cluster) as other:
-        other.ok(f"{REMOTE}net\nimport ctypes")
-        cell = page.start(f"{REMOTE}print('holds')\nctypes.PyDLL(None).sleep(6)")
-        cell.printed("holds")
-        began = time.monotonic()
-        complete(other, f"{REMOTE}net.")
-        assert time.monotonic() - began < SOON_S
-        again = time.monotonic()
-        complete(other, f"{REMOTE}net.")  # not asked again for a while
-        assert time.monotonic() - again < 1.0
-        cell.end(60)
+    with another_while(page, cluster, "ctypes.PyDLL(None).sleep(6)") as other:
+        assert seconds_of(other, f"{REMOTE}net.") < SOON_S
+        assert seconds_of(other, f"{REMOTE}net.") < 1.0  # not asked again for a while
 
 
 def test_a_parked_session_is_not_woken(page: Page) -> None:
