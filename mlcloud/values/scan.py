@@ -59,10 +59,8 @@ class Scan:
         waiting = [key for key in keys if key not in self.pickled and key not in self.failed]
         while waiting:
             key = waiting.pop()
-            value = self.value(key)
-            inline = (value,) if class_id(key) else ()
             try:
-                pickled = self._dump((value,), inline, label(value, key))
+                pickled = self._alone(key)
             except errors.NotPicklable as error:
                 self.failed[key] = error
                 continue
@@ -71,13 +69,14 @@ class Scan:
                 if reached not in self.pickled and reached not in waiting:
                     waiting.append(reached)
 
+    def _alone(self, key: str) -> Pickled:
+        value = self.value(key)
+        return self._dump((value,), (value,) if class_id(key) else (), label(value, key))
+
     def is_unstable(self, key: str) -> bool:
         """Whether the value's pickle is another one each time, and so tells nothing of changes."""
         if key not in self._unstable:
-            pickled = self.pickled[key]
-            value = self.value(key)
-            inline = (value,) if class_id(key) else ()
-            again = self._dump((value,), inline, label(value, key))
+            pickled, again = self.pickled[key], self._alone(key)
             sizes = [len(buffer) for buffer in pickled.buffers]
             same = again.payload == pickled.payload and sizes == [len(b) for b in again.buffers]
             self._unstable[key] = not same
