@@ -44,10 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`shapes` 1.0, installed here as an editable package; `root / "shapes"` is its source."""
     root = tmp_path_factory.mktemp("environment")
     source = project(root / "shapes", code=CODE.format(factor=1))
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        installed_in(root / "site", patch, "--editable", str(source)),
-    ):
+    with installed_in(root / "site", "--editable", str(source)):
         facts._owner.cache_clear()
         yield root
     facts._owner.cache_clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import site
 import subprocess
 import sys
@@ -9,8 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
 
 
 def project(folder: Path, *, name: str = "shapes", version: str = "1.0", code: str = "") -> Path:
@@ -46,18 +45,22 @@ def wheel_of(folder: Path, out: Path) -> Path:
 
 
 @contextmanager
-def installed_in(place: Path, monkeypatch: pytest.MonkeyPatch, *what: str) -> Iterator[Path]:
+def installed_in(place: Path, *what: str) -> Iterator[Path]:
     """`pip install WHAT` into a folder that is on this process's path while the test runs."""
     pip("install", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(place), *what)
     before = list(sys.path)
     modules, finders = set(sys.modules), list(sys.meta_path)
     site.addsitedir(str(place))  # editable packages are .pth files
     new = [path for path in sys.path if path not in before]
-    monkeypatch.setattr(sys, "path", [*new, *before])
+    # In place: the list itself was appended to, and a finder left on it would serve the next
+    # test's package of the same name from here.
+    sys.path[:] = [*new, *before]
     try:
         yield place
     finally:
+        sys.path[:] = before
         sys.meta_path[:] = finders  # setuptools' editable packages bring one
+        importlib.invalidate_caches()
         for name in set(sys.modules) - modules:
             file = getattr(sys.modules[name], "__file__", None) or ""
             if file.startswith((tempfile.gettempdir(), *new)) or name.startswith("__editable__"):

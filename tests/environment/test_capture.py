@@ -33,11 +33,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (installed / "colours.py").write_text("def main(): print('painted')\n")
     (installed / "palette.txt").write_text("red\n")
     third = wheel_of(project(root / "sounds", name="sounds", version="0.3"), root / "out")
-    with pytest.MonkeyPatch.context() as patch:
-        what = ["--editable", str(editable), str(installed), str(third)]
-        with installed_in(root / "site", patch, *what):
-            facts._owner.cache_clear()
-            yield root
+    with installed_in(root / "site", "--editable", str(editable), str(installed), str(third)):
+        facts._owner.cache_clear()
+        yield root
     facts._owner.cache_clear()
 
 
