@@ -11,7 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, Engine, select
 
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import HEAD, now
@@ -22,7 +22,7 @@ from mlcloud.cost.meter import cluster_cost, execution_cost, session_cost, usd_p
 from mlcloud.cost.prices import on_demand_usd_per_hour
 from mlcloud.gateway import db
 
-_ADD = insert(db.ledger)
+_ADD = db.insert_into(db.ledger, "kind", "entry")
 
 
 class Billing:
@@ -59,7 +59,7 @@ class Billing:
         """
         row = {"kind": type(entry).__name__, "entry": json.dumps(_plain(entry))}
         with db.part_of(connection, self._engine) as transaction:
-            transaction.execute(_ADD, row)
+            _ADD.run(transaction, row)
         self.ledger.append(entry)
 
     def open_placements(self, session_id: str) -> list[Placement]:

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 import msgpack
-from sqlalchemy import Connection, Engine, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Engine, Row, bindparam, select
 
 from mlcloud.cluster.clouds.local import now
 from mlcloud.gateway import db
@@ -70,23 +70,13 @@ class Execution:
         return packed
 
 
-# Built once: to build a statement takes longer than to run it.
-_ADD = insert(db.executions)
-_NUMBER = (
-    update(db.sessions)
-    .where(db.sessions.c.id == bindparam("session"))
-    .values(ordinal=bindparam("number"))
+_ADD = db.insert_into(
+    db.executions,
+    *("id", "session_id", "op", "code", "request", "state", "ordinal"),
+    *("runs", "first_event", "created_at"),
 )
-_SAVE = (
-    update(db.executions)
-    .where(db.executions.c.id == bindparam("key"))
-    .values(
-        state=bindparam("new_state"),
-        runs=bindparam("new_runs"),
-        started_at=bindparam("new_started_at"),
-        finished_at=bindparam("new_finished_at"),
-    )
-)
+_NUMBER = db.update_of(db.sessions, "ordinal")
+_SAVE = db.update_of(db.executions, "state", "runs", "started_at", "finished_at")
 _GET = select(db.executions).where(db.executions.c.id == bindparam("key"))
 
 
@@ -96,7 +86,8 @@ class Executions:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def add(self, execution: Execution) -> None:
+    def add(self, execution: Execution) -> bool:
+        """Whether it is a new one: an id that is there already changes nothing."""
         row = {
             "id": execution.id,
             "session_id": execution.session_id,
@@ -105,14 +96,18 @@ class Executions:
             "request": msgpack.packb([execution.shipment, execution.options]),
             "state": execution.state.value,
             "ordinal": execution.ordinal,
+            "runs": execution.runs,
             "first_event": execution.first_event,
             "created_at": execution.created_at,
         }
-        with db.writing(self._engine) as connection:
-            connection.execute(_ADD, row)
-            connection.execute(
-                _NUMBER, {"session": execution.session_id, "number": execution.ordinal}
-            )
+        number = {"key": execution.session_id, "new_ordinal": execution.ordinal}
+        try:
+            with db.writing(self._engine) as connection:
+                _ADD.run(connection, row)
+                _NUMBER.run(connection, number)
+        except self._engine.dialect.loaded_dbapi.IntegrityError:
+            return False
+        return True
 
     def save(self, execution: Execution, connection: Connection | None = None) -> None:
         values = {
@@ -123,7 +118,7 @@ class Executions:
             "new_finished_at": execution.finished_at,
         }
         with db.part_of(connection, self._engine) as transaction:
-            transaction.execute(_SAVE, values)
+            _SAVE.run(transaction, values)
 
     def get(self, execution_id: str) -> Execution | None:
         with self._engine.connect() as connection:

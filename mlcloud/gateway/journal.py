@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 import msgpack
-from sqlalchemy import Connection, Engine, bindparam, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, select
 
 from mlcloud.gateway import db
 
@@ -26,10 +26,10 @@ BATCH_BYTES = 2**20
 RECENT_BYTES = 4 * 2**20
 Row = tuple[int, str, str, bytes]
 
-_ADD = insert(db.events)
-_KEY = db.sessions.c.id == bindparam("key")
-_LAST = update(db.sessions).where(_KEY).values(last_event=bindparam("last"))
-_LAST_OF_HOST = _LAST.values(host_number=bindparam("number"))
+_COLUMNS = ("session_id", "seq", "execution_id", "kind", "blob")
+_ADD = db.insert_into(db.events, *_COLUMNS)
+_LAST = db.update_of(db.sessions, "last_event")
+_LAST_OF_HOST = db.update_of(db.sessions, "last_event", "host_number")
 _READ = (
     select(db.events.c.seq, db.events.c.execution_id, db.events.c.kind, db.events.c.blob)
     .where(db.events.c.session_id == bindparam("key"), db.events.c.seq > bindparam("after"))
@@ -70,25 +70,15 @@ class Journal:
     ) -> list[Row]:
         """As a part of the caller's transaction; `tell()` the rows when that is committed."""
         rows = [(seq, *item) for seq, item in enumerate(items, self.last + 1)]
-        if rows:
-            connection.execute(
-                _ADD,
-                [
-                    {
-                        "session_id": self._session_id,
-                        "seq": seq,
-                        "execution_id": execution_id,
-                        "kind": kind,
-                        "blob": blob,
-                    }
-                    for seq, execution_id, kind, blob in rows
-                ],
-            )
-        values = {"key": self._session_id, "last": self.last + len(rows)}
+        _ADD.run(
+            connection,
+            *(dict(zip(_COLUMNS, (self._session_id, *row), strict=True)) for row in rows),
+        )
+        values = {"key": self._session_id, "new_last_event": self.last + len(rows)}
         if host_number is None:
-            connection.execute(_LAST, values)
+            _LAST.run(connection, values)
         else:
-            connection.execute(_LAST_OF_HOST, {**values, "number": host_number})
+            _LAST_OF_HOST.run(connection, {**values, "new_host_number": host_number})
         return rows
 
     def tell(self, rows: list[Row]) -> None:

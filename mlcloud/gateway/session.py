@@ -25,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, update
+from sqlalchemy import Engine
 
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cluster.shapes import HostRequest
@@ -49,7 +49,6 @@ from mlcloud.models import ExecutionState, SessionRequest, SessionState
 
 log = logging.getLogger(__name__)
 
-_SAVE = update(db.sessions).where(db.sessions.c.id == bindparam("key"))
 MAX_RUNS = 20
 BRING_UP_TRIES = 5
 SAFE_WAIT_S = 20.0
@@ -132,17 +131,9 @@ class Session:
         options: dict[str, Any],
     ) -> Execution:
         """Queue an execution; the same id again is the same execution, and runs nothing twice."""
-        known = self.known.get(execution_id) or self.services.executions.get(execution_id)
-        if known is not None:
-            if known.session_id != self.id:
-                raise Conflict(f"execution {execution_id} belongs to another session")
-            return known
-        if self.state in (SessionState.CLOSED, SessionState.FAILED):
-            raise SessionClosed(
-                f"session {self.request.name!r} is {self.state.value}"
-                f"{': ' + self.detail if self.detail else ''}; start another one"
-            )
-        self.ordinal += 1
+        if execution_id in self.known:
+            return self.known[execution_id]
+        over = self.state in (SessionState.CLOSED, SessionState.FAILED)
         execution = Execution(
             execution_id,
             self.id,
@@ -150,10 +141,20 @@ class Session:
             code,
             shipment,
             options,
-            ordinal=self.ordinal,
+            ordinal=self.ordinal + 1,
             first_event=self.journal.last,
         )
-        self.services.executions.add(execution)
+        if over or not self.services.executions.add(execution):
+            known = self.services.executions.get(execution_id)
+            if known is not None and known.session_id == self.id:
+                return known
+            if known is not None:
+                raise Conflict(f"execution {execution_id} belongs to another session")
+            raise SessionClosed(
+                f"session {self.request.name!r} is {self.state.value}"
+                f"{': ' + self.detail if self.detail else ''}; start another one"
+            )
+        self.ordinal = execution.ordinal
         self.known[execution_id] = execution
         self.queue.append(execution)
         self._work.set()
@@ -344,13 +345,12 @@ class Session:
         execution.runs += 1
         execution.state = ExecutionState.RUNNING
         execution.started_at = execution.started_at or now()
-        if self.successor is None and self.state is not SessionState.CLOSED:
-            self.state, self.detail = SessionState.BUSY, ""
+        if self.successor is None:
+            self.set_state(SessionState.BUSY)
         with db.writing(self.services.engine) as connection:
             self.services.executions.save(execution, connection)
             span = ExecutionSpan(execution.id, self.id, now())
             self.services.billing.add(span, connection)
-            self.save(connection, state=self.state.value, detail=self.detail)
         host.expect(execution.id)
         self.spawn(self.submit(host, execution))
 
@@ -455,6 +455,7 @@ class Session:
         self.state = state
         if state in (SessionState.IDLE, SessionState.BUSY):
             self.detail = ""
+            return  # twice a cell: a later gateway sees for itself which it is
         self.save(state=state.value, detail=self.detail)
 
     def settle(self) -> None:
@@ -465,9 +466,10 @@ class Session:
         elif self.state not in (SessionState.PARKED, SessionState.FAILED):
             self.set_state(SessionState.PARKED if self.epoch else SessionState.STARTING)
 
-    def save(self, connection: Connection | None = None, **values: Any) -> None:
-        with db.part_of(connection, self.services.engine) as transaction:
-            transaction.execute(_SAVE, {"key": self.id, **values})
+    def save(self, **values: Any) -> None:
+        new = {f"new_{name}": value for name, value in values.items()}
+        with db.writing(self.services.engine) as connection:
+            db.update_of(db.sessions, *values).run(connection, {"key": self.id, **new})
 
     def spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
