@@ -30,6 +30,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mlcloud.cluster import lean
 from mlcloud.processes import become_subreaper, end_descendants
 
 TICK = 0.25
@@ -149,7 +150,6 @@ def ray_command(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
             f"--temp-dir={settings['ray_dir']}",
             f"--autoscaling-config={settings['autoscaling_config']}",
             "--include-dashboard=false",
-            f"--ray-client-server-port={settings['ray_client_port']}",
         ]
     return [*command, f"--address={settings['node_ip']}:{settings['gcs_port']}"]
 
@@ -170,8 +170,7 @@ def _labels(record: dict[str, Any]) -> str:
 
 def ray_environment(record: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
     return {
-        **os.environ,
-        **settings["ray_environment"],
+        **lean.environment({**os.environ, **settings["ray_environment"]}),
         "RAY_CLOUD_INSTANCE_ID": record["id"],
         "RAY_NODE_TYPE_NAME": record["node_type"],
     }

@@ -10,6 +10,10 @@ The raylet waits 15 s for each of its agents to write down the port it listens o
 short on a busy machine, where their imports take longer. It does not wait for ports that it is
 given (`agent.AGENT_PORTS`), but of the dashboard agent's only that agent is told (Ray 2.60): so it
 is written down here before the raylet looks.
+
+A head also starts what nobody here may reach or needs, and offers no switch against it: a server
+for Ray Client (8 s of CPU, 90 MB), and without a dashboard still its process, for usage statistics
+that are switched off (5 s). Both are left out, and so are the commands of Ray Serve and Ray jobs.
 """
 
 from __future__ import annotations
@@ -17,9 +21,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from mlcloud.cluster import lean
+
 
 def main() -> None:
-    from ray._private import services
+    lean.leave_out("ray.serve.scripts", "ray.util.state.state_cli", "ray.dashboard.modules.job.cli")
+    from ray._private import node, services
     from ray._raylet import (  # type: ignore[attr-defined]  # compiled
         DASHBOARD_AGENT_LISTEN_PORT_NAME,
         persist_port,
@@ -39,6 +46,8 @@ def main() -> None:
         return start_raylet(redis_address, gcs_address, node_id, *rest, **options)
 
     services.start_raylet = start
+    services.start_api_server = lambda *_, **__: ("", None)
+    node.Node.start_ray_client_server = lambda _: None
     sys.exit(scripts.main())
 
 

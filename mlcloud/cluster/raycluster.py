@@ -52,8 +52,6 @@ def write(
     settings = {
         "node_ip": NODE_IP,
         "gcs_port": free_port(),
-        # Nobody uses it, but Ray insists on starting it, on a fixed port unless told another.
-        "ray_client_port": free_port(),
         "ray_dir": str(ray_dir),
         "autoscaling_config": str(autoscaling),
         "connection_file": str(connection_file),

@@ -13,6 +13,7 @@ import os
 from datetime import datetime
 from typing import Any
 
+from mlcloud.cluster import lean
 from mlcloud.cluster.shapes import HostRequest
 
 NAMESPACE = "mlcloud"
@@ -30,6 +31,7 @@ class Hosts:
 
     async def connect(self, timeout: float = 180.0) -> None:
         """Join the cluster as a driver, waiting for its head to answer."""
+        lean.leave_out()
         import logging
 
         import ray

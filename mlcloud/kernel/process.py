@@ -24,6 +24,7 @@ import zmq
 import zmq.asyncio
 from jupyter_client.session import Session as WireSession
 
+from mlcloud.cluster import lean
 from mlcloud.errors import SessionFailed
 from mlcloud.kernel import outlet
 from mlcloud.kernel.output import Output
@@ -200,7 +201,8 @@ class KernelProcess:
 def kernel_environment() -> dict[str, str]:
     """The host's environment without what belongs to this one Ray worker."""
     private = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WORKER_NICENESS", "MLCLOUD_NODE_TOKEN")
-    environment = {key: value for key, value in os.environ.items() if key not in private}
+    everything = lean.restored(os.environ)
+    environment = {key: value for key, value in everything.items() if key not in private}
     environment["PYTHONUNBUFFERED"] = "1"
     environment.setdefault("TERM", "xterm-color")
     # What the kernel's debugger would else say on stderr, in the first cell.
