@@ -82,7 +82,8 @@ async def _serve(
     def stop() -> None:
         server.should_exit = True
 
-    gateway = Gateway(settings, str(connection["token"]), on_idle=stop)
+    url, token = str(connection["url"]), str(connection["token"])
+    gateway = Gateway(settings, url, token, on_idle=stop)
     config = uvicorn.Config(
         make_app(gateway, stop=stop),
         log_level="warning",

@@ -77,7 +77,12 @@ async def adopt_host(session: Session, host_number: int) -> None:
         hosts.kill(handle)
         return
     session.host = LiveHost(
-        handle, session.epoch, status, number=host_number, on_events=session.outcomes.on_events
+        handle,
+        session.epoch,
+        status,
+        number=host_number,
+        links=session.services.links,
+        on_events=session.outcomes.on_events,
     )
     if status["question"] is not None and status["running"]:
         session.questions.asked(status["running"], status["question"])

@@ -118,6 +118,10 @@ def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
         if await auth.accepted(socket):
             await serve_channel(socket, gateway, name, after)
 
+    @app.websocket("/v1/links/{name}")
+    async def link(socket: WebSocket, name: str) -> None:
+        await gateway.links.serve(socket, name)
+
     return app
 
 

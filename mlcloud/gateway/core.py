@@ -19,6 +19,7 @@ from mlcloud.gateway.billing import Billing, is_worker
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
+from mlcloud.gateway.links import Links
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
@@ -31,12 +32,16 @@ BILLING_S = 1.0
 
 
 class Gateway:
-    """One per embedded cluster. `on_idle` is called when nobody has used it for `idle_end`."""
+    """One per embedded cluster, at `url`. `on_idle` is called when nobody has used it for
+    `idle_end`."""
 
     version = __version__
 
-    def __init__(self, settings: Settings, token: str, *, on_idle: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, url: str, token: str, *, on_idle: Callable[[], None]
+    ) -> None:
         self.settings = settings
+        self.links = Links(url)
         self.token = token
         self.engine = open_database(settings.database_url)
         self.store = Store(settings.store_url)
@@ -49,6 +54,7 @@ class Gateway:
                 cluster=self.cluster,
                 billing=self.billing,
                 executions=Executions(self.engine),
+                links=self.links,
                 snapshots=SnapshotLog(self.store, signer),
                 store_url=settings.store_url,
                 ray_dir=settings.ray_dir,

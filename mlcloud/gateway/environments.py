@@ -117,7 +117,7 @@ async def of_session(session: Session, modules: list[str]) -> NodeFacts:
     """What this session's code runs with: read beside its kernel, else what it will be."""
     if session.host is not None and session.host.alive:
         try:
-            found = await asyncio.wait_for(session.host.handle.environment.remote(modules), ASK_S)
+            found = await asyncio.wait_for(session.host.call("environment", modules), ASK_S)
             return NodeFacts(**found, source="session")
         except Exception as error:  # Ray's kinds of gone and busy: what is expected is known
             log.info("host %s-%s told no facts: %s", session.id, session.epoch, error)

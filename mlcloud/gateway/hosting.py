@@ -74,7 +74,12 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
             continue
         session.status(f"starting on {session.place_of(str(facts['instance']))}")
         return LiveHost(
-            handle, session.epoch, facts, number=0, on_events=session.outcomes.on_events
+            handle,
+            session.epoch,
+            facts,
+            number=0,
+            links=session.services.links,
+            on_events=session.outcomes.on_events,
         )
     raise SessionFailed(f"no host could be started in {BRING_UP_TRIES} tries: {last}")
 
@@ -89,7 +94,7 @@ async def bring_up_elsewhere(session: Session, host: LiveHost, deadline: datetim
 
 async def tell_notice(session: Session, host: LiveHost, deadline: datetime) -> None:
     with contextlib.suppress(Exception):  # it may be gone already
-        await host.handle.notice.remote(deadline.isoformat())
+        await host.call("notice", deadline.isoformat())
 
 
 async def move_when_idle(session: Session, old: LiveHost) -> None:

@@ -63,7 +63,7 @@ class Questions:
         host = self._session.host
         if host is not None:
             with contextlib.suppress(Exception):  # a host that dies now takes the cell along
-                await host.handle.answer.remote(END_OF_INPUT if value is None else value)
+                await host.call("answer", request, END_OF_INPUT if value is None else value)
 
     def withdraw(self) -> None:
         """Nothing waits any more: answered, interrupted, or its kernel is gone."""

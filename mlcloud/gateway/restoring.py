@@ -95,7 +95,7 @@ async def load_snapshot(
     )
     ended = host.expect(execution_id)
     try:
-        await host.handle.submit.remote(request, "", execution_id)
+        await host.call("submit", request, "", execution_id)
     except Exception as error:  # Ray's kinds of gone
         host.lose(f"it died before it could be used: {error}")
     waiting: set[asyncio.Future[Any]] = {ended, host.lost}

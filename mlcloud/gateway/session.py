@@ -41,6 +41,7 @@ from mlcloud.gateway.billing import Billing
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.journal import Journal
+from mlcloud.gateway.links import Links
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.gateway.outcomes import Outcomes
 from mlcloud.gateway.questions import Questions
@@ -63,6 +64,7 @@ class Services:
     cluster: EmbeddedCluster
     billing: Billing
     executions: Executions
+    links: Links
     snapshots: SnapshotLog
     store_url: str
     ray_dir: Path
@@ -172,7 +174,7 @@ class Session:
         elif execution is self.current:
             if self.host is not None and execution_id in self.host.finished:
                 with contextlib.suppress(Exception):  # a host that dies now ends the cell anyway
-                    await self.host.handle.interrupt.remote(execution_id)
+                    await self.host.call("interrupt", execution_id)
             elif self.successor is not None and not self.successor.done():
                 self.successor.cancel()
 
@@ -180,7 +182,7 @@ class Session:
         """A page's message for one of the session's widgets; lost where there is no kernel."""
         if self.host is not None and self.host.alive:
             with contextlib.suppress(Exception):  # a host that dies now takes its widgets along
-                await self.host.handle.comm.remote(relay_id, message)
+                await self.host.call("comm", relay_id, message)
 
     async def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """What Tab and `?` want to know of the names in the kernel, also while a cell runs.
@@ -192,7 +194,7 @@ class Session:
             return {}
         try:
             answer: dict[str, Any] = await asyncio.wait_for(
-                host.handle.ask.remote(question, ASK_S), ASK_S
+                host.call("ask", question, ASK_S), ASK_S
             )
         except Exception as error:  # Ray raises its own kinds; the pump tells dead from slow
             log.info("asking %s failed: %s", self.id, error)
@@ -201,7 +203,7 @@ class Session:
 
     async def kill_kernel(self) -> None:
         if self.host is not None:
-            await self.host.handle.kill_kernel.remote()
+            await self.host.call("kill_kernel")
 
     async def park(self, *, force: bool = False) -> None:
         """Give the node back and keep the state. Raises `Conflict` when something would be lost."""
@@ -356,7 +358,8 @@ class Session:
 
     async def submit(self, host: LiveHost, execution: Execution) -> None:
         try:
-            await host.handle.submit.remote(
+            await host.call(
+                "submit",
                 execution.request(),
                 execution.code,
                 execution.id,

@@ -2,6 +2,7 @@
 
     gateway ── submit(request) ──► host ── shell ──► kernel
             ◄─ events(after=n) ──       ◄─ iopub ──
+       (over the link, else by Ray)
 
     kernel ─► Output ─► text ─► Printed ─► Events ─► gateway
                     └─► messages ─────────────┘
@@ -21,9 +22,11 @@ import asyncio
 import os
 import secrets
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
+from mlcloud.kernel import link
 from mlcloud.kernel.events import Event, Events
 from mlcloud.kernel.outlet import END
 from mlcloud.kernel.printed import Printed
@@ -33,6 +36,11 @@ from mlcloud.kernel.process import KernelProcess
 INTERRUPT_REPEATS = 5
 DRAIN_S = 10.0
 RETURN_S = 2.0
+# What is called over a link; the rest of the methods concern the actor itself.
+LINKED = (
+    *("events", "submit", "interrupt", "kill_kernel", "notice"),
+    *("answer", "comm", "ask", "environment"),
+)
 
 
 class Host:
@@ -61,11 +69,14 @@ class Host:
         self._kernel: KernelProcess | None = None
         self._question: dict[str, Any] | None = None
         self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._submitted: deque[str] = deque(maxlen=64)
+        self._link: asyncio.Task[None] | None = None
 
     async def start(self) -> dict[str, Any]:
         """Start (or restart) the kernel. Returns the facts of this host."""
         if self._kernel is not None:
             await self._close_kernel()
+        self._submitted.clear()
         self._kernel = KernelProcess(
             self._folder / "k",
             session_id=self._session_id,
@@ -110,6 +121,19 @@ class Host:
         found = await asyncio.to_thread(facts.report, modules)
         return found.to_wire()
 
+    async def dial(self, url: str, token: str) -> str:
+        """Open a link to the gateway, over which it calls what it calls often. Returns why not."""
+        try:
+            connection = await link.dial(url, token)
+        except OSError as error:
+            return str(error)
+        if self._link is not None:
+            self._link.cancel()
+        self._link = asyncio.create_task(
+            link.serve(connection, {name: getattr(self, name) for name in LINKED})
+        )
+        return ""
+
     # --- requests ---------------------------------------------------------------------------------
 
     async def submit(
@@ -122,8 +146,12 @@ class Host:
     ) -> None:
         """Run a cell or an operation. The gateway sends one at a time.
 
-        `burst`: characters that its front end can show at once, if it knows (0: it does not).
+        The same one again, since a link broke, changes nothing. `burst`: characters that its front
+        end can show at once, if it knows (0: it does not).
         """
+        if execution_id in self._submitted:
+            return
+        self._submitted.append(execution_id)
         kernel = self._live()
         if burst:
             self._printed.limit(execution_id, burst)
@@ -137,7 +165,7 @@ class Host:
             "allow_stdin": allow_stdin,
             "stop_on_error": False,
         }
-        kernel.send(kernel.shell, "execute_request", content, execution_id, [request])
+        kernel.execute(content, execution_id, request)
 
     async def interrupt(self, execution_id: str) -> None:
         """SIGINT, again each second while the execution goes on, five times in all."""
@@ -155,8 +183,10 @@ class Host:
         kernel = self._live()
         kernel.send(kernel.control, "mlcloud_notice", {"deadline": deadline}, "notice")
 
-    async def answer(self, value: str) -> None:
-        """Answer the `input()` that the kernel waits in."""
+    async def answer(self, request: str, value: str) -> None:
+        """Answer the `input()` that the kernel waits in, if it is still this one."""
+        if self._question is None or self._question["request"] != request:
+            return
         self._question = None
         kernel = self._live()
         kernel.send(kernel.stdin, "input_reply", {"value": value}, f"input-{self._events.last}")

@@ -20,8 +20,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from typing import Any, ClassVar
 
 import msgpack
@@ -32,6 +33,7 @@ from mlcloud.checkpoint import context as run_context
 from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable, UsageError
 from mlcloud.kernel import tracebacks
 from mlcloud.kernel.comms import Comms
+from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.introspection import Introspection
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.outlet import END
@@ -45,6 +47,7 @@ from mlcloud.values import exceptions
 from mlcloud.values.messages import Shipment
 from mlcloud.values.pickling import dump, is_immutable
 
+SNAPSHOT_AFTER_S = 0.02
 DEFAULT_PREEMPTION_S = 2 * 3600.0
 MAX_PICKLED_BYTES = 1 << 20  # of an exception, or a result
 
@@ -60,7 +63,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         "mlcloud_ask",
     ]
 
-    def serve(self, *, session_id: str, store_url: str) -> None:
+    def serve(self, *, session_id: str, store_url: str, inlet: Inlet) -> None:
         self.session_id = session_id
         self.store = Store(store_url)
         self.names = RemoteSide(self.shell.user_ns)
@@ -71,6 +74,12 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         inherit_parents(self)
         self.introspection = Introspection(self.shell)
         self._request: dict[str, Any] | None = None
+        self._inlet = inlet
+        self._due: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        super().start()
+        self._inlet.start()
 
     def _publish_status(self, *_: Any, **__: Any) -> None:
         """Nobody downstream asks whether this kernel is busy: the gateway knows what runs."""
@@ -86,13 +95,16 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             msgpack.unpackb(bytes(buffers[0]), strict_map_key=False) if buffers else None
         )
         request = self._request
+        self._take_snapshot()
         self.occupied = True
         try:
             await super().execute_request(stream, ident, parent)
         finally:
             self.occupied = False
         if request is not None and request.get("snapshot", True):
-            self._snapshot(request, parent)
+            # Not at once: the cell's end is on its way to the notebook, over the same cores.
+            self._due = partial(self._snapshot, request, parent)
+            asyncio.get_running_loop().call_later(SNAPSHOT_AFTER_S, self._take_snapshot)
 
     async def do_execute(
         self,
@@ -283,6 +295,12 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         return self.snapshots.restore(body)
 
     # --- after a cell -----------------------------------------------------------------------------
+
+    def _take_snapshot(self) -> None:
+        """Unless it is taken: it must be before the next cell begins."""
+        due, self._due = self._due, None
+        if due is not None:
+            due()
 
     def _snapshot(self, request: dict[str, Any], parent: dict[str, Any]) -> None:
         """Put the state into the store. An interrupt meant for a cell must not cut it short."""

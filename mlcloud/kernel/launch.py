@@ -15,8 +15,9 @@ from typing import Any
 from ipykernel.kernelapp import IPKernelApp
 from traitlets import Unicode
 
+from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.kernel import RemoteKernel
-from mlcloud.kernel.outlet import SOCKET, redirect
+from mlcloud.kernel.outlet import SOCKET, connect, redirect
 from mlcloud.kernel.streams import PipedStream, line_buffer_c
 
 # Quiets ipykernel's own copy of the output on the process's stdout: the journal has it.
@@ -37,8 +38,8 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
     def init_iopub(self, context: Any) -> None:
         super().init_iopub(context)
         self._streams: list[Any] = []
-        path = str(Path(self.output_folder) / SOCKET)
-        PipedStream.settle = staticmethod(redirect(self.iopub_thread, path, self._sync))
+        self._outlet = connect(str(Path(self.output_folder) / SOCKET))
+        PipedStream.settle = staticmethod(redirect(self.iopub_thread, self._outlet, self._sync))
 
     def init_io(self) -> None:
         PipedStream.folder, PipedStream.nonce = Path(self.output_folder), self.output_nonce.encode()
@@ -52,7 +53,11 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
 
     def init_kernel(self) -> None:
         super().init_kernel()
-        self.kernel.serve(session_id=self.session_id, store_url=self.store_url)
+        self.kernel.serve(
+            session_id=self.session_id,
+            store_url=self.store_url,
+            inlet=Inlet(self._outlet, self.kernel),
+        )
 
 
 main = RemoteKernelApp.launch_instance

@@ -6,7 +6,8 @@ a stream socket itself. What it has written is the operating system's, whatever 
 kernel, and when the reader is slow the write waits.
 
 What is printed goes another way (`streams.py`). So that both can be put in order again, each
-message has a number, and `sync(number)` marks in the printed text where it was published.
+message has a number, and `sync(number)` marks in the printed text where it was published. The
+socket's other direction is `inlet.py`'s.
 
     on the socket:  number (u64), count of frames (u32), their lengths (u64 each), the frames
 """
@@ -18,7 +19,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 SOCKET = "outlet"
@@ -30,14 +31,25 @@ LENGTH = struct.Struct(">Q")
 END = ("status", "ename", "evalue", "traceback", "execution_count", "payload", "missing")
 
 
-def redirect(thread: Any, path: str, sync: Callable[[int], None]) -> Callable[[], None]:
-    """Make an `ipykernel.iostream.IOPubThread` write its messages to the socket at `path`.
+def connect(path: str) -> socket.socket:
+    """The socket at `path`, where a host listens."""
+    outlet = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    outlet.connect(path)
+    return outlet
+
+
+def packed(number: int, frames: Sequence[bytes | memoryview]) -> bytes:
+    """A message as it is written."""
+    lengths = b"".join(LENGTH.pack(len(frame)) for frame in frames)
+    return b"".join([HEAD.pack(number, len(frames)), lengths, *frames])
+
+
+def redirect(thread: Any, outlet: socket.socket, sync: Callable[[int], None]) -> Callable[[], None]:
+    """Make an `ipykernel.iostream.IOPubThread` write its messages to the socket.
 
     Returns a function that waits until what was published has left, a second at most. What is
     printed next is read after that, even if no other thread of the kernel runs from then on.
     """
-    outlet = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    outlet.connect(path)
     by_zmq = thread._really_send
     numbering = threading.RLock()  # a comm that is collected meanwhile publishes its end
     last = sent = 0
@@ -48,8 +60,7 @@ def redirect(thread: Any, path: str, sync: Callable[[int], None]) -> Callable[[]
             by_zmq(message, *args, **kwargs)  # a forked child pipes to the master's thread
             return
         frames = [memoryview(getattr(frame, "buffer", frame)).cast("B") for frame in message]
-        lengths = b"".join(LENGTH.pack(len(frame)) for frame in frames)
-        outlet.sendall(b"".join([HEAD.pack(number, len(frames)), lengths, *frames]))
+        outlet.sendall(packed(number, frames))
         if number:
             sent = number
 

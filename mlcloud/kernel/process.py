@@ -64,9 +64,9 @@ class KernelProcess:
             **PORTS,
         }
         self.output = Output(self.folder, self._nonce.encode())
-        outlets: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
+        outlets: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
         self._server = await asyncio.start_unix_server(
-            lambda reader, _: outlets.put_nowait(reader), self.folder / outlet.SOCKET
+            lambda *ends: outlets.put_nowait(ends), self.folder / outlet.SOCKET
         )
         file = self.folder / "connection.json"
         file.touch(mode=0o600)
@@ -100,7 +100,7 @@ class KernelProcess:
         self.shell = self._connect(context, zmq.DEALER, "shell_port")
         self.control = self._connect(context, zmq.DEALER, "control_port")
         self.stdin = self._connect(context, zmq.DEALER, "stdin_port")
-        self.outlet = await self._until_ready(outlets)
+        self.outlet, self._inlet = await self._until_ready(outlets)
 
     def _connect(self, context: zmq.asyncio.Context, kind: int, port: str) -> zmq.asyncio.Socket:
         socket = context.socket(kind)
@@ -110,8 +110,10 @@ class KernelProcess:
         return socket
 
     async def _until_ready(
-        self, outlets: asyncio.Queue[asyncio.StreamReader], timeout: float = 60.0
-    ) -> asyncio.StreamReader:
+        self,
+        outlets: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]],
+        timeout: float = 60.0,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Wait for the kernel's output socket and the reply to a kernel_info request."""
         self.send(self.shell, "kernel_info_request", {}, "ready")
         ready = asyncio.gather(outlets.get(), self.shell.recv_multipart())
@@ -151,6 +153,11 @@ class KernelProcess:
 
     # --- messages ---------------------------------------------------------------------------------
 
+    def execute(self, content: dict[str, Any], msg_id: str, request: bytes) -> None:
+        """Send an execute request, by the way that is quickest."""
+        frames = [self.wire.bsession, *self._frames("execute_request", content, msg_id), request]
+        self._inlet.write(outlet.packed(0, frames))
+
     def send(
         self,
         socket: zmq.asyncio.Socket,
@@ -160,10 +167,14 @@ class KernelProcess:
         buffers: list[bytes] | None = None,
     ) -> None:
         """Send a request whose id is `msg_id`: answers and output carry it as their parent."""
+        frames = self._frames(msg_type, content, msg_id)
+        zmq.Socket.send_multipart(socket, [*frames, *(buffers or [])])
+
+    def _frames(self, msg_type: str, content: dict[str, Any], msg_id: str) -> list[bytes]:
         message = self.wire.msg(msg_type, content)
         message["header"]["msg_id"] = message["msg_id"] = msg_id
-        frames = self.wire.serialize(message)
-        zmq.Socket.send_multipart(socket, [*frames, *(buffers or [])])
+        frames: list[bytes] = self.wire.serialize(message)
+        return frames
 
     def decode(self, frames: list[bytes]) -> dict[str, Any]:
         _, parts = self.wire.feed_identities(frames)
