@@ -1,9 +1,9 @@
 """Where a kernel's iopub messages leave it: a unix socket, written to at once and in order.
 
 ipykernel publishes on a ZMQ socket, whose own thread sends later: what a cell showed just before it
-crashed is gone, and a slow reader loses messages. Here ipykernel's IO thread writes each message to
-a stream socket itself. What it has written is the operating system's, whatever happens to the
-kernel, and when the reader is slow the write waits.
+crashed is gone, and a slow reader loses messages. Here each message is written to a stream socket.
+What is written is the operating system's, whatever happens to the kernel, and when the reader is
+slow ipykernel's IO thread waits, with what has been published since.
 
 What is printed goes another way (`streams.py`). So that both can be put in order again, each
 message has a number, and `sync(number)` marks in the printed text where it was published. The
@@ -26,6 +26,8 @@ SOCKET = "outlet"
 HEAD = struct.Struct(">QI")
 DELIMITER = b"<IDS|MSG>"
 SETTLE_S = 1.0
+# Linux takes so much whole or not at all: one buffer (unix_stream_sendmsg, net/unix/af_unix.c).
+WHOLE = 2**14 - 2**10
 LENGTH = struct.Struct(">Q")
 # How a cell ended: what its last message, `mlcloud_return`, says of the reply that follows it.
 END = ("status", "ename", "evalue", "traceback", "execution_count", "payload", "missing")
@@ -47,33 +49,58 @@ def packed(number: int, frames: Sequence[bytes | memoryview]) -> bytes:
 def redirect(thread: Any, outlet: socket.socket, sync: Callable[[int], None]) -> Callable[[], None]:
     """Make an `ipykernel.iostream.IOPubThread` write its messages to the socket.
 
+    A short one is written by the thread that publishes it, where nothing waits before it and the
+    socket takes it at once: waking another thread takes longer than all the rest.
+
     Returns a function that waits until what was published has left, a second at most. What is
     printed next is read after that, even if no other thread of the kernel runs from then on.
     """
     by_zmq = thread._really_send
     numbering = threading.RLock()  # a comm that is collected meanwhile publishes its end
+    writing = threading.Lock()
     last = sent = 0
 
-    def send(message: list[Any], *args: Any, number: int = 0, **kwargs: Any) -> None:
-        nonlocal sent
+    def send(message: list[Any], *args: Any, **kwargs: Any) -> None:
         if not thread._is_master_process():
             by_zmq(message, *args, **kwargs)  # a forked child pipes to the master's thread
             return
-        frames = [memoryview(getattr(frame, "buffer", frame)).cast("B") for frame in message]
-        outlet.sendall(packed(number, frames))
-        if number:
+        write(packed(0, _views(message)), 0)
+
+    def write(data: bytes, number: int) -> None:
+        nonlocal sent
+        with writing:
+            outlet.sendall(data)
+            if number:
+                sent = number
+
+    def written_at_once(data: bytes, number: int) -> bool:
+        """All of it or nothing, whenever an interrupt comes."""
+        nonlocal sent
+        if len(data) > WHOLE or writing.locked():
+            return False
+        with writing:
+            if sent != number - 1:
+                return False
+            try:
+                outlet.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
             sent = number
+            return True
 
     def send_multipart(message: list[Any], *args: Any, **kwargs: Any) -> None:
         nonlocal last
         if threading.current_thread() is thread.thread or not thread._is_master_process():
             send(message, *args, **kwargs)
             return
+        views = _views(message)
         with numbering:  # marked and queued in one order
             last += 1
             number = last
             sync(number)
-            thread.schedule(lambda: send(message, *args, number=number, **kwargs))
+            data = packed(number, views)
+            if not written_at_once(data, number):
+                thread.schedule(lambda: write(data, number))
 
     def settle() -> None:
         if sent == last or not thread._is_master_process():
@@ -87,6 +114,10 @@ def redirect(thread: Any, outlet: socket.socket, sync: Callable[[int], None]) ->
     thread._really_send = send
     thread.send_multipart = send_multipart
     return settle
+
+
+def _views(message: Sequence[Any]) -> list[memoryview]:
+    return [memoryview(getattr(frame, "buffer", frame)).cast("B") for frame in message]
 
 
 def parse(frames: list[bytes]) -> dict[str, Any]:

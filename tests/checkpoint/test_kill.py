@@ -84,6 +84,9 @@ print(killed, committed)
 
 RANDOM_TIMES = """
 path, committed, times = sys.argv[1], 0, random.Random(7)
+began = time.monotonic()
+Checkpoints(path + "-timed").save(state_of(1), 1)
+took = time.monotonic() - began
 for point in range(15):
     receive, send = os.pipe()
     pid = os.fork()
@@ -95,7 +98,7 @@ for point in range(15):
             os.write(send, b".")
     os.close(send)
     os.read(receive, 1)
-    time.sleep(times.uniform(0, 0.2))  # the point of the kill, not a wait for something
+    time.sleep(times.uniform(0, 2 * took))  # the point of the kill, not a wait for something
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     said = 0
