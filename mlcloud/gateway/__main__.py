@@ -15,6 +15,7 @@ import socket
 import sys
 
 import uvicorn
+import uvloop
 
 from mlcloud.cluster.clouds.local import write_json
 from mlcloud.config import ALREADY_RUNNING, Settings
@@ -72,6 +73,7 @@ def main() -> int:
         "pid": os.getpid(),
     }
 
+    uvloop.install()  # what uvicorn's own command would do; this loop does the work of every cell
     asyncio.run(_serve(settings, listener, connection))
     return 0
 

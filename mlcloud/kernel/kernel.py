@@ -36,7 +36,7 @@ from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.introspection import Introspection
 from mlcloud.kernel.namespace import RemoteSide
-from mlcloud.kernel.outlet import END
+from mlcloud.kernel.outlet import DELIMITER, END, Outlet
 from mlcloud.kernel.shell import Cell, Shell
 from mlcloud.kernel.snapshot import Snapshots
 from mlcloud.kernel.streams import flush_c
@@ -63,7 +63,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         "mlcloud_ask",
     ]
 
-    def serve(self, *, session_id: str, store_url: str, inlet: Inlet) -> None:
+    def serve(self, *, session_id: str, store_url: str, inlet: Inlet, outlet: Outlet) -> None:
         self.session_id = session_id
         self.store = Store(store_url)
         self.names = RemoteSide(self.shell.user_ns)
@@ -74,7 +74,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         inherit_parents(self)
         self.introspection = Introspection(self.shell)
         self._request: dict[str, Any] | None = None
-        self._inlet = inlet
+        self._inlet, self._outlet = inlet, outlet
         self._due: Callable[[], None] | None = None
 
     def start(self) -> None:
@@ -156,7 +156,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             answer["exception"] = self._packed(error)
         # The end of the cell: the host need not wait for the reply, which takes a longer way.
         end = {key: reply[key] for key in END if key in reply}
-        self._publish("mlcloud_return", end, parent, answer)
+        self._outlet.end(self._frames("mlcloud_return", end, parent, answer))
         return reply
 
     async def _debug(self, allow_stdin: bool, more: dict[str, Any]) -> dict[str, Any]:
@@ -349,11 +349,21 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         parent: dict[str, Any],
         packed: dict[str, Any] | None = None,
     ) -> None:
-        self.session.send(
-            self.iopub_socket,
-            msg_type,
-            content,
-            parent,
-            ident=msg_type.encode(),
-            buffers=None if packed is None else [msgpack.packb(packed)],
-        )
+        self.iopub_socket.send_multipart(self._frames(msg_type, content, parent, packed))
+
+    def _frames(
+        self,
+        msg_type: str,
+        content: dict[str, Any],
+        parent: dict[str, Any],
+        packed: dict[str, Any] | None = None,
+    ) -> list[bytes]:
+        """A message as the host reads it: no signature, and of the headers what it looks at."""
+        return [
+            *(msg_type.encode(), DELIMITER, b""),
+            self.session.pack({"msg_type": msg_type}),
+            self.session.pack({"msg_id": parent.get("header", {}).get("msg_id", "")}),
+            b"{}",
+            self.session.pack(content),
+            *([] if packed is None else [msgpack.packb(packed)]),
+        ]

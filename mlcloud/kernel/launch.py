@@ -17,7 +17,7 @@ from traitlets import Unicode
 
 from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.kernel import RemoteKernel
-from mlcloud.kernel.outlet import SOCKET, connect, redirect
+from mlcloud.kernel.outlet import SOCKET, Outlet, connect
 from mlcloud.kernel.streams import PipedStream, line_buffer_c
 
 # Quiets ipykernel's own copy of the output on the process's stdout: the journal has it.
@@ -38,8 +38,9 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
     def init_iopub(self, context: Any) -> None:
         super().init_iopub(context)
         self._streams: list[Any] = []
-        self._outlet = connect(str(Path(self.output_folder) / SOCKET))
-        PipedStream.settle = staticmethod(redirect(self.iopub_thread, self._outlet, self._sync))
+        self._socket = connect(str(Path(self.output_folder) / SOCKET))
+        self._outlet = Outlet(self.iopub_thread, self._socket, self._sync, self._printed)
+        PipedStream.settle = staticmethod(self._outlet.settle)
 
     def init_io(self) -> None:
         PipedStream.folder, PipedStream.nonce = Path(self.output_folder), self.output_nonce.encode()
@@ -51,12 +52,16 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
         for stream in self._streams:
             stream.sync(number)
 
+    def _printed(self) -> bool:
+        return any(stream.is_unread for stream in self._streams)
+
     def init_kernel(self) -> None:
         super().init_kernel()
         self.kernel.serve(
             session_id=self.session_id,
             store_url=self.store_url,
-            inlet=Inlet(self._outlet, self.kernel),
+            inlet=Inlet(self._socket, self.kernel),
+            outlet=self._outlet,
         )
 
 

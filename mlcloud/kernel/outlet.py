@@ -40,70 +40,45 @@ def connect(path: str) -> socket.socket:
     return outlet
 
 
-def packed(number: int, frames: Sequence[bytes | memoryview]) -> bytes:
+def packed(number: int, frames: Sequence[bytes] | Sequence[memoryview]) -> bytes:
     """A message as it is written."""
     lengths = b"".join(LENGTH.pack(len(frame)) for frame in frames)
     return b"".join([HEAD.pack(number, len(frames)), lengths, *frames])
 
 
-def redirect(thread: Any, outlet: socket.socket, sync: Callable[[int], None]) -> Callable[[], None]:
-    """Make an `ipykernel.iostream.IOPubThread` write its messages to the socket.
+class Outlet:
+    """Takes the messages of an `ipykernel.iostream.IOPubThread`, and writes them to `outlet`.
 
     A short one is written by the thread that publishes it, where nothing waits before it and the
     socket takes it at once: waking another thread takes longer than all the rest.
 
-    Returns a function that waits until what was published has left, a second at most. What is
-    printed next is read after that, even if no other thread of the kernel runs from then on.
+    `sync(number)` marks in the printed text where message `number` was published; `printed()` says
+    whether the host has text to read yet.
     """
-    by_zmq = thread._really_send
-    numbering = threading.RLock()  # a comm that is collected meanwhile publishes its end
-    writing = threading.Lock()
-    last = sent = 0
 
-    def send(message: list[Any], *args: Any, **kwargs: Any) -> None:
-        if not thread._is_master_process():
-            by_zmq(message, *args, **kwargs)  # a forked child pipes to the master's thread
-            return
-        write(packed(0, _views(message)), 0)
+    def __init__(
+        self,
+        thread: Any,
+        outlet: socket.socket,
+        sync: Callable[[int], None],
+        printed: Callable[[], bool],
+    ) -> None:
+        self._thread = thread
+        self._outlet = outlet
+        self._sync = sync
+        self._printed = printed
+        self._by_zmq = thread._really_send
+        self._numbering = threading.RLock()  # a comm that is collected meanwhile publishes its end
+        self._writing = threading.Lock()
+        self._last = self._sent = 0
+        thread._really_send = self._send
+        thread.send_multipart = self._send_multipart
 
-    def write(data: bytes, number: int) -> None:
-        nonlocal sent
-        with writing:
-            outlet.sendall(data)
-            if number:
-                sent = number
-
-    def written_at_once(data: bytes, number: int) -> bool:
-        """All of it or nothing, whenever an interrupt comes."""
-        nonlocal sent
-        if len(data) > WHOLE or writing.locked():
-            return False
-        with writing:
-            if sent != number - 1:
-                return False
-            try:
-                outlet.send(data, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return False
-            sent = number
-            return True
-
-    def send_multipart(message: list[Any], *args: Any, **kwargs: Any) -> None:
-        nonlocal last
-        if threading.current_thread() is thread.thread or not thread._is_master_process():
-            send(message, *args, **kwargs)
-            return
-        views = _views(message)
-        with numbering:  # marked and queued in one order
-            last += 1
-            number = last
-            sync(number)
-            data = packed(number, views)
-            if not written_at_once(data, number):
-                thread.schedule(lambda: write(data, number))
-
-    def settle() -> None:
-        if sent == last or not thread._is_master_process():
+    def settle(self) -> None:
+        """Wait until what was published has left, a second at most. What is printed next is read
+        after that, even if no other thread of the kernel runs from then on."""
+        thread = self._thread
+        if self._sent == self._last or not thread._is_master_process():
             return
         if threading.current_thread() is thread.thread or not thread.thread.is_alive():
             return
@@ -111,9 +86,59 @@ def redirect(thread: Any, outlet: socket.socket, sync: Callable[[int], None]) ->
         thread.schedule(left.set)
         left.wait(SETTLE_S)
 
-    thread._really_send = send
-    thread.send_multipart = send_multipart
-    return settle
+    def end(self, frames: Sequence[bytes]) -> None:
+        """Publish the last message of a cell: after all that was printed before, but what is
+        printed later need not wait for it. So it needs no mark where all has been read."""
+        with self._numbering:
+            if self._printed():
+                self._publish([memoryview(frame) for frame in frames])
+                return
+            data = packed(0, frames)
+            if not self._written_at_once(data, 0):
+                self._thread.schedule(lambda: self._write(data, 0))
+
+    def _send_multipart(self, message: list[Any], *args: Any, **kwargs: Any) -> None:
+        thread = self._thread
+        if threading.current_thread() is thread.thread or not thread._is_master_process():
+            self._send(message, *args, **kwargs)
+            return
+        views = _views(message)
+        with self._numbering:  # marked and queued in one order
+            self._publish(views)
+
+    def _publish(self, views: list[memoryview]) -> None:
+        self._last += 1
+        number = self._last
+        self._sync(number)
+        data = packed(number, views)
+        if not self._written_at_once(data, number):
+            self._thread.schedule(lambda: self._write(data, number))
+
+    def _send(self, message: list[Any], *args: Any, **kwargs: Any) -> None:
+        if not self._thread._is_master_process():
+            self._by_zmq(message, *args, **kwargs)  # a forked child pipes to the master's thread
+            return
+        self._write(packed(0, _views(message)), 0)
+
+    def _write(self, data: bytes, number: int) -> None:
+        with self._writing:
+            self._outlet.sendall(data)
+            if number:
+                self._sent = number
+
+    def _written_at_once(self, data: bytes, number: int) -> bool:
+        """All of it or nothing, whenever an interrupt comes."""
+        if len(data) > WHOLE or self._writing.locked():
+            return False
+        with self._writing:
+            if self._sent != (number - 1 if number else self._last):
+                return False
+            try:
+                self._outlet.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            self._sent = number or self._sent
+            return True
 
 
 def _views(message: Sequence[Any]) -> list[memoryview]:

@@ -72,6 +72,8 @@ class Output:
                 if number > self._passed:
                     for pipe in self._pipes:
                         pipe.take_to(number)
+                else:
+                    self.look()  # what has been read so far was printed before
                 on_message(outlet.parse(frames))
                 self._pass(max(number, self._passed))
             for pipe in self._pipes:

@@ -22,6 +22,7 @@ import functools
 import os
 import select
 import sys
+import termios
 import threading
 from pathlib import Path
 from typing import Any, ClassVar
@@ -120,6 +121,13 @@ class PipedStream(OutStream):  # type: ignore[misc]  # ipykernel ships no comple
         printed."""
         with self._writing:
             self._put(mark(self.nonce, SYNC, str(number)))
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the host has yet to read what is in the pipe, marks included."""
+        count = ctypes.c_int()
+        fcntl.ioctl(self._pipe, termios.FIONREAD, count)
+        return count.value > 0
 
     def _mark(self, parent: str) -> bytes:
         return mark(self.nonce, PARENT, parent)

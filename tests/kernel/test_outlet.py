@@ -48,7 +48,8 @@ class Kernel:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.io = IOThread()
         self.marks: list[int] = []
-        self.settle = outlet.redirect(self.io, self.ours, self.marks.append)
+        self.unread = False
+        self.outlet = outlet.Outlet(self.io, self.ours, self.marks.append, lambda: self.unread)
 
     def publish(self, *frames: bytes) -> None:
         self.io.send_multipart(list(frames))
@@ -90,11 +91,30 @@ def test_nothing_overtakes_what_waits(kernel: Kernel) -> None:
     found = kernel.read(399)
     assert [number for number, _ in found] == list(range(1, 400))
     assert all(frames[0] == b"%d" % number for number, frames in found)
-    kernel.settle()
+    kernel.outlet.settle()
     before = kernel.io.scheduled
     kernel.publish(b"at once again")
     assert kernel.io.scheduled == before
     assert kernel.read(400) == [(400, [b"at once again"])]
+
+
+def test_the_end_of_a_cell_is_marked_only_where_something_printed_is_unread(
+    kernel: Kernel,
+) -> None:
+    kernel.publish(b"one")
+    kernel.outlet.end([b"quiet"])
+    kernel.unread = True
+    kernel.outlet.end([b"printed"])
+    assert kernel.read(2) == [(1, [b"one"]), (0, [b"quiet"]), (2, [b"printed"])]
+    assert kernel.marks == [1, 2]
+    # and it does not overtake what waits
+    kernel.unread = False
+    for number in range(3, 60):
+        kernel.publish(b"%d" % number, b"x" * 20_000)
+    kernel.outlet.end([b"end"])
+    kernel.publish(b"60")
+    found = kernel.read(60)
+    assert [number for number, _ in found] == [*range(3, 60), 0, 60]
 
 
 def test_many_threads(kernel: Kernel) -> None:
@@ -143,8 +163,8 @@ def test_an_interrupt_at_any_moment_breaks_no_message(kernel: Kernel) -> None:
     kernel.io.schedule(written.set)
     assert written.wait(60)
     kernel.ours.sendall(outlet.packed(10**6, [b"the end"]))
-    reader.join(20)
-    assert interrupted > 360
+    reader.join(60)
+    assert interrupted > 200, "some hit where Python swallows them"
     assert published > 400
     assert found[-1] == (10**6, [b"the end"])
     numbers = [number for number, _ in found]
