@@ -260,11 +260,19 @@ def _divide(
 
 def _shares(placed: list[Placement]) -> tuple[list[tuple[Placement, Fraction | int]], Fraction]:
     """What each of `placed` has of the node, together no more than all of it, and what is left."""
-    total = sum((Fraction(p.share) for p in placed), Fraction(0))
-    shares = [(p, Fraction(p.share) / max(Fraction(1), total)) for p in placed]
+    parts, left = _scaled(tuple(p.share for p in placed))
+    return list(zip(placed, parts, strict=True)), left
+
+
+@functools.lru_cache(maxsize=256)
+def _scaled(
+    shares: tuple[Fraction | Decimal, ...],
+) -> tuple[list[Fraction | int], Fraction]:
+    total = sum((Fraction(share) for share in shares), Fraction(0))
+    parts = [Fraction(share) / max(Fraction(1), total) for share in shares]
     left = max(Fraction(0), 1 - total)
     # Most sessions have a node for themselves, and whole numbers add up twenty times faster.
-    return [(p, int(share) if share.denominator == 1 else share) for p, share in shares], left
+    return [int(part) if part.denominator == 1 else part for part in parts], left
 
 
 def _bill(

@@ -57,10 +57,14 @@ class Billing:
 
         Entering it again after that has failed is fine: the same span counts once.
         """
-        row = {"kind": type(entry).__name__, "entry": json.dumps(_plain(entry))}
         with db.part_of(connection, self._engine) as transaction:
-            _ADD.run(transaction, row)
+            self.write(entry, transaction)
         self.ledger.append(entry)
+
+    def write(self, entry: Placement | ExecutionSpan, connection: Connection) -> None:
+        """Only into the table; `ledger.append` it when that is committed."""
+        row = {"kind": type(entry).__name__, "entry": json.dumps(_plain(entry))}
+        _ADD.run(connection, row)
 
     def open_placements(self, session_id: str) -> list[Placement]:
         return [p for p in self.ledger.placements_of(session_id) if p.ended_at is None]

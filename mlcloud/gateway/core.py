@@ -53,7 +53,7 @@ class Gateway:
                 engine=self.engine,
                 cluster=self.cluster,
                 billing=self.billing,
-                executions=Executions(self.engine),
+                executions=Executions(self.engine, self.billing),
                 links=self.links,
                 snapshots=SnapshotLog(self.store, signer),
                 store_url=settings.store_url,

@@ -19,7 +19,9 @@ import msgpack
 from sqlalchemy import Connection, Engine, Row, bindparam, select
 
 from mlcloud.cluster.clouds.local import now
+from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.gateway import db
+from mlcloud.gateway.billing import Billing
 from mlcloud.models import ExecutionState
 
 LOOKING = ("get", "debug")  # operations that change nothing, and are never run twice
@@ -73,7 +75,7 @@ class Execution:
 _ADD = db.insert_into(
     db.executions,
     *("id", "session_id", "op", "code", "request", "state", "ordinal"),
-    *("runs", "first_event", "created_at"),
+    *("runs", "first_event", "created_at", "started_at"),
 )
 _NUMBER = db.update_of(db.sessions, "ordinal")
 _SAVE = db.update_of(db.executions, "state", "runs", "started_at", "finished_at")
@@ -83,11 +85,15 @@ _GET = select(db.executions).where(db.executions.c.id == bindparam("key"))
 class Executions:
     """The table of executions. A `connection` is the transaction that a write is to be part of."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, billing: Billing) -> None:
         self._engine = engine
+        self._billing = billing
 
-    def add(self, execution: Execution) -> bool:
-        """Whether it is a new one: an id that is there already changes nothing."""
+    def add(self, execution: Execution, span: ExecutionSpan | None = None) -> bool:
+        """Whether it is a new one: an id that is there already changes nothing.
+
+        `span`, where it begins to run at once, is written in the same transaction.
+        """
         row = {
             "id": execution.id,
             "session_id": execution.session_id,
@@ -99,12 +105,15 @@ class Executions:
             "runs": execution.runs,
             "first_event": execution.first_event,
             "created_at": execution.created_at,
+            "started_at": execution.started_at,
         }
         number = {"key": execution.session_id, "new_ordinal": execution.ordinal}
         try:
             with db.writing(self._engine) as connection:
                 _ADD.run(connection, row)
                 _NUMBER.run(connection, number)
+                if span is not None:
+                    self._billing.write(span, connection)
         except self._engine.dialect.loaded_dbapi.IntegrityError:
             return False
         return True

@@ -120,7 +120,8 @@ async def move_when_idle(session: Session, old: LiveHost) -> None:
 async def lost_between_cells(session: Session, host: LiveHost) -> None:
     """A node that died without a notice while nothing ran: the next cell brings another."""
     async with session.turn:
-        if session.host is host and not host.alive and session.successor is None:
+        idle = session.current is None and session.successor is None
+        if session.host is host and not host.alive and idle:
             await host_lost(session, host)
             session.set_state(SessionState.PARKED)
 

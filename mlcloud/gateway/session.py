@@ -56,6 +56,9 @@ SAFE_WAIT_S = 20.0
 ASK_S = 0.8  # the notebook waits for a second, with its Tab
 
 
+Begun = tuple[LiveHost, asyncio.Future[dict[str, Any]]]  # where a cell runs, and its end
+
+
 @dataclass
 class Services:
     """What every session of a gateway shares."""
@@ -107,6 +110,7 @@ class Session:
         self.host: LiveHost | None = None
         self.current: Execution | None = None
         self.queue: deque[Execution] = deque()
+        self.begun: Begun | None = None  # `current`, until the worker takes it up
         self.known: dict[str, Execution] = {}
         self.successor: asyncio.Task[LiveHost] | None = None
         self._work = asyncio.Event()
@@ -146,7 +150,9 @@ class Session:
             ordinal=self.ordinal + 1,
             first_event=self.journal.last,
         )
-        if over or not self.services.executions.add(execution):
+        free = self._free_host()
+        begin = None if free is None else self._mark_running(execution)
+        if over or not self.services.executions.add(execution, begin):
             known = self.services.executions.get(execution_id)
             if known is not None and known.session_id == self.id:
                 return known
@@ -158,9 +164,21 @@ class Session:
             )
         self.ordinal = execution.ordinal
         self.known[execution_id] = execution
-        self.queue.append(execution)
+        if free is None or begin is None:
+            self.queue.append(execution)
+        else:
+            self.services.billing.ledger.append(begin)
+            self.current, self.begun = execution, (free, self._send_off(execution, free))
         self._work.set()
         return execution
+
+    def _free_host(self) -> LiveHost | None:
+        """The host, where a cell can begin at this moment: it saves the worker's turn."""
+        host = self.host
+        if host is None or not host.alive or self.state is not SessionState.IDLE:
+            return None
+        waits = self.queue or self.current is not None or self.turn.locked()
+        return None if waits or self.successor is not None else host
 
     async def interrupt(self, execution_id: str) -> None:
         """Cancel a queued execution, or send SIGINT to the one that runs."""
@@ -288,7 +306,7 @@ class Session:
             except Exception:
                 log.exception("session %s could not be adopted as it was", self.id)
         while True:
-            if not self.queue:
+            if not self.queue and self.begun is None:
                 self._work.clear()
                 try:
                     await asyncio.wait_for(self._work.wait(), self.idle_timeout_s)
@@ -297,10 +315,15 @@ class Session:
                         await self.park()
                     continue
             async with self.turn:
-                if not self.queue:
-                    continue
-                self.current = self.queue.popleft()
+                begun, self.begun = self.begun, None
+                if begun is None:
+                    if not self.queue:
+                        continue
+                    self.current = self.queue.popleft()
+                assert self.current is not None
                 try:
+                    if begun is not None:
+                        await self._until_ended(self.current, *begun)
                     await self.run_to_end(self.current)
                 except asyncio.CancelledError:
                     raise
@@ -344,17 +367,25 @@ class Session:
             await self._until_ended(execution, host)
 
     def _start(self, execution: Execution, host: LiveHost) -> None:
+        span = self._mark_running(execution)
+        with db.writing(self.services.engine) as connection:
+            self.services.executions.save(execution, connection)
+            self.services.billing.add(span, connection)
+        self._send_off(execution, host)
+
+    def _mark_running(self, execution: Execution) -> ExecutionSpan:
         execution.runs += 1
         execution.state = ExecutionState.RUNNING
         execution.started_at = execution.started_at or now()
+        return ExecutionSpan(execution.id, self.id, now())
+
+    def _send_off(self, execution: Execution, host: LiveHost) -> asyncio.Future[dict[str, Any]]:
+        """To the host, now that it is written down."""
         if self.successor is None:
             self.set_state(SessionState.BUSY)
-        with db.writing(self.services.engine) as connection:
-            self.services.executions.save(execution, connection)
-            span = ExecutionSpan(execution.id, self.id, now())
-            self.services.billing.add(span, connection)
-        host.expect(execution.id)
+        ended = host.expect(execution.id)
         self.spawn(self.submit(host, execution))
+        return ended
 
     async def submit(self, host: LiveHost, execution: Execution) -> None:
         try:
@@ -369,9 +400,14 @@ class Session:
         except Exception as error:  # Ray raises its own kinds; the pump tells dead from slow
             log.info("submitting %s failed: %s", execution.id, error)
 
-    async def _until_ended(self, execution: Execution, host: LiveHost) -> None:
+    async def _until_ended(
+        self,
+        execution: Execution,
+        host: LiveHost,
+        ended: asyncio.Future[dict[str, Any]] | None = None,
+    ) -> None:
         """Wait for the cell's end or the host's; on the latter, leave the execution unfinished."""
-        ended = host.finished.get(execution.id)
+        ended = ended or host.finished.get(execution.id)
         if ended is None:  # its end was pumped while we were adopting it
             return
         timeout = execution.options.get("timeout_s")
@@ -463,6 +499,8 @@ class Session:
 
     def settle(self) -> None:
         """The state between two cells."""
+        if self.begun is not None:
+            return
         if self.host is not None:
             moving = self.successor is not None
             self.set_state(SessionState.MOVING if moving else SessionState.IDLE)

@@ -56,6 +56,41 @@ class Fresh:
         return _packed({"type": "stream", "content": content, "time": self.time})
 
 
+class Signal:
+    """An event that is waited for with a time limit, without a task for each wait."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def set(self) -> None:
+        self.is_set = True
+        for waiting in self._waiting:
+            _wake(waiting)
+
+    def clear(self) -> None:
+        self.is_set = False
+
+    async def wait(self, timeout: float) -> None:
+        """Until it is set, or the time is over."""
+        if self.is_set:
+            return
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+        self._waiting.add(waiting)
+        timer = loop.call_later(timeout, _wake, waiting)
+        try:
+            await waiting
+        finally:
+            timer.cancel()
+            self._waiting.discard(waiting)
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
 class Events:
     """See the module."""
 
@@ -64,8 +99,8 @@ class Events:
         self._fresh: list[Fresh] = []
         self._kept: deque[Event] = deque()
         self._bytes = 0
-        self._new = asyncio.Event()
-        self._urgent = asyncio.Event()
+        self._new = Signal()
+        self._urgent = Signal()
         self._gap = 0.0
         self._answered = 0.0
 
@@ -165,24 +200,17 @@ class Events:
         return list(self._kept)
 
     async def _gather(self, wait_s: float) -> None:
-        if not self._new.is_set():
-            await _wait(self._new, wait_s)
+        if not self._new.is_set:
+            await self._new.wait(wait_s)
         since = time.monotonic() - self._answered
         if since > SOON_S:
             self._gap = 0.0
             return
         self._gap = min(max(FIRST_GAP_S, 2 * self._gap), BUSY_S)
         if self._gap > since:
-            await _wait(self._urgent, self._gap - since)
+            await self._urgent.wait(self._gap - since)
 
 
 def _packed(body: dict[str, Any]) -> bytes:
     blob: bytes = msgpack.packb(body, default=str)
     return blob
-
-
-async def _wait(event: asyncio.Event, timeout: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), timeout)
-    except asyncio.TimeoutError:
-        return

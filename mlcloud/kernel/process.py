@@ -17,6 +17,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,17 @@ class KernelProcess:
 
     def execute(self, content: dict[str, Any], msg_id: str, request: bytes) -> None:
         """Send an execute request, by the way that is quickest."""
-        frames = [self.wire.bsession, *self._frames("execute_request", content, msg_id), request]
-        self._inlet.write(outlet.packed(0, frames))
+        header = {
+            "msg_id": msg_id,
+            "msg_type": "execute_request",
+            "username": self.wire.username,
+            "session": self.wire.session,
+            "date": datetime.now(timezone.utc).isoformat(),
+            "version": "5.3",
+        }
+        parts = [json.dumps(header).encode(), b"{}", b"{}", json.dumps(content).encode()]
+        signed = [self.wire.bsession, outlet.DELIMITER, self.wire.sign(parts), *parts, request]
+        self._inlet.write(outlet.packed(0, signed))
 
     def send(
         self,
@@ -167,14 +177,10 @@ class KernelProcess:
         buffers: list[bytes] | None = None,
     ) -> None:
         """Send a request whose id is `msg_id`: answers and output carry it as their parent."""
-        frames = self._frames(msg_type, content, msg_id)
-        zmq.Socket.send_multipart(socket, [*frames, *(buffers or [])])
-
-    def _frames(self, msg_type: str, content: dict[str, Any], msg_id: str) -> list[bytes]:
         message = self.wire.msg(msg_type, content)
         message["header"]["msg_id"] = message["msg_id"] = msg_id
-        frames: list[bytes] = self.wire.serialize(message)
-        return frames
+        frames = self.wire.serialize(message)
+        zmq.Socket.send_multipart(socket, [*frames, *(buffers or [])])
 
     def decode(self, frames: list[bytes]) -> dict[str, Any]:
         _, parts = self.wire.feed_identities(frames)
