@@ -40,12 +40,13 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
         self._streams: list[Any] = []
         self._socket = connect(str(Path(self.output_folder) / SOCKET))
         self._outlet = Outlet(self.iopub_thread, self._socket, self._sync, self._printed)
-        PipedStream.settle = staticmethod(self._outlet.settle)
+        PipedStream.outlet = self._outlet
 
     def init_io(self) -> None:
         PipedStream.folder, PipedStream.nonce = Path(self.output_folder), self.output_nonce.encode()
         super().init_io()
-        self._streams = [sys.stdout, sys.stderr]
+        out, err = self._streams = [sys.stdout, sys.stderr]
+        out.other, err.other = err, out
         line_buffer_c()
 
     def _sync(self, number: int) -> None:

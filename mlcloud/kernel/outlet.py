@@ -70,7 +70,7 @@ class Outlet:
         self._by_zmq = thread._really_send
         self._numbering = threading.RLock()  # a comm that is collected meanwhile publishes its end
         self._writing = threading.Lock()
-        self._last = self._sent = 0
+        self.last = self.sent = 0  # numbers of messages: published, and written
         thread._really_send = self._send
         thread.send_multipart = self._send_multipart
 
@@ -78,7 +78,7 @@ class Outlet:
         """Wait until what was published has left, a second at most. What is printed next is read
         after that, even if no other thread of the kernel runs from then on."""
         thread = self._thread
-        if self._sent == self._last or not thread._is_master_process():
+        if self.sent == self.last or not thread._is_master_process():
             return
         if threading.current_thread() is thread.thread or not thread.thread.is_alive():
             return
@@ -107,8 +107,8 @@ class Outlet:
             self._publish(views)
 
     def _publish(self, views: list[memoryview]) -> None:
-        self._last += 1
-        number = self._last
+        self.last += 1
+        number = self.last
         self._sync(number)
         data = packed(number, views)
         if not self._written_at_once(data, number):
@@ -124,20 +124,20 @@ class Outlet:
         with self._writing:
             self._outlet.sendall(data)
             if number:
-                self._sent = number
+                self.sent = number
 
     def _written_at_once(self, data: bytes, number: int) -> bool:
         """All of it or nothing, whenever an interrupt comes."""
         if len(data) > WHOLE or self._writing.locked():
             return False
         with self._writing:
-            if self._sent != (number - 1 if number else self._last):
+            if self.sent != (number - 1 if number else self.last):
                 return False
             try:
                 self._outlet.send(data, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return False
-            self._sent = number or self._sent
+            self.sent = number or self.sent
             return True
 
 

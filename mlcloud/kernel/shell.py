@@ -23,8 +23,10 @@ from typing import Any
 import IPython
 from ipykernel.compiler import XCachingCompiler
 from ipykernel.zmqshell import ZMQInteractiveShell as KernelShell
+from traitlets import Type
 
 from mlcloud.kernel import tracebacks
+from mlcloud.kernel.threads import Publisher
 
 _OLD_SCHEMES = {"nocolor": "NoColor", "linux": "Linux", "lightbg": "LightBG", "neutral": "Neutral"}
 
@@ -104,6 +106,8 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
 
     `failed` is the last error that was shown, or that ended a cell, since `begin`.
     """
+
+    display_pub_class = Type(Publisher)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "compiler_class": CellCompiler})

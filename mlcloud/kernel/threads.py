@@ -1,9 +1,9 @@
 """What a thread shows belongs to the cell that started it, also when that has ended long ago.
 
-ipykernel 6 sees to it for printed text, ipykernel 7 gives a thread's output to whichever cell runs
-when it appears. Here a thread takes over the parent of the one that starts it, for text, displays
-and comms alike. Tasks of asyncio need nothing: they run in a copy of their maker's context, where
-ipykernel keeps the parent.
+ipykernel 6 sees to it for printed text, and keeps one parent of displays for all threads; ipykernel
+7 gives a thread's output to whichever cell runs when it appears. Here a thread takes over the
+parent of the one that starts it, for text, displays and comms alike. Tasks of asyncio need nothing:
+they run in a copy of their maker's context, where the parent is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,26 @@ import threading
 from contextvars import ContextVar
 from typing import Any
 
+from ipykernel.zmqshell import ZMQDisplayPublisher
 from jupyter_client.session import extract_header
+
+
+class Publisher(ZMQDisplayPublisher):  # type: ignore[misc]  # ipykernel ships no complete types
+    """ipykernel's, with a parent by context (as 7 has it) also in version 6."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._parent_header: ContextVar[dict[str, Any]] = ContextVar("parent_header")
+        self._parent_header_global: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+
+    @property
+    def parent_header(self) -> dict[str, Any]:
+        return self._parent_header.get(self._parent_header_global)
+
+    @parent_header.setter
+    def parent_header(self, header: dict[str, Any]) -> None:
+        self._parent_header.set(header)
+        self._parent_header_global = header
 
 
 def inherit_parents(kernel: Any) -> None:
