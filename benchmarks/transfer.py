@@ -267,6 +267,15 @@ def free_port() -> int:
         return port
 
 
+# `ray start` as it is, but on the loopback address, which it else replaces by a network card's.
+RAY_START = """
+from ray._private import services
+services.resolve_ip_for_localhost = lambda host: host
+from ray.scripts import scripts
+scripts.main()
+"""
+
+
 @contextlib.contextmanager
 def ray_server(size: int) -> Iterator[str]:
     """A Ray head of its own with a Ray Client server, on the loopback address alone."""
@@ -277,7 +286,7 @@ def ray_server(size: int) -> Iterator[str]:
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.urandom(16).hex())
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "mlcloud.cluster.ray_node", "start", "--head", "--block"),
+            *(sys.executable, "-c", RAY_START, "start", "--head", "--block"),
             *("--node-ip-address=127.0.0.1", f"--port={free_port()}", f"--temp-dir={folder}"),
             *(f"--ray-client-server-port={port}", "--include-dashboard=false", "--num-cpus=1"),
             *(f"--object-store-memory={max(2 * size, 2**28)}", "--disable-usage-stats"),
