@@ -12,19 +12,17 @@ starts nothing, and what it missed meanwhile comes with the next connection.
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgpack
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
-from websockets.sync.client import ClientConnection, connect
 
 from mlcloud import errors
 from mlcloud.client.connection import Connection, error_named
+from mlcloud.client.wire import Wire
 
 GIVE_UP_S = 120.0
 REST_S = 5.0  # between two looks for a gateway that nobody waits for
@@ -65,8 +63,7 @@ class Channel:
         self._name = name
         self.cursor = after
         self._listener = listener
-        self._socket: ClientConnection | None = None
-        self._opened = ExitStack()
+        self._socket: Wire | None = None
         self._opening = threading.Lock()
         self._pending: dict[str, dict[str, Any]] = {}
         self._awaited: set[str] = set()
@@ -196,11 +193,11 @@ class Channel:
 
     # --- the connection ---------------------------------------------------------------------------
 
-    def _connected(self) -> ClientConnection:
+    def _connected(self) -> Wire:
         with self._opening:
             return self._socket or self._connect_again()
 
-    def _connect_again(self) -> ClientConnection:
+    def _connect_again(self) -> Wire:
         until = time.monotonic() + GIVE_UP_S
         while True:
             if self._closed:
@@ -221,33 +218,15 @@ class Channel:
             self._socket = link
             return link
 
-    def _connect(self) -> ClientConnection:
+    def _connect(self) -> Wire:
         address = self._connection.address
         url = address.url.replace("http", "ws", 1)
-        parts = urlsplit(address.url)
-        tcp = None
-        if parts.scheme == "http":
-            tcp = socket.create_connection((parts.hostname, parts.port or 80), timeout=10)
-            # Else a small message waits up to 40 ms for the last one's acknowledgement.
-            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        opening = connect(
-            f"{url}/v1/sessions/{self._name}/channel?after={self.cursor}",
-            additional_headers=address.headers,
-            max_size=None,
-            compression=None,
-            proxy=None,
-            sock=tcp,
-            open_timeout=10,
-            # Leaving with events unread would else wait for the reader that nobody is any more.
-            close_timeout=0.5,
-        )
-        self._opened = ExitStack()
-        return self._opened.enter_context(opening)
+        path = f"/v1/sessions/{self._name}/channel?after={self.cursor}"
+        return Wire(url + path, address.headers)
 
-    def _drop(self, link: ClientConnection | None) -> None:
+    def _drop(self, link: Wire | None) -> None:
         """Forget a connection that broke, unless another has taken its place."""
         if link is None or link is not self._socket:
             return
         self._socket = None
-        with suppress(OSError, ConnectionClosed):
-            self._opened.close()
+        link.close()

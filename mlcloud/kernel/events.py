@@ -188,6 +188,12 @@ class Events:
             self._bytes -= len(self._kept.popleft()[3])
         if not self._kept:
             await self._gather(wait_s)
+        self.number()
+        self._answered = time.monotonic()
+        return list(self._kept)
+
+    def number(self) -> int:
+        """Number what is there, as if it were read now. Returns the last number."""
         for event in self._fresh:
             blob = event.packed()
             self.last += 1
@@ -196,8 +202,7 @@ class Events:
         self._fresh = []
         self._new.clear()
         self._urgent.clear()
-        self._answered = time.monotonic()
-        return list(self._kept)
+        return self.last
 
     async def _gather(self, wait_s: float) -> None:
         if not self._new.is_set:

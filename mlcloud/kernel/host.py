@@ -110,7 +110,7 @@ class Host:
             **self.facts(),
             "running": self._running,
             "alive": alive,
-            "last": self._events.last,
+            "last": self._events.number(),
             "question": self._question,
         }
 
