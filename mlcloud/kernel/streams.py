@@ -143,6 +143,8 @@ class PipedStream(OutStream):  # type: ignore[misc]  # ipykernel ships no comple
         other = self.other
         if other is not None and other._held:
             other._try_release()
+        if not string:
+            return
         data = string.encode("utf-8", "replace")
         if (written := os.write(self._pipe, data)) < len(data):
             self._put(data[written:])
