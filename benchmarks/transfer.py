@@ -284,7 +284,8 @@ def ray_server(size: int) -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="rayb-", dir="/tmp")
     port = free_port()
     # Without a token: with one, Ray 2.60's own client server does not reach its GCS.
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    # The switch says that 127.0.0.1 is meant, to each of Ray's processes and to the client.
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     process = subprocess.Popen(
         [
             *(sys.executable, "-c", RAY_START, "start", "--head", "--block"),
