@@ -96,10 +96,11 @@ def test_what_is_no_text_is_refused_where_it_is_written(s: Session) -> None:
             s.run(BURST + f"sys.stdout.write({wrong})", quiet=True)
 
 
-def test_an_interrupt_in_a_burst_leaves_whole_pieces(s: Session) -> None:
+def test_what_an_interrupt_left_of_a_line_is_not_the_next_cells(s: Session) -> None:
     cell = Running(s, "while True: print('tick', 'tock', sep='-')", quiet=True)
     cell.printed("tick-tock", timeout=20)
     s.interrupt()
     assert isinstance(cell.error(60), KeyboardInterrupt)
+    before = s.info.last_event
     s.run("print('the', 'end')", quiet=True)
-    assert s["time"] is not None
+    assert printed(s, before) == "the end\n"
