@@ -74,6 +74,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         inherit_parents(self)
         self.introspection = Introspection(self.shell)
         self._request: dict[str, Any] | None = None
+        self._ended = False
         self._inlet, self._outlet = inlet, outlet
         self._due: Callable[[], None] | None = None
 
@@ -98,13 +99,30 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self._take_snapshot()
         self.occupied = True
         try:
-            await super().execute_request(stream, ident, parent)
+            if request is None:
+                await super().execute_request(stream, ident, parent)
+            else:
+                await self._execute(stream, ident, parent)
         finally:
             self.occupied = False
         if request is not None and request.get("snapshot", True):
             # Not at once: the cell's end is on its way to the notebook, over the same cores.
             self._due = partial(self._snapshot, request, parent)
             asyncio.get_running_loop().call_later(SNAPSHOT_AFTER_S, self._take_snapshot)
+
+    async def _execute(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """A request of ours. Its end is said by `do_execute`; a reply, on a longer way, only where
+        an interrupt came just then."""
+        content = parent["content"]
+        self._ended = False
+        reply: dict[str, Any] = {"status": "error", "ename": "KeyboardInterrupt", "evalue": ""}
+        try:
+            reply = await self.do_execute(
+                content["code"], False, allow_stdin=content["allow_stdin"]
+            )
+        finally:
+            if not self._ended:
+                self.session.send(stream, "execute_reply", reply, parent, ident=ident)
 
     async def do_execute(
         self,
@@ -154,9 +172,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 reply = self._failed(error)
                 answer["own"] = isinstance(error, MLCloudError)
             answer["exception"] = self._packed(error)
-        # The end of the cell: the host need not wait for the reply, which takes a longer way.
         end = {key: reply[key] for key in END if key in reply}
         self._outlet.end(self._frames("mlcloud_return", end, parent, answer))
+        self._ended = True
         return reply
 
     async def _debug(self, allow_stdin: bool, more: dict[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,9 @@ class KernelProcess:
             f"--RemoteKernelApp.store_url={store_url}",
             f"--RemoteKernelApp.output_folder={self.folder}",
             f"--RemoteKernelApp.output_nonce={self._nonce}",
+            # A cell's text stays in this process: a file is for the notebook's own IPython, and
+            # its thread took a third of the kernel's time for a trivial cell.
+            "--HistoryManager.hist_file=:memory:",
         ]
         self._memory_bytes = memory_bytes
         self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()

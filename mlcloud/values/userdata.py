@@ -6,6 +6,7 @@ never travel: each side has its own.
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import sys
@@ -32,9 +33,14 @@ _SECRET_VALUE = re.compile(
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
+@functools.lru_cache(maxsize=2**14)  # a long session has one such name a cell
+def _is_internal_name(name: str) -> bool:
+    return _INTERNAL.fullmatch(name) is not None
+
+
 def is_internal(name: str, value: Any = None) -> bool:
     """Whether IPython or Python put this name there, and not the user."""
-    if _INTERNAL.fullmatch(name):
+    if _is_internal_name(name):
         return True
     # IPython puts its own `open` into the namespace.
     return name == "open" and (value is io.open or getattr(value, "__module__", "") == "io")
