@@ -28,14 +28,12 @@ from typing import Any
 
 from mlcloud.kernel import link
 from mlcloud.kernel.events import Event, Events
-from mlcloud.kernel.outlet import END
 from mlcloud.kernel.printed import Printed
 from mlcloud.kernel.printing import Limits
 from mlcloud.kernel.process import KernelProcess
 
 INTERRUPT_REPEATS = 5
 DRAIN_S = 10.0
-RETURN_S = 2.0
 # What is called over a link; the rest of the methods concern the actor itself.
 LINKED = (
     *("events", "submit", "interrupt", "kill_kernel", "notice"),
@@ -86,7 +84,6 @@ class Host:
         )
         await self._kernel.start()
         output = self._spawn(self._read_output(self._kernel))
-        self._spawn(self._read_shell(self._kernel))
         self._spawn(self._read_stdin(self._kernel))
         self._spawn(self._read_control(self._kernel))
         self._spawn(self._watch(self._kernel, output))
@@ -277,10 +274,11 @@ class Host:
             "metadata": message["metadata"],
             "buffers": message["buffers"],
         }
-        if kind == "mlcloud_return" and parent in self._unfinished:
+        if kind == "mlcloud_return":
             # The last message of a cell, and with it comes how the cell ended.
-            self._returned[parent] = {**body, "content": {}}
-            self._finish(parent, message["content"])
+            if parent in self._unfinished:  # an interrupt may make the kernel say it twice
+                self._returned[parent] = {**body, "content": {}}
+                self._finish(parent, message["content"])
         elif kind == "mlcloud_snapshot" and parent in self._unfinished:
             # A cell is finished before it is safe.
             self._early[parent] = body
@@ -311,29 +309,6 @@ class Host:
         early = self._early.pop(execution_id, None)
         if early is not None:
             self._events.add(execution_id, "mlcloud_snapshot", early)
-
-    async def _read_shell(self, kernel: KernelProcess) -> None:
-        while True:
-            frames = await kernel.shell.recv_multipart()
-            if not self._unfinished:
-                continue  # as nearly always: the cell has said itself that it has ended
-            message = kernel.decode(frames)
-            if message["header"]["msg_type"] == "execute_reply":
-                execution_id = message["parent_header"].get("msg_id", "")
-                if execution_id in self._unfinished:
-                    self._spawn(self._finish_by_reply(kernel, execution_id, message["content"]))
-
-    async def _finish_by_reply(
-        self, kernel: KernelProcess, execution_id: str, content: dict[str, Any]
-    ) -> None:
-        """The reply may overtake the cell's own last message, which is on another socket. Only an
-        interrupt that hit exactly the sending of that one keeps it from coming."""
-        waited = 0.0
-        while waited < RETURN_S and execution_id in self._unfinished:
-            await asyncio.sleep(0.1)
-            waited += 0.0 if kernel.output.paused else 0.1
-        if execution_id in self._unfinished:
-            self._finish(execution_id, {key: content[key] for key in END if key in content})
 
     async def _read_control(self, kernel: KernelProcess) -> None:
         while True:

@@ -1,24 +1,27 @@
-"""Where a request enters the kernel: the outlet's socket, which the kernel's main loop reads.
+"""Where a cell enters the kernel: the outlet's socket, which the kernel's main loop reads.
 
 By ZMQ a request passes an I/O thread and, in ipykernel 7, the shell channel's thread before the
-main thread has it; this way it is there at once. What dispatches it then is ipykernel's own, and
-the answer leaves as ever. ZMQ's shell channel goes on working beside it.
+main thread has it, and is then verified and taken apart for a millisecond. Here it is there at
+once, from a socket in a private folder. ZMQ's shell channel goes on working beside it.
 
-    on the socket:  as in `outlet.py`, the number always 0
+    on the socket:  as in `outlet.py`, the number always 0; the frames are header and content
+                    (JSON), and the request
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import socket
 import sys
 from collections.abc import Iterator
 from contextvars import copy_context
 from typing import Any
 
-import zmq
-
 from mlcloud.kernel.outlet import HEAD, LENGTH
+
+log = logging.getLogger(__name__)
 
 PIECE = 2**20
 
@@ -32,7 +35,8 @@ class Inlet:
         self._came = bytearray()
         # One for all cells, as in ipykernel: what a cell sets in it the next one finds.
         self._context = copy_context()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
 
     def start(self) -> None:
         loop = self._kernel.io_loop
@@ -47,7 +51,7 @@ class Inlet:
             self._kernel.io_loop.remove_handler(self._outlet.fileno())
         self._came += piece
         for frames in self._complete():
-            self._dispatch([zmq.Frame(frame) for frame in frames])
+            self._begin(_message(*frames))
 
     def _complete(self) -> Iterator[list[bytes]]:
         """The messages that are here as a whole."""
@@ -66,15 +70,42 @@ class Inlet:
             del self._came[:at]
             yield frames
 
-    def _dispatch(self, frames: list[zmq.Frame]) -> None:
-        kernel = self._kernel
-        if not hasattr(kernel, "shell_main"):  # ipykernel 6 has a queue
-            kernel.schedule_dispatch(kernel.dispatch_shell, frames)
-            return
-        work = kernel.shell_main(None, frames)
+    def _begin(self, message: dict[str, Any]) -> None:
+        work = self._handle(message)
         if sys.version_info >= (3, 11):
             task = asyncio.get_running_loop().create_task(work, context=self._context)
         else:
             task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, message: dict[str, Any]) -> None:
+        """What ipykernel's `dispatch_shell` does around a request."""
+        kernel = self._kernel
+        async with self._turn:
+            kernel.set_parent([], message, channel="shell")
+            kernel.pre_handler_hook()
+            try:
+                await kernel.execute_request(kernel.shell_stream, [], message)
+            except KeyboardInterrupt:
+                log.error("interrupted outside of a cell")
+            except Exception:
+                log.exception("a request failed")
+            finally:
+                kernel.post_handler_hook()
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def _message(header: bytes, content: bytes, request: bytes) -> dict[str, Any]:
+    """As ipykernel's handlers take it."""
+    head = json.loads(header)
+    return {
+        "header": head,
+        "msg_id": head["msg_id"],
+        "msg_type": head["msg_type"],
+        "parent_header": {},
+        "metadata": {},
+        "content": json.loads(content),
+        "buffers": [request],
+    }

@@ -91,38 +91,28 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
     # --- a cell -----------------------------------------------------------------------------------
 
     async def execute_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
-        buffers = parent.get("buffers") or []
-        self._request = (
-            msgpack.unpackb(bytes(buffers[0]), strict_map_key=False) if buffers else None
-        )
-        request = self._request
-        self._take_snapshot()
-        self.occupied = True
+        if not parent.get("buffers"):
+            await super().execute_request(stream, ident, parent)
+            return
+        self.occupied, self._ended = True, False
         try:
-            if request is None:
-                await super().execute_request(stream, ident, parent)
-            else:
-                await self._execute(stream, ident, parent)
+            request = msgpack.unpackb(parent["buffers"][0], strict_map_key=False)
+            self._take_snapshot()
+            self._request = request
+            content = parent["content"]
+            await self.do_execute(content["code"], False, allow_stdin=content["allow_stdin"])
+        except BaseException as error:
+            if not self._ended:  # an interrupt came where no cell runs any more
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                end = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
+                self._outlet.end(self._frames("mlcloud_return", end, parent, {}))
+            raise
         finally:
             self.occupied = False
-        if request is not None and request.get("snapshot", True):
+        if request.get("snapshot", True):
             # Not at once: the cell's end is on its way to the notebook, over the same cores.
             self._due = partial(self._snapshot, request, parent)
             asyncio.get_running_loop().call_later(SNAPSHOT_AFTER_S, self._take_snapshot)
-
-    async def _execute(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
-        """A request of ours. Its end is said by `do_execute`; a reply, on a longer way, only where
-        an interrupt came just then."""
-        content = parent["content"]
-        self._ended = False
-        reply: dict[str, Any] = {"status": "error", "ename": "KeyboardInterrupt", "evalue": ""}
-        try:
-            reply = await self.do_execute(
-                content["code"], False, allow_stdin=content["allow_stdin"]
-            )
-        finally:
-            if not self._ended:
-                self.session.send(stream, "execute_reply", reply, parent, ident=ident)
 
     async def do_execute(
         self,
@@ -172,6 +162,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 reply = self._failed(error)
                 answer["own"] = isinstance(error, MLCloudError)
             answer["exception"] = self._packed(error)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the cell is over: nothing cuts this short
         end = {key: reply[key] for key in END if key in reply}
         self._outlet.end(self._frames("mlcloud_return", end, parent, answer))
         self._ended = True

@@ -167,9 +167,8 @@ class KernelProcess:
             "date": datetime.now(timezone.utc).isoformat(),
             "version": "5.3",
         }
-        parts = [json.dumps(header).encode(), b"{}", b"{}", json.dumps(content).encode()]
-        signed = [self.wire.bsession, outlet.DELIMITER, self.wire.sign(parts), *parts, request]
-        self._inlet.write(outlet.packed(0, signed))
+        frames = [json.dumps(header).encode(), json.dumps(content).encode(), request]
+        self._inlet.write(outlet.packed(0, frames))
 
     def send(
         self,
