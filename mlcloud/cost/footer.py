@@ -11,10 +11,12 @@ since JSON's numbers cannot be trusted with money.
 
 from __future__ import annotations
 
+import functools
 from decimal import Decimal
 from html import escape
 from typing import Any
 
+from mlcloud.cost.ledger import NodeSpan
 from mlcloud.cost.meter import Bill
 from mlcloud.units import format_seconds, format_usd
 
@@ -36,7 +38,7 @@ def footer(bill: Bill) -> tuple[str, str, dict[str, Any]]:
     """
     parts = _parts(bill)
     text = " · ".join(parts)
-    html = f'<div class="mlcloud-footer" style="{_STYLE}"{_title(bill)}>{escape(text)}</div>'
+    html = f'<div class="mlcloud-footer" style="{_STYLE}"{_title(bill.nodes)}>{escape(text)}</div>'
     offer = bill.nodes[-1].offer if bill.nodes else None
     figures: dict[str, Any] = {
         "seconds": round(bill.seconds, 6),
@@ -71,9 +73,10 @@ def _parts(bill: Bill) -> list[str]:
     return parts
 
 
-def _title(bill: Bill) -> str:
+@functools.lru_cache(maxsize=256)
+def _title(nodes: tuple[NodeSpan, ...]) -> str:
     """A tooltip with the source of each price, once."""
     sources = dict.fromkeys(
-        f"{node.offer}: {node.offer.source}, {node.offer.as_of}" for node in bill.nodes
+        f"{node.offer}: {node.offer.source}, {node.offer.as_of}" for node in nodes
     )
     return f' title="{escape("; ".join(sources))}"' if sources else ""

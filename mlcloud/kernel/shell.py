@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import sys
 import warnings
 from collections.abc import Iterator
@@ -113,13 +114,15 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
         super().__init__(**{**kwargs, "compiler_class": CellCompiler})
         self.failed: BaseException | None = None
         self._looks: tuple[Any, ...] = (None, None, False)
+        self._transformed: tuple[str, str] | None = None
+        self._awaits: tuple[Any, bool] | None = None
         self.events.register("post_run_cell", self._note_result)
         # The notebook raises SystemExit again, and so says this itself.
         warnings.filterwarnings("ignore", message="To exit: use 'exit', 'quit', or Ctrl-D.")
 
     def begin(self, cell: Cell | None) -> None:
         """A cell of a notebook runs next (None: code without one)."""
-        self.failed = None
+        self.failed = self._transformed = self._awaits = None
         self._last_traceback = None
         self.compile.expect(cell)
         if cell is not None and (looks := (cell.xmode, cell.colors, cell.pdb)) != self._looks:
@@ -166,6 +169,25 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
         return tracebacks.bounded(lines)
 
     # --- what IPython calls -----------------------------------------------------------------------
+
+    # ipykernel asks both of these about a cell, and `run_cell` asks again.
+
+    def transform_cell(self, raw_cell: str) -> str:
+        known, self._transformed = self._transformed, None
+        if known is not None and known[0] == raw_cell:
+            return known[1]
+        transformed: str = super().transform_cell(raw_cell)
+        self._transformed = raw_cell, transformed
+        return transformed
+
+    def should_run_async(self, raw_cell: str, **more: Any) -> bool:
+        asked = raw_cell, more.get("transformed_cell"), more.get("preprocessing_exc_tuple")
+        known, self._awaits = self._awaits, None
+        if known is not None and known[0] == asked:
+            return known[1]
+        awaits: bool = super().should_run_async(raw_cell, **more)
+        self._awaits = asked, awaits
+        return awaits
 
     def showtraceback(
         self,
@@ -240,6 +262,9 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
         text = tracebacks.text_of(exception)
         return {"ename": type(exception).__name__, "evalue": text, "traceback": lines}
 
+
+# ipykernel looks at these parameters before each cell.
+KernelShell.run_cell_async.__signature__ = inspect.signature(KernelShell.run_cell_async)
 
 # Libraries ask for this name to know that they are in a notebook (rich, plotly, tqdm).
 Shell.__name__ = Shell.__qualname__ = KernelShell.__name__
