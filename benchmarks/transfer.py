@@ -206,7 +206,8 @@ CHILDREN: dict[str, Callable[[dict[str, Any], Any, Watch], None]] = {
 
 
 def measure(kind: str, size: int, **task: Any) -> Measure:
-    """Run one measurement in a fresh process."""
+    """Run one measurement in a fresh process, once the disk has what the one before left."""
+    os.sync()
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps({"kind": kind, "size": size, **task})],
         stdout=subprocess.PIPE,

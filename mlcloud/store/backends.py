@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlcloud import errors
+from mlcloud.store.allocation import reserve
 from mlcloud.store.failures import is_transient, says_exists
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ class LocalBackend(Backend):
         temp = folder / uuid.uuid4().hex
         try:
             with open(temp, "xb", buffering=0) as file:
+                reserve(file.fileno(), data.nbytes)
                 done = 0
                 while done < data.nbytes:
                     done += file.write(data[done:])
