@@ -80,11 +80,13 @@ class Front:
 
 
 def delays(came: list[tuple[float, str]]) -> list[float]:
-    """Milliseconds from each line's own clock to its message."""
+    """Milliseconds from each line's own clock to the message that ended it."""
     found = []
+    begun = ""
     for at, text in came:
-        for line in text.splitlines():
-            word = line.rpartition("at ")[2].split()[0] if "at " in line else ""
+        *lines, begun = (begun + text).split("\n")
+        for line in lines:
+            word = line.rpartition("at ")[2].strip() if "at " in line else ""
             if word.replace(".", "").isdigit():
                 found.append((at - float(word)) * 1e3)
     return found

@@ -88,7 +88,8 @@ class Objects:
 
     async def _settle(self) -> None:
         while self._unsettled:
-            # A disk that syncs takes what arrives at half the speed: first all of it, within reason.
+            # A disk that syncs takes what arrives at half the speed: all of it first, within
+            # reason.
             until = time.monotonic() + SETTLE_S
             quiet = 0
             while quiet < 2 and time.monotonic() < until:

@@ -43,7 +43,7 @@ def test_a_full_disk_says_so_before_anything_is_written(
 ) -> None:
     store = Store(str(tmp_path))
     _answers(monkeypatch, errno.ENOSPC)
-    with pytest.raises(errors.StoreError, match="[Nn]o space|full"):
+    with pytest.raises(errors.StoreError, match=r"[Nn]o space|full"):
         store.put_chunk(b"x" * LARGE)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
