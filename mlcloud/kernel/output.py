@@ -51,6 +51,7 @@ class Output:
         self._passed = 0
         self._gap = QUIET_S
         self._watched_at = 0.0
+        self._line_until = 0.0  # the unfinished line is waited for
         self._timer: asyncio.TimerHandle | None = None
         self._held_since = 0.0
 
@@ -101,21 +102,27 @@ class Output:
 
     def _readable(self) -> None:
         self._unwatch()
-        quiet = time.monotonic() - self._watched_at > LINE_S
+        now = time.monotonic()
+        quiet = now - self._watched_at > LINE_S
         self._gap = QUIET_S if quiet else min(2 * self._gap, BUSY_S)
         for pipe in self._pipes:
             pipe.fill()
         if quiet and any(pipe.ends_within_a_line for pipe in self._pipes):
             # `print(a, b)` writes its parts one by one, and we may be faster.
-            self._timer = self._loop.call_later(LINE_S, self.look)
-        else:
-            self.look()
+            self._line_until = self._line_until or now + LINE_S
+            if now < self._line_until:
+                self._timer = self._loop.call_later(LINE_S, self.look)
+                for pipe in self._pipes:
+                    self._loop.add_reader(pipe.fd, self._readable)
+                return
+        self.look()
 
     def look(self) -> None:
         """Give away what is in the pipes now."""
         if not self._reading:
             return
         self._unwatch()
+        self._line_until = 0.0
         for pipe in self._pipes:
             pipe.fill()
             pipe.pass_on(self._passed)
