@@ -76,9 +76,7 @@ class Here:
         self._output: RemoteOutput | None = None
 
     def stream(self, name: str, text: str) -> None:
-        stream = sys.stderr if name == "stderr" else sys.stdout
-        stream.write(text)
-        stream.flush()
+        frontend.write(sys.stderr if name == "stderr" else sys.stdout, text)
 
     def display(
         self,

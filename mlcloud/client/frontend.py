@@ -84,3 +84,36 @@ def publish(
         metadata=metadata,
         buffers=buffers,
     )
+
+
+def write(stream: Any, text: str) -> None:
+    """Print, and have it leave at once.
+
+    A flush of ipykernel's stream waits for its I/O thread, which waits for this one: where nothing
+    stands before the text it goes out as a message of our own, as the stream's would (0.5 ms
+    sooner).
+    """
+    if not _is_clear(stream):
+        stream.write(text)
+        stream.flush()
+        return
+    content = {"name": stream.name, "text": text}
+    stream.session.send(
+        stream.pub_thread, "stream", content, parent=stream.parent_header, ident=stream.topic
+    )
+
+
+def _is_clear(stream: Any) -> bool:
+    """Whether this is ipykernel's own stream and all that was printed before has left."""
+    iostream = sys.modules.get("ipykernel.iostream")
+    if iostream is None or type(stream) is not iostream.OutStream:
+        return False
+    try:
+        if stream.echo is not None or stream._hooks or stream.pub_thread is None:
+            return False
+        if not stream._is_master_process():
+            return False
+        with stream._buffer_lock:
+            return not any(buffer.tell() for buffer in stream._buffers.values())
+    except AttributeError:  # an ipykernel that keeps its text elsewhere
+        return False
