@@ -93,6 +93,18 @@ def _without_options(line: str, valued: str) -> str:
     return rest
 
 
+def _deleted_in(body: Iterable[ast.stmt]) -> set[str]:
+    """Names that a loop's body deletes: in its next round, and after it, they may be unbound."""
+    return {
+        target.id
+        for statement in body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Delete)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
 class _Cell:
     """Walks statements in order. `bound`: certainly bound here; `bottom`: never gets here."""
 
@@ -176,12 +188,14 @@ class _Cell:
                     self.expressions(target)
             case ast.For() | ast.AsyncFor():
                 self.expression(node.iter)
+                self.bound -= _deleted_in(node.body)
                 before = set(self.bound)
                 self.target(node.target)
                 self.block(node.body)
                 self.bound, self.bottom = before, False
                 self.branches(node.orelse, [])
             case ast.While(test=test, body=body, orelse=orelse):
+                self.bound -= _deleted_in(body)
                 self.expression(test)
                 before = set(self.bound)
                 self.block(body)

@@ -31,6 +31,9 @@ CASES: list[tuple[str, str, str]] = [
     ("d['a'].b = v; o.attr += 1; del e[0]", "d e o v", ""),
     ("x and (w := 1)\nw", "w x", "w"),
     ("a = b if c else (d := e)\nd", "b c d e", "a d"),
+    ("a = b\nwhile a:\n del a", "a b", "a"),  # its next round finds none
+    ("a = 1\nfor i in xs:\n del a\na", "a xs", "a i"),
+    ("for x in xs:\n t = f(x)\n g(t)\n del t", "f g xs", "t x"),
     ("[x * k for x in xs if x > t]", "k t xs", ""),
     ("[y := f(v) for v in vs]", "f vs", "y"),
     ("{k: v for k, v in it for v in k}", "it", ""),
