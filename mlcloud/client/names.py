@@ -355,6 +355,8 @@ class _Cell:
         self.outside(parameters, outside_of(node))
         used = function_names([*arguments(node.args), *parameters], node.body)
         self.note(used)
+        if self.calls_at_once(node):
+            self.free(used)
         self.bind(node.name)
         if node.decorator_list:
             self.free(used)
@@ -370,11 +372,25 @@ class _Cell:
         self.note(methods)
         for name in used.reads:
             self.use(name)
+        if self.calls_at_once(node):
+            self.free(methods)
         self.bind(node.name)
         if node.decorator_list:
             self.free(methods)
         else:
             self.later.setdefault(node.name, set()).update(methods.reads)
+
+    def calls_at_once(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
+        """Whether a decorator may call what it decorates before that has its name.
+
+        A library's decorators do not; the notebook's own may.
+        """
+        for decorator in node.decorator_list:
+            call = decorator.func if isinstance(decorator, ast.Call) else decorator
+            root = root_of(call)
+            if root is None or self.is_own(root):
+                return True
+        return False
 
     def outside(self, parameters: list[str], parts: Iterable[ast.expr]) -> None:
         """What is evaluated around a scope, where its type parameters are known."""

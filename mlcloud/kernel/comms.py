@@ -61,6 +61,7 @@ class Comms:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: asyncio.Queue[Delivery] | None = None
         self._main_is_busy = False
+        self.handled = 0  # messages begun, and messages ended
         self._announce_targets()
 
     def deliver(self, message: Message) -> None:
@@ -110,6 +111,7 @@ class Comms:
     def _handle(self, message: Message, main: bool) -> None:
         """Run the widget's callbacks, as the comm manager does, with the message as the parent."""
         kernel = self._kernel
+        self.handled += 1
         handler = getattr(kernel.comm_manager, message["msg_type"])
         if main:
             before = kernel.get_parent("shell")
@@ -124,6 +126,7 @@ class Comms:
             context.run(adopt, kernel, message)
             context.run(handler, None, [], message)
             _flush()
+        self.handled += 1
         kernel.session.send(
             kernel.iopub_socket, "mlcloud_comm_done", {}, message, ident=b"mlcloud_comm_done"
         )

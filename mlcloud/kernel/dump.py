@@ -11,7 +11,7 @@ again, and its RemoteValues still name their objects.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,17 +27,31 @@ from mlcloud.values.scan import Scan, unpack
 class Dumped:
     """A whole namespace: groups in loading order, imports, and what was left out and why.
 
+    `unchanged` are saved groups that are as they were, and need not be written; one of them has
+    the classes, if none of `groups` has. `looked` are the keys that were compared.
     `state` (plain data) gives `restore` the versions, so notebooks stay in step with the session.
     """
 
     groups: list[Group]
+    unchanged: list[frozenset[str]]
+    looked: frozenset[str]
     imports: list[Import]
     skipped: dict[str, str]
     state: dict[str, Any]
 
 
-def dump_groups(versions: Versions, max_bytes: int | None = None) -> Dumped:
-    """Every user name, packed by groups; larger groups and unpicklable ones are `skipped`."""
+def dump_groups(
+    versions: Versions,
+    max_bytes: int | None = None,
+    *,
+    scan: Scan | None = None,
+    saved: Collection[frozenset[str]] = (),
+) -> Dumped:
+    """Every user name, packed by groups; larger groups and unpicklable ones are `skipped`.
+
+    `scan` has what may have changed since the groups `saved` were written; without one everything
+    is looked at.
+    """
     names, imports, skipped = [], [], dict[str, str]()
     for name, value in list(versions.namespace.items()):
         if userdata.is_internal(name, value):
@@ -50,16 +64,42 @@ def dump_groups(versions: Versions, max_bytes: int | None = None) -> Dumped:
                 imports.append(entry)
         else:
             names.append(name)
-    scan = Scan(versions.namespace, versions.classes)
-    scan.add(names)
+    if scan is None:
+        scan, saved = Scan(versions.namespace, versions.classes), ()
+        scan.add(names)
+    else:
+        saved = _unchanged(scan, saved, set(names))
+        left = set(names).difference(*saved)
+        scan.add(left)
+    unchanged = set[str]().union(*saved)
+    looked = [key for key in (*scan.pickled, *scan.failed) if key not in unchanged]
     kept: list[set[str]] = []
-    for group in scan.groups([*scan.pickled, *scan.failed]):
+    for group in scan.groups(looked):
         reason = _why_not(scan, group, max_bytes)
         if reason:
             skipped.update({key: reason for key in group if class_id(key) is None})
         else:
             kept.append(set(group))
-    return Dumped(scan.pack(kept), imports, skipped, _state(versions))
+    return Dumped(
+        scan.pack(kept), list(saved), frozenset(looked), imports, skipped, _state(versions)
+    )
+
+
+def _unchanged(
+    scan: Scan, saved: Collection[frozenset[str]], names: set[str]
+) -> list[frozenset[str]]:
+    """Of the saved groups those of which nothing was looked at. All classes are one group."""
+    looked = scan.pickled.keys() | scan.failed.keys()
+    classes = any(map(class_id, looked))
+    kept = []
+    for group in saved:
+        has_classes = any(map(class_id, group))
+        there = {key for key in group if class_id(key) is None} <= names
+        if there and looked.isdisjoint(group) and not (classes and has_classes):
+            kept.append(group)
+        else:
+            scan.add(key for key in group if key in names or class_id(key) in scan.classes.by_id)
+    return kept
 
 
 def _why_not(scan: Scan, group: frozenset[str], max_bytes: int | None) -> str:

@@ -6,8 +6,7 @@ Everything travels in ordinary Jupyter messages, so order is Jupyter's order:
                     ◄─ iopub  stream, display_data, …            as of any kernel
                     ◄─ iopub  mlcloud_event                      checkpoints, resumes
                     ◄─ stdin  input_request
-                    ◄─ iopub  mlcloud_return                     what comes back; nothing follows it
-                    ◄─ shell  execute_reply
+                    ◄─ iopub  mlcloud_return                     what comes back, and how it ended
                     ◄─ iopub  mlcloud_snapshot              the state after this cell, in the store
 
 A request without code is an operation (`get`, `load`, `restore`): it runs in
@@ -31,16 +30,18 @@ from traitlets import Type
 
 from mlcloud.checkpoint import context as run_context
 from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable, UsageError
-from mlcloud.kernel import tracebacks
+from mlcloud.kernel import activity, tracebacks
 from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.introspection import Introspection
+from mlcloud.kernel.mentions import mentions, used_by
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.outlet import DELIMITER, END, Outlet
 from mlcloud.kernel.shell import Cell, Shell
 from mlcloud.kernel.snapshot import Snapshots
 from mlcloud.kernel.streams import flush_c
 from mlcloud.kernel.threads import inherit_parents
+from mlcloud.kernel.tracking import ALL
 from mlcloud.kernel.transfer import Inbox, send
 from mlcloud.store import Store
 from mlcloud.values import exceptions
@@ -77,6 +78,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self._ended = False
         self._inlet, self._outlet = inlet, outlet
         self._due: Callable[[], None] | None = None
+        self._busy, self._handled = False, 0
 
     def start(self) -> None:
         super().start()
@@ -146,12 +148,14 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 flush_c()
                 if reply["status"] == "error" and self.shell.failed is not None:
                     reply = self._describe_failure(self.shell.failed, reply, answer)
-                answer["names"] = send(self.names.collect(shipment), self.store, self._tell)
+                back = self.names.collect(shipment, self._mentioned())
+                answer["names"] = send(back, self.store, self._tell)
                 answer["result"] = self._result(count)
             else:
                 answer.update(getattr(self, f"op_{request['op']}")(request))
                 reply = self._reply({"status": "ok", "missing": answer.get("missing", {})})
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+            self.names.doubt()
             if isinstance(error, asyncio.CancelledError):  # how an interrupt ends an `await`
                 error = KeyboardInterrupt()
             if isinstance(error, Conflict) and not isinstance(error, NameConflict):
@@ -167,6 +171,20 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self._outlet.end(self._frames("mlcloud_return", end, parent, answer))
         self._ended = True
         return reply
+
+    def _mentioned(self) -> frozenset[str]:
+        """The names in the code that has run, as far as code tells (`tracking`)."""
+        if self.shell.ran is None or self._is_busy():
+            self.names.doubt()
+            return ALL
+        hooks = [hook for hooks in self.shell.events.callbacks.values() for hook in hooks]
+        return mentions(self.shell.ran) | used_by(activity.codes_of(hooks))
+
+    def _is_busy(self) -> bool:
+        """Whether something else than cells runs here, or did since this was asked last."""
+        before, self._busy = self._busy, activity.is_running(asyncio.get_running_loop())
+        handled, self._handled = self._handled, self.comms.handled
+        return before or self._busy or handled != self._handled
 
     async def _debug(self, allow_stdin: bool, more: dict[str, Any]) -> dict[str, Any]:
         """IPython's debugger in the last error of a cell; `UsageError` where there is none."""
@@ -316,6 +334,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         previous = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
+            if request["op"] not in ("cell", "load") or self._is_busy():
+                self.names.doubt()
             body = {**self.snapshots.take(), "labels": self.shell.compile.labels}
             content = {"status": "ok", "body": body}
         except Exception as error:

@@ -14,7 +14,7 @@ for a snapshot, and reads it back.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ from mlcloud import errors
 from mlcloud.kernel import dump
 from mlcloud.kernel.dump import Dumped
 from mlcloud.kernel.imports import imported, is_importable
+from mlcloud.kernel.mentions import EVERYTHING
+from mlcloud.kernel.tracking import ALL, CHEAP_S, Tracking
 from mlcloud.kernel.versions import Versions
 from mlcloud.values import messages, userdata
 from mlcloud.values.digests import Known
@@ -57,11 +59,15 @@ class _Run:
 class RemoteSide:
     """The shared names of one session, inside its kernel."""
 
-    def __init__(self, namespace: dict[str, Any]) -> None:
+    def __init__(self, namespace: dict[str, Any], cheap_s: float = CHEAP_S) -> None:
         self.namespace = namespace
         self._versions = Versions(namespace)
         self.classes = self._versions.classes
         self._runs: dict[str, _Run] = {}
+        self._tracking = Tracking(namespace, self.classes, cheap_s)
+        self._scan: Scan | None = None  # the last look, until it is dumped
+        self._dirty: set[str] = {EVERYTHING}  # keys looked at since the last dump
+        self._doubtful = True
 
     @property
     def epoch(self) -> str:
@@ -101,6 +107,7 @@ class RemoteSide:
             known = self._versions.entry(entry.name)
             known.kind, known.digest = "module", entry.digest
             run.loaded[entry.name] = known.version = self._versions.tick()
+        self._tracking.forget(key for group, _ in loaded for key in group.keys)
         for group, values in loaded:
             self._take(group, values, refs, run, shipment.sender, verified)
         run.before = set(self.namespace)
@@ -233,6 +240,7 @@ class RemoteSide:
     ) -> None:
         """Bind what arrived, and remember what it looks like from here."""
         keys = [key for key in group.keys if key not in run.kept]
+        self._versions.part(keys)
         for key in keys:
             if class_id(key) is None:
                 self._versions.bind(key, values[key])
@@ -255,8 +263,24 @@ class RemoteSide:
 
     # --- after the cell ---------------------------------------------------------------------------
 
-    def collect(self, shipment: Shipment) -> Return:
-        """What this notebook has not seen, after its cell ran (also when it failed)."""
+    def look(self, mentioned: Collection[str] = ALL) -> Scan:
+        """Scan what code that mentions these names may have changed (`tracking`)."""
+        doubtful, self._doubtful = self._doubtful, False
+        self._scan = scan = self._tracking.look(ALL if doubtful else mentioned)
+        self._dirty |= scan.pickled.keys() | scan.failed.keys()
+        return scan
+
+    def doubt(self) -> None:
+        """Something ran of which no cell's code tells: everything is to be looked at."""
+        self._doubtful = True
+        self._dirty.add(EVERYTHING)
+
+    def collect(self, shipment: Shipment, mentioned: Collection[str] = ALL) -> Return:
+        """What this notebook has not seen, after its cell ran (also when it failed).
+
+        `mentioned`: the names in the cell's code; by default it may have changed anything.
+        """
+        scan = self.look(mentioned)
         run = self._runs.pop(shipment.id, None) or _Run(before=set(self.namespace))
         new = {
             name
@@ -274,28 +298,42 @@ class RemoteSide:
             bound.add(shipment.result)
             out = None if out is None else out | {shipment.result}
         asked = bound | new | (out or set())
-        mine = set(self._versions.entries) | {name for name in asked if name in self.namespace}
+        seen = {**shipment.known, **run.loaded}
+        mine = {key for key in self._versions.entries if self._is_due(key, scan, seen)}
+        mine |= {name for name in asked if name in self.namespace}
         since = self._versions.now()
-        scan = self._versions.refresh(
-            mine, touched=shipment.reads, bound=bound, limit=shipment.max_return, out=out or ()
+        self._versions.refresh(
+            mine,
+            touched=shipment.reads,
+            bound=bound,
+            limit=shipment.max_return,
+            out=out or (),
+            scan=scan,
         )
         back = Return(shipment.id, self.epoch, loaded=run.loaded, kept=sorted(run.kept))
-        seen = {**shipment.known, **run.loaded}
         wanted = asked | set(shipment.known) | set(run.loaded) | run.kept
         if out is not None:
             wanted = out
         wanted -= set(shipment.temporary) - {shipment.result}
         forced = (out or set()) - {shipment.result}
-        self._report(scan, shipment, seen, wanted, forced, since, back)
+        self._report(scan, mine, shipment, seen, wanted, forced, since, back)
         stays = {info.name for info in back.remote}
         for name in [*shipment.temporary, *filter(None, [shipment.result])]:
             if name not in stays:  # a result that does stay is what its RemoteValue names
                 self._versions.forget(name)
         return back
 
+    def _is_due(self, key: str, scan: Scan, seen: dict[str, int]) -> bool:
+        """Whether a shared key must be compared: it was looked at, is no value, or is news."""
+        if key in scan.pickled or key in scan.failed or not self._versions.has(key):
+            return True
+        entry = self._versions.entries[key]
+        return entry.kind == "module" or entry.version > seen.get(key, 0)
+
     def _report(
         self,
         scan: Scan,
+        mine: set[str],
         shipment: Shipment,
         seen: dict[str, int],
         wanted: set[str],
@@ -316,7 +354,8 @@ class RemoteSide:
             if class_id(key) and key in scan.pickled
         }
         ready: list[set[str]] = []
-        for group in scan.groups([*scan.pickled, *scan.failed]):
+        mine = scan.with_classes(mine)
+        for group in scan.groups(key for key in (*scan.pickled, *scan.failed) if key in mine):
             keys = set(group & (wanted | classes))
             names = {key for key in keys if class_id(key) is None}
             why = names and self._stays(scan, group, names, shipment.max_return, out)
@@ -416,9 +455,23 @@ class RemoteSide:
 
     # --- snapshots --------------------------------------------------------------------------------
 
-    def dump_groups(self, max_bytes: int | None = None) -> Dumped:
-        """Every user name, packed by groups; larger groups and unpicklable ones are `skipped`."""
-        return dump.dump_groups(self._versions, max_bytes)
+    def dump_groups(
+        self, max_bytes: int | None = None, *, saved: Collection[frozenset[str]] = ()
+    ) -> Dumped:
+        """Every user name, packed by groups; larger groups and unpicklable ones are `skipped`.
+
+        `saved`: groups that the last dump wrote; those that are as they were are only named. Call
+        `dumped()` when it is in the store.
+        """
+        scan, self._scan = self._scan, None
+        if scan is None or not self._dirty <= scan.pickled.keys() | scan.failed.keys():
+            scan = self._tracking.look(self._dirty)
+            self._dirty |= scan.pickled.keys() | scan.failed.keys()
+        return dump.dump_groups(self._versions, max_bytes, scan=scan, saved=saved)
+
+    def dumped(self) -> None:
+        """The last dump is in the store: the next one need not look at the same again."""
+        self._dirty = set()
 
     def restore(
         self,

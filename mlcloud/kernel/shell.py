@@ -114,6 +114,7 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
         super().__init__(**{**kwargs, "compiler_class": CellCompiler})
         self.failed: BaseException | None = None
         self._looks: tuple[Any, ...] = (None, None, False)
+        self.ran: str | None = None  # the cell's code as IPython transformed it, since `begin`
         self._transformed: tuple[str, str] | None = None
         self._awaits: tuple[Any, bool] | None = None
         self.events.register("post_run_cell", self._note_result)
@@ -122,7 +123,7 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
 
     def begin(self, cell: Cell | None) -> None:
         """A cell of a notebook runs next (None: code without one)."""
-        self.failed = self._transformed = self._awaits = None
+        self.failed = self.ran = self._transformed = self._awaits = None
         self._last_traceback = None
         self.compile.expect(cell)
         if cell is not None and (looks := (cell.xmode, cell.colors, cell.pdb)) != self._looks:
@@ -178,6 +179,7 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
             return known[1]
         transformed: str = super().transform_cell(raw_cell)
         self._transformed = raw_cell, transformed
+        self.ran = transformed if self.ran is None else self.ran
         return transformed
 
     def should_run_async(self, raw_cell: str, **more: Any) -> bool:

@@ -8,8 +8,8 @@ A body names its chunks (`blake3:<hex>:<size>`) and holds no pickle; the gateway
 it. A group's chunks are found by content: a group that is as it was costs no write. Groups larger
 than `MAX_BYTES`, and what cannot be pickled, are left out with the reason, which the user is told.
 
-This form looks at every name after every cell. Finding the change by tracking access, and
-rebuilding what cannot be pickled by running its cells again, come on top of the same format.
+Which names are looked at says `tracking`. Rebuilding what cannot be pickled by running its cells
+again comes on top of the same format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.packages import Packages
 from mlcloud.kernel.transfer import Inbox
 from mlcloud.store import ChunkRef, Store
-from mlcloud.values.messages import Blob, Group, Import
+from mlcloud.values.messages import Blob, Group, Import, class_id
 
 FORMAT = 1
 MAX_BYTES = 256 * 2**20
@@ -32,7 +32,7 @@ class Snapshots:
     def __init__(self, store: Store, names: RemoteSide) -> None:
         self._store = store
         self._names = names
-        self._written: dict[str, list[str]] = {}
+        self._saved: dict[frozenset[str], dict[str, Any]] = {}  # of the last manifest, by keys
         self._packages = Packages()
 
     def take(self) -> dict[str, Any]:
@@ -40,29 +40,32 @@ class Snapshots:
 
         Raises `StoreError`, `StoreFull`.
         """
-        dumped = self._names.dump_groups(MAX_BYTES)
+        dumped = self._names.dump_groups(MAX_BYTES, saved=self._saved.keys())
+        saved = {keys: self._saved[keys] for keys in dumped.unchanged}
+        written = {
+            blob["digest"]: blob["chunks"]
+            for group in self._saved.values()
+            for blob in _blobs(group)
+        }
         new_bytes = 0
-        written: dict[str, list[str]] = {}
-        groups = []
         for group in dumped.groups:
             for blob in group.blobs():
-                if blob.digest in self._written:
-                    written[blob.digest] = self._written[blob.digest]
-                elif blob.digest not in written:
+                if blob.digest not in written:
                     assert blob.data is not None
                     refs = self._store.put_buffers([blob.data])
                     written[blob.digest] = [str(ref) for ref in refs]
                     new_bytes += sum(ref.size for ref in refs if ref.new)
-            groups.append(
-                {
-                    "names": group.names,
-                    "keys": list(group.keys),
-                    "digests": group.digests,
-                    "payload": _named(group.payload, written),
-                    "buffers": [_named(buffer, written) for buffer in group.buffers],
-                }
-            )
-        self._written = written
+            saved[frozenset(group.keys)] = {
+                "names": group.names,
+                "keys": list(group.keys),
+                "digests": group.digests,
+                "payload": _named(group.payload, written),
+                "buffers": [_named(buffer, written) for buffer in group.buffers],
+            }
+        self._saved = saved
+        self._names.dumped()
+        # Classes first: the other groups name them.
+        groups = sorted(saved.values(), key=lambda group: not any(map(class_id, group["keys"])))
         return {
             "format": FORMAT,
             "groups": groups,
@@ -70,7 +73,7 @@ class Snapshots:
             "skipped": dumped.skipped,
             "state": dumped.state,
             "packages": self._packages.installed(),
-            "bytes": sum(group.size for group in dumped.groups),
+            "bytes": sum(blob["size"] for group in groups for blob in _blobs(group)),
             "new_bytes": new_bytes,
         }
 
@@ -106,6 +109,10 @@ class Snapshots:
         )
         missing.update({f"package {name}": why for name, why in failed.items()})
         return {"names": sum(len(group.names) for group in groups), "missing": missing}
+
+
+def _blobs(group: dict[str, Any]) -> list[dict[str, Any]]:
+    return [group["payload"], *group["buffers"]]
 
 
 def _named(blob: Blob, written: dict[str, list[str]]) -> dict[str, Any]:

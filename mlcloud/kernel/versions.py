@@ -14,8 +14,7 @@ large to return, or not picklable) is not hashed: it counts as changed when the 
 and is pickled without hashing, or walked, to know with whom it shares objects. A value
 whose pickle is another one each time counts as changed in the same way.
 
-A full scan of the keys is the simplest true form. What replaces it later is `refresh`: which names
-may have changed.
+Which keys are looked at after a cell says `tracking`.
 """
 
 from __future__ import annotations
@@ -88,16 +87,19 @@ class Versions:
         limit: int | None = None,
         out: Collection[str] = (),
         hash_new: bool = False,
+        scan: Scan | None = None,
     ) -> Scan:
         """Look at these keys, and give those that changed a new version.
 
+        `scan`: what has been looked at just now; the rest is added to it.
         `touched`: the cell mentioned these. `bound`: it may have bound these.
         `limit`: a new value larger than this is not hashed, it becomes `remote`.
         `out`: these are hashed whatever their size.
         `hash_new`: names nobody shared yet are only looked at, and stay unknown.
         """
-        scan = Scan(self.namespace, self.classes)
-        for key in sorted(set(keys)):
+        looked = set(keys)
+        scan = Scan(self.namespace, self.classes) if scan is None else scan
+        for key in sorted(looked):
             if not self.has(key):
                 self._lost(key)
             elif class_id(key) is None and isinstance(self.namespace[key], types.ModuleType):
@@ -105,8 +107,9 @@ class Versions:
                     self._saw_module(key)
             else:
                 scan.add([key])
+        looked = scan.with_classes(looked)
         for key in list(scan.pickled) + list(scan.failed):
-            if hash_new and key not in self.entries:
+            if key not in looked or (hash_new and key not in self.entries):
                 continue
             is_new = key not in self.entries
             entry = self.entry(key)
@@ -152,6 +155,12 @@ class Versions:
             ]
             if left or not group <= before:
                 entry.version = self.tick()
+
+    def part(self, keys: Collection[str]) -> None:
+        """These keys get other objects now: what they shared with is as it was, by itself."""
+        for key, entry in self.entries.items():
+            if entry.group is not None and key not in keys:
+                entry.group = entry.group.difference(keys)
 
     def now(self) -> int:
         """The clock: later versions are larger."""

@@ -23,12 +23,15 @@ def groups(names: Iterable[str], ids_by_name: Mapping[str, set[int]]) -> list[fr
             name = parent[name]
         return name
 
+    # The larger ones last: what is done with each id in turn is done with the smaller ones' alone.
+    by_size = sorted(ordered, key=lambda name: len(ids_by_name.get(name, ())))
     first_with: dict[int, str] = {}
-    for name in ordered:
-        for address in ids_by_name.get(name, ()):
-            other = first_with.setdefault(address, name)
-            if other is not name:
-                parent[root(name)] = root(other)
+    for name in by_size:
+        ids = ids_by_name.get(name, set())
+        for address in ids & first_with.keys():
+            parent[root(name)] = root(first_with[address])
+        if name is not by_size[-1]:
+            first_with.update(dict.fromkeys(ids, name))
 
     members: dict[str, list[str]] = {}
     for name in ordered:

@@ -36,6 +36,7 @@ import sys
 import types
 import uuid
 import weakref
+from array import array
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -118,7 +119,9 @@ class Pickled:
         payload: bytes,
         buffers: list[memoryview],
         *,
-        memo: Callable[[], dict[int, tuple[int, Any]]] | None = None,
+        keep: Any = None,
+        visited: Iterable[int] = (),
+        owners: Iterable[type] = (),
         memory: Iterable[int] = (),
         skip: Collection[int] = (),
         classes: dict[str, type] | None = None,
@@ -137,8 +140,9 @@ class Pickled:
         self.annotated = frozenset(annotated)  # and those in their string annotations
         self.known = Known()  # what was hashed before; a scan gives all its pickles one
         self._kinds = kinds
-        self._memo, self._memory, self._skip = memo, memory, skip
-        self._kept: dict[int, tuple[int, Any]] = {}
+        self._keep = keep  # holds the temporary objects too, so no id is used twice
+        self._visited, self._owners = visited, owners
+        self._memory, self._skip = memory, skip
 
     @property
     def size(self) -> int:
@@ -175,16 +179,10 @@ class Pickled:
     def ids(self) -> set[int]:
         """The mutable objects this value reaches, and the addresses of its arrays' memory."""
         found = set(self._memory)
-        if self._memo is not None:
-            self._kept = self._memo()  # holds the temporary objects too, so no id is used twice
-            kinds = set()
-            for address, (_, obj) in self._kept.items():
-                kind = type(obj)
-                if not (kind in _ATOMS or address in self._skip or is_immutable(kind)):
-                    found.add(address)
-                    kinds.add(kind)
-            for kind in kinds - _PLAIN - {dict}:
-                found -= _class_owned(kind)
+        found.update(self._visited)
+        found.difference_update(self._skip)
+        for kind in self._owners:
+            found -= _class_owned(kind)
         return found
 
 
@@ -204,6 +202,8 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
         super().__init__(file, protocol=5, buffer_callback=buffers.append)
         self.namespace, self.registry, self.inline = namespace, classes, inline
         self.remote_ref, self.views = remote_ref, views
+        self.visited = array("Q")  # ids of objects that can change, some of them several times
+        self.owners: set[type] = set()  # and the types of those that are not plain
         self.reached: dict[str, type] = {}
         self.devices: set[str] = set()
         self.refs: set[Ref] = set()
@@ -222,9 +222,14 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
     def persistent_id(self, obj: Any) -> Any:
         kind = type(obj)
         if kind in _PLAIN:
+            if kind is list or kind is set:
+                self.visited.append(id(obj))
             return None
         if kind is dict:
-            return ("globals",) if obj is self.namespace else None
+            if obj is self.namespace:
+                return ("globals",)
+            self.visited.append(id(obj))
+            return None
         if kind is Classes:
             return ("classes",) if obj is self.registry else None
         if isinstance(obj, type):
@@ -235,6 +240,9 @@ class _Pickler(CloudPickler):  # type: ignore[misc]
             return ("ref", *obj.__mlcloud_ref__)
         if self.remote_ref is not None and (found := self.remote_ref(obj)) is not None:
             return ("ref", *found)
+        if not is_immutable(kind):
+            self.visited.append(id(obj))
+            self.owners.add(kind)
         return None
 
     def _class_id(self, cls: type) -> tuple[str, str] | None:
@@ -387,7 +395,9 @@ def _dump(
     return Pickled(
         file.getvalue(),
         [part.raw() for part in parts],
-        memo=pickler.memo.copy,
+        keep=pickler,
+        visited=pickler.visited,
+        owners=pickler.owners,
         memory=[*pickler.arrays, *pickler.functions],
         skip=pickler.frozen,
         classes=pickler.reached,

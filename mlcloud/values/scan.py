@@ -29,6 +29,11 @@ from mlcloud.values.reducers import Classes
 
 REACH = 100_000  # objects looked at in a value that cannot be pickled
 _OPAQUE = (type, types.ModuleType, types.FrameType)
+_SUSPENDED = (
+    (types.GeneratorType, "gi_frame", "gi_code"),
+    (types.CoroutineType, "cr_frame", "cr_code"),
+    (types.AsyncGeneratorType, "ag_frame", "ag_code"),
+)
 _ATOMS = frozenset({str, bytes, int, float, complex, bool, type(None), types.CodeType})
 
 
@@ -47,6 +52,7 @@ class Scan:
         self.pickled: dict[str, Pickled] = {}
         self.failed: dict[str, errors.NotPicklable] = {}
         self._reached: dict[str, set[int]] = {}
+        self._codes: dict[str, list[types.CodeType]] = {}
         self._unstable: dict[str, bool] = {}
 
     def value(self, key: str) -> Any:
@@ -112,8 +118,18 @@ class Scan:
         if key in self.pickled:
             return self.pickled[key].ids
         if key not in self._reached:
-            self._reached[key] = reach(self.value(key), REACH, self.namespace)
+            codes = self._codes[key] = []
+            self._reached[key] = reach(self.value(key), REACH, self.namespace, codes)
         return self._reached[key]
+
+    def codes(self, keys: Iterable[str]) -> Iterator[types.CodeType]:
+        """The code of the notebook's functions in these keys' values."""
+        for key in keys:
+            if key in self.pickled:
+                yield from self.pickled[key].codes
+            elif key in self.failed:
+                self.ids(key)
+                yield from self._codes[key]
 
     def groups(self, keys: Iterable[str]) -> list[frozenset[str]]:
         """The keys, grouped by what they share."""
@@ -182,9 +198,15 @@ def _own(blob: Blob, blobs: ResolveBlob | None, known: Known | None) -> memoryvi
     return data
 
 
-def reach(value: Any, bound: int, namespace: dict[str, Any] | None = None) -> set[int]:
+def reach(
+    value: Any,
+    bound: int,
+    namespace: dict[str, Any] | None = None,
+    codes: list[types.CodeType] | None = None,
+) -> set[int]:
     """The ids of up to `bound` objects that `value` refers to, found without pickling it.
 
+    `codes` receives the code of the functions and generators of `namespace` among them.
     Who refers to the whole notebook (`namespace`, IPython) shares nothing in particular with it.
     """
     found: set[int] = set()
@@ -195,6 +217,8 @@ def reach(value: Any, bound: int, namespace: dict[str, Any] | None = None) -> se
         obj = waiting.pop()
         # By its type alone: to look into a weak reference's proxy may raise.
         kind = type(obj)
+        if codes is not None and id(obj) not in seen and (code := _code(obj, namespace)):
+            codes.append(code)
         if issubclass(kind, types.FunctionType):
             found.add(id(obj))
             if id(obj) not in seen:  # not into its globals, which are the whole notebook
@@ -217,6 +241,19 @@ def reach(value: Any, bound: int, namespace: dict[str, Any] | None = None) -> se
             found.update(_memory(obj))
         waiting.extend(gc.get_referents(obj))
     return found
+
+
+def _code(obj: Any, namespace: dict[str, Any] | None) -> types.CodeType | None:
+    """The code that runs when `obj` is called or goes on, if it is the notebook's."""
+    kind = type(obj)
+    if issubclass(kind, types.FunctionType):
+        code: types.CodeType = obj.__code__
+        return code if obj.__globals__ is namespace else None
+    for of, frame, name in _SUSPENDED:
+        if issubclass(kind, of):
+            held = getattr(obj, frame)
+            return getattr(obj, name) if held and held.f_globals is namespace else None
+    return None
 
 
 def _memory(obj: Any) -> Iterator[int]:

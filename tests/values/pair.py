@@ -8,7 +8,9 @@ from typing import Any
 import msgpack
 
 from mlcloud.client.shipping import LocalSide
+from mlcloud.kernel.mentions import mentions
 from mlcloud.kernel.namespace import RemoteSide
+from mlcloud.kernel.tracking import ALL
 from mlcloud.values.messages import Return, Shipment
 
 
@@ -38,9 +40,11 @@ class Pair:
     def __init__(self, session: RemoteSide | None = None) -> None:
         self.here = notebook()
         self.side = LocalSide(self.here, "exp", fetch=self._fetch)
-        self.session = session or RemoteSide(notebook())
+        # Nothing is looked at only because it is cheap: what tracking misses is to be seen here.
+        self.session = session or RemoteSide(notebook(), cheap_s=0.0)
         self.there = self.session.namespace
         self.sent: list[str] = []
+        self.mentioned = ALL
         self.changed: list[str] = []
 
     def _fetch(self, name: str, binding: int) -> Any:
@@ -54,11 +58,12 @@ class Pair:
         shipment = self.side.prepare(code, **options)
         self.sent = sorted(name for group in shipment.groups for name in group.names)
         self.session.load(shipped(shipment))
+        self.mentioned = mentions(code)
         execute(code, self.there)
         return shipment
 
     def finish(self, shipment: Shipment) -> Return:
-        ret = returned(self.session.collect(shipped(shipment)))
+        ret = returned(self.session.collect(shipped(shipment), self.mentioned))
         self.changed = self.side.apply(ret)
         return ret
 
@@ -66,6 +71,7 @@ class Pair:
         shipment = self.side.prepare(code, **options)
         self.sent = sorted(name for group in shipment.groups for name in group.names)
         self.session.load(shipped(shipment))
+        self.mentioned = mentions(code)
         try:
             execute(code, self.there)
         finally:

@@ -53,12 +53,13 @@ class Process:
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
+    from mlcloud.kernel.mentions import mentions
     from mlcloud.kernel.namespace import RemoteSide
     from mlcloud.values.messages import Shipment
 
     user = types.ModuleType("__main__")
     sys.modules["__main__"] = user
-    side = RemoteSide(user.__dict__)
+    side = RemoteSide(user.__dict__, cheap_s=0.0)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
     while (message := read(source)) is not None:
@@ -66,7 +67,7 @@ def main() -> None:
         try:
             side.load(shipment)
             exec(message["code"], user.__dict__)
-            answer = {"return": side.collect(shipment).to_wire()}
+            answer = {"return": side.collect(shipment, mentions(message["code"])).to_wire()}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         write(sink, answer)

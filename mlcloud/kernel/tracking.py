@@ -1,0 +1,187 @@
+"""Which keys may have changed since they were last looked at, without looking at all of them.
+
+    mentions of the cell ─► closure over shared references, and over what functions use ─► Scan
+                             └ small values are looked at in any case, while that takes no time
+
+A cell changes an object only through a name. So what it may have changed is what its code mentions
+(`mentions`), whatever shares objects with that, and whatever the notebook's functions among these
+mention in turn: what was true before the cell, and what is true after it. A name that nobody has
+looked at is always looked at.
+
+That argument has gaps, and each is closed by looking at more. Code that names hide (`exec`,
+`%run`), threads, tasks and widgets that run beside the cells: everything. Objects reached through a
+library's own state: what is found to share with them, matplotlib's figures, and all that is cheap.
+
+Of a key that is not looked at only a `Look` is kept: no pickle, 8 bytes for each object it holds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import types
+from array import array
+from bisect import bisect_left
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mlcloud.kernel.mentions import EVERYTHING, used_by
+from mlcloud.values import userdata
+from mlcloud.values.messages import class_id
+from mlcloud.values.reducers import Classes
+from mlcloud.values.scan import Scan
+
+ALL = frozenset({EVERYTHING})
+CHEAP_S = 0.004  # what looking at untouched names may cost a cell, in all
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is remembered of a key."""
+
+    ids: array[int]  # the objects it reaches, sorted
+    uses: frozenset[str]  # names that its functions mention
+    seconds: float  # that looking took
+    group: frozenset[str]  # keys it shares objects with, and its classes
+    draws: bool  # whether something of matplotlib is in it
+
+
+class Tracking:
+    """The looks at one namespace."""
+
+    def __init__(
+        self, namespace: dict[str, Any], classes: Classes, cheap_s: float = CHEAP_S
+    ) -> None:
+        self._cheap_s = cheap_s
+        self._namespace = namespace
+        self._classes = classes
+        self._known: dict[str, Look] = {}
+
+    def forget(self, keys: Iterable[str] | None = None) -> None:
+        """Look at these next time in any case; None: at all."""
+        for key in list(self._known) if keys is None else keys:
+            self._known.pop(key, None)
+
+    def look(self, mentioned: Collection[str] = ALL) -> Scan:
+        """Scan what code that mentions these names may have changed, and what belongs to it."""
+        scan = Scan(self._namespace, self._classes)
+        present = self._present()
+        gone = {key for key in self._known if key not in present and not self._is_class(key)}
+        active = present if EVERYTHING in mentioned else self._closure({*mentioned, *gone})
+        for key in gone:
+            del self._known[key]
+        fresh: dict[str, array[int]] = {}
+        seconds: dict[str, float] = {}
+        passive = (present - self._known.keys()) | self._cheap(active) | self._drawn()
+        while waiting := (active & present | passive) - fresh.keys():
+            for key in waiting:
+                began = time.perf_counter()
+                scan.add([key])
+                fresh[key] = _sorted(scan.ids(key))
+                seconds[key] = time.perf_counter() - began
+            passive |= {*scan.pickled, *scan.failed}  # classes that these reach
+            if not present <= fresh.keys():
+                working = scan.with_classes(waiting & active)
+                active = self._closure(active | used_by(scan.codes(working)))
+                if EVERYTHING in active:
+                    active |= present
+                passive |= self._sharing(scan, fresh, waiting)
+        self._remember(scan, fresh, seconds)
+        return scan
+
+    def _is_class(self, key: str) -> bool:
+        known_class = class_id(key)
+        return known_class is not None and known_class in self._classes.by_id
+
+    def _present(self) -> set[str]:
+        return {
+            name
+            for name, value in list(self._namespace.items())
+            if not isinstance(value, types.ModuleType) and not userdata.is_internal(name, value)
+        }
+
+    def _closure(self, keys: Collection[str]) -> set[str]:
+        """The keys, and what these are known to share with or to use."""
+        found: set[str] = set()
+        waiting = list(keys)
+        while waiting:
+            key = waiting.pop()
+            if key in found:
+                continue
+            found.add(key)
+            if key == EVERYTHING:
+                return {*found, *self._known}
+            if (look := self._known.get(key)) is not None:
+                waiting += look.group
+                waiting += look.uses
+        return found
+
+    def _cheap(self, active: set[str]) -> set[str]:
+        """Keys that can be looked at in no time, with all they share, whatever the cell did."""
+        costs: dict[frozenset[str], float] = {}
+        for key, look in self._known.items():
+            costs[look.group] = costs.get(look.group, 0.0) + look.seconds
+        found, left = set[str](), self._cheap_s
+        for group in sorted(costs, key=costs.__getitem__):
+            left -= costs[group]
+            if left < 0:
+                break
+            found |= group
+        return found - active
+
+    def _drawn(self) -> set[str]:
+        """Keys with figures, if `plt.plot` can draw into one that no name of the cell leads to."""
+        helpers = sys.modules.get("matplotlib._pylab_helpers")
+        if helpers is None or not helpers.Gcf.figs:
+            return set()
+        return {key for key, look in self._known.items() if look.draws}
+
+    def _sharing(self, scan: Scan, fresh: dict[str, array[int]], new: Iterable[str]) -> set[str]:
+        """Keys not looked at that share an object with these, by whatever way it came."""
+        ids = _sorted(set[int]().union(*(scan.ids(key) for key in new)))
+        known = self._known.items()
+        return {key for key, look in known if key not in fresh and _overlap(ids, look.ids)}
+
+    def _remember(
+        self, scan: Scan, fresh: dict[str, array[int]], seconds: dict[str, float]
+    ) -> None:
+        groups: dict[str, frozenset[str]] = {}
+        for group in scan.groups(fresh):
+            whole = frozenset(scan.with_classes(group))
+            groups.update(dict.fromkeys(group, whole))
+        for key, ids in fresh.items():
+            pickled = scan.pickled.get(key)
+            draws = pickled is not None and any(
+                module.startswith("matplotlib.") for module in pickled.modules
+            )
+            uses = used_by(scan.codes([key]))
+            self._known[key] = Look(ids, uses, seconds[key], groups[key], draws)
+
+
+def _sorted(ids: set[int]) -> array[int]:
+    numpy = sys.modules.get("numpy")
+    if len(ids) < 1000 or numpy is None:
+        return array("Q", sorted(ids))
+    numbers = numpy.fromiter(ids, "u8", len(ids))
+    numbers.sort()
+    return array("Q", numbers.tobytes())
+
+
+def _overlap(some: array[int], others: array[int]) -> bool:
+    """Whether two sorted arrays have a number in common."""
+    if len(some) > len(others):
+        some, others = others, some
+    if not some or some[-1] < others[0] or others[-1] < some[0]:
+        return False
+    if len(some) > 64 and "numpy" in sys.modules:
+        numpy = sys.modules["numpy"]
+        mine, theirs = numpy.frombuffer(some, "u8"), numpy.frombuffer(others, "u8")
+        at = numpy.searchsorted(theirs, mine)
+        at[at == len(theirs)] = 0
+        return bool((theirs[at] == mine).any())
+    for number in some:
+        at = bisect_left(others, number)
+        if at < len(others) and others[at] == number:
+            return True
+    return False
