@@ -5,7 +5,7 @@ main thread has it, and is then verified and taken apart for a millisecond. Here
 once, from a socket in a private folder. ZMQ's shell channel goes on working beside it.
 
     on the socket:  as in `outlet.py`, the number always 0; the frames are header and content
-                    (JSON), and the request
+                    (JSON), and the request, after the identity of the host's ZMQ sockets
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Inlet:
         if not piece:  # the host is gone: the supervisor knows
             self._kernel.io_loop.remove_handler(self._outlet.fileno())
         self._came += piece
-        for frames in self._complete():
-            self._begin(_message(*frames))
+        for ident, *frames in self._complete():
+            self._begin([ident], _message(*frames))
 
     def _complete(self) -> Iterator[list[bytes]]:
         """The messages that are here as a whole."""
@@ -70,8 +70,8 @@ class Inlet:
             del self._came[:at]
             yield frames
 
-    def _begin(self, message: dict[str, Any]) -> None:
-        work = self._handle(message)
+    def _begin(self, ident: list[bytes], message: dict[str, Any]) -> None:
+        work = self._handle(ident, message)
         if sys.version_info >= (3, 11):
             task = asyncio.get_running_loop().create_task(work, context=self._context)
         else:
@@ -79,14 +79,14 @@ class Inlet:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _handle(self, message: dict[str, Any]) -> None:
+    async def _handle(self, ident: list[bytes], message: dict[str, Any]) -> None:
         """What ipykernel's `dispatch_shell` does around a request."""
         kernel = self._kernel
         async with self._turn:
-            kernel.set_parent([], message, channel="shell")
+            kernel.set_parent(ident, message, channel="shell")
             kernel.pre_handler_hook()
             try:
-                await kernel.execute_request(kernel.shell_stream, [], message)
+                await kernel.execute_request(kernel.shell_stream, ident, message)
             except KeyboardInterrupt:
                 log.error("interrupted outside of a cell")
             except Exception:

@@ -167,7 +167,8 @@ class KernelProcess:
             "date": datetime.now(timezone.utc).isoformat(),
             "version": "5.3",
         }
-        frames = [json.dumps(header).encode(), json.dumps(content).encode(), request]
+        parts = [json.dumps(header).encode(), json.dumps(content).encode(), request]
+        frames = [self.wire.bsession, *parts]  # whom `input()` asks
         self._inlet.write(outlet.packed(0, frames))
 
     def send(

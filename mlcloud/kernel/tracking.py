@@ -120,7 +120,7 @@ class Tracking:
     def _cheap(self, active: set[str]) -> set[str]:
         """Keys that can be looked at in no time, with all they share, whatever the cell did."""
         costs: dict[frozenset[str], float] = {}
-        for key, look in self._known.items():
+        for look in self._known.values():
             costs[look.group] = costs.get(look.group, 0.0) + look.seconds
         found, left = set[str](), self._cheap_s
         for group in sorted(costs, key=costs.__getitem__):
