@@ -173,10 +173,12 @@ class _Cell:
                 for target in targets:
                     self.target(target)
             case ast.AugAssign(target=target, value=value):
-                self.expression(value)
                 if isinstance(target, ast.Name):
                     self.use(target.id)
                     self.names.mutates.add(target.id)
+                else:
+                    self.target(target)  # read before the value is worked out
+                self.expression(value)
                 self.target(target)
             case ast.AnnAssign(target=target, annotation=annotation, value=value):
                 for part in annotated(annotation):

@@ -64,7 +64,7 @@ class RemoteSide:
         self._versions = Versions(namespace)
         self.classes = self._versions.classes
         self._runs: dict[str, _Run] = {}
-        self._tracking = Tracking(namespace, self.classes, cheap_s)
+        self._tracking = Tracking(self._versions, cheap_s)
         self._scan: Scan | None = None  # the last look, until it is dumped
         self._dirty: set[str] = {EVERYTHING}  # keys looked at since the last dump
         self._doubtful = True

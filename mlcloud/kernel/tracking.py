@@ -24,12 +24,11 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from mlcloud.kernel.mentions import EVERYTHING, used_by
+from mlcloud.kernel.versions import Versions
 from mlcloud.values import userdata
 from mlcloud.values.messages import class_id
-from mlcloud.values.reducers import Classes
 from mlcloud.values.scan import Scan
 
 ALL = frozenset({EVERYTHING})
@@ -50,12 +49,11 @@ class Look:
 class Tracking:
     """The looks at one namespace."""
 
-    def __init__(
-        self, namespace: dict[str, Any], classes: Classes, cheap_s: float = CHEAP_S
-    ) -> None:
+    def __init__(self, versions: Versions, cheap_s: float = CHEAP_S) -> None:
         self._cheap_s = cheap_s
-        self._namespace = namespace
-        self._classes = classes
+        self._versions = versions
+        self._namespace = versions.namespace
+        self._classes = versions.classes
         self._known: dict[str, Look] = {}
 
     def forget(self, keys: Iterable[str] | None = None) -> None:
@@ -95,11 +93,13 @@ class Tracking:
         return known_class is not None and known_class in self._classes.by_id
 
     def _present(self) -> set[str]:
-        return {
+        """The user's names, and the classes that are shared whether a name leads to them or not."""
+        names = {
             name
             for name, value in list(self._namespace.items())
             if not isinstance(value, types.ModuleType) and not userdata.is_internal(name, value)
         }
+        return names | {key for key in self._versions.entries if self._is_class(key)}
 
     def _closure(self, keys: Collection[str]) -> set[str]:
         """The keys, and what these are known to share with or to use."""

@@ -101,6 +101,9 @@ FOUND = {
         ("@dataclasses.dataclass\nclass D(D):\n    m: int = 2", False), ("a = D()", True),
         ("a = D([1])", True), ("b = D(v=[2], m=3)", False),
     ],
+    "a class that only shares an object with what is sent": [
+        ("a = []\nclass C: n = 3\nC.attr = a", False), ("b = a", True),
+    ],
     "a former alias of what is sent, when a cell fails to bind it": [
         ("def f(): return k", False), ("a = f", True), ("a = []", False), ("b = f", False),
         ("b = b", True), ("a = nowhere", True),

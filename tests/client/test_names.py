@@ -36,6 +36,8 @@ CASES: list[tuple[str, str, str]] = [
     ("for x in xs:\n t = f(x)\n g(t)\n del t", "f g xs", "t x"),
     ("@own\ndef f(n):\n return f(n - 1)", "f own", "f"),  # it may call f before f is bound
     ("import functools as t\n@t.cache\ndef f(n):\n return f(n - 1)", "", "f t"),
+    ("c.n += (c := a)", "a c", "c"),
+    ("c += (c := a)", "a c", "c"),
     ("[x * k for x in xs if x > t]", "k t xs", ""),
     ("[y := f(v) for v in vs]", "f vs", "y"),
     ("{k: v for k, v in it for v in k}", "it", ""),
