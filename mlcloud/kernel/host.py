@@ -268,6 +268,11 @@ class Host:
     def _on_message(self, message: dict[str, Any]) -> None:
         kind = message["header"]["msg_type"]
         parent = message["parent_header"].get("msg_id", "")
+        if kind == "mlcloud_transfer" and parent not in self._unfinished:
+            # A snapshot takes long: it is the cell that waits for it which wants to know.
+            if self._running is None:
+                return
+            parent = self._running
         body = {
             "type": kind,
             "content": message["content"],

@@ -300,8 +300,10 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
 
     def _tell(self, text: str, over: bool) -> None:
         """How far a long transfer between this kernel and the store is."""
-        content = {"text": text, "ready": over}
-        self._publish("mlcloud_transfer", content, self.get_parent("shell"))
+        self._tell_of(self.get_parent("shell"), text, over)
+
+    def _tell_of(self, parent: dict[str, Any], text: str, over: bool) -> None:
+        self._publish("mlcloud_transfer", {"text": text, "ready": over}, parent)
 
     # --- operations -------------------------------------------------------------------------------
 
@@ -336,7 +338,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         try:
             if request["op"] not in ("cell", "load") or self._is_busy():
                 self.names.doubt()
-            body = {**self.snapshots.take(), "labels": self.shell.compile.labels}
+            tell = partial(self._tell_of, parent)
+            body = {**self.snapshots.take(tell), "labels": self.shell.compile.labels}
             content = {"status": "ok", "body": body}
         except Exception as error:
             content = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}

@@ -5,8 +5,8 @@ again.
     restore()  a body the gateway verified ─► chunks, each checked by its hash ─► the names, bound
 
 A body names its chunks (`blake3:<hex>:<size>`) and holds no pickle; the gateway commits and signs
-it. A group's chunks are found by content: a group that is as it was costs no write. Groups larger
-than `MAX_BYTES`, and what cannot be pickled, are left out with the reason, which the user is told.
+it. A group's chunks are found by content: a group that is as it was costs no write. What cannot be
+pickled is left out with the reason, which the user is told.
 
 Which names are looked at says `tracking`. Rebuilding what cannot be pickled by running its cells
 again comes on top of the same format.
@@ -18,12 +18,12 @@ from typing import Any
 
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.packages import Packages
-from mlcloud.kernel.transfer import Inbox
-from mlcloud.store import ChunkRef, Store
+from mlcloud.kernel.transfer import Inbox, Meter, Tell
+from mlcloud.store import ChunkRef, Store, chunks_of
+from mlcloud.values.digests import pieces, whole
 from mlcloud.values.messages import Blob, Group, Import, class_id
 
 FORMAT = 1
-MAX_BYTES = 256 * 2**20
 
 
 class Snapshots:
@@ -35,26 +35,20 @@ class Snapshots:
         self._saved: dict[frozenset[str], dict[str, Any]] = {}  # of the last manifest, by keys
         self._packages = Packages()
 
-    def take(self) -> dict[str, Any]:
+    def take(self, tell: Tell | None = None) -> dict[str, Any]:
         """Put what is new into the store; the body of the manifest to commit.
 
-        Raises `StoreError`, `StoreFull`.
+        `tell` hears how far that is. Raises `StoreError`, `StoreFull`.
         """
-        dumped = self._names.dump_groups(MAX_BYTES, saved=self._saved.keys())
+        dumped = self._names.dump_groups(saved=self._saved.keys())
         saved = {keys: self._saved[keys] for keys in dumped.unchanged}
-        written = {
+        known = {
             blob["digest"]: blob["chunks"]
             for group in self._saved.values()
             for blob in _blobs(group)
         }
-        new_bytes = 0
+        written, new_bytes = self._write(dumped.groups, known, tell)
         for group in dumped.groups:
-            for blob in group.blobs():
-                if blob.digest not in written:
-                    assert blob.data is not None
-                    refs = self._store.put_buffers([blob.data])
-                    written[blob.digest] = [str(ref) for ref in refs]
-                    new_bytes += sum(ref.size for ref in refs if ref.new)
             saved[frozenset(group.keys)] = {
                 "names": group.names,
                 "keys": list(group.keys),
@@ -76,6 +70,28 @@ class Snapshots:
             "bytes": sum(blob["size"] for group in groups for blob in _blobs(group)),
             "new_bytes": new_bytes,
         }
+
+    def _write(
+        self, groups: list[Group], known: dict[str, list[str]], tell: Tell | None
+    ) -> tuple[dict[str, list[str]], int]:
+        """The chunks of all blobs by digest, those not `known` now in the store; and new bytes."""
+        written = dict(known)
+        new = {blob.digest: blob for group in groups for blob in group.blobs()}
+        new = {digest: blob for digest, blob in new.items() if digest not in known}
+        total = sum(blob.size for blob in new.values())
+        meter = Meter("the session's state is being saved", "the state is saved", total, tell)
+        data = [blob.data for blob in new.values() if blob.data is not None]
+        refs = self._store.put_each(piece for each in data for piece in pieces(each))
+        new_bytes = 0
+        for digest, blob in new.items():
+            written[digest] = []
+            for _ in range(chunks_of(blob.size)):
+                ref = next(refs)
+                meter.add(ref.size)
+                new_bytes += ref.size if ref.new else 0
+                written[digest].append(str(ref))
+        meter.end()
+        return written, new_bytes
 
     def restore(self, body: dict[str, Any]) -> dict[str, Any]:
         """Bind a snapshot's names. Raises `Damaged` where a chunk is missing or wrong.
@@ -116,4 +132,7 @@ def _blobs(group: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _named(blob: Blob, written: dict[str, list[str]]) -> dict[str, Any]:
-    return {"digest": blob.digest, "size": blob.size, "chunks": written[blob.digest]}
+    chunks = written[blob.digest]
+    # Named by what was stored: a thread of the user's may write to it even now.
+    digest = whole([ChunkRef.parse(text).hash for text in chunks])
+    return {"digest": digest, "size": blob.size, "chunks": chunks}

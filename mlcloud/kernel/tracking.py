@@ -32,6 +32,7 @@ from mlcloud.values.messages import class_id
 from mlcloud.values.scan import Scan
 
 ALL = frozenset({EVERYTHING})
+HASHED_PER_S = 2e9  # bytes, about: what is looked at is hashed later, for the snapshot
 CHEAP_S = 0.004  # what looking at untouched names may cost a cell, in all
 
 
@@ -41,7 +42,7 @@ class Look:
 
     ids: array[int]  # the objects it reaches, sorted
     uses: frozenset[str]  # names that its functions mention
-    seconds: float  # that looking took
+    seconds: float  # that looking takes, hashing included
     group: frozenset[str]  # keys it shares objects with, and its classes
     draws: bool  # whether something of matplotlib is in it
 
@@ -78,6 +79,8 @@ class Tracking:
                 scan.add([key])
                 fresh[key] = _sorted(scan.ids(key))
                 seconds[key] = time.perf_counter() - began
+                if key in scan.pickled:
+                    seconds[key] += scan.pickled[key].size / HASHED_PER_S
             passive |= {*scan.pickled, *scan.failed}  # classes that these reach
             if not present <= fresh.keys():
                 working = scan.with_classes(waiting & active)

@@ -162,7 +162,7 @@ def test_an_object_that_comes_back_by_another_way_is_seen(session: Session) -> N
 def test_a_failed_write_is_made_up_for(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     session.cell("x = [1]; y = [2]")
     with monkeypatch.context() as patch:
-        patch.setattr(session.store, "put_buffers", lambda *_: 1 / 0)
+        patch.setattr(session.store, "put_each", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             session.cell("x.append(3)")
     session.cell("z = 1")
