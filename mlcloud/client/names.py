@@ -93,16 +93,17 @@ def _without_options(line: str, valued: str) -> str:
     return rest
 
 
-def _deleted_in(body: Iterable[ast.stmt]) -> set[str]:
-    """Names that a loop's body deletes: in its next round, and after it, they may be unbound."""
-    return {
-        target.id
-        for statement in body
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Delete)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+def _deleted_in(body: Iterable[ast.AST]) -> set[str]:
+    """Names that are deleted somewhere in there, and so may be unbound from its beginning on: in a
+    loop's next round, in what follows an exception."""
+    found: set[str] = set()
+    for statement in body:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Delete):
+                found.update(each.id for each in node.targets if isinstance(each, ast.Name))
+            elif isinstance(node, ast.ExceptHandler) and node.name:
+                found.add(node.name)
+    return found
 
 
 class _Cell:
@@ -257,7 +258,7 @@ class _Cell:
                 self.target(item.optional_vars)
         self.block(node.body)
         if swallows:
-            self.bound, self.bottom = before, False
+            self.bound, self.bottom = before - _deleted_in(node.body), False
 
     def may_suppress(self, context: ast.expr) -> bool:
         """Whether a `with` over this may swallow an exception, and so end in its middle.
@@ -296,7 +297,7 @@ class _Cell:
         self.block([*body, *orelse])
         ends = [] if self.bottom else [self.bound]
         for handler in handlers:
-            self.bound, self.bottom = set(before), False
+            self.bound, self.bottom = before - _deleted_in(body), False
             if handler.type is not None:
                 self.expression(handler.type)
             if handler.name:
@@ -307,9 +308,12 @@ class _Cell:
             if not self.bottom:
                 ends.append(self.bound)
         after, bottom = set.intersection(*ends) if ends else set(before), not ends
-        self.bound, self.bottom = before, False
+        # It may come from anywhere in what stands before it.
+        self.bound = before - _deleted_in([*body, *handlers, *orelse])
+        self.bottom = False
         self.block(final)
-        self.bound, self.bottom = after | self.bound, bottom or self.bottom
+        self.bound = (after - _deleted_in(final)) | self.bound
+        self.bottom = bottom or self.bottom
 
     def match(self, node: ast.Match) -> None:
         self.expression(node.subject)
