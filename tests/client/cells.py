@@ -177,7 +177,8 @@ def outside_reads(cell: str, seed: int, absent: frozenset[str] = frozenset()) ->
         if result is not None:
             asyncio.run(_finished(result))
     except (Stop, Exception):
-        pass
+        # What a later cell calls of what is there, that cell's own text tells.
+        return namespace.outside & set(NAMES)
     # What it leaves behind is used by the cells after it: functions that it defined are called.
     for value in list(namespace.values()):
         if type(value).__name__ == "function" and value.__module__ == "__main__":
