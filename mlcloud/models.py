@@ -170,6 +170,30 @@ class ExecutionInfo(Model):
     )
 
 
+class Boundary(Model):
+    """One state of `GET /v1/sessions/{name}/history`: as it was after a cell."""
+
+    step: int = Field(description="What `restore` takes; it grows with each cell.")
+    code: str = Field(description="The cell's; empty for a state that was restored.")
+    finished_at: datetime | None
+    restored_from: int | None = Field(description="The step of which this one is a copy.")
+    names: list[str]
+    bytes: int = Field(description="The state's size.")
+    new_bytes: int = Field(description="What had to be written for it.")
+    left_out: dict[str, str] = Field(description="Names that could not be saved, and why.")
+
+
+class RestoreRequest(Model):
+    """`POST /v1/sessions/{name}/restore`: back to the state after an earlier cell."""
+
+    step: int = Field(ge=0)
+
+
+class Rewound(Model):
+    step: int = Field(description="The copy's own step: the newest one from now on.")
+    names: list[str] = Field(description="What the session has now.")
+
+
 class LogPage(Model):
     """`GET /v1/sessions/{name}/log`: a part of what an execution printed."""
 

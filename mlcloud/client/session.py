@@ -24,16 +24,19 @@ from mlcloud.client.errors import in_cell, rebuilt
 from mlcloud.client.execution import Execution
 from mlcloud.client.feed import Feed
 from mlcloud.client.following import Following
+from mlcloud.client.history import History
 from mlcloud.client.labels import Labels
 from mlcloud.client.logs import Log
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.errors import UsageError
-from mlcloud.models import ExecutionInfo, SessionInfo
+from mlcloud.models import Boundary, ExecutionInfo, Rewound, SessionInfo
 from mlcloud.values import pickling as values
 from mlcloud.values.messages import Group, Return, Shipment
 
 MAX_RETURN = 1 << 20
+# A cell without code: what it returns are the names that are others now.
+RESTORED = "# back to step {step}"
 
 PAGE_BURST = 1_500_000  # characters that a page can show of a cell at once, and stay usable
 
@@ -453,6 +456,25 @@ class Session:
     def resume(self) -> None:
         """Bring the session back on a node now instead of at its next cell."""
         self._connection.post(f"/v1/sessions/{self.name}/resume", timeout=600)
+
+    def history(self) -> History:
+        """The states that `restore` can go back to, oldest first: one for each cell, as a table."""
+        found = self._connection.get(f"/v1/sessions/{self.name}/history")
+        return History(Boundary.model_validate(each) for each in found)
+
+    def restore(self, step: int) -> None:
+        """Put the session back into the state of this step of `history()`.
+
+        The notebook's names follow, unless they were changed here since; on a parked session, with
+        its next cell. Names that the session did not have then stay as they are here. What was
+        after that step is in the history still. Raises `Conflict` while a cell runs, `NotFound`
+        where there is no such step, and `Damaged` where it cannot be read.
+        """
+        path = f"/v1/sessions/{self.name}/restore"
+        answer = self._connection.post(path, json={"step": step}, timeout=600)
+        self._side.rewound(Rewound.model_validate(answer).names)
+        if self.info.node is not None:
+            self.run(RESTORED.format(step=step), quiet=True)
 
     def interrupt(self) -> None:
         """Interrupt whatever cell runs in this session, from wherever."""

@@ -107,6 +107,19 @@ class LocalSide:
         self._released: list[str] = []  # results in the session whose last handle is gone
         self._epoch: str | None = None
 
+    def rewound(self, names: Collection[str]) -> None:
+        """The session went back to an earlier state, in which it had these names alone.
+
+        With the next cell they come back; what else is here stays, and is the notebook's own.
+        """
+        for key in list(self._shared.entries):
+            if class_id(key) is None and key not in names:
+                self._shared.forget(key)
+        for name in names:
+            if name not in self.namespace:  # it asks for them
+                self._shared.put(name, Shared(0, "remote"))
+        self._shared.missed.clear()
+
     # --- before the cell --------------------------------------------------------------------------
 
     def prepare(

@@ -21,10 +21,11 @@ from starlette.exceptions import HTTPException
 
 from mlcloud import errors
 from mlcloud.cluster.clouds.local import now
-from mlcloud.gateway import auth, db, environments, imds, logs, objects
+from mlcloud.gateway import auth, db, environments, imds, logs, objects, timetravel
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.models import (
+    Boundary,
     ClusterInfo,
     CompleteAnswer,
     CompleteRequest,
@@ -40,6 +41,8 @@ from mlcloud.models import (
     Notice,
     NoticeReport,
     PreemptRequest,
+    RestoreRequest,
+    Rewound,
     RunRequest,
     SessionInfo,
     SessionRequest,
@@ -167,6 +170,16 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         await session.resume()
         log_change("session.resume", name)
         return sessions.info(session)
+
+    @routes.get("/sessions/{name}/history")
+    async def read_history(name: str) -> list[Boundary]:
+        return await timetravel.history(sessions.get(name))
+
+    @routes.post("/sessions/{name}/restore")
+    async def restore(name: str, request: RestoreRequest) -> Rewound:
+        rewound = await timetravel.restore(sessions.get(name), request.step)
+        log_change("session.restore", f"{name} to {request.step}")
+        return rewound
 
     @routes.post("/sessions/{name}/executions")
     async def run(name: str, request: RunRequest) -> ExecutionInfo:

@@ -145,6 +145,16 @@ class Executions:
             ).all()
         return [_from_row(row) for row in reversed(rows)]
 
+    def all_of(self, session_id: str) -> list[Execution]:
+        """Every execution of the session, oldest first."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(db.executions)
+                .where(db.executions.c.session_id == session_id)
+                .order_by(db.executions.c.ordinal)
+            ).all()
+        return [_from_row(row) for row in rows]
+
     def unfinished(self, session_id: str) -> list[Execution]:
         """What a killed gateway left: running first, then queued, in their order."""
         with self._engine.connect() as connection:

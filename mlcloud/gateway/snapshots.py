@@ -7,9 +7,10 @@ be loaded.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
-from mlcloud.errors import Damaged, StepExists
+from mlcloud.errors import Damaged, NoCheckpoint, NotFound, StepExists
 from mlcloud.store import Signer, Store
 
 KIND = "sessions"
@@ -33,6 +34,21 @@ class SnapshotLog:
             theirs = self._store.read(KIND, session_id, ordinal, verify=self._signer.verify)
             if theirs.get("execution_id") != execution_id:
                 raise
+
+    def read(self, session_id: str, step: int) -> dict[str, Any]:
+        """One snapshot's body. Raises `NotFound` and `Damaged`."""
+        try:
+            return self._store.read(KIND, session_id, step, verify=self._signer.verify)
+        except NoCheckpoint as error:
+            raise NotFound(str(error)) from error
+
+    def newest(self, session_id: str, most: int) -> list[tuple[int, dict[str, Any]]]:
+        """The last readable snapshots, oldest first."""
+        found = []
+        for step in self._store.steps(KIND, session_id)[-most:]:
+            with contextlib.suppress(Damaged, NotFound):
+                found.append((step, self.read(session_id, step)))
+        return found
 
     def latest(
         self, session_id: str, before: int | None = None

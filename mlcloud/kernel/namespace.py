@@ -480,9 +480,16 @@ class RemoteSide:
         *,
         state: dict[str, Any] | None = None,
         resolve: ResolveBlob | None = None,
+        news: bool = False,
     ) -> dict[str, str]:
         """Fill this (fresh) namespace from a dump. With `state`, notebooks need not send again.
 
+        `news`: these are not the values that notebooks saw last; they come back with a next cell.
+
         What needs a package that is not here is left out, and returned with the reason.
         """
-        return dump.restore(self._versions, groups, imports, state=state, resolve=resolve)
+        missing = dump.restore(self._versions, groups, imports, state=state, resolve=resolve)
+        if news:
+            for entry in self._versions.entries.values():
+                entry.version = self._versions.tick()
+        return missing

@@ -122,6 +122,7 @@ class Snapshots:
             [Import.from_wire(entry) for entry in body["imports"]],
             state=body["state"],
             resolve=inbox.take,
+            news=body.get("restored_from") is not None,
         )
         missing.update({f"package {name}": why for name, why in failed.items()})
         return {"names": sum(len(group.names) for group in groups), "missing": missing}

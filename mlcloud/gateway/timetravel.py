@@ -1,0 +1,95 @@
+"""A session's past: the states it had after its cells, and going back to one of them.
+
+    history ─► the snapshots in the store, with the cells that made them
+    restore ─► a copy of that snapshot is committed as the newest one ─► an empty kernel loads it
+
+The copy comes first: whatever dies meanwhile, the session comes up in the state that was asked for.
+Nothing is ever removed: what was given up is in the history still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from mlcloud.errors import Conflict, Damaged, NotFound, SessionFailed
+from mlcloud.gateway import restoring
+from mlcloud.models import Boundary, Rewound, SessionState
+
+if TYPE_CHECKING:
+    from mlcloud.gateway.session import Session
+
+MOST = 200  # states that one answer has
+
+
+async def history(session: Session) -> list[Boundary]:
+    """The newest states that can be gone back to, oldest first."""
+    cells = {each.ordinal: each for each in session.services.executions.all_of(session.id)}
+    found = []
+    bodies = await asyncio.to_thread(session.services.snapshots.newest, session.id, MOST)
+    for step, body in bodies:
+        cell = cells.get(step)
+        found.append(
+            Boundary(
+                step=step,
+                code=cell.code if cell else "",
+                finished_at=cell.finished_at if cell else None,
+                restored_from=body.get("restored_from"),
+                names=sorted(_names(body)),
+                bytes=body.get("bytes", 0),
+                new_bytes=body.get("new_bytes", 0),
+                left_out=body.get("skipped", {}),
+            )
+        )
+    return found
+
+
+async def restore(session: Session, step: int) -> Rewound:
+    """Put the session into the state it had after its cell numbered `step`.
+
+    Raises `NotFound` where there is no such state, `Damaged` where it cannot be read, and
+    `Conflict` while a cell runs.
+    """
+    if session.current is not None or session.queue:
+        raise Conflict(
+            f"session {session.request.name!r} is busy; interrupt the cell first, or wait for it"
+        )
+    async with session.turn:
+        await session._until_safe()
+        body = await _read(session, step)
+        session.ordinal += 1
+        copy = {**body, "restored_from": step, "new_bytes": 0}
+        await asyncio.to_thread(
+            session.services.snapshots.commit,
+            session.id,
+            session.ordinal,
+            f"restored-{secrets.token_hex(8)}",
+            copy,
+        )
+        session.save(ordinal=session.ordinal)
+        host = session.host
+        if host is not None and host.alive:
+            session.unsafe.clear()
+            await host.handle.start.remote()
+            loaded = await restoring.restore_latest(session, host)
+            if loaded != session.ordinal:
+                raise SessionFailed(f"the state after cell {step} could not be loaded")
+            session.set_state(SessionState.IDLE)
+        return Rewound(step=session.ordinal, names=sorted(_names(body)))
+
+
+async def _read(session: Session, step: int) -> dict[str, Any]:
+    try:
+        return await asyncio.to_thread(session.services.snapshots.read, session.id, step)
+    except NotFound:
+        raise NotFound(
+            f"session {session.request.name!r} has no state of step {step}: `history()` lists them"
+        ) from None
+    except Damaged as error:
+        raise Damaged(f"the state of step {step} is damaged, take another: {error}") from error
+
+
+def _names(body: dict[str, Any]) -> set[str]:
+    groups = {name for group in body.get("groups", []) for name in group["names"]}
+    return groups | {entry["name"] for entry in body.get("imports", []) if "name" in entry}

@@ -1,0 +1,94 @@
+"""A session's past: its states listed, and gone back to, also across a move and a new notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mlcloud import errors
+from mlcloud.client.api import Client
+from mlcloud.client.remote_value import RemoteValue
+from mlcloud.client.session import Session
+from tests.live import until
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def travelled(session: Callable[..., Session]) -> tuple[Session, dict[str, Any]]:
+    """Three cells: x is [1], then [1, 2], then there is y, too."""
+    names: dict[str, Any] = {}
+    s = session(namespace=names)
+    s.run("import numpy as np\nx = [1]\nalias = x\nbig = np.zeros(200_000)", quiet=True)
+    s.run("x.append(2); big += 1", quiet=True)
+    s.run("y = sum(x); del alias", durable=True, quiet=True)
+    return s, names
+
+
+def test_there_and_back(travelled: tuple[Session, dict[str, Any]], client: Client) -> None:
+    s, names = travelled
+    first, second, third = s.history()
+    assert [first.step, second.step, third.step] == [1, 2, 3]
+    assert "np.zeros" in first.code
+    assert {"x", "big", "alias"} <= set(first.names)
+    assert second.new_bytes >= 1_600_000  # `big` was written anew
+    assert third.new_bytes < 10_000
+    assert "y = sum(x)" in repr(s.history())
+
+    s.restore(1)
+    assert names["x"] == [1]
+    assert names["alias"] is names["x"]
+    s.run("x.append(7); z = float(big.sum()), 'y' in globals()", durable=True, quiet=True)
+    assert names["z"] == (0.0, False)
+    assert names["alias"] == [1, 7]
+
+    s.restore(3)  # what came after the step that was restored is there still
+    assert names["x"] == [1, 2]
+    assert names["y"] == 3
+    assert isinstance(names["big"], RemoteValue)
+    assert float(names["big"].get().sum()) == 200_000
+    restored = [each.restored_from for each in s.history() if each.restored_from is not None]
+    assert restored == [1, 3]
+
+    # It is the newest state: a node that is taken away brings it back.
+    before = s.info.node
+    client.cluster.preempt(s, "8s")
+    until(lambda: s.info.node not in (before, None) and s.state == "idle", "it has moved", 60)
+    s.run("w = list(x), y", quiet=True)
+    assert names["w"] == ([1, 2], 3)
+
+
+def test_what_the_notebook_made_since_is_sent_again(
+    travelled: tuple[Session, dict[str, Any]],
+) -> None:
+    s, names = travelled
+    names["mine"] = {"a": 1}
+    s.run("mine['b'] = 2", durable=True, quiet=True)
+    s.restore(2)
+    s.run("got = dict(mine)", quiet=True)
+    assert names["got"] == {"a": 1, "b": 2}
+
+
+def test_parked(travelled: tuple[Session, dict[str, Any]]) -> None:
+    s, names = travelled
+    s.park(force=True)
+    s.restore(1)
+    assert s.info.node is None  # nothing was started for it
+    s.run("got = list(x)", quiet=True)
+    assert names["got"] == [1]
+
+
+def test_refused(travelled: tuple[Session, dict[str, Any]]) -> None:
+    s, names = travelled
+    with pytest.raises(errors.NotFound, match="history"):
+        s.restore(99)
+    running = s.run("import time; time.sleep(30)", detach=True, quiet=True)
+    assert running is not None
+    with pytest.raises(errors.Conflict, match="busy"):
+        s.restore(1)
+    s.interrupt()
+    until(lambda: s.state == "idle", "it was interrupted", 30)
+    s.run("got = list(x)", quiet=True)
+    assert names["got"] == [1, 2]
