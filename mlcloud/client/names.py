@@ -29,6 +29,7 @@ from typing import Any
 
 from mlcloud.client.dynamic import RUNS_TEXT, hidden_code, main_name, named_global
 from mlcloud.client.scopes import (
+    COMPREHENSIONS,
     SUPPRESSES,
     CellNames,
     annotated,
@@ -39,6 +40,7 @@ from mlcloud.client.scopes import (
     function_names,
     matches_all,
     outside_of,
+    read_before_walrus,
     root_of,
     type_parameters,
     words_of,
@@ -53,7 +55,6 @@ _RUNS_CODE = {
     **{"memit": "rtic", "mprun": "fT", "lprun": "fmTDu"},
 }
 _PLAIN_FLAGS = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def parse(cell: str) -> ast.Module:
@@ -454,8 +455,10 @@ class _Cell:
                 for outside in outside_of(node):
                     self.expression(outside)
                 self.free(function_names(arguments(node.args), [ast.Expr(node.body)]))
-            case _ if isinstance(node, _COMPREHENSIONS):
+            case _ if isinstance(node, COMPREHENSIONS):
                 self.free(function_names([], [ast.Expr(node)]))
+                for name in read_before_walrus(node):
+                    self.use(name)
                 for part in ast.walk(node):
                     if isinstance(part, ast.NamedExpr):
                         self.bind(part.target.id, certain=False)

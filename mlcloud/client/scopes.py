@@ -17,6 +17,7 @@ from typing import Any
 
 from mlcloud.client.dynamic import RUNS_TEXT, hidden_code, main_name, named_global
 
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 SUPPRESSES = {"suppress", "raises", "ExitStack", "AsyncExitStack"}
 
 
@@ -83,6 +84,59 @@ def _early(node: ast.stmt) -> Iterator[str]:
         for target in targets:
             if isinstance(target, ast.Name) and target.id in reads:
                 yield target.id
+
+
+def read_before_walrus(comprehension: ast.AST) -> set[str]:
+    """Names that a comprehension binds by `:=`, and may read before it has bound them.
+
+    They are bound outside of it, and so read there.
+    """
+    targets = {
+        part.target.id for part in ast.walk(comprehension) if isinstance(part, ast.NamedExpr)
+    }
+    early: set[str] = set()
+
+    def visit(node: ast.AST, bound: set[str]) -> None:
+        match node:
+            case ast.NamedExpr(target=ast.Name(id=name), value=value):
+                visit(value, bound)
+                bound.add(name)
+            case ast.Name(id=name, ctx=ast.Load()) if name in targets - bound:
+                early.add(name)
+            case ast.BoolOp(values=[first, *rest]):
+                visit(first, bound)
+                maybe = set(bound)
+                for other in rest:
+                    visit(other, maybe)
+            case ast.IfExp(test=first, body=body, orelse=orelse):
+                visit(first, bound)
+                for other in (body, orelse):
+                    visit(other, set(bound))
+            case _ if isinstance(node, COMPREHENSIONS):
+                clauses(node, set(bound))
+            case _:
+                for child in ast.iter_child_nodes(node):
+                    visit(child, bound)
+
+    def clauses(node: Any, bound: set[str]) -> None:
+        for clause in node.generators:
+            visit(clause.iter, bound)
+            for test in clause.ifs:
+                passed(test, bound)
+        parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        for part in parts:
+            visit(part, bound)
+
+    def passed(test: ast.AST, bound: set[str]) -> None:
+        """What follows runs only where this held: all of an `and` was evaluated."""
+        if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+            for value in test.values:
+                passed(value, bound)
+        else:
+            visit(test, bound)
+
+    visit(comprehension, set())
+    return early
 
 
 class _Body(ast.NodeVisitor):
