@@ -94,13 +94,19 @@ class NodeFacts(Model):
     )
 
 
+SessionName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
+        description="Letters, digits, `_`, `.` and `-`; at most 63.",
+    ),
+]
+
+
 class SessionRequest(Model):
     """`POST /v1/sessions`. Creating a name that exists returns it unchanged."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
-        description="Letters, digits, `_`, `.` and `-`; at most 63.",
-    )
+    name: SessionName
     gpu: str | None = Field(None, description="`NAME:COUNT`, e.g. `A10G:1`; None: no GPU.")
     cpus: float = Field(1, gt=0, description="vCPUs the session reserves.")
     memory: str | None = Field(
@@ -114,6 +120,9 @@ class SessionRequest(Model):
     )
     environment: EnvironmentSpec | None = Field(
         None, description="Packages of its own; None: those that the nodes have."
+    )
+    ancestors: list[str] = Field(
+        default_factory=list, description="Ids of the sessions from which it was forked."
     )
 
 
@@ -153,6 +162,9 @@ class SessionInfo(Model):
     finished_cells: int = Field(description="Cells that finished without an error.")
     safe_cells: int = Field(description="Cells whose state is in the store.")
     environment: str = Field("", description="Its own packages in words; empty: the nodes'.")
+    ancestors: list[str] = Field(
+        default_factory=list, description="Ids of the sessions from which it was forked."
+    )
     detail: str = Field("", description="Why, for `failed`, and what it waits for, for `starting`.")
 
 
@@ -181,6 +193,13 @@ class Boundary(Model):
     bytes: int = Field(description="The state's size.")
     new_bytes: int = Field(description="What had to be written for it.")
     left_out: dict[str, str] = Field(description="Names that could not be saved, and why.")
+
+
+class ForkRequest(Model):
+    """`POST /v1/sessions/{name}/fork`: another session, which begins with a state of this one."""
+
+    name: SessionName
+    step: int | None = Field(None, ge=0, description="Of which cell; None: the newest state.")
 
 
 class RestoreRequest(Model):

@@ -439,6 +439,9 @@ class _Cell:
                 self.target(target)
             case ast.BoolOp(values=[first, *rest]):
                 self.maybe(first, rest)
+            case ast.Compare(left=left, comparators=[second, *rest]):
+                self.expression(left)
+                self.maybe(second, rest)  # `a < b < c` ends where it is known
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 self.maybe(test, [body])
                 self.maybe(None, [orelse])

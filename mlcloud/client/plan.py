@@ -384,7 +384,7 @@ def _problems(plan: Plan, key: str, forced: Collection[str]) -> list[errors.MLCl
             )
         )
     for session, remote, _ in plan.scan.pickled[key].refs:
-        if session != plan.shared.session_id:
+        if session not in plan.shared.own:
             found.append(
                 errors.NotPicklable(
                     f"`{key}` holds `{remote}`, which lives in another session "

@@ -108,6 +108,12 @@ def read_before_walrus(comprehension: ast.AST) -> set[str]:
                 maybe = set(bound)
                 for other in rest:
                     visit(other, maybe)
+            case ast.Compare(left=left, comparators=[second, *rest]):
+                visit(left, bound)
+                visit(second, bound)
+                maybe = set(bound)
+                for other in rest:
+                    visit(other, maybe)
             case ast.IfExp(test=first, body=body, orelse=orelse):
                 visit(first, bound)
                 for other in (body, orelse):

@@ -60,6 +60,7 @@ class Session:
             info.id,
             fetch=self._get,
             session_name=info.name,
+            ancestors=info.ancestors,
         )
         self.feed = Feed(connection, info.name, after=info.last_event)
         self._labels = Labels(info.name)
@@ -475,6 +476,18 @@ class Session:
         self._side.rewound(Rewound.model_validate(answer).names)
         if self.info.node is not None:
             self.run(RESTORED.format(step=step), quiet=True)
+
+    def fork(self, name: str, *, step: int | None = None) -> Session:
+        """Another session, with this one's resources and its newest state, or that of `step`.
+
+        From there on the two know nothing of each other; what is in the store already is not
+        written again. It takes a node with its first cell. RemoteValues of this session stand for
+        the fork's own objects in its cells. Raises `Conflict` where the name is taken.
+        """
+        body = {"name": name, "step": step}
+        answer = self._connection.post(f"/v1/sessions/{self.name}/fork", json=body, timeout=60)
+        info = SessionInfo.model_validate(answer)
+        return Session(self._connection, info, self._side.namespace)
 
     def interrupt(self) -> None:
         """Interrupt whatever cell runs in this session, from wherever."""

@@ -14,6 +14,7 @@ after.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -52,9 +53,12 @@ def is_tracked(value: Any) -> bool:
 class SharedNames:
     """The notebook's namespace, and what of it the session `session_id` has."""
 
-    def __init__(self, namespace: dict[str, Any], session_id: str) -> None:
+    def __init__(
+        self, namespace: dict[str, Any], session_id: str, ancestors: Iterable[str] = ()
+    ) -> None:
         self.namespace = namespace
         self.session_id = session_id
+        self.own = {session_id, *ancestors}  # whose RemoteValues stand for this session's objects
         self.classes = Classes()
         self.entries: dict[str, Shared] = {}
         self.missed: dict[str, int] = {}  # versions that could not be applied here
@@ -75,7 +79,10 @@ class SharedNames:
 
     def is_handle(self, name: str, value: Any) -> bool:
         """Whether the name holds the RemoteValue of this very name."""
-        return type(value) is RemoteValue and value.__mlcloud_ref__[:2] == (self.session_id, name)
+        if type(value) is not RemoteValue:
+            return False
+        session, remote, _ = value.__mlcloud_ref__
+        return session in self.own and remote == name
 
     def put(self, key: str, shared: Shared) -> None:
         """Both sides are equal in this key; those it shared objects with before know it no more."""

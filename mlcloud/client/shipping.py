@@ -17,7 +17,7 @@ import sys
 import types
 import uuid
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class LocalSide:
     """The shared names of one session, inside the notebook.
 
     `fetch(name, binding)` is what `RemoteValue.get()` calls; `session_name` is how RemoteValues
-    show where they live (else the id).
+    show where they live (else the id); `ancestors` are sessions it was forked from.
     """
 
     def __init__(
@@ -89,12 +89,13 @@ class LocalSide:
         *,
         fetch: Fetch | None = None,
         session_name: str | None = None,
+        ancestors: Iterable[str] = (),
     ) -> None:
         self.namespace = namespace
         self.session_id = session_id
         self.session_name = session_name
         self.fetch = fetch
-        self._shared = SharedNames(namespace, session_id)
+        self._shared = SharedNames(namespace, session_id, ancestors)
         self.classes = self._shared.classes
         self._sender = uuid.uuid4().hex
         self.reset()

@@ -31,6 +31,7 @@ from mlcloud.models import (
     CompleteRequest,
     ErrorBody,
     ExecutionInfo,
+    ForkRequest,
     Health,
     Heartbeat,
     InspectAnswer,
@@ -180,6 +181,12 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         rewound = await timetravel.restore(sessions.get(name), request.step)
         log_change("session.restore", f"{name} to {request.step}")
         return rewound
+
+    @routes.post("/sessions/{name}/fork")
+    async def fork(name: str, request: ForkRequest) -> SessionInfo:
+        made = await timetravel.fork(sessions, sessions.get(name), request.name, request.step)
+        log_change("session.fork", f"{name} as {request.name}")
+        return sessions.info(made)
 
     @routes.post("/sessions/{name}/executions")
     async def run(name: str, request: RunRequest) -> ExecutionInfo:

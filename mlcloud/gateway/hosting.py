@@ -110,7 +110,7 @@ async def move_when_idle(session: Session, old: LiveHost) -> None:
             session.detail = str(successor.exception())
         elif session.host is old:
             if old.alive:
-                await session._until_safe()
+                await session.until_safe()
             else:
                 await host_lost(session, old)
             await take_over(session, successor.result())

@@ -233,7 +233,7 @@ class Session:
             if self.host is None:
                 self.set_state(SessionState.PARKED)
                 return
-            await self._until_safe()
+            await self.until_safe()
             if self.unsaved and not force:
                 names = "; ".join(f"{name}: {why}" for name, why in self.unsaved.items())
                 raise Conflict(
@@ -453,7 +453,7 @@ class Session:
         await hosting.take_over(self, host)
         return host
 
-    async def _until_safe(self) -> None:
+    async def until_safe(self) -> None:
         """Wait until every finished cell's snapshot is committed, or cannot be."""
         until = asyncio.get_running_loop().time() + SAFE_WAIT_S
         while self.unsafe and self.host is not None and self.host.alive:

@@ -80,6 +80,9 @@ class Sessions:
         )
         return host_request, memory, idle
 
+    def has(self, name: str) -> bool:
+        return name in self._by_name
+
     def get(self, name: str) -> Session:
         """Raises `NotFound`, naming the sessions there are."""
         session = self._by_name.get(name)
@@ -182,6 +185,7 @@ class Sessions:
             finished_cells=finished,
             safe_cells=safe,
             environment=session.request.environment.summary if session.request.environment else "",
+            ancestors=session.request.ancestors,
             detail=session.detail,
         )
 

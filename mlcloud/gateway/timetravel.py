@@ -2,9 +2,11 @@
 
     history ─► the snapshots in the store, with the cells that made them
     restore ─► a copy of that snapshot is committed as the newest one ─► an empty kernel loads it
+    fork    ─► a copy of it is committed as another session's first one
 
 The copy comes first: whatever dies meanwhile, the session comes up in the state that was asked for.
-Nothing is ever removed: what was given up is in the history still.
+Nothing is ever removed: what was given up is in the history still. A copy is a manifest: the chunks
+are the same.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from mlcloud.models import Boundary, Rewound, SessionState
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session
+    from mlcloud.gateway.sessions import Sessions
 
 MOST = 200  # states that one answer has
 
@@ -56,7 +59,7 @@ async def restore(session: Session, step: int) -> Rewound:
             f"session {session.request.name!r} is busy; interrupt the cell first, or wait for it"
         )
     async with session.turn:
-        await session._until_safe()
+        await session.until_safe()
         body = await _read(session, step)
         session.ordinal += 1
         copy = {**body, "restored_from": step, "new_bytes": 0}
@@ -77,6 +80,37 @@ async def restore(session: Session, step: int) -> Rewound:
                 raise SessionFailed(f"the state after cell {step} could not be loaded")
             session.set_state(SessionState.IDLE)
         return Rewound(step=session.ordinal, names=sorted(_names(body)))
+
+
+async def fork(sessions: Sessions, session: Session, name: str, step: int | None) -> Session:
+    """Another session of that name, with the same resources, that begins with this one's state.
+
+    `step` None: the newest state; while a cell runs, that is the one before it. Raises `Conflict`
+    where the name is taken, `NotFound` and `Damaged` as `restore`.
+    """
+    if sessions.has(name):
+        raise Conflict(f"there is a session {name!r} already; choose another name, or close it")
+    if session.current is None:
+        await session.until_safe()
+    if step is not None:
+        body: dict[str, Any] | None = await _read(session, step)
+    else:
+        newest = await asyncio.to_thread(session.services.snapshots.latest, session.id)
+        step, body = (None, None) if newest is None else newest[:2]
+    ancestors = [*session.request.ancestors, session.id]
+    made = sessions.create(
+        session.request.model_copy(update={"name": name, "ancestors": ancestors})
+    )
+    if body is None:
+        return made
+    copy = {**body, "restored_from": step, "new_bytes": 0}
+    commit = session.services.snapshots.commit
+    try:
+        await asyncio.to_thread(commit, made.id, 0, f"forked-{secrets.token_hex(8)}", copy)
+    except Exception:
+        await sessions.close(name)
+        raise
+    return made
 
 
 async def _read(session: Session, step: int) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def test_there_and_back(travelled: tuple[Session, dict[str, Any]], client: Clien
     assert names["y"] == 3
     assert isinstance(names["big"], RemoteValue)
     assert float(names["big"].get().sum()) == 200_000
+    with pytest.raises(errors.NotFound, match="history"):
+        s.restore(99)
     restored = [each.restored_from for each in s.history() if each.restored_from is not None]
     assert restored == [1, 3]
 
@@ -80,15 +82,29 @@ def test_parked(travelled: tuple[Session, dict[str, Any]]) -> None:
     assert names["got"] == [1]
 
 
-def test_refused(travelled: tuple[Session, dict[str, Any]]) -> None:
+def test_a_fork_goes_its_own_way(travelled: tuple[Session, dict[str, Any]], client: Client) -> None:
     s, names = travelled
-    with pytest.raises(errors.NotFound, match="history"):
-        s.restore(99)
-    running = s.run("import time; time.sleep(30)", detach=True, quiet=True)
+    s.run("big[0] = 5; big2 = big", durable=True, quiet=True)
+    running = s.run("import time; time.sleep(60)", detach=True, quiet=True)  # it may be busy
     assert running is not None
     with pytest.raises(errors.Conflict, match="busy"):
         s.restore(1)
-    s.interrupt()
-    until(lambda: s.state == "idle", "it was interrupted", 30)
-    s.run("got = list(x)", quiet=True)
-    assert names["got"] == [1, 2]
+    with pytest.raises(errors.Conflict, match="already"):
+        s.fork(s.name)
+    other = s.fork(f"{s.name}-other")
+    earlier = s.fork(f"{s.name}-earlier", step=1)
+    try:
+        assert other.info.node is None
+        s.interrupt()
+        until(lambda: s.state == "idle", "it was interrupted", 30)
+        earlier.run("old = list(x)", quiet=True, keep_remote=True)
+        assert names["old"] == [1]
+        assert earlier.history()[0].restored_from == 1
+        # The notebook's handle of s's array stands for the fork's own.
+        assert isinstance(names["big"], RemoteValue)
+        other.run("big[0] += 1; first = float(big[0]), big2 is big", quiet=True)
+        assert names["first"] == (6.0, True)
+        assert float(s["big"][0]) == 5
+    finally:
+        other.close()
+        earlier.close()
