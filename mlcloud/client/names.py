@@ -237,6 +237,8 @@ class _Cell:
                         self.delete(target.id)
                     else:
                         self.target(target)
+            case ast.Assert(test=test, msg=message):
+                self.maybe(test, [] if message is None else [message])
             case ast.Raise() | ast.Return() | ast.Continue() | ast.Break():
                 self.expressions(node)
                 self.bottom = True

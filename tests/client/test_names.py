@@ -43,6 +43,7 @@ CASES: list[tuple[str, str, str]] = [
     ("a = 1\ntry:\n f()\nfinally:\n del a\na", "a f", "a"),
     ("[x * k for x in xs if x > t]", "k t xs", ""),
     ("[y := f(v) for v in vs]", "f vs", "y"),
+    ("assert a, (b := c)\nb", "a b c", "b"),
     ("a < c < (b := d)\nb", "a b c d", "b"),
     ("a < (b := d)\nb", "a d", "b"),
     ("[(b := b) for a in xs]", "b xs", "b"),
