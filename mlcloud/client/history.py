@@ -28,7 +28,8 @@ class History(list[Boundary]):
 
 
 def _row(state: Boundary) -> tuple[Any, ...]:
-    code = " ".join(state.code.split())
+    first, *more = state.code.strip().splitlines() or [""]
+    code = f"{first} …" if more else first
     if state.restored_from is not None:
         code = f"(restored from {state.restored_from})"
     elif len(code) > LONG:
