@@ -6,7 +6,6 @@ import importlib
 import site
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +48,9 @@ def installed_in(place: Path, *what: str) -> Iterator[Path]:
     """`pip install WHAT` into a folder that is on this process's path while the test runs."""
     pip("install", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(place), *what)
     before = list(sys.path)
+    # pytest's folder of this run, where the tests make their projects; not all temporary files:
+    # this checkout may be one, with the libraries that are imported here for the first time.
+    made = str(next((each for each in place.parents if each.name.startswith("pytest-")), place))
     modules, finders = set(sys.modules), list(sys.meta_path)
     site.addsitedir(str(place))  # editable packages are .pth files
     new = [path for path in sys.path if path not in before]
@@ -63,5 +65,5 @@ def installed_in(place: Path, *what: str) -> Iterator[Path]:
         importlib.invalidate_caches()
         for name in set(sys.modules) - modules:
             file = getattr(sys.modules[name], "__file__", None) or ""
-            if file.startswith((tempfile.gettempdir(), *new)) or name.startswith("__editable__"):
+            if file.startswith((made, *new)) or name.startswith("__editable__"):
                 del sys.modules[name]
