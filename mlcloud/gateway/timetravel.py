@@ -15,9 +15,9 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from mlcloud.errors import Conflict, Damaged, NotFound, SessionFailed
+from mlcloud.errors import Conflict, Damaged, MLCloudError, NotFound
 from mlcloud.gateway import restoring
-from mlcloud.models import Boundary, Rewound, SessionState
+from mlcloud.models import Boundary, Rewound
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session
@@ -74,11 +74,17 @@ async def restore(session: Session, step: int) -> Rewound:
         host = session.host
         if host is not None and host.alive:
             session.unsafe.clear()
-            await host.handle.start.remote()
-            loaded = await restoring.restore_latest(session, host)
-            if loaded != session.ordinal:
-                raise SessionFailed(f"the state after cell {step} could not be loaded")
-            session.set_state(SessionState.IDLE)
+            try:
+                await host.handle.start.remote()
+                loaded = await restoring.restore_latest(session, host)
+            except MLCloudError:
+                raise
+            except Exception as error:  # Ray's kinds of gone: another host loads the copy
+                host.lose(f"it was gone before it could go back: {error}")
+            else:
+                if host.alive and loaded != session.ordinal:
+                    raise Damaged(f"the state of step {step} is damaged, take another")
+        session.settle()
         return Rewound(step=session.ordinal, names=sorted(_names(body)))
 
 

@@ -28,13 +28,12 @@ class Dumped:
     """A whole namespace: groups in loading order, imports, and what was left out and why.
 
     `unchanged` are saved groups that are as they were, and need not be written; one of them has
-    the classes, if none of `groups` has. `looked` are the keys that were compared.
+    the classes, if none of `groups` has.
     `state` (plain data) gives `restore` the versions, so notebooks stay in step with the session.
     """
 
     groups: list[Group]
     unchanged: list[frozenset[str]]
-    looked: frozenset[str]
     imports: list[Import]
     skipped: dict[str, str]
     state: dict[str, Any]
@@ -71,8 +70,9 @@ def dump_groups(
         saved = _unchanged(scan, saved, set(names))
         left = set(names).difference(*saved)
         scan.add(left)
-    unchanged = set[str]().union(*saved)
-    looked = [key for key in (*scan.pickled, *scan.failed) if key not in unchanged]
+    # What was looked at may be gone since: a call's result is forgotten when it has been returned.
+    here = set(names).difference(*saved)
+    looked = [key for key in (*scan.pickled, *scan.failed) if key in here or class_id(key)]
     kept: list[set[str]] = []
     for group in scan.groups(looked):
         reason = _why_not(scan, group, max_bytes)
@@ -80,9 +80,7 @@ def dump_groups(
             skipped.update({key: reason for key in group if class_id(key) is None})
         else:
             kept.append(set(group))
-    return Dumped(
-        scan.pack(kept), list(saved), frozenset(looked), imports, skipped, _state(versions)
-    )
+    return Dumped(scan.pack(kept), list(saved), imports, skipped, _state(versions))
 
 
 def _unchanged(

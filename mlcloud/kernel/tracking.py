@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from mlcloud.kernel.mentions import EVERYTHING, used_by
 from mlcloud.kernel.versions import Versions
 from mlcloud.values import userdata
+from mlcloud.values.groups import reached
 from mlcloud.values.messages import class_id
 from mlcloud.values.scan import Scan
 
@@ -106,19 +107,13 @@ class Tracking:
 
     def _closure(self, keys: Collection[str]) -> set[str]:
         """The keys, and what these are known to share with or to use."""
-        found: set[str] = set()
-        waiting = list(keys)
-        while waiting:
-            key = waiting.pop()
-            if key in found:
-                continue
-            found.add(key)
-            if key == EVERYTHING:
-                return {*found, *self._known}
-            if (look := self._known.get(key)) is not None:
-                waiting += look.group
-                waiting += look.uses
-        return found
+
+        def known(key: str) -> Collection[str]:
+            look = self._known.get(key)
+            return () if look is None else look.group | look.uses
+
+        found = reached(keys, known)
+        return found.union(self._known) if EVERYTHING in found else found
 
     def _cheap(self, active: set[str]) -> set[str]:
         """Keys that can be looked at in no time, with all they share, whatever the cell did."""

@@ -6,7 +6,19 @@ that each of them belongs with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+
+def reached(keys: Iterable[str], leads_to: Callable[[str], Iterable[str]]) -> set[str]:
+    """The keys, and all that these lead to."""
+    found: set[str] = set()
+    waiting = list(keys)
+    while waiting:
+        key = waiting.pop()
+        if key not in found:
+            found.add(key)
+            waiting.extend(leads_to(key))
+    return found
 
 
 def groups(names: Iterable[str], ids_by_name: Mapping[str, set[int]]) -> list[frozenset[str]]:

@@ -23,6 +23,7 @@ from typing import Any
 from mlcloud import errors
 from mlcloud.values.digests import Known, whole
 from mlcloud.values.groups import groups as group_names
+from mlcloud.values.groups import reached
 from mlcloud.values.messages import Blob, Group, ResolveBlob, class_id, class_key, read
 from mlcloud.values.pickling import Pickled, Resolve, dump, is_immutable, load
 from mlcloud.values.reducers import Classes
@@ -71,9 +72,9 @@ class Scan:
                 self.failed[key] = error
                 continue
             self.pickled[key] = pickled
-            for reached in map(class_key, pickled.classes):
-                if reached not in self.pickled and reached not in waiting:
-                    waiting.append(reached)
+            for found in map(class_key, pickled.classes):
+                if found not in self.pickled and found not in waiting:
+                    waiting.append(found)
 
     def _alone(self, key: str) -> Pickled:
         value = self.value(key)
@@ -102,16 +103,11 @@ class Scan:
 
     def with_classes(self, keys: Iterable[str]) -> set[str]:
         """The keys, and those of all the classes they reach."""
-        found: set[str] = set()
-        waiting = list(keys)
-        while waiting:
-            key = waiting.pop()
-            if key in found:
-                continue
-            found.add(key)
-            if key in self.pickled:
-                waiting.extend(map(class_key, self.pickled[key].classes))
-        return found
+
+        def classes(key: str) -> Iterable[str]:
+            return map(class_key, self.pickled[key].classes) if key in self.pickled else ()
+
+        return reached(keys, classes)
 
     def ids(self, key: str) -> set[int]:
         """What the key reaches; for what cannot be pickled, what the garbage collector sees."""

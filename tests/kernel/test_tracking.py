@@ -177,6 +177,20 @@ def test_what_cannot_be_pickled_is_named_as_long_as_it_is_there(session: Session
     assert session.body["skipped"] == {}
 
 
+def test_a_name_that_is_forgotten_after_the_look_is_not_saved(session: Session) -> None:
+    """A call's result, which may share objects with what stays."""
+    session.cell("kept = [1]")
+    execute("result = [kept]", session.names)
+    session.side.look(mentions("result = [kept]"))
+    del session.names["result"]
+    session.body = session.snapshots.take()
+    there = session.restored()
+    assert there["kept"] == [1]
+    assert "result" not in there
+    session.cell("kept.append(2)")
+    assert session.restored()["kept"] == [1, 2]
+
+
 def test_doubt_looks_at_everything(session: Session) -> None:
     session.cell("x = [1]; y = [2]")
     session.names["x"].append(2)  # by a thread, say
