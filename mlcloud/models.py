@@ -118,6 +118,11 @@ class SessionRequest(Model):
     idle_timeout: str | None = Field(
         None, description="Parks the session after this long without a cell; None: the cluster's."
     )
+    keep_files: str | None = Field(
+        None,
+        description="Files of its working directory, up to so many bytes (`50MB`), are saved with "
+        "its state and come along to another node; None: none.",
+    )
     environment: EnvironmentSpec | None = Field(
         None, description="Packages of its own; None: those that the nodes have."
     )

@@ -63,6 +63,7 @@ class Client:
         memory: str | None = None,
         market: str | None = None,
         idle_timeout: str | None = None,
+        keep_files: str | None = None,
         environment: Any = None,
         namespace: dict[str, Any] | None = None,
     ) -> Session:
@@ -70,7 +71,9 @@ class Client:
 
         `gpu` is `NAME:COUNT` (none), `cpus` vCPUs (1), `memory` a size such as `4GB` (the node's),
         `market` `spot` (with on-demand as the way out) or `on-demand`, `idle_timeout` a duration
-        such as `15m`. Names are shared with `namespace`, by default the notebook's.
+        such as `15m`. Names are shared with `namespace`, by default the notebook's. `keep_files`, a
+        size such as `50MB`, has the files of the remote working directory saved with the names, as
+        far as they fit into it (none).
 
         `environment` gives the session packages of its own (the nodes'): `"capture"` for those
         that are installed here, an `mlcloud.environment.Environment`, a list of requirements
@@ -87,6 +90,7 @@ class Client:
             "memory": memory,
             "market": market,
             "idle_timeout": idle_timeout,
+            "keep_files": keep_files,
         }
         wanted = {key: value for key, value in given.items() if value is not None}
         try:

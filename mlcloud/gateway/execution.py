@@ -62,6 +62,7 @@ class Execution:
             {
                 "op": self.op,
                 "execution_id": self.id,
+                "step": self.ordinal,
                 "shipment": self.shipment,
                 "snapshot": self.op not in LOOKING,
                 "name": self.options.get("name"),

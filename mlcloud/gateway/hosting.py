@@ -22,6 +22,7 @@ from mlcloud.errors import SessionFailed
 from mlcloud.gateway import environments, restoring
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.models import SessionState
+from mlcloud.units import parse_size
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session
@@ -52,6 +53,7 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
                 "folder": str(session.services.ray_dir / "h"),
                 "memory_bytes": session.memory_bytes,
                 "output_limits": session.services.output_limits,
+                "keep_files": parse_size(session.request.keep_files or "0B"),
             },
             avoid=avoid,
             runtime_env=environments.runtime_env(session),

@@ -66,6 +66,8 @@ class Sessions:
 
     def _resolve(self, request: SessionRequest) -> tuple[HostRequest, int, float]:
         memory = parse_size(request.memory) if request.memory else 0
+        if request.keep_files:
+            parse_size(request.keep_files)  # said now, not when a node starts
         host_request = choose(
             self.services.cluster.types,
             cpus=request.cpus,

@@ -1,6 +1,6 @@
 """A whole namespace as plain data, and back: what a snapshot is made of.
 
-    dump_groups(versions) ─► Dumped ─► (kernel.snapshot: the store) ─► restore(versions, …)
+    dump_groups(versions) ─► Dumped ─► (kernel.snapshot: the store) ─► restore, restore_state
 
 Every user name goes, packed by the objects it shares; modules go as imports. What cannot be
 pickled, and groups above a limit, are left out with the reason. `Dumped.state` holds the versions
@@ -46,7 +46,7 @@ def dump_groups(
     scan: Scan | None = None,
     saved: Collection[frozenset[str]] = (),
 ) -> Dumped:
-    """Every user name, packed by groups; larger groups and unpicklable ones are `skipped`.
+    """Every user name, packed by groups; larger values and unpicklable ones are `skipped`.
 
     `scan` has what may have changed since the groups `saved` were written; without one everything
     is looked at.
@@ -75,11 +75,15 @@ def dump_groups(
     looked = [key for key in (*scan.pickled, *scan.failed) if key in here or class_id(key)]
     kept: list[set[str]] = []
     for group in scan.groups(looked):
-        reason = _why_not(scan, group, max_bytes)
-        if reason:
-            skipped.update({key: reason for key in group if class_id(key) is None})
-        else:
-            kept.append(set(group))
+        # What shares objects with a value that cannot be pickled is saved by itself all the same.
+        good = set(group)
+        for key in group:
+            if reason := _why_not(scan, key, max_bytes):
+                good.discard(key)
+                if class_id(key) is None:
+                    skipped[key] = reason
+        if good:
+            kept.append(good)
     return Dumped(scan.pack(kept), list(saved), imports, skipped, _state(versions))
 
 
@@ -100,12 +104,12 @@ def _unchanged(
     return kept
 
 
-def _why_not(scan: Scan, group: frozenset[str], max_bytes: int | None) -> str:
-    """Why a group is left out, or ""."""
-    failed = sorted(key for key in scan.with_classes(group) if key in scan.failed)
+def _why_not(scan: Scan, key: str, max_bytes: int | None) -> str:
+    """Why a key is left out, or ""."""
+    failed = sorted(each for each in scan.with_classes([key]) if each in scan.failed)
     if failed:
         return str(scan.failed[failed[0]])
-    size = sum(scan.pickled[key].size for key in group)
+    size = scan.pickled[key].size
     if max_bytes is not None and size > max_bytes:
         return f"{size:,} bytes, more than {max_bytes:,}"
     return ""
@@ -128,10 +132,9 @@ def restore(
     groups: Iterable[Group],
     imports: Iterable[Import],
     *,
-    state: dict[str, Any] | None = None,
     resolve: ResolveBlob | None = None,
 ) -> dict[str, str]:
-    """Fill a fresh namespace from a dump. With `state`, notebooks need not send again.
+    """Fill a fresh namespace from a dump; `restore_state` comes after it.
 
     What needs a package that is not here is left out, and returned with the reason: one package
     that a cell had installed on a node that is gone must not cost all the rest.
@@ -152,8 +155,6 @@ def restore(
             missing.update(dict.fromkeys(group.names, why))
     for values in loaded:
         namespace.update({k: v for k, v in values.items() if class_id(k) is None})
-    if state is not None:
-        _restore_state(versions, state)
     return missing
 
 
@@ -162,7 +163,8 @@ def _absent(error: BaseException) -> str | None:
     return getattr(error.__cause__, "name", None)
 
 
-def _restore_state(versions: Versions, state: dict[str, Any]) -> None:
+def restore_state(versions: Versions, state: dict[str, Any]) -> None:
+    """Give the names of a filled namespace their versions: notebooks need not send again."""
     versions.epoch = state["epoch"]
     namespace, entries = versions.namespace, versions.entries
     for key, (version, kind, binding, source, sender, when) in state["entries"].items():

@@ -19,9 +19,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgpack
@@ -32,11 +34,14 @@ from mlcloud.checkpoint import context as run_context
 from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable, UsageError
 from mlcloud.kernel import activity, tracebacks
 from mlcloud.kernel.comms import Comms
+from mlcloud.kernel.effects import Effects
+from mlcloud.kernel.files import Files
 from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.introspection import Introspection
 from mlcloud.kernel.mentions import mentions, used_by
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.outlet import DELIMITER, END, Outlet
+from mlcloud.kernel.recipes import CellRun
 from mlcloud.kernel.shell import Cell, Shell
 from mlcloud.kernel.snapshot import Snapshots
 from mlcloud.kernel.streams import flush_c
@@ -64,11 +69,17 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         "mlcloud_ask",
     ]
 
-    def serve(self, *, session_id: str, store_url: str, inlet: Inlet, outlet: Outlet) -> None:
+    def serve(
+        self, *, session_id: str, store_url: str, keep_files: int, inlet: Inlet, outlet: Outlet
+    ) -> None:
         self.session_id = session_id
         self.store = Store(store_url)
         self.names = RemoteSide(self.shell.user_ns)
-        self.snapshots = Snapshots(self.store, self.names)
+        workspace = Path.cwd()
+        files = Files(workspace, keep_files)
+        self.snapshots = Snapshots(self.store, self.names, files, self.shell)
+        self.effects = Effects(workspace, [self.store.folder] if self.store.folder else [])
+        self._run: CellRun | None = None  # the last cell, for its snapshot
         self.notice = run_context.Notice()
         self.occupied = False  # by a cell; its snapshot is waited for
         self.comms = Comms(self)
@@ -141,7 +152,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 shipment = self._load(request)
                 self.shell.begin(Cell.from_wire(request["cell"]) if request.get("cell") else None)
                 count = self.shell.execution_count
-                with self._running(request["execution_id"]):
+                self._run = _run_of(request, code)
+                with self._running(request["execution_id"], self._run):
                     reply = await super().do_execute(
                         code, silent, store_history, user_expressions, allow_stdin, **more
                     )
@@ -152,7 +164,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 answer["names"] = send(back, self.store, self._tell)
                 answer["result"] = self._result(count)
             else:
-                answer.update(getattr(self, f"op_{request['op']}")(request))
+                self._run = _run_of(request, "")
+                answer.update(await getattr(self, f"op_{request['op']}")(request))
                 reply = self._reply({"status": "ok", "missing": answer.get("missing", {})})
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
             self.names.doubt()
@@ -278,8 +291,11 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         return [pickled.payload, [bytes(buffer) for buffer in pickled.buffers]]
 
     @contextlib.contextmanager
-    def _running(self, execution_id: str) -> Iterator[None]:
+    def _running(self, execution_id: str, run: CellRun) -> Iterator[None]:
+        """The user's code runs: what it asks of mlcloud, and what it does outside, is heard."""
         parent = self.get_parent("shell")
+        began = time.perf_counter()
+        self.effects.begin(lambda words: self._publish("mlcloud_effect", {"text": words}, parent))
         context = run_context.RunContext(
             store_url=self.store.url,
             series=f"{self.session_id}/{execution_id}",
@@ -287,8 +303,13 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             notice=self.notice,
             mean_time_to_preemption_s=DEFAULT_PREEMPTION_S,
         )
-        with run_context.use(context):
-            yield
+        try:
+            with run_context.use(context):
+                yield
+        finally:
+            run.effects = self.effects.end()
+            run.seconds = time.perf_counter() - began
+            run.transformed = self.shell.ran or ""
 
     def _load(self, request: dict[str, Any]) -> Shipment:
         """The names a request brings, bound. A request without any is a bare run of code."""
@@ -307,21 +328,30 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
 
     # --- operations -------------------------------------------------------------------------------
 
-    def op_get(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def op_get(self, request: dict[str, Any]) -> dict[str, Any]:
         """One name's value, whatever its size."""
         group = self.names.fetch(request["name"], request.get("binding"))
         return {"group": send(group, self.store, self._tell)}
 
-    def op_load(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def op_load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Names sent without a cell (`s["x"] = 1`)."""
         self._load(request)
         return {}
 
-    def op_restore(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A snapshot's names, in a kernel that has none yet."""
+    async def op_restore(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A snapshot's names, in a kernel that has none yet; some by running their cells again."""
         body = request["snapshot_body"]
         self.shell.compile.learn(body.get("labels", {}))
-        return self.snapshots.restore(body)
+        restoring = self.snapshots.restore(body)
+        for run in restoring.cells():
+            self.shell.begin(Cell.from_wire(run.cell) if run.cell else None)
+            with self._running(run.execution_id, CellRun(run.step, run.execution_id, "", "")):
+                result = await self.shell.run_cell_async(
+                    run.code, store_history=False, silent=True, transformed_cell=run.transformed
+                )
+            restoring.failed(run.step, result.error_before_exec or result.error_in_exec)
+        self.shell.begin(None)
+        return restoring.end()
 
     # --- after a cell -----------------------------------------------------------------------------
 
@@ -339,7 +369,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             if request["op"] not in ("cell", "load") or self._is_busy():
                 self.names.doubt()
             tell = partial(self._tell_of, parent)
-            body = {**self.snapshots.take(tell), "labels": self.shell.compile.labels}
+            run, self._run = self._run, None
+            body = {**self.snapshots.take(tell, run), "labels": self.shell.compile.labels}
             content = {"status": "ok", "body": body}
         except Exception as error:
             content = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
@@ -399,3 +430,15 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self.session.pack(content),
             *([] if packed is None else [msgpack.packb(packed)]),
         ]
+
+
+def _run_of(request: dict[str, Any], code: str) -> CellRun:
+    """What is to be remembered of a request that changes names."""
+    return CellRun(
+        step=request.get("step", 0),
+        execution_id=request["execution_id"],
+        code=code,
+        transformed="",
+        cell=request.get("cell"),
+        shipment=request.get("shipment"),
+    )

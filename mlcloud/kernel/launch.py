@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ipykernel.kernelapp import IPKernelApp
-from traitlets import Unicode
+from traitlets import Int, Unicode
 
 from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.kernel import RemoteKernel
@@ -33,6 +33,7 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
     store_url = Unicode("", help="Where snapshots and checkpoints go.").tag(config=True)
     output_folder = Unicode("", help="Where the host reads what the kernel shows.").tag(config=True)
     output_nonce = Unicode("", help="What the marks in the output begin with.").tag(config=True)
+    keep_files = Int(0, help="Bytes of the working directory's files to save.").tag(config=True)
     session_id = Unicode("", help="The mlcloud session this kernel serves.").tag(config=True)
 
     def init_iopub(self, context: Any) -> None:
@@ -61,6 +62,7 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
         self.kernel.serve(
             session_id=self.session_id,
             store_url=self.store_url,
+            keep_files=self.keep_files,
             inlet=Inlet(self._socket, self.kernel),
             outlet=self._outlet,
         )

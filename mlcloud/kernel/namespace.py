@@ -23,6 +23,7 @@ from mlcloud.kernel import dump
 from mlcloud.kernel.dump import Dumped
 from mlcloud.kernel.imports import imported, is_importable
 from mlcloud.kernel.mentions import EVERYTHING
+from mlcloud.kernel.recipes import CellRun, Recipes
 from mlcloud.kernel.tracking import ALL, CHEAP_S, Tracking
 from mlcloud.kernel.versions import Versions
 from mlcloud.values import messages, userdata
@@ -67,7 +68,9 @@ class RemoteSide:
         self._tracking = Tracking(self._versions, cheap_s)
         self._scan: Scan | None = None  # the last look, until it is dumped
         self._dirty: set[str] = {EVERYTHING}  # keys looked at since the last dump
+        self._active: set[str] = set()  # keys that cells since the last dump may have changed
         self._doubtful = True
+        self.recipes = Recipes(namespace, self.classes)
 
     @property
     def epoch(self) -> str:
@@ -267,6 +270,7 @@ class RemoteSide:
         """Scan what code that mentions these names may have changed (`tracking`)."""
         doubtful, self._doubtful = self._doubtful, False
         self._scan = scan = self._tracking.look(ALL if doubtful else mentioned)
+        self._active |= self._tracking.active
         self._dirty |= scan.pickled.keys() | scan.failed.keys()
         return scan
 
@@ -274,6 +278,7 @@ class RemoteSide:
         """Something ran of which no cell's code tells: everything is to be looked at."""
         self._doubtful = True
         self._dirty.add(EVERYTHING)
+        self._active.add(EVERYTHING)
 
     def collect(self, shipment: Shipment, mentioned: Collection[str] = ALL) -> Return:
         """What this notebook has not seen, after its cell ran (also when it failed).
@@ -456,40 +461,49 @@ class RemoteSide:
     # --- snapshots --------------------------------------------------------------------------------
 
     def dump_groups(
-        self, max_bytes: int | None = None, *, saved: Collection[frozenset[str]] = ()
+        self,
+        max_bytes: int | None = None,
+        *,
+        saved: Collection[frozenset[str]] = (),
+        run: CellRun | None = None,
     ) -> Dumped:
-        """Every user name, packed by groups; larger groups and unpicklable ones are `skipped`.
+        """Every user name, packed by groups; larger values and unpicklable ones are `skipped`.
 
         `saved`: groups that the last dump wrote; those that are as they were are only named. Call
-        `dumped()` when it is in the store.
+        `dumped()` when it is in the store. `run`: the cell after which this is.
         """
         scan, self._scan = self._scan, None
         if scan is None or not self._dirty <= scan.pickled.keys() | scan.failed.keys():
             scan = self._tracking.look(self._dirty)
+            self._active |= self._tracking.active
             self._dirty |= scan.pickled.keys() | scan.failed.keys()
-        return dump.dump_groups(self._versions, max_bytes, scan=scan, saved=saved)
+        dumped = dump.dump_groups(self._versions, max_bytes, scan=scan, saved=saved)
+        if run is not None:
+            self.recipes.cell(run, scan, self._active)
+        return dumped
 
     def dumped(self) -> None:
         """The last dump is in the store: the next one need not look at the same again."""
-        self._dirty = set()
+        self._dirty, self._active = set(), set()
 
     def restore(
         self,
         groups: Iterable[Group],
         imports: Iterable[Import],
-        *,
-        state: dict[str, Any] | None = None,
         resolve: ResolveBlob | None = None,
-        news: bool = False,
     ) -> dict[str, str]:
-        """Fill this (fresh) namespace from a dump. With `state`, notebooks need not send again.
-
-        `news`: these are not the values that notebooks saw last; they come back with a next cell.
+        """Fill this (fresh) namespace from a dump; then, with what else is there, `restore_state`.
 
         What needs a package that is not here is left out, and returned with the reason.
         """
-        missing = dump.restore(self._versions, groups, imports, state=state, resolve=resolve)
+        return dump.restore(self._versions, groups, imports, resolve=resolve)
+
+    def restore_state(self, state: dict[str, Any], *, news: bool = False) -> None:
+        """Notebooks that knew the dumped namespace need not send again, and their handles hold.
+
+        `news`: these are not the values that notebooks saw last; they come back with a next cell.
+        """
+        dump.restore_state(self._versions, state)
         if news:
             for entry in self._versions.entries.values():
                 entry.version = self._versions.tick()
-        return missing

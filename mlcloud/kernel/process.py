@@ -37,7 +37,14 @@ class KernelProcess:
     """One ipykernel. `folder` is private and short (unix socket paths end at 107 bytes)."""
 
     def __init__(
-        self, folder: Path, *, session_id: str, store_url: str, workspace: Path, memory_bytes: int
+        self,
+        folder: Path,
+        *,
+        session_id: str,
+        store_url: str,
+        workspace: Path,
+        memory_bytes: int,
+        keep_files: int = 0,
     ) -> None:
         self.folder = folder / secrets.token_hex(4)
         self.workspace = workspace
@@ -45,6 +52,7 @@ class KernelProcess:
         self._arguments = [
             f"--RemoteKernelApp.session_id={session_id}",
             f"--RemoteKernelApp.store_url={store_url}",
+            f"--RemoteKernelApp.keep_files={keep_files}",
             f"--RemoteKernelApp.output_folder={self.folder}",
             f"--RemoteKernelApp.output_nonce={self._nonce}",
             # A cell's text stays in this process: a file is for the notebook's own IPython, and

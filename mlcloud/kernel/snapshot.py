@@ -3,21 +3,29 @@ again.
 
     take()     RemoteSide.dump_groups ─► chunks of the groups that are new ─► a manifest's body
     restore()  a body the gateway verified ─► chunks, each checked by its hash ─► the names, bound
+               ─► cells run again for what could not be pickled (`recipes`)
 
 A body names its chunks (`blake3:<hex>:<size>`) and holds no pickle; the gateway commits and signs
-it. A group's chunks are found by content: a group that is as it was costs no write. What cannot be
-pickled is left out with the reason, which the user is told.
+it. A group's chunks are found by content: a group that is as it was costs no write. Beside the
+names go what cells set elsewhere (`ambient`), the packages they installed, and, if asked for, the
+small files of the working directory (`files`).
 
-Which names are looked at says `tracking`. Rebuilding what cannot be pickled by running its cells
-again comes on top of the same format.
+Which names are looked at says `tracking`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
+import msgpack
+
+from mlcloud.kernel import ambient
+from mlcloud.kernel.files import Files
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.packages import Packages
+from mlcloud.kernel.recipes import CellRun, Rebuilding, Recipe
 from mlcloud.kernel.transfer import Inbox, Meter, Tell
 from mlcloud.store import ChunkRef, Store, chunks_of
 from mlcloud.values.digests import pieces, whole
@@ -27,25 +35,37 @@ FORMAT = 1
 
 
 class Snapshots:
-    """Takes and restores one kernel's snapshots."""
+    """Takes and restores one kernel's snapshots. `files`: of its workspace, where they come along.
 
-    def __init__(self, store: Store, names: RemoteSide) -> None:
+    `shell`: its IPython, where it has one.
+    """
+
+    def __init__(
+        self, store: Store, names: RemoteSide, files: Files | None = None, shell: Any = None
+    ) -> None:
         self._store = store
         self._names = names
+        self._files = files
+        self._shell = shell
         self._saved: dict[frozenset[str], dict[str, Any]] = {}  # of the last manifest, by keys
+        self._ambient = ""  # its chunk, in the last manifest
         self._packages = Packages()
 
-    def take(self, tell: Tell | None = None) -> dict[str, Any]:
+    @property
+    def _workspace(self) -> Any:
+        return None if self._files is None else self._files.folder
+
+    def take(self, tell: Tell | None = None, run: CellRun | None = None) -> dict[str, Any]:
         """Put what is new into the store; the body of the manifest to commit.
 
-        `tell` hears how far that is. Raises `StoreError`, `StoreFull`.
+        `tell` hears how far that is. `run`: the cell that has just ended. Raises `StoreError`,
+        `StoreFull`.
         """
-        dumped = self._names.dump_groups(saved=self._saved.keys())
-        saved = {keys: self._saved[keys] for keys in dumped.unchanged}
+        dumped = self._names.dump_groups(saved=self._saved.keys(), run=run)
+        before, found = self._saved, self._ambient
+        saved = {keys: before[keys] for keys in dumped.unchanged}
         known = {
-            blob["digest"]: blob["chunks"]
-            for group in self._saved.values()
-            for blob in _blobs(group)
+            blob["digest"]: blob["chunks"] for group in before.values() for blob in _blobs(group)
         }
         written, new_bytes = self._write(dumped.groups, known, tell)
         for group in dumped.groups:
@@ -56,6 +76,24 @@ class Snapshots:
                 "payload": _named(group.payload, written),
                 "buffers": [_named(buffer, written) for buffer in group.buffers],
             }
+        self._ambient, more = self._put(ambient.capture(self._shell, self._workspace))
+        new_bytes += more
+        recipes = self._names.recipes
+        for step, each in recipes.cells.items():
+            if str(step) not in recipes.stored:
+                # The state before this cell is that of the snapshot before it.
+                inputs = [group for group in before.values() if _is_used(group, each)]
+                record, more = self._put(asdict(each))
+                new_bytes += more
+                recipes.stored[str(step)] = {
+                    "run": record,
+                    "inputs": inputs,
+                    "ambient": found or self._ambient,
+                    "seconds": round(each.seconds, 3),
+                    "effects": each.effects,
+                }
+        files, more = ({}, 0) if self._files is None else self._files.save(self._store)
+        new_bytes += more
         self._saved = saved
         self._names.dumped()
         # Classes first: the other groups name them.
@@ -65,11 +103,33 @@ class Snapshots:
             "groups": groups,
             "imports": [entry.to_wire() for entry in dumped.imports],
             "skipped": dumped.skipped,
+            "recipes": {
+                name: {
+                    "cells": list(recipe.cells),
+                    "kind": recipe.kind,
+                    "shares": sorted(recipe.shares),
+                }
+                for name, recipe in recipes.by_name.items()
+            },
+            "cells": dict(recipes.stored),
+            "ambient": self._ambient,
+            "files": files,
             "state": dumped.state,
             "packages": self._packages.installed(),
             "bytes": sum(blob["size"] for group in groups for blob in _blobs(group)),
             "new_bytes": new_bytes,
         }
+
+    def _put(self, record: dict[str, Any]) -> tuple[str, int]:
+        """Plain data as a chunk: its reference, and how much of it is new."""
+        ref = self._store.put_chunk(msgpack.packb(record))
+        return str(ref), ref.size if ref.new else 0
+
+    def _get(self, text: str) -> dict[str, Any]:
+        record: dict[str, Any] = msgpack.unpackb(
+            self._store.get_chunk(ChunkRef.parse(text).hash), strict_map_key=False
+        )
+        return record
 
     def _write(
         self, groups: list[Group], known: dict[str, list[str]], tell: Tell | None
@@ -93,12 +153,17 @@ class Snapshots:
         meter.end()
         return written, new_bytes
 
-    def restore(self, body: dict[str, Any]) -> dict[str, Any]:
+    def restore(self, body: dict[str, Any]) -> Restoring:
         """Bind a snapshot's names. Raises `Damaged` where a chunk is missing or wrong.
 
-        `missing` in the result: what could not be had here, by name, and why.
+        The result has the cells that are to run again, and is to be ended.
         """
+        return Restoring(self, body)
+
+    def _restore(self, body: dict[str, Any], restoring: Restoring) -> None:
         failed = self._packages.bring_back(body.get("packages", {}))
+        if self._files is not None:
+            failed.update(self._files.bring_back(body.get("files", {}), self._store))
         objects: dict[str, list[str]] = {}
 
         def blob(named: dict[str, Any]) -> Blob:
@@ -106,26 +171,94 @@ class Snapshots:
             objects[named["digest"]] = [f"{ref.hash}:{ref.size}" for ref in refs]
             return Blob(named["digest"], named["size"])
 
-        groups = [
-            Group(
-                tuple(group["keys"]),
-                blob(group["payload"]),
-                [blob(buffer) for buffer in group["buffers"]],
-                group["digests"],
-            )
-            for group in body["groups"]
-        ]
+        def group(named: dict[str, Any]) -> Group:
+            buffers = [blob(buffer) for buffer in named["buffers"]]
+            return Group(tuple(named["keys"]), blob(named["payload"]), buffers, named["digests"])
+
+        groups = list(map(group, body["groups"]))
         inbox = Inbox(self._store, objects)
         inbox.fetch(blob for group in groups for blob in group.blobs())
-        missing = self._names.restore(
-            groups,
-            [Import.from_wire(entry) for entry in body["imports"]],
-            state=body["state"],
-            resolve=inbox.take,
-            news=body.get("restored_from") is not None,
+        imports = [Import.from_wire(entry) for entry in body["imports"]]
+        restoring.missing = self._names.restore(groups, imports, inbox.take)
+        restoring.missing.update({f"package {name}": why for name, why in failed.items()})
+        recipes = {
+            name: Recipe(tuple(each["cells"]), each["kind"], frozenset(each["shares"]))
+            for name, each in body.get("recipes", {}).items()
+        }
+        runs, inputs = dict[int, CellRun](), dict[int, list[Group]]()
+        for step, stored in body.get("cells", {}).items():
+            run = runs[int(step)] = CellRun(**self._get(stored["run"]))
+            inputs[int(step)] = list(map(group, stored["inputs"]))
+            restoring.ambient[int(step)] = stored["ambient"]
+            if run.shipment is not None:
+                objects.update(run.shipment["objects"])
+        restoring.recipes = recipes
+        restoring.rebuilding = Rebuilding(
+            self._names.namespace,
+            self._names.classes,
+            recipes,
+            runs,
+            inputs,
+            {frozenset(each.keys): each.digest for each in groups},
+            inbox.take,
         )
-        missing.update({f"package {name}": why for name, why in failed.items()})
-        return {"names": sum(len(group.names) for group in groups), "missing": missing}
+
+    def _end(self, body: dict[str, Any], restoring: Restoring) -> None:
+        self._names.restore_state(body["state"], news=body.get("restored_from") is not None)
+        if found := body.get("ambient"):
+            ambient.apply(self._get(found), self._shell, self._workspace)
+        made = {n: r for n, r in restoring.recipes.items() if n not in restoring.missing}
+        self._names.recipes.restored(body.get("cells", {}), made)
+
+    def _randomness(self, text: str) -> None:
+        """The random states that a cell found, for its run."""
+        ambient.apply(ambient.randomness(self._get(text)))
+
+
+class Restoring:
+    """A snapshot on its way into an empty namespace.
+
+        for run in restoring.cells():      each finds the names as they were before it
+            restoring.failed(run.step, …)  if it failed
+        restoring.end()                    ─► what is there, and what is not
+
+    `missing`: what could not be had here, by name, and why.
+    """
+
+    recipes: dict[str, Recipe]
+    rebuilding: Rebuilding
+
+    def __init__(self, snapshots: Snapshots, body: dict[str, Any]) -> None:
+        self._snapshots, self._body = snapshots, body
+        self.missing: dict[str, str] = {}
+        self.ambient: dict[int, str] = {}
+        snapshots._restore(body, self)
+
+    def cells(self) -> Iterator[CellRun]:
+        """The cells to run again, in order."""
+        for run in self.rebuilding.cells():
+            self._snapshots._randomness(self.ambient[run.step])
+            yield run
+
+    def failed(self, step: int, error: BaseException | None) -> None:
+        """How a cell ended that was run again; None: well."""
+        self.rebuilding.failed(step, error)
+
+    def end(self) -> dict[str, Any]:
+        """What the kernel has now."""
+        self.missing.update(self.rebuilding.missing)
+        names = self._body["skipped"].keys() - self.missing.keys() - self.recipes.keys()
+        for name in names:
+            self.missing[name] = f"it cannot be saved ({self._body['skipped'][name]})"
+        self._snapshots._end(self._body, self)
+        rebuilt = {n: list(r.cells) for n, r in self.recipes.items() if n not in self.missing}
+        count = sum(len(group["names"]) for group in self._body["groups"])
+        return {"names": count, "missing": self.missing, "rebuilt": rebuilt}
+
+
+def _is_used(group: dict[str, Any], run: CellRun) -> bool:
+    """Whether a cell may have used this; classes always count."""
+    return any(class_id(key) is not None or key in run.wanted for key in group["keys"])
 
 
 def _blobs(group: dict[str, Any]) -> list[dict[str, Any]]:

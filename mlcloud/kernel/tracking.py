@@ -57,6 +57,7 @@ class Tracking:
         self._namespace = versions.namespace
         self._classes = versions.classes
         self._known: dict[str, Look] = {}
+        self.active: set[str] = set()  # keys that the last look was about; EVERYTHING among them
 
     def forget(self, keys: Iterable[str] | None = None) -> None:
         """Look at these next time in any case; None: at all."""
@@ -68,7 +69,9 @@ class Tracking:
         scan = Scan(self._namespace, self._classes)
         present = self._present()
         gone = {key for key in self._known if key not in present and not self._is_class(key)}
-        active = present if EVERYTHING in mentioned else self._closure({*mentioned, *gone})
+        active = self._closure({*mentioned, *gone})
+        if EVERYTHING in mentioned:
+            active = present | {EVERYTHING}
         for key in gone:
             del self._known[key]
         fresh: dict[str, array[int]] = {}
@@ -90,6 +93,7 @@ class Tracking:
                     active |= present
                 passive |= self._sharing(scan, fresh, waiting)
         self._remember(scan, fresh, seconds)
+        self.active = self._closure(active)
         return scan
 
     def _is_class(self, key: str) -> bool:

@@ -48,6 +48,27 @@ Bytes = bytes | bytearray | memoryview
 T = TypeVar("T")
 R = TypeVar("R")
 
+
+class Working:
+    """How many operations of this process's stores go on now: what they do is not the user's."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def now(self) -> Iterator[None]:
+        with self._lock:
+            self.count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.count -= 1
+
+
+WORKING = Working()
+
 _HASH = re.compile(r"[0-9a-f]{64}")
 _STEP_FILE = re.compile(r"([0-9]{12})\.json")
 
@@ -79,6 +100,11 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
+
+    @property
+    def folder(self) -> str:
+        """Where it lies on this machine; empty for one that is elsewhere."""
+        return str(getattr(self._backend, "root", ""))
 
     # --- chunks -----------------------------------------------------------------------------------
 
@@ -342,7 +368,8 @@ class Store:
     def _doing(self, verb: str) -> Iterator[None]:
         """Turn what filesystems and cloud clients raise into the store's errors."""
         try:
-            yield
+            with WORKING.now():
+                yield
         except errors.MLCloudError:
             raise
         except Exception as error:

@@ -186,7 +186,7 @@ class Pickled:
         return found
 
 
-class _Pickler(CloudPickler):  # type: ignore[misc]
+class ValuePickler(CloudPickler):  # type: ignore[misc]
     """cloudpickle with the notebook's namespace, classes, arrays and tensors treated as above."""
 
     def __init__(
@@ -386,7 +386,7 @@ def _dump(
     views: set[int] = set()
     while True:
         file, parts = io.BytesIO(), list[pickle.PickleBuffer]()
-        pickler = _Pickler(file, namespace, classes, inline, remote_ref, views, parts)
+        pickler = ValuePickler(file, namespace, classes, inline, remote_ref, views, parts)
         pickler.dump(value)
         found = pickler.shared_owners()
         if found <= views:

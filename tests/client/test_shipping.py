@@ -48,7 +48,8 @@ def test_what_needs_a_class_that_cannot_travel_does_not_spoil_a_snapshot(pair: P
     dumped = pair.session.dump_groups()
     assert {"Locked", "Child", "child", "many"} <= set(dumped.skipped)
     fresh = RemoteSide(notebook())
-    fresh.restore(dumped.groups, dumped.imports, state=dumped.state)
+    fresh.restore(dumped.groups, dumped.imports)
+    fresh.restore_state(dumped.state)
     assert fresh.namespace["fine"] == 5
     assert "child" not in fresh.namespace
 
@@ -663,7 +664,8 @@ def test_a_restored_session_is_in_step_with_the_notebook(pair: Pair) -> None:
     pair.remote("import json\nx.append(2); big = bytes(2_000_000); f")
     dumped = pair.session.dump_groups()
     fresh = Pair().session
-    fresh.restore(dumped.groups, dumped.imports, state=dumped.state)
+    fresh.restore(dumped.groups, dumped.imports)
+    fresh.restore_state(dumped.state)
     pair.session, pair.there = fresh, fresh.namespace
     assert pair.there["f"]() is pair.there["x"] is pair.there["y"]["x"]
     pair.remote("x.append(3); n = len(big); json.dumps(1)")

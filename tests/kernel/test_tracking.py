@@ -56,7 +56,10 @@ class Session:
     def restored(self) -> dict[str, Any]:
         """The names as a new kernel has them after a move."""
         side = RemoteSide(notebook())
-        Snapshots(self.store, side).restore(self.body)
+        restoring = Snapshots(self.store, side).restore(self.body)
+        for run in restoring.cells():
+            execute(run.code, side.namespace)
+        restoring.end()
         return side.namespace
 
 
