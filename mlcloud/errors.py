@@ -74,6 +74,8 @@ class NoCapacity(MLCloudError):
 class NotPicklable(MLCloudError, TypeError):
     """A value that the cell needs cannot be sent. The message names it and says why."""
 
+    holds: str = ""  # what is in it that fails, in a few words
+
 
 class NameConflict(MLCloudError):
     """A name changed here and in the session since the two were last equal."""

@@ -72,9 +72,9 @@ def remote_parser() -> Parser:
     add("--timeout", metavar="DURATION", help="interrupt the cell after this long, e.g. 2h")
     add(
         "--on-preempt",
-        choices=["rerun", "fail"],
-        default="rerun",
-        help="when the node is taken away in the cell: run it again (default), or fail",
+        choices=["rerun", "ask", "fail"],
+        help="when the node is taken away in the cell: run it again, ask, or fail; by default it "
+        "runs again, unless it was seen to write outside its workspace or to the network: ask",
     )
     add(
         "--detach",
@@ -190,14 +190,9 @@ def _sessions(_: list[str]) -> None:
         print(f"{each.name}  {each.state.value}  {each.instance_type or 'no node'}  ${each.usd}")
 
 
-def _state(words: list[str]) -> None:
-    session = _session(words)
-    info = session.info
-    where = f"on {info.instance_type} {info.zone}" if info.node else "on no node"
-    print(f"session {info.name}: {info.state.value} {where}")
-    print(f"safe to cell {info.safe_cells} of {info.finished_cells}")
-    if info.detail:
-        print(info.detail)
+def _state(words: list[str]) -> Any:
+    """`state [SESSION]`: each variable, and what a move would do to it."""
+    return _session(words).saved()
 
 
 def _attach(words: list[str]) -> None:

@@ -200,6 +200,32 @@ class Boundary(Model):
     left_out: dict[str, str] = Field(description="Names that could not be saved, and why.")
 
 
+class Variable(Model):
+    """One name of a session, and what a move would do to it."""
+
+    name: str
+    how: Literal["saved", "recomputed", "imported", "lost"]
+    bytes: int | None = Field(None, description="With all it shares objects with.")
+    shares: list[str] = Field(default_factory=list, description="Names that share objects with it.")
+    cells: list[str] = Field(
+        default_factory=list, description="Which run again to make it, in order."
+    )
+    seconds: float | None = Field(None, description="What these took.")
+    why: str = Field("", description="Why it cannot be saved.")
+
+
+class SavedState(Model):
+    """`GET /v1/sessions/{name}/state`: what would be there if the node went at this moment."""
+
+    step: int = Field(description="The newest state in the store; 0: none yet.")
+    safe_to: str = Field(description="The last cell that is in it, by its notebook's number.")
+    unsafe: int = Field(description="Cells that have finished and are not in the store yet.")
+    pending_bytes: int = Field(description="What these may have changed, about.")
+    bytes: int
+    files: int = Field(description="Files of the working directory that are saved with it.")
+    variables: list[Variable]
+
+
 class ForkRequest(Model):
     """`POST /v1/sessions/{name}/fork`: another session, which begins with a state of this one."""
 

@@ -34,6 +34,8 @@ MARKS = {
     "moved": "→",
     "rerun": "↻",
     "restored": "✓",
+    "rebuilt": "↻",
+    "not_restored": "✕",
     "resumed": "▶",
     "checkpoint": "•",
 }
@@ -128,10 +130,12 @@ class Here:
     def error(self, content: dict[str, Any]) -> None:
         """One that did not end the cell, which else raises it (`Session.error_of`)."""
         if self._shell is None:
-            print("\n".join(content["traceback"]), file=sys.stderr)
+            lines = content.get("traceback") or [content.get("ename", "error")]
+            print("\n".join(lines), file=sys.stderr)
             return
         kind = type(content["ename"], (Exception,), {})
-        self._shell._showtraceback(kind, content["evalue"], content["traceback"])
+        lines = content.get("traceback") or [content["ename"]]
+        self._shell._showtraceback(kind, content["evalue"], lines)
 
 
 class Under:
@@ -370,7 +374,7 @@ class Display:
     def footer(self, content: dict[str, Any]) -> None:
         """The bill under the cell."""
         data = {"text/plain": content["text"], "text/html": content["html"]}
-        self._sink.display(data, content["metadata"], {})
+        self._sink.display(data, content["metadata"], content.get("transient") or {})
 
 
 class RemoteOutput:

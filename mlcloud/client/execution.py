@@ -146,7 +146,7 @@ class Execution:
         if done["status"] != "ok" and self._display.error is None:
             self._sink.error(done)  # not of the cell: its kernel died, the session was closed
         if not self._quiet and done.get("footer") and done.get("runs"):
-            self._display.footer(done["footer"])
+            self._session.feed.footer(self._display, done["footer"])
         self._session.keep_return(self._answer, self._display)
         self._end()
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlcloud import errors
+from mlcloud.client import frontend
 from mlcloud.client.channel import Channel, Event, Listener
 from mlcloud.client.connection import Connection
 from mlcloud.client.display import Display, Here, Under
@@ -57,6 +58,8 @@ class Feed(Listener):
         self._cells: OrderedDict[str, Cell | None] = OrderedDict()
         self._routing = threading.RLock()
         self._relay: Relay | None = None
+        self._footers: set[str] = set()  # executions whose footers are to be renewed
+        self._newer_footers: dict[str, dict[str, Any]] = {}  # that came before them
 
     def close(self) -> None:
         """Nothing more comes. Its widgets stay in the page as they are."""
@@ -124,10 +127,39 @@ class Feed(Listener):
             cell = self._relay.cell_of(event.execution_id) if self._relay is not None else None
             if cell is None:
                 return  # another notebook's
-        if event.kind in OVER:
+        if event.kind in OVER or self._is_newer_footer(event):
             return
         sink = Here(result_hook=False) if cell is None else Under(cell)
         self.show(event, Display(sink, late=True), cell)
+
+    def footer(self, display: Display, content: dict[str, Any]) -> None:
+        """Show the bill under a cell; one that says more than the bill is renewed later."""
+        execution_id = content["metadata"]["mlcloud"]["execution_id"]
+        with self._routing:
+            newer = self._newer_footers.pop(execution_id, None)
+            if newer is None and content.get("transient"):
+                self._footers.add(execution_id)
+        if newer is not None:
+            content = {
+                "text": newer["data"]["text/plain"],
+                "html": newer["data"]["text/html"],
+                "metadata": newer["metadata"],
+            }
+        display.footer(content)
+
+    def _is_newer_footer(self, event: Event) -> bool:
+        """Whether this renews a footer that is not shown: not yet, or not at all."""
+        content = event.body.get("content") or {}
+        shown = str((content.get("transient") or {}).get("display_id", ""))
+        if event.kind != "update_display_data" or not shown.startswith("mlcloud-footer-"):
+            return False
+        if event.execution_id in self._footers and frontend.shell() is not None:
+            self._footers.discard(event.execution_id)
+            return False
+        self._newer_footers[event.execution_id] = content
+        while len(self._newer_footers) > CELLS:
+            del self._newer_footers[next(iter(self._newer_footers))]
+        return True
 
     def show(self, event: Event, display: Display, cell: Cell | None) -> None:
         """Show one event in `display`; comms are relayed under `cell`."""

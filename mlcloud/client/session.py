@@ -28,9 +28,10 @@ from mlcloud.client.history import History
 from mlcloud.client.labels import Labels
 from mlcloud.client.logs import Log
 from mlcloud.client.objects import INLINE_BYTES, download, upload
+from mlcloud.client.saved import Saved
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.errors import UsageError
-from mlcloud.models import Boundary, ExecutionInfo, Rewound, SessionInfo
+from mlcloud.models import Boundary, ExecutionInfo, Rewound, SavedState, SessionInfo
 from mlcloud.values import pickling as values
 from mlcloud.values.messages import Group, Return, Shipment
 
@@ -117,7 +118,7 @@ class Session:
         out: Iterable[str] | None = None,
         keep_remote: bool = False,
         timeout: float | None = None,
-        on_preempt: str = "rerun",
+        on_preempt: str | None = None,
         durable: bool = False,
         quiet: bool = False,
         result_hook: bool = False,
@@ -126,7 +127,9 @@ class Session:
         """Run a cell here and show its output as it comes. Raises what the cell raised.
 
         `timeout` is in seconds; `durable` waits until the state is in the store; `detach` returns
-        at once with a handle; the others are the options of `%%remote`.
+        at once with a handle; the others are the options of `%%remote`. `on_preempt` is `rerun`,
+        `ask` or `fail`; None: `rerun`, or `ask` where the cell was seen to write outside its
+        workspace or to the network.
         """
         options: dict[str, Any] = {
             "on_preempt": on_preempt,
@@ -219,7 +222,7 @@ class Session:
         for payload in done.get("payload") or ():
             display.payload(payload)
         if not quiet and done.get("footer") and done.get("runs"):
-            display.footer(done["footer"])
+            self.feed.footer(display, done["footer"])
         if done["status"] != "ok":
             if done.get("ename") == "KeyboardInterrupt":
                 display.status(f"interrupted; {self._still_billing()}", ready=True)
@@ -457,6 +460,12 @@ class Session:
     def resume(self) -> None:
         """Bring the session back on a node now instead of at its next cell."""
         self._connection.post(f"/v1/sessions/{self.name}/resume", timeout=600)
+
+    def saved(self) -> Saved:
+        """What would be left if the node went now: each variable saved, made again by which cells,
+        or lost and why; shown as a table."""
+        found = self._connection.get(f"/v1/sessions/{self.name}/state")
+        return Saved(self.info, SavedState.model_validate(found))
 
     def history(self) -> History:
         """The states that `restore` can go back to, oldest first: one for each cell, as a table."""

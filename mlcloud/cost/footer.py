@@ -31,12 +31,14 @@ _STYLE = (
 )
 
 
-def footer(bill: Bill) -> tuple[str, str, dict[str, Any]]:
+def footer(bill: Bill, lag: str = "") -> tuple[str, str, dict[str, Any]]:
     """Text, HTML and metadata (`{"mlcloud": {…}}`) of the footer for `bill`.
+
+    `lag`: how far the store is behind, in words; empty where that is not worth one.
 
     Where an execution moved, the place named is the last one.
     """
-    parts = _parts(bill)
+    parts = [*_parts(bill), *([lag] if lag else [])]
     text = " · ".join(parts)
     html = f'<div class="mlcloud-footer" style="{_STYLE}"{_title(bill.nodes)}>{escape(text)}</div>'
     offer = bill.nodes[-1].offer if bill.nodes else None
@@ -51,6 +53,7 @@ def footer(bill: Bill) -> tuple[str, str, dict[str, Any]]:
         "simulated": bill.simulated,
         "execution_id": bill.execution_id,
         "session": bill.session_id,
+        "lag": lag,
     }
     return text, html, {"mlcloud": figures}
 

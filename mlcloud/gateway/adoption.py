@@ -51,6 +51,9 @@ async def adopt(session: Session, host_number: int) -> None:
                     session.on_notice(session.host.instance, notice.deadline, notice.kind)
             if session.current is not None:
                 underway = await is_underway(session, session.current)
+                if not underway and session.current.state is ExecutionState.RUNNING:
+                    what = "the node went away while there was no gateway"
+                    await session.settle_cut_short(session.current, what)
                 await session.run_to_end(session.current, underway=underway)
         finally:
             session.current = None

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from mlcloud import errors
 from mlcloud.cluster.clouds.local import now
-from mlcloud.gateway import auth, db, environments, imds, logs, objects, timetravel
+from mlcloud.gateway import auth, db, environments, imds, logs, objects, saved, timetravel
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.models import (
@@ -45,6 +45,7 @@ from mlcloud.models import (
     RestoreRequest,
     Rewound,
     RunRequest,
+    SavedState,
     SessionInfo,
     SessionRequest,
 )
@@ -171,6 +172,10 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         await session.resume()
         log_change("session.resume", name)
         return sessions.info(session)
+
+    @routes.get("/sessions/{name}/state")
+    async def read_state(name: str) -> SavedState:
+        return await saved.state(sessions.get(name))
 
     @routes.get("/sessions/{name}/history")
     async def read_history(name: str) -> list[Boundary]:

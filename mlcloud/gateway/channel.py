@@ -11,15 +11,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import msgpack
 from fastapi import WebSocket, WebSocketDisconnect
 
-from mlcloud.errors import MLCloudError, UsageError
+from mlcloud.errors import MLCloudError, SessionFailed, UsageError
 from mlcloud.gateway.core import Gateway
 from mlcloud.gateway.session import Session
 from mlcloud.models import Frame
+
+log = logging.getLogger(__name__)
 
 OPS = ("execute", "interrupt", "kill", "input", "comm")
 OPERATIONS = {"cell", "get", "load", "debug"}
@@ -47,6 +50,10 @@ async def serve_channel(socket: WebSocket, gateway: Gateway, name: str, after: i
                 await _handle(session, message)
             except MLCloudError as error:
                 await socket.send_bytes(_error(error, message.get("id")))
+            except Exception as error:  # a fault of ours: who sent it must not wait for ever
+                log.exception("a frame could not be handled")
+                failure = SessionFailed(f"gateway error: {error!r}; its log has more")
+                await socket.send_bytes(_error(failure, message.get("id")))
     except (WebSocketDisconnect, RuntimeError):  # starlette raises RuntimeError on a closed socket
         pass
     finally:

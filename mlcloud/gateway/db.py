@@ -87,6 +87,7 @@ executions = Table(
     Column("created_at", UTC, nullable=False),
     Column("started_at", UTC),
     Column("finished_at", UTC),
+    Column("effects", Text, nullable=False, server_default=""),
     Index("executions_of_session", "session_id", "ordinal"),
 )
 

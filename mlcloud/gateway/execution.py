@@ -11,6 +11,8 @@ retried request finds the row and runs nothing twice.
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -45,8 +47,15 @@ class Execution:
     created_at: datetime = field(default_factory=now)
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    effects: list[str] = field(default_factory=list)  # what it was seen to do outside
     interrupted: bool = False
     outcome: asyncio.Future[dict[str, Any]] | None = None
+
+    @property
+    def label(self) -> str:
+        """The cell's number in its notebook; its own where it came from none."""
+        cell = self.options.get("cell") or {}
+        return str(cell.get("number") or self.ordinal)
 
     @property
     def ended(self) -> bool:
@@ -79,7 +88,7 @@ _ADD = db.insert_into(
     *("runs", "first_event", "created_at", "started_at"),
 )
 _NUMBER = db.update_of(db.sessions, "ordinal")
-_SAVE = db.update_of(db.executions, "state", "runs", "started_at", "finished_at")
+_SAVE = db.update_of(db.executions, "state", "runs", "started_at", "finished_at", "effects")
 _GET = select(db.executions).where(db.executions.c.id == bindparam("key"))
 
 
@@ -126,6 +135,7 @@ class Executions:
             "new_runs": execution.runs,
             "new_started_at": execution.started_at,
             "new_finished_at": execution.finished_at,
+            "new_effects": json.dumps(execution.effects) if execution.effects else "",
         }
         with db.part_of(connection, self._engine) as transaction:
             _SAVE.run(transaction, values)
@@ -155,6 +165,19 @@ class Executions:
                 .order_by(db.executions.c.ordinal)
             ).all()
         return [_from_row(row) for row in rows]
+
+    def labels(self, session_id: str, steps: Iterable[int]) -> list[str]:
+        """The notebook's numbers of these cells; a step that is not here keeps its own number."""
+        wanted = list(steps)
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(db.executions).where(
+                    db.executions.c.session_id == session_id,
+                    db.executions.c.ordinal.in_(wanted),
+                )
+            ).all()
+        found = {row.ordinal: _from_row(row).label for row in rows}
+        return [found.get(step, str(step)) for step in wanted]
 
     def unfinished(self, session_id: str) -> list[Execution]:
         """What a killed gateway left: running first, then queued, in their order."""
@@ -215,4 +238,5 @@ def _from_row(row: Row[Any]) -> Execution:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        effects=json.loads(row.effects or "[]"),
     )

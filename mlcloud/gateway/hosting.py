@@ -12,14 +12,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cost.ledger import Placement
-from mlcloud.errors import SessionFailed
+from mlcloud.errors import Conflict, SessionFailed
 from mlcloud.gateway import environments, restoring
+from mlcloud.gateway.execution import Execution
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.models import SessionState
 from mlcloud.units import parse_size
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BRING_UP_TRIES = 5
+ACTIVITY_S = 5.0
 
 
 async def bring_up(session: Session, avoid: str = "") -> LiveHost:
@@ -112,11 +115,56 @@ async def move_when_idle(session: Session, old: LiveHost) -> None:
             session.detail = str(successor.exception())
         elif session.host is old:
             if old.alive:
+                await save_background(session)
                 await session.until_safe()
             else:
                 await host_lost(session, old)
             await take_over(session, successor.result())
         session.settle()
+
+
+async def park_if_idle(session: Session) -> None:
+    """No cell ran for `idle_timeout`: the node is given back, unless something else runs there.
+
+    Then the session stays, says why, and keeps billing, visibly.
+    """
+    busy = ""
+    if session.host is not None:
+        busy = (await session.ask({"what": "activity"}, ACTIVITY_S)).get("busy", "")
+    if busy:
+        session.detail = f"not parked: {busy}"
+        return
+    session.detail = ""
+    try:
+        await session.park()
+    except Conflict as error:
+        session.detail = f"not parked: {error}"
+
+
+async def save_background(session: Session) -> None:
+    """Put into the store what ran beside the cells, if anything did. The caller has the turn."""
+    host = session.host
+    if host is None or not host.alive or session.current is not None:
+        return
+    if not (await session.ask({"what": "activity"}, ACTIVITY_S)).get("doubtful"):
+        return
+    execution = Execution(
+        f"save-{secrets.token_hex(8)}",
+        session.id,
+        "save",
+        "",
+        None,
+        {},
+        ordinal=session.ordinal + 1,
+        first_event=session.journal.last,
+    )
+    session.services.executions.add(execution)
+    session.ordinal = execution.ordinal
+    session.known[execution.id] = session.current = execution
+    try:
+        await session.run_once(execution, host)
+    finally:
+        session.current = None
 
 
 async def lost_between_cells(session: Session, host: LiveHost) -> None:

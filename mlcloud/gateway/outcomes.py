@@ -23,11 +23,15 @@ from mlcloud.gateway import db, restoring
 from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
 from mlcloud.gateway.livehost import Events, LiveHost
+from mlcloud.gateway.snapshots import cannot_survive
 from mlcloud.gateway.stories import describe_death
 from mlcloud.models import ExecutionState
+from mlcloud.units import format_bytes
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session
+
+NOTEWORTHY_LAG = 64 * 2**20  # bytes that are not in the store yet, worth a word in a footer
 
 # Executions that end with a transaction, and their state before it.
 Ending = list[tuple[Execution, ExecutionState]]
@@ -67,6 +71,11 @@ class Outcomes:
                     acts.append(partial(self._died, host, execution_id, content))
                 elif kind == "mlcloud_snapshot":
                     acts.append(partial(self._commit_soon, _content(blob)))
+                elif kind == "mlcloud_effect":
+                    execution = self._ends(execution_id)
+                    if execution is not None:
+                        execution.effects.append(_content(blob)["text"])
+                        self._session.services.executions.save(execution, connection)
                 elif not execution_id.startswith("restore-"):
                     items.append((execution_id, kind, blob))
                     if kind == "input_request":
@@ -115,6 +124,7 @@ class Outcomes:
             }
         if execution.op not in LOOKING:
             self._session.unsafe.add(execution.id)
+            self._session.pending[execution.id] = int(content.get("pending") or 0)
         state = ExecutionState.FAILED if failed else ExecutionState.FINISHED
         return self.ended(execution, state, content, connection, ending)
 
@@ -124,6 +134,7 @@ class Outcomes:
 
     def _died(self, host: LiveHost, execution_id: str, content: dict[str, Any]) -> None:
         self._session.unsafe.clear()
+        self._session.pending.clear()
         self._session.safe.set()
         if execution_id:
             host.resolve(execution_id, content)
@@ -148,13 +159,46 @@ class Outcomes:
         execution.finished_at = now()
         self.close_span(execution, connection=connection)
         self._session.services.executions.save(execution, connection)
-        text, html, metadata = footer(self._session.services.billing.execution(execution.id))
+        lag = self._lag(execution)
+        shown = self._footer(execution, lag)
+        if lag:
+            self._session.lagging[execution.id] = execution.ordinal
+        return packed("done", {**content, "runs": execution.runs, "footer": shown})
+
+    def _footer(self, execution: Execution, lag: str) -> dict[str, Any]:
+        text, html, metadata = footer(self._session.services.billing.execution(execution.id), lag)
         metadata["mlcloud"]["session"] = self._session.request.name
-        more = {
-            "runs": execution.runs,
-            "footer": {"text": text, "html": html, "metadata": metadata},
-        }
-        return packed("done", {**content, **more})
+        shown = {"text": text, "html": html, "metadata": metadata}
+        if lag:  # it is replaced when the store has caught up
+            shown["transient"] = {"display_id": f"mlcloud-footer-{execution.id}"}
+        return shown
+
+    def _lag(self, execution: Execution) -> str:
+        """How far the store is behind, where that is more than the moment it always takes."""
+        session = self._session
+        earlier = session.unsafe - {execution.id}
+        pending = sum(session.pending.get(each, 0) for each in session.unsafe)
+        if not earlier and pending < NOTEWORTHY_LAG:
+            return ""
+        safe = f"safe to cell {session.safe_to}" if session.safe_to else "no cell is safe yet"
+        return f"{safe}; {format_bytes(pending)} pending"
+
+    def _caught_up(self, ordinal: int) -> None:
+        """Footers that said how far the store was behind say so no more."""
+        session = self._session
+        for execution_id, of in list(session.lagging.items()):
+            if of > ordinal:
+                continue
+            del session.lagging[execution_id]
+            execution = session.known.get(execution_id)
+            if execution is not None:
+                shown = self._footer(execution, "")
+                content = {
+                    "data": {"text/plain": shown["text"], "text/html": shown["html"]},
+                    "metadata": shown["metadata"],
+                    "transient": {"display_id": f"mlcloud-footer-{execution_id}"},
+                }
+                session.journal.emit(execution_id, "update_display_data", content)
 
     def close_span(
         self,
@@ -219,7 +263,8 @@ class Outcomes:
             except MLCloudError as failure:
                 error = str(failure)
             else:
-                self._session.unsaved = dict(content["body"].get("skipped", {}))
+                self._session.unsaved = cannot_survive(content["body"])
+                self._session.safe_to = execution.label
         else:
             error = f"{content['ename']}: {content['evalue']}"
         event = (
@@ -236,8 +281,11 @@ class Outcomes:
             item = (execution_id, "story" if error else "safe", event)
             rows = self._session.journal.write(connection, [item])
         self._session.unsafe.discard(execution_id)
+        self._session.pending.pop(execution_id, None)
         self._session.safe.set()
         self._session.journal.tell(rows)
+        if not error:
+            self._caught_up(execution.ordinal)
 
 
 def _content(blob: bytes) -> dict[str, Any]:

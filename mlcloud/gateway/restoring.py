@@ -18,6 +18,9 @@ import msgpack
 
 from mlcloud.errors import SessionFailed
 from mlcloud.gateway.livehost import LiveHost
+from mlcloud.gateway.rerun import refusal
+from mlcloud.gateway.snapshots import cannot_survive
+from mlcloud.models import ExecutionState
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session
@@ -35,6 +38,13 @@ async def replay(session: Session, host: LiveHost, *, after: int) -> None:
     for execution in session.services.executions.unsafe(session.id, after=after):
         if session.current is not None and execution.ordinal >= session.current.ordinal:
             return
+        what = f"the state of cell {execution.label} was lost before it was in the store"
+        refused = await refusal(session, execution, what)
+        if refused is not None:
+            session.story("not_restored", str(refused))
+            execution.state = ExecutionState.FAILED
+            session.services.executions.save(execution)
+            continue
         session.story("rerun", "an earlier cell runs again: its state was not in the store yet")
         session.known[execution.id] = execution
         ended = host.expect(execution.id)
@@ -68,15 +78,17 @@ async def restore_latest(session: Session, host: LiveHost) -> int:
     names = sum(len(group["names"]) for group in body.get("groups", []))
     if names:
         session.story("restored", f"{names} names restored from the store", step=step)
+    rebuilt: dict[str, list[int]] = content.get("rebuilt") or {}
+    if rebuilt:
+        steps = sorted({step for cells in rebuilt.values() for step in cells})
+        cells = ", ".join(session.services.executions.labels(session.id, steps))
+        text = f"{', '.join(sorted(rebuilt))} made again by running what made it (cells {cells})"
+        session.story("rebuilt", text, cells=rebuilt)
     missing: dict[str, str] = content.get("missing") or {}
     if missing:
         lost = "; ".join(f"{name}: {why}" for name, why in sorted(missing.items()))
         session.story("not_restored", f"not restored: {lost}", why=missing)
-    session.unsaved = dict(body.get("skipped", {}))
-    if session.unsaved:
-        lost = ", ".join(sorted(session.unsaved))
-        text = f"not restored, since it cannot be saved: {lost}; run the cells that make it again"
-        session.story("not_restored", text, why=session.unsaved)
+    session.unsaved = cannot_survive(body)
     return step
 
 

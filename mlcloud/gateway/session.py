@@ -45,6 +45,7 @@ from mlcloud.gateway.links import Links
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.gateway.outcomes import Outcomes
 from mlcloud.gateway.questions import Questions
+from mlcloud.gateway.rerun import refusal
 from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.models import ExecutionState, SessionRequest, SessionState
 
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 MAX_RUNS = 20
 BRING_UP_TRIES = 5
 SAFE_WAIT_S = 20.0
+BUSY_LOOK_S = 60.0
 ASK_S = 0.8  # the notebook waits for a second, with its Tab
 
 
@@ -116,7 +118,10 @@ class Session:
         self._work = asyncio.Event()
         self.turn = asyncio.Lock()
         self.safe = asyncio.Event()
-        self.unsafe: set[str] = set()
+        self.unsafe: set[str] = set()  # executions that finished and are not in the store yet
+        self.pending: dict[str, int] = {}  # bytes that they may have changed
+        self.lagging: dict[str, int] = {}  # those whose footers say that the store is behind
+        self.safe_to = ""  # the last cell that is safe
         self.unsaved: dict[str, str] = {}
         self.outcomes = Outcomes(self)
         self.questions = Questions(self)
@@ -193,6 +198,8 @@ class Session:
             if self.host is not None and execution_id in self.host.finished:
                 with contextlib.suppress(Exception):  # a host that dies now ends the cell anyway
                     await self.host.call("interrupt", execution_id)
+            elif self.questions.asking:
+                self.questions.withdraw()
             elif self.successor is not None and not self.successor.done():
                 self.successor.cancel()
 
@@ -202,7 +209,7 @@ class Session:
             with contextlib.suppress(Exception):  # a host that dies now takes its widgets along
                 await self.host.call("comm", relay_id, message)
 
-    async def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+    async def ask(self, question: dict[str, Any], timeout_s: float = ASK_S) -> dict[str, Any]:
         """What Tab and `?` want to know of the names in the kernel, also while a cell runs.
 
         Empty where no kernel answers in time: nothing is started for it, and nothing waits.
@@ -212,7 +219,7 @@ class Session:
             return {}
         try:
             answer: dict[str, Any] = await asyncio.wait_for(
-                host.call("ask", question, ASK_S), ASK_S
+                host.call("ask", question, timeout_s), timeout_s
             )
         except Exception as error:  # Ray raises its own kinds; the pump tells dead from slow
             log.info("asking %s failed: %s", self.id, error)
@@ -230,17 +237,19 @@ class Session:
                 f"session {self.request.name!r} is busy; interrupt the cell first, or wait for it"
             )
         async with self.turn:
-            if self.host is None:
+            await hosting.save_background(self)
+            await self.until_safe()
+            host = self.host  # perhaps lost meanwhile
+            if host is None:
                 self.set_state(SessionState.PARKED)
                 return
-            await self.until_safe()
             if self.unsaved and not force:
                 names = "; ".join(f"{name}: {why}" for name, why in self.unsaved.items())
                 raise Conflict(
                     f"parking {self.request.name!r} would lose what cannot be saved yet ({names}); "
                     "delete these names, or park with force=True"
                 )
-            await hosting.release(self, self.host)
+            await hosting.release(self, host)
             self.set_state(SessionState.PARKED)
 
     async def resume(self) -> None:
@@ -309,10 +318,12 @@ class Session:
             if not self.queue and self.begun is None:
                 self._work.clear()
                 try:
-                    await asyncio.wait_for(self._work.wait(), self.idle_timeout_s)
+                    # What kept it from being parked is looked at again before long.
+                    again = min(self.idle_timeout_s, BUSY_LOOK_S)
+                    wait_s = again if self.detail else self.idle_timeout_s
+                    await asyncio.wait_for(self._work.wait(), wait_s)
                 except asyncio.TimeoutError:
-                    with contextlib.suppress(Conflict):  # it stays, and keeps billing, visibly
-                        await self.park()
+                    await hosting.park_if_idle(self)
                     continue
             async with self.turn:
                 begun, self.begun = self.begun, None
@@ -365,6 +376,13 @@ class Session:
                 self.set_state(SessionState.BUSY)
             underway = False
             await self._until_ended(execution, host)
+
+    async def run_once(self, execution: Execution, host: LiveHost) -> None:
+        """Run on this host; if that is lost meanwhile, it has failed."""
+        self._start(execution, host)
+        await self._until_ended(execution, host)
+        if not execution.ended:
+            self.outcomes.finish_with(execution, SessionFailed("its node was lost"))
 
     def _start(self, execution: Execution, host: LiveHost) -> None:
         span = self._mark_running(execution)
@@ -425,16 +443,16 @@ class Session:
         host.finished.pop(execution.id, None)
         self.outcomes.close_span(execution, lost=True)
         await hosting.host_lost(self, host)
-        if execution.interrupted:
+        why = f"the node was taken away while the cell ran ({host.lost.result()})"
+        await self.settle_cut_short(execution, why)
+
+    async def settle_cut_short(self, execution: Execution, what: str) -> None:
+        """End an execution that may not run again after what happened to it, or leave it to."""
+        refused = None if execution.interrupted else await refusal(self, execution, what)
+        if execution.interrupted:  # perhaps while somebody was asked
             self.outcomes.cancelled(execution)
-        elif execution.options.get("on_preempt") == "fail":
-            self.outcomes.finish_with(
-                execution,
-                SessionFailed(
-                    f"the node was taken away while the cell ran ({host.lost.result()}); "
-                    "it was not run again, as --on-preempt fail asks"
-                ),
-            )
+        elif refused is not None:
+            self.outcomes.finish_with(execution, refused)
 
     # --- hosts ------------------------------------------------------------------------------------
 

@@ -16,6 +16,21 @@ from mlcloud.store import Signer, Store
 KIND = "sessions"
 
 
+def cannot_survive(body: dict[str, Any]) -> dict[str, str]:
+    """Names of a snapshot that a move would lose, and why: no cells make them again."""
+    recipes, cells = body.get("recipes", {}), body.get("cells", {})
+    lost: dict[str, str] = {}
+    for name, why in body.get("skipped", {}).items():
+        steps = recipes.get(name, {}).get("cells", [])
+        effects = [cells[str(step)]["effects"] for step in steps if str(step) in cells]
+        outside = next((each[0] for each in effects if each), "")
+        if not steps or len(effects) < len(steps):
+            lost[name] = why
+        elif outside:
+            lost[name] = f"{why}; the cell that made it {outside}, and is not run again by itself"
+    return lost
+
+
 class SnapshotLog:
     """Blocking: call it in a thread."""
 

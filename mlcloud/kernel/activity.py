@@ -7,11 +7,17 @@ anything at any time. Those of Jupyter, Ray and ours, and pools that wait for wo
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import subprocess
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from mlcloud.processes import descendants
 
 # Frames of these lead to no user's object by themselves.
 _HARMLESS = frozenset(
@@ -23,14 +29,77 @@ _HARMLESS = frozenset(
 )
 
 
+WATCH_S = 0.5
+BUSY_SHARE = 0.05  # of a core, or of a GPU: less is nobody's work
+
+
 def is_running(loop: asyncio.AbstractEventLoop | None = None) -> bool:
     """Whether a thread, or a task of the loop, runs the user's code now."""
-    here = threading.get_ident()
-    for ident, frame in sys._current_frames().items():
-        if ident != here and not _HARMLESS.issuperset(_modules_of(frame)):
-            return True
+    return bool(_threads() or _tasks(loop))
+
+
+def describe(loop: asyncio.AbstractEventLoop) -> str:
+    """What keeps this kernel busy between its cells, in words; empty if nothing does.
+
+    Called in a thread; takes half a second.
+    """
+    if names := _threads():
+        return f"a thread of it runs ({names[0]})"
+    if names := _tasks(loop):
+        return f"a task of it runs ({names[0]})"
+    before = _cpu_seconds()
+    time.sleep(WATCH_S)
+    after = _cpu_seconds()
+    for pid, (seconds, name) in after.items():
+        if seconds - before.get(pid, (seconds, ""))[0] > BUSY_SHARE * WATCH_S:
+            return f"a process that it started runs ({name})"
+    share = _gpu_share()
+    return f"its GPU is in use ({share:.0%})" if share > BUSY_SHARE else ""
+
+
+def _threads() -> list[str]:
+    """Names of threads beside this one and the main one that run the user's code."""
+    passed = {threading.get_ident(), threading.main_thread().ident}
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return [
+        names.get(ident, str(ident))
+        for ident, frame in sys._current_frames().items()
+        if ident not in passed and not _HARMLESS.issuperset(_modules_of(frame))
+    ]
+
+
+def _tasks(loop: asyncio.AbstractEventLoop | None) -> list[str]:
     tasks = () if loop is None else asyncio.all_tasks(loop)
-    return any(not _HARMLESS.issuperset(_modules_of_task(task)) for task in tasks)
+    return [task.get_name() for task in tasks if not _HARMLESS.issuperset(_modules_of_task(task))]
+
+
+def _cpu_seconds() -> dict[int, tuple[float, str]]:
+    """CPU time and name of each process below this one."""
+    found = {}
+    for pid in descendants(os.getpid()):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                head, _, tail = file.read().rpartition(")")
+        except OSError:  # gone
+            continue
+        fields = tail.split()
+        ticks = int(fields[11]) + int(fields[12])
+        found[pid] = ticks / os.sysconf("SC_CLK_TCK"), head.partition("(")[2]
+    return found
+
+
+def _gpu_share() -> float:
+    """How much of this kernel's busiest GPU is in use; 0 where there is none."""
+    tool = shutil.which("nvidia-smi")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if tool is None or not visible:
+        return 0.0
+    command = [tool, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-i", visible]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return max(int(line) for line in done.stdout.split()) / 100
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0.0
 
 
 def _modules_of(frame: types.FrameType | None) -> Iterator[str]:

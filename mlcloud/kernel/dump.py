@@ -11,8 +11,9 @@ again, and its RemoteValues still name their objects.
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from mlcloud import errors
@@ -45,11 +46,12 @@ def dump_groups(
     *,
     scan: Scan | None = None,
     saved: Collection[frozenset[str]] = (),
+    skipped_before: Mapping[str, str] = MappingProxyType({}),
 ) -> Dumped:
     """Every user name, packed by groups; larger values and unpicklable ones are `skipped`.
 
     `scan` has what may have changed since the groups `saved` were written; without one everything
-    is looked at.
+    is looked at. `skipped_before`: what it left out then, which is looked at only if `scan` did.
     """
     names, imports, skipped = [], [], dict[str, str]()
     for name, value in list(versions.namespace.items()):
@@ -69,7 +71,12 @@ def dump_groups(
     else:
         saved = _unchanged(scan, saved, set(names))
         left = set(names).difference(*saved)
-        scan.add(left)
+        known = {key: why for key, why in skipped_before.items() if key in left}
+        for key in scan.pickled.keys() | scan.failed.keys():
+            known.pop(key, None)
+        skipped.update(known)
+        names = [name for name in names if name not in known]
+        scan.add(left - known.keys())
     # What was looked at may be gone since: a call's result is forgotten when it has been returned.
     here = set(names).difference(*saved)
     looked = [key for key in (*scan.pickled, *scan.failed) if key in here or class_id(key)]
@@ -108,7 +115,8 @@ def _why_not(scan: Scan, key: str, max_bytes: int | None) -> str:
     """Why a key is left out, or ""."""
     failed = sorted(each for each in scan.with_classes([key]) if each in scan.failed)
     if failed:
-        return str(scan.failed[failed[0]])
+        error = scan.failed[failed[0]]
+        return error.holds or str(error)
     size = scan.pickled[key].size
     if max_bytes is not None and size > max_bytes:
         return f"{size:,} bytes, more than {max_bytes:,}"

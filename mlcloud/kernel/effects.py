@@ -47,7 +47,12 @@ class Effects:
 
     def __init__(self, workspace: Path, own: Iterable[str] = ()) -> None:
         self._inside = [
-            *(str(workspace.resolve()), os.path.realpath(tempfile.gettempdir()), "/tmp", "/var/tmp"),
+            *(
+                str(workspace.resolve()),
+                os.path.realpath(tempfile.gettempdir()),
+                "/tmp",
+                "/var/tmp",
+            ),
             *("/dev", "/proc", "/sys", "/run", os.path.realpath(sys.prefix)),
             *map(os.path.realpath, own),
         ]

@@ -13,8 +13,11 @@ looked at: asking a torch module for a submodule runs none).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from mlcloud.kernel import activity
 
 MOST = 500  # matches of one answer
 
@@ -22,8 +25,10 @@ MOST = 500  # matches of one answer
 class Introspection:
     """Completions and inspection in one remote kernel."""
 
-    def __init__(self, shell: Any) -> None:
+    def __init__(self, shell: Any, is_doubtful: Callable[[], bool]) -> None:
         self._shell = shell
+        self._is_doubtful = is_doubtful
+        self._loop = asyncio.get_event_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlcloud-introspection")
         self._asking = False
         shell.Completer.use_jedi = False
@@ -45,6 +50,11 @@ class Introspection:
         try:
             if question["what"] == "complete":
                 return self._complete(question["code"], question["cursor"])
+            if question["what"] == "activity":
+                # Asked before a node is given back: what runs, and whether the last snapshot is
+                # what is here.
+                busy = activity.describe(self._loop)
+                return {"busy": busy, "doubtful": bool(busy) or self._is_doubtful()}
             return self._inspect(question["name"], question["detail"])
         except Exception:  # of somebody's __dir__, or a namespace that changes while we look
             return {}

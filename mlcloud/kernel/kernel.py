@@ -84,7 +84,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.occupied = False  # by a cell; its snapshot is waited for
         self.comms = Comms(self)
         inherit_parents(self)
-        self.introspection = Introspection(self.shell)
+        self.introspection = Introspection(self.shell, self._is_doubtful)
         self._request: dict[str, Any] | None = None
         self._ended = False
         self._inlet, self._outlet = inlet, outlet
@@ -163,10 +163,14 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 back = self.names.collect(shipment, self._mentioned())
                 answer["names"] = send(back, self.store, self._tell)
                 answer["result"] = self._result(count)
+                reply["pending"] = self.names.pending
             else:
                 self._run = _run_of(request, "")
                 answer.update(await getattr(self, f"op_{request['op']}")(request))
-                reply = self._reply({"status": "ok", "missing": answer.get("missing", {})})
+                told: dict[str, Any] = {
+                    key: answer[key] for key in ("missing", "rebuilt") if key in answer
+                }
+                reply = self._reply({"status": "ok", **told})
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
             self.names.doubt()
             if isinstance(error, asyncio.CancelledError):  # how an interrupt ends an `await`
@@ -192,6 +196,10 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             return ALL
         hooks = [hook for hooks in self.shell.events.callbacks.values() for hook in hooks]
         return mentions(self.shell.ran) | used_by(activity.codes_of(hooks))
+
+    def _is_doubtful(self) -> bool:
+        """Whether the last snapshot may not be what is here: something ran beside the cells."""
+        return self._busy or self.comms.handled != self._handled or self.names.is_doubtful
 
     def _is_busy(self) -> bool:
         """Whether something else than cells runs here, or did since this was asked last."""
@@ -336,6 +344,10 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
     async def op_load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Names sent without a cell (`s["x"] = 1`)."""
         self._load(request)
+        return {}
+
+    async def op_save(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Only the snapshot that follows: of what ran beside the cells."""
         return {}
 
     async def op_restore(self, request: dict[str, Any]) -> dict[str, Any]:

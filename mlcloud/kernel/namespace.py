@@ -70,6 +70,7 @@ class RemoteSide:
         self._dirty: set[str] = {EVERYTHING}  # keys looked at since the last dump
         self._active: set[str] = set()  # keys that cells since the last dump may have changed
         self._doubtful = True
+        self._skipped: dict[str, str] = {}  # what the last dump left out, and why
         self.recipes = Recipes(namespace, self.classes)
 
     @property
@@ -274,6 +275,17 @@ class RemoteSide:
         self._dirty |= scan.pickled.keys() | scan.failed.keys()
         return scan
 
+    @property
+    def pending(self) -> int:
+        """Bytes of what may have changed since the last dump, about: it is not hashed yet."""
+        scan = self._scan
+        return 0 if scan is None else sum(pickled.size for pickled in scan.pickled.values())
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether something ran of which no cell's code tells, since the last dump."""
+        return EVERYTHING in self._dirty
+
     def doubt(self) -> None:
         """Something ran of which no cell's code tells: everything is to be looked at."""
         self._doubtful = True
@@ -477,7 +489,10 @@ class RemoteSide:
             scan = self._tracking.look(self._dirty)
             self._active |= self._tracking.active
             self._dirty |= scan.pickled.keys() | scan.failed.keys()
-        dumped = dump.dump_groups(self._versions, max_bytes, scan=scan, saved=saved)
+        dumped = dump.dump_groups(
+            self._versions, max_bytes, scan=scan, saved=saved, skipped_before=self._skipped
+        )
+        self._skipped = dumped.skipped
         if run is not None:
             self.recipes.cell(run, scan, self._active)
         return dumped

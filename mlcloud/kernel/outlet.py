@@ -30,7 +30,15 @@ SETTLE_S = 1.0
 WHOLE = 2**14 - 2**10
 LENGTH = struct.Struct(">Q")
 # How a cell ended: what its last message, `mlcloud_return`, says of the reply that follows it.
-END = ("status", "ename", "evalue", "traceback", "execution_count", "payload", "missing")
+END = (
+    "status",
+    "ename",
+    "evalue",
+    "traceback",
+    "execution_count",
+    "payload",
+    *("missing", "rebuilt", "pending"),
+)
 
 
 def connect(path: str) -> socket.socket:

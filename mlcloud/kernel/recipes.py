@@ -103,7 +103,7 @@ class Recipes:
             self.by_name[name] = Recipe(
                 tuple(sorted(cells)), type(value).__qualname__, shares, print_, _reference(value)
             )
-        run.wanted = sorted(closure(mentions(run.transformed), self._namespace))
+        run.wanted = sorted(closure(mentions(run.transformed), self._namespace, scan))
         self.cells[run.step] = run
         self._prune()
 
@@ -125,8 +125,11 @@ class Recipes:
         self._prune()
 
 
-def closure(mentioned: Collection[str], namespace: dict[str, Any]) -> set[str]:
-    """The names, and those that the notebook's functions among them use; all, if none tells."""
+def closure(mentioned: Collection[str], namespace: dict[str, Any], scan: Scan) -> set[str]:
+    """The names, and those that the notebook's functions among them use; all, if none tells.
+
+    `scan` has looked at some of them already.
+    """
     found, waiting = set[str](), list(mentioned)
     while waiting:
         name = waiting.pop()
@@ -135,10 +138,12 @@ def closure(mentioned: Collection[str], namespace: dict[str, Any]) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        if name in namespace:
-            codes: list[Any] = []
+        codes: list[Any] = []
+        if name in scan.pickled or name in scan.failed:
+            codes.extend(scan.codes([name]))
+        elif name in namespace:
             reach(namespace[name], REACH, namespace, codes)
-            waiting.extend(used_by(codes) - found)
+        waiting.extend(used_by(codes) - found)
     return {name for name in found if name in namespace or name.isidentifier()}
 
 

@@ -31,10 +31,13 @@ def not_picklable(
     label = kind.__qualname__
     if kind.__module__ not in ("builtins", "__main__"):
         label = f"{kind.__module__}.{label}"
-    return errors.NotPicklable(
-        f"{where} cannot travel between the notebook and the session: it holds a {label} "
-        f"({why}). Create it in the remote cell instead, or leave it out of what the cell uses."
+    holds = f"it holds a {label} ({why})"
+    error = errors.NotPicklable(
+        f"{where} cannot travel between the notebook and the session: {holds}. Create it in the "
+        "remote cell instead, or leave it out of what the cell uses."
     )
+    error.holds = holds
+    return error
 
 
 def _find(

@@ -30,11 +30,13 @@ from mlcloud.values.reducers import Classes
 
 REACH = 100_000  # objects looked at in a value that cannot be pickled
 _OPAQUE = (type, types.ModuleType, types.FrameType)
-_SUSPENDED = (
-    (types.GeneratorType, "gi_frame", "gi_code"),
-    (types.CoroutineType, "cr_frame", "cr_code"),
-    (types.AsyncGeneratorType, "ag_frame", "ag_code"),
-)
+# What the notebook's code may be in, and its attributes: frame and code.
+_CODED: dict[type, tuple[str, str]] = {
+    types.FunctionType: ("", "__code__"),
+    types.GeneratorType: ("gi_frame", "gi_code"),
+    types.CoroutineType: ("cr_frame", "cr_code"),
+    types.AsyncGeneratorType: ("ag_frame", "ag_code"),
+}
 _ATOMS = frozenset({str, bytes, int, float, complex, bool, type(None), types.CodeType})
 
 
@@ -213,8 +215,10 @@ def reach(
         obj = waiting.pop()
         # By its type alone: to look into a weak reference's proxy may raise.
         kind = type(obj)
-        if codes is not None and id(obj) not in seen and (code := _code(obj, namespace)):
-            codes.append(code)
+        if kind in _ATOMS:
+            continue
+        if codes is not None and kind in _CODED and id(obj) not in seen:
+            codes.extend(_code(obj, namespace))
         if issubclass(kind, types.FunctionType):
             found.add(id(obj))
             if id(obj) not in seen:  # not into its globals, which are the whole notebook
@@ -225,7 +229,7 @@ def reach(
             seen.add(id(obj))
             waiting += [*vars(obj).values(), *obj.__bases__]
             continue
-        if id(obj) in seen or issubclass(kind, _OPAQUE) or kind in _ATOMS:
+        if id(obj) in seen or issubclass(kind, _OPAQUE):
             continue
         if obj is namespace or issubclass(kind, ipython):
             continue
@@ -235,21 +239,17 @@ def reach(
         if not is_immutable(type(obj)):
             found.add(id(obj))
             found.update(_memory(obj))
-        waiting.extend(gc.get_referents(obj))
+        waiting.extend([each for each in gc.get_referents(obj) if type(each) not in _ATOMS])
     return found
 
 
-def _code(obj: Any, namespace: dict[str, Any] | None) -> types.CodeType | None:
+def _code(obj: Any, namespace: dict[str, Any] | None) -> list[types.CodeType]:
     """The code that runs when `obj` is called or goes on, if it is the notebook's."""
-    kind = type(obj)
-    if issubclass(kind, types.FunctionType):
-        code: types.CodeType = obj.__code__
-        return code if obj.__globals__ is namespace else None
-    for of, frame, name in _SUSPENDED:
-        if issubclass(kind, of):
-            held = getattr(obj, frame)
-            return getattr(obj, name) if held and held.f_globals is namespace else None
-    return None
+    if type(obj) is types.FunctionType:
+        return [obj.__code__] if obj.__globals__ is namespace else []
+    frame, name = _CODED[type(obj)]
+    held = getattr(obj, frame)
+    return [getattr(obj, name)] if held and held.f_globals is namespace else []
 
 
 def _memory(obj: Any) -> Iterator[int]:
