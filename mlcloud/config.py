@@ -36,6 +36,11 @@ class Settings(BaseSettings):
         None,
         description="Store URL (`s3://…`, `gs://…`, `az://…`, `file://…`); default: under home.",
     )
+    store_key: Path | None = Field(
+        None,
+        description="The file of the key that signs what is in the store; default: under home, and "
+        "for a store of its own in ~/.config/mlcloud/keys. Whoever shall read a store needs it.",
+    )
     url: str | None = Field(None, description="A gateway to use instead of the embedded one.")
     token: str | None = Field(None, description="The token for `url`.", repr=False)
     port: int = Field(
@@ -155,6 +160,18 @@ class Settings(BaseSettings):
     @property
     def store_url(self) -> str:
         return self.store or f"file://{self.home.resolve() / 'store'}"
+
+    @property
+    def store_key_file(self) -> Path:
+        """One key a store, outside of it: two homes of a user with the same store share it."""
+        if self.store_key is not None:
+            return self.store_key
+        at_home = self.home / "store.key"
+        if self.store is None or at_home.exists():
+            return at_home
+        digest = hashlib.blake2b(self.store.rstrip("/").encode(), digest_size=8).hexdigest()
+        base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+        return Path(base) / "mlcloud" / "keys" / f"{digest}.key"
 
     @property
     def ray_dir(self) -> Path:

@@ -6,6 +6,7 @@ is an `ErrorBody` whose `code` is a class of `mlcloud.errors`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -142,6 +143,8 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
 
     @routes.post("/sessions")
     async def create_session(request: SessionRequest) -> SessionInfo:
+        with contextlib.suppress(errors.NotFound):
+            await sessions.find(request.name)
         session = sessions.create(request)
         log_change("session.create", request.name)
         return sessions.info(session)
@@ -152,7 +155,7 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
 
     @routes.get("/sessions/{name}")
     async def get_session(name: str) -> SessionInfo:
-        return sessions.info(sessions.get(name))
+        return sessions.info(await sessions.find(name))
 
     @routes.delete("/sessions/{name}", status_code=204)
     async def close_session(name: str) -> None:

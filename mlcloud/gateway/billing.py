@@ -7,6 +7,7 @@ sessions      ─► Placement, ExecutionSpan ─► table `ledger` ─► the s
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -51,6 +52,13 @@ class Billing:
                         on_demand_usd_per_hour=on_demand_usd_per_hour(instance.offer, self._offers),
                     )
                 )
+
+    def recall(self, recorded: list[NodeSpan], instances: list[Instance]) -> None:
+        """Nodes that the store knows of, and the cloud's own records do not: they are gone."""
+        known = {each.id for each in instances}
+        for node in recorded:
+            if node.node_id not in known:
+                self.ledger.append(replace(node, ended_at=node.ended_at or now()))
 
     def add(self, entry: Placement | ExecutionSpan, connection: Connection | None = None) -> None:
         """Enter it, as a part of the caller's transaction where one is given.

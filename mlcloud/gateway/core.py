@@ -14,12 +14,14 @@ import msgpack
 from mlcloud import __version__
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.config import Settings
-from mlcloud.errors import NotFound
+from mlcloud.errors import MLCloudError, NotFound, StoreError
 from mlcloud.gateway.billing import Billing, is_worker
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
+from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
 from mlcloud.gateway.links import Links
+from mlcloud.gateway.record import Record
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
@@ -29,6 +31,7 @@ from mlcloud.store import Signer, Store, load_or_create_key
 log = logging.getLogger(__name__)
 IDLE_LOOKS, IDLE_LOOK_S = 5, 0.2  # so often it must be found idle, that far apart
 BILLING_S = 1.0
+RECORD_S, RECORD_ALL_S = 1.0, 30.0
 
 
 class Gateway:
@@ -45,9 +48,18 @@ class Gateway:
         self.token = token
         self.engine = open_database(settings.database_url)
         self.store = Store(settings.store_url)
-        signer = Signer(load_or_create_key(settings.home / "store.key"))
+        signer = Signer(load_or_create_key(settings.store_key_file))
+        _check_key(self.store, signer, settings)
+        self.lease = Lease(self.store, signer, cluster_of(settings.home))
+        self.lease.take()
+        self.record = Record(self.engine, self.store, signer, self.lease.cluster)
+        rebuilt = self.record.rebuild()
+        if rebuilt:
+            log.info("%d sessions were read back from the store's record", rebuilt)
+        self.record.let_go_of_lost()
         self.cluster = EmbeddedCluster(settings, on_end=self._node_ended, on_attempt=self._attempt)
         self.billing = Billing(self.engine, self.cluster.cloud.offers())
+        self.billing.recall(self.record.nodes(), self.cluster.cloud.instances())
         self.sessions = Sessions(
             Services(
                 engine=self.engine,
@@ -56,6 +68,7 @@ class Gateway:
                 executions=Executions(self.engine, self.billing),
                 links=self.links,
                 snapshots=SnapshotLog(self.store, signer),
+                record=self.record,
                 store_url=settings.store_url,
                 ray_dir=settings.ray_dir,
                 idle_timeout_s=settings.idle_timeout.total_seconds(),
@@ -77,6 +90,8 @@ class Gateway:
             asyncio.create_task(self.cluster.watch()),
             asyncio.create_task(self._watch_idle()),
             asyncio.create_task(self._keep_books()),
+            asyncio.create_task(self._keep_record()),
+            asyncio.create_task(self._keep_lease()),
         ]
 
     def used(self) -> None:
@@ -90,10 +105,16 @@ class Gateway:
         await self.sessions.shut(keep_hosts=False)
         await self.cluster.end()
         self.billing.see(self.cluster.cloud.instances())
+        await self._record_all(everything=True)
 
     async def close(self) -> None:
         """The server ends. Without a `down` before, the cluster runs on for the next gateway."""
         await self.sessions.shut(keep_hosts=True)
+        await self._record_all(everything=True)
+        try:
+            await asyncio.to_thread(self.lease.release)
+        except MLCloudError as error:
+            log.warning("the lease could not be given up: %s", error)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -124,6 +145,40 @@ class Gateway:
         while True:
             await asyncio.sleep(BILLING_S)
             self.billing.see(await asyncio.to_thread(self.cluster.cloud.instances))
+
+    async def _keep_record(self) -> None:
+        """Into the store soon after each cell's end, and of what goes on every 30 s."""
+        everything = time.monotonic()
+        while True:
+            await asyncio.sleep(RECORD_S)
+            due = time.monotonic() - everything > RECORD_ALL_S
+            if due:
+                everything = time.monotonic()
+            await self._record_all(everything=due)
+
+    async def _record_all(self, *, everything: bool) -> None:
+        for session in self.sessions:
+            if session.to_record or everything:
+                await session.write_record()
+        if everything:
+            try:
+                await asyncio.to_thread(self.record.write_nodes, self.billing.ledger.nodes)
+            except MLCloudError as error:
+                log.warning("what nodes cost could not be recorded: %s", error)
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                held = await asyncio.to_thread(self.lease.renew)
+            except MLCloudError as error:
+                log.warning("the lease could not be renewed: %s", error)
+                continue
+            if not held:
+                log.error("another head holds the cluster now: this one ends")
+                await self.sessions.shut(keep_hosts=True)
+                self._on_idle()
+                return
 
     def _node_ended(self, instance: Instance) -> None:
         self.billing.see(self.cluster.cloud.instances())
@@ -222,6 +277,19 @@ class Gateway:
             }
             for seq, execution_id, kind, blob in self.sessions.get(name).journal.read(after)
         ]
+
+
+def _check_key(store: Store, signer: Signer, settings: Settings) -> None:
+    """A store has one key. Raises `StoreError` for another one: nothing could be read with it."""
+    known = store.read_mark("key")
+    if known is None:
+        store.write_mark("key", signer.fingerprint.encode())
+    elif known.decode("ascii", "replace") != signer.fingerprint:
+        raise StoreError(
+            f"the store at {store.url} was signed with another key than that in "
+            f"{settings.store_key_file}: copy the key file from where the store was used first, "
+            "or name it by MLCLOUD_STORE_KEY"
+        )
 
 
 def _jsonable(value: Any) -> Any:

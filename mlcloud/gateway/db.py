@@ -88,6 +88,7 @@ executions = Table(
     Column("started_at", UTC),
     Column("finished_at", UTC),
     Column("effects", Text, nullable=False, server_default=""),
+    Column("changed", Integer, nullable=False, server_default="1"),  # since it was recorded
     Index("executions_of_session", "session_id", "ordinal"),
 )
 
@@ -107,6 +108,16 @@ ledger = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("kind", String, nullable=False),
     Column("entry", Text, nullable=False),
+)
+
+# How far each session is in the store's record (`record.py`).
+recorded = Table(
+    "recorded",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("step", Integer, nullable=False),
+    Column("event", Integer, nullable=False),
+    Column("entry", Integer, nullable=False),
 )
 
 audit = Table(

@@ -58,6 +58,11 @@ class Execution:
         return str(cell.get("number") or self.ordinal)
 
     @property
+    def brings_names(self) -> bool:
+        """Whether values of the notebook's come with it."""
+        return bool(self.shipment and self.shipment.get("wire", {}).get("groups"))
+
+    @property
     def ended(self) -> bool:
         return self.state in (
             ExecutionState.FINISHED,
@@ -88,7 +93,9 @@ _ADD = db.insert_into(
     *("runs", "first_event", "created_at", "started_at"),
 )
 _NUMBER = db.update_of(db.sessions, "ordinal")
-_SAVE = db.update_of(db.executions, "state", "runs", "started_at", "finished_at", "effects")
+_SAVE = db.update_of(
+    db.executions, "state", "runs", "started_at", "finished_at", "effects", "changed"
+)
 _GET = select(db.executions).where(db.executions.c.id == bindparam("key"))
 
 
@@ -135,6 +142,7 @@ class Executions:
             "new_runs": execution.runs,
             "new_started_at": execution.started_at,
             "new_finished_at": execution.finished_at,
+            "new_changed": 1,
             "new_effects": json.dumps(execution.effects) if execution.effects else "",
         }
         with db.part_of(connection, self._engine) as transaction:

@@ -23,6 +23,7 @@ from mlcloud.gateway import db, restoring
 from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
 from mlcloud.gateway.livehost import Events, LiveHost
+from mlcloud.gateway.record import Fenced
 from mlcloud.gateway.snapshots import cannot_survive
 from mlcloud.gateway.stories import describe_death
 from mlcloud.models import ExecutionState
@@ -154,6 +155,7 @@ class Outcomes:
     ) -> bytes:
         """Close an execution's books; returns its `done` event, the bill included."""
         ending.append((execution, execution.state))
+        self._session.to_record = True
         self._session.questions.withdraw()
         execution.state = state
         execution.finished_at = now()
@@ -254,12 +256,11 @@ class Outcomes:
         if content["status"] == "ok":
             try:
                 await asyncio.to_thread(
-                    self._session.services.snapshots.commit,
-                    self._session.id,
-                    execution.ordinal,
-                    execution_id,
-                    content["body"],
+                    self._commit, execution.ordinal, execution_id, content["body"]
                 )
+            except Fenced as failure:
+                self._session.fenced(failure)
+                return
             except MLCloudError as failure:
                 error = str(failure)
             else:
@@ -284,8 +285,15 @@ class Outcomes:
         self._session.pending.pop(execution_id, None)
         self._session.safe.set()
         self._session.journal.tell(rows)
+        self._session.to_record = True
         if not error:
             self._caught_up(execution.ordinal)
+
+    def _commit(self, ordinal: int, execution_id: str, body: dict[str, Any]) -> None:
+        """Unless another head has the session. Blocks."""
+        services = self._session.services
+        services.record.check(self._session.id)
+        services.snapshots.commit(self._session.id, ordinal, execution_id, body)
 
 
 def _content(blob: bytes) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from mlcloud.gateway.links import Links
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.gateway.outcomes import Outcomes
 from mlcloud.gateway.questions import Questions
+from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.rerun import refusal
 from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.models import ExecutionState, SessionRequest, SessionState
@@ -71,6 +72,7 @@ class Services:
     executions: Executions
     links: Links
     snapshots: SnapshotLog
+    record: Record
     store_url: str
     ray_dir: Path
     idle_timeout_s: float
@@ -122,6 +124,7 @@ class Session:
         self.pending: dict[str, int] = {}  # bytes that they may have changed
         self.lagging: dict[str, int] = {}  # those whose footers say that the store is behind
         self.safe_to = ""  # the last cell that is safe
+        self.to_record = True  # something has ended since the store's record was written
         self.unsaved: dict[str, str] = {}
         self.outcomes = Outcomes(self)
         self.questions = Questions(self)
@@ -405,7 +408,35 @@ class Session:
         self.spawn(self.submit(host, execution))
         return ended
 
+    async def write_record(self) -> bool:
+        """What is new of this session, into the store. False where that did not succeed."""
+        self.to_record = False
+        try:
+            await asyncio.to_thread(self.services.record.write, self.id)
+        except Fenced as error:
+            self.fenced(error)
+        except MLCloudError as error:
+            log.warning("session %s could not be recorded: %s", self.request.name, error)
+            self.to_record = True
+            return False
+        return True
+
+    def fenced(self, error: MLCloudError) -> None:
+        """Another head has this session: nothing of it goes on here."""
+        if self.state is SessionState.CLOSED:
+            return
+        log.error("session %s: %s", self.request.name, error)
+        self.detail = str(error)
+        for execution in [*self.queue, *([self.current] if self.current else [])]:
+            self.outcomes.finish_with(execution, SessionClosed(str(error)))
+        self.queue.clear()
+        self.set_state(SessionState.FAILED)
+        if self.host is not None:
+            asyncio.get_running_loop().create_task(hosting.release(self, self.host))
+
     async def submit(self, host: LiveHost, execution: Execution) -> None:
+        if execution.brings_names:  # they are in the store before the cell starts
+            await self.write_record()
         try:
             await host.call(
                 "submit",

@@ -4,6 +4,8 @@ notices."""
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import secrets
 from datetime import datetime
 from typing import Any
@@ -13,11 +15,15 @@ from sqlalchemy import insert, select, update
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cluster.shapes import HostRequest, choose
-from mlcloud.errors import Conflict, NotFound
+from mlcloud.errors import Conflict, MLCloudError, NotFound
 from mlcloud.gateway import db, environments
 from mlcloud.gateway.session import Services, Session
 from mlcloud.models import SessionInfo, SessionRequest, SessionState
 from mlcloud.units import parse_duration, parse_gpu, parse_size
+
+log = logging.getLogger(__name__)
+
+SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 class Sessions:
@@ -26,6 +32,7 @@ class Sessions:
     def __init__(self, services: Services) -> None:
         self.services = services
         self._by_name: dict[str, Session] = {}
+        self._finding = asyncio.Lock()
 
     def __iter__(self) -> Any:
         return iter(list(self._by_name.values()))
@@ -62,7 +69,31 @@ class Sessions:
                 )
             )
         self._by_name[request.name] = session
+        session.spawn(self._name(session))
         return session
+
+    async def _name(self, session: Session) -> None:
+        """In the store its name leads to it, so that another cluster may find it one day."""
+        try:
+            await asyncio.to_thread(self.services.record.name, session.request.name, session.id)
+            await session.write_record()
+        except MLCloudError as error:
+            log.warning("session %s could not be named in the store: %s", session.id, error)
+
+    async def find(self, name: str) -> Session:
+        """The session of this name, also of another cluster that is gone and had this store.
+
+        Raises `NotFound`, `Conflict` where that cluster is alive.
+        """
+        if name not in self._by_name and SESSION_NAME.fullmatch(name):
+            async with self._finding:
+                found = None
+                if name not in self._by_name:
+                    found = await asyncio.to_thread(self.services.record.take_over, name)
+                if found is not None:
+                    log.info("session %s is taken up from the store", name)
+                    self._adopt(self._rows(found)[0])
+        return self.get(name)
 
     def _resolve(self, request: SessionRequest) -> tuple[HostRequest, int, float]:
         memory = parse_size(request.memory) if request.memory else 0
@@ -103,35 +134,38 @@ class Sessions:
                 .where(db.sessions.c.id == session.id)
                 .values(name=f"{name}#{session.id}")
             )
+        await session.write_record()
 
     def adopt_all(self) -> None:
         """Load every open session of an earlier gateway; hosts are found in the background."""
+        for row in self._rows():
+            self._adopt(row)
+
+    def _rows(self, session_id: str | None = None) -> list[Any]:
+        over = [SessionState.CLOSED.value, SessionState.FAILED.value]
+        query = select(db.sessions).where(db.sessions.c.state.not_in(over))
+        if session_id is not None:
+            query = query.where(db.sessions.c.id == session_id)
         with self.services.engine.connect() as connection:
-            rows = connection.execute(
-                select(db.sessions).where(
-                    db.sessions.c.state.not_in(
-                        [SessionState.CLOSED.value, SessionState.FAILED.value]
-                    )
-                )
-            ).all()
-        for row in rows:
-            request = SessionRequest.model_validate_json(row.request)
-            host_request, memory_bytes, idle_s = self._resolve(request)
-            session = Session(
-                self.services,
-                id=row.id,
-                request=request,
-                host_request=host_request,
-                memory_bytes=memory_bytes,
-                created_at=row.created_at,
-                idle_timeout_s=idle_s,
-                state=SessionState.PARKED if row.epoch else SessionState.STARTING,
-                epoch=row.epoch,
-                ordinal=row.ordinal,
-                last_event=row.last_event,
-                adopted_number=row.host_number,
-            )
-            self._by_name[request.name] = session
+            return list(connection.execute(query).all())
+
+    def _adopt(self, row: Any) -> None:
+        request = SessionRequest.model_validate_json(row.request)
+        host_request, memory_bytes, idle_s = self._resolve(request)
+        self._by_name[request.name] = Session(
+            self.services,
+            id=row.id,
+            request=request,
+            host_request=host_request,
+            memory_bytes=memory_bytes,
+            created_at=row.created_at,
+            idle_timeout_s=idle_s,
+            state=SessionState.PARKED if row.epoch else SessionState.STARTING,
+            epoch=row.epoch,
+            ordinal=row.ordinal,
+            last_event=row.last_event,
+            adopted_number=row.host_number,
+        )
 
     def on_notice(self, instance_id: str, deadline: datetime, kind: str) -> None:
         for session in self:

@@ -2,6 +2,7 @@
 
     <url>/chunks/<aa>/<blake3>                      immutable, at most 16 MiB each
     <url>/manifests/<kind>/<name>/<step>.json       the only commit point, written once
+    <url>/marks/<name>                              signs of life: small, replaced, never trusted
     <url>/tmp/                                      local disks: files on their way to a name
 
 A writer uploads chunks first, each under the hash of its content, and then creates the manifest
@@ -326,6 +327,21 @@ class Store:
         except FileNotFoundError:  # the other one took it away again
             return False
 
+    # --- marks ------------------------------------------------------------------------------------
+
+    def write_mark(self, name: str, data: bytes) -> None:
+        """Write or replace a few bytes under a name: a sign of life, not a commit."""
+        with self._doing("write"):
+            self._backend.put(_mark_path(name), memoryview(data), durable=False)
+
+    def read_mark(self, name: str) -> bytes | None:
+        """What `write_mark` wrote last, or None."""
+        with self._doing("read"):
+            try:
+                return bytes(self._backend.read(_mark_path(name)))
+            except FileNotFoundError:
+                return None
+
     # --- room -------------------------------------------------------------------------------------
 
     def discard(self, kind: str, name: str, step: int) -> None:
@@ -430,6 +446,10 @@ def _chunk_path(hash_: str) -> str:
     if not _HASH.fullmatch(hash_):
         raise errors.UsageError(f"{hash_[:100]!r} is no blake3 hash (64 hex digits)")
     return f"chunks/{hash_[:2]}/{hash_}"
+
+
+def _mark_path(name: str) -> str:
+    return f"marks/{manifests.folder_of('marks', name).rpartition('/')[2]}"
 
 
 def _brief(error: BaseException) -> str:

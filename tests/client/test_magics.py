@@ -260,7 +260,7 @@ def test_the_commands(notebook: Notebook) -> None:
     assert "simulated" in notebook.ok("%mlcloud cost").stream()
     assert "notebook-" in notebook.ok("%mlcloud sessions").stream()
     assert "parked" in notebook.ok("%mlcloud park").stream()
-    assert "no node" in notebook.ok("%mlcloud state").stream()
+    assert "no node" in notebook.ok("%mlcloud state").result
     notebook.ok("%mlcloud resume")
-    assert "idle" in notebook.ok("%mlcloud state").stream()
+    assert "idle" in notebook.ok("%mlcloud state").result
     assert notebook.ok("%%remote\nkept_through_parking").result == "1"

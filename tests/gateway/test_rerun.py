@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mlcloud import errors
 from mlcloud.client.api import Client
 from mlcloud.client.session import Session
-from tests.live import events, until
+from tests.faults.test_host_killed import host_of
+from tests.live import events, printed, until
 
 pytestmark = pytest.mark.cluster
 
@@ -23,24 +26,24 @@ import os, time
 runs = len(os.listdir({folder!r}))
 open(os.path.join({folder!r}, str(runs)), "w").close()
 {does}
-print("ready", runs, flush=True)
+print("ready", runs, os.getpid(), flush=True)
 if not runs: time.sleep(120)
 done = runs
 """
 
 
-def is_running(session: Session) -> bool:
-    return "ready 0" in "".join(
-        e["content"]["text"] for e in events(session) if e["kind"] == "stream"
-    )
+def kill_host(session: Session) -> None:
+    """The cell's node goes without a notice, as soon as it runs for the first time."""
+    found = until(lambda: re.search(r"ready 0 (\d+)\n", printed(session)), "the cell runs", 60)
+    host_of(psutil.Process(int(found.group(1)))).kill()
 
 
 class Counted:
     """A detached cell whose node is taken away while it runs."""
 
-    def __init__(self, session: Session, client: Client, folder: Path) -> None:
+    def __init__(self, session: Session, folder: Path) -> None:
         folder.mkdir()
-        self.session, self.client, self.folder = session, client, folder
+        self.session, self.folder = session, folder
         self.execution: Any = None
 
     @property
@@ -50,8 +53,7 @@ class Counted:
     def cut_short(self, does: str = "pass", **options: Any) -> None:
         code = CELL.format(folder=str(self.folder), does=does)
         self.execution = self.session.run(code, detach=True, quiet=True, **options)
-        until(lambda: is_running(self.session), "the cell runs", 60)
-        self.client.cluster.preempt(self.session, "0s")
+        kill_host(self.session)
 
     def question(self) -> dict[str, Any]:
         found: list[dict[str, Any]] = []
@@ -72,8 +74,8 @@ class Counted:
 
 
 @pytest.fixture
-def counted(session: Callable[..., Session], client: Client, tmp_path: Path) -> Counted:
-    return Counted(session(), client, tmp_path / "runs")
+def counted(session: Callable[..., Session], tmp_path: Path) -> Counted:
+    return Counted(session(), tmp_path / "runs")
 
 
 @pytest.fixture
@@ -129,9 +131,9 @@ def test_nobody_there_to_ask(counted: Counted, outside: Path, client: Client) ->
     name, session = counted.session.name, counted.session
     execution = session.run(code, detach=True, quiet=True)
     assert execution is not None
-    until(lambda: is_running(session), "the cell runs", 60)
+    until(lambda: "ready 0" in printed(session), "the cell runs", 60)
     session.feed.close()
-    client.cluster.preempt(name, "0s")
+    kill_host(client.attach(name))
     again = client.attach(name)
     until(lambda: again.info.running is None, "the cell has ended", 60)
     done = [e["content"] for e in events(again) if e["kind"] == "done"][-1]

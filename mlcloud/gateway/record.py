@@ -1,0 +1,343 @@
+"""The record: sessions, executions, journal and spend, appended to the store as they happen.
+
+    tables ─ what is new ─► one chunk ─► manifests/records/<session id>/<n>.json   (signed)
+    cloud's records ─────► manifests/records/cluster-<name>/<n>.json               every 30 s
+
+The store is the record, the database its cache: a new head with an empty database reads all of it
+back (`rebuild`), and another cluster with the same store takes up a session whose own is gone
+(`take_over`). The number of a record is a fence: two heads that write the same one cannot both
+succeed, and the one that does not has lost the session.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import msgpack
+from sqlalchemy import Engine, delete, func, insert, select
+
+from mlcloud.cluster.offers import Offer
+from mlcloud.cost.ledger import NodeSpan
+from mlcloud.errors import Conflict, Damaged, StepExists
+from mlcloud.gateway import db, lease
+from mlcloud.gateway.snapshots import KIND as SNAPSHOTS
+from mlcloud.models import ExecutionState, SessionState
+from mlcloud.store import ChunkRef, Signer, Store
+
+log = logging.getLogger(__name__)
+
+KIND = "records"
+NAMES = "names"
+FAR = (
+    100  # a session that was taken over counts on from here: its former head may commit a last one
+)
+MOST_EVENTS = 20_000  # in one record; what is more goes into the next one
+
+_TABLES = {"executions": db.executions, "events": db.events}
+
+
+class Fenced(Conflict):
+    """Another head has this session now."""
+
+
+class Record:
+    """One cluster's part of it. Methods block: call them in a thread."""
+
+    def __init__(self, engine: Engine, store: Store, signer: Signer, cluster: str) -> None:
+        self._engine, self._store, self._signer = engine, store, signer
+        self.cluster = cluster
+        self._lock = threading.Lock()
+        self._nodes: list[Any] = []
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def write(self, session_id: str) -> None:
+        """Append what is new of a session. Raises `Fenced`, `StoreError`."""
+        with self._lock:
+            while self._write(session_id):
+                pass
+
+    def _write(self, session_id: str) -> bool:
+        with self._engine.connect() as connection:
+            row = connection.execute(
+                select(db.sessions).where(db.sessions.c.id == session_id)
+            ).one_or_none()
+            done = connection.execute(
+                select(db.recorded).where(db.recorded.c.id == session_id)
+            ).one_or_none()
+            if row is None:
+                return False
+            step, event, entry = (done.step, done.event, done.entry) if done else (0, 0, 0)
+            events = connection.execute(
+                select(db.events)
+                .where(db.events.c.session_id == session_id, db.events.c.seq > event)
+                .order_by(db.events.c.seq)
+                .limit(MOST_EVENTS)
+            ).all()
+            executions = connection.execute(
+                select(db.executions).where(
+                    db.executions.c.session_id == session_id, db.executions.c.changed == 1
+                )
+            ).all()
+            spans = [
+                [each.id, each.kind, each.entry]
+                for each in connection.execute(select(db.ledger).where(db.ledger.c.id > entry))
+                if json.loads(each.entry)["session_id"] == session_id
+            ]
+        session = _plain(row)
+        body: dict[str, Any] = {"cluster": self.cluster, "session": session}
+        if events or executions or spans:
+            packed = msgpack.packb(
+                {
+                    "executions": [_plain(each) for each in executions],
+                    "events": [_plain(each) for each in events],
+                    "ledger": [each[1:] for each in spans],
+                }
+            )
+            body["chunks"] = [str(ref) for ref in self._store.put_buffers([packed])]
+        self._commit(session_id, step + 1, body)
+        last = events[-1].seq if events else event
+        mark = {
+            "id": session_id,
+            "step": step + 1,
+            "event": last,
+            "entry": max((each[0] for each in spans), default=entry),
+        }
+        with self._engine.begin() as connection:
+            connection.execute(delete(db.recorded).where(db.recorded.c.id == session_id))
+            connection.execute(insert(db.recorded).values(mark))
+            # What has changed meanwhile is written with the next one.
+            for each in executions:
+                connection.execute(
+                    db.executions.update()
+                    .where(
+                        db.executions.c.id == each.id,
+                        db.executions.c.state == each.state,
+                        db.executions.c.runs == each.runs,
+                    )
+                    .values(changed=0)
+                )
+        return len(events) == MOST_EVENTS
+
+    def _commit(self, name: str, step: int, body: dict[str, Any]) -> None:
+        try:
+            self._store.commit(KIND, name, step, body, sign=self._signer.sign)
+        except StepExists:
+            theirs = self._store.read(KIND, name, step, verify=self._signer.verify)
+            if theirs != body:
+                owner = theirs.get("cluster")
+                raise Fenced(f"the cluster {owner} has this session now") from None
+
+    def check(self, session_id: str) -> None:
+        """Raises `Fenced` where another head has written a later record than this one's."""
+        with self._engine.connect() as connection:
+            mine = connection.execute(
+                select(db.recorded.c.step).where(db.recorded.c.id == session_id)
+            ).scalar()
+        latest = self._store.latest(KIND, session_id)
+        if mine is not None and latest is not None and latest > mine:
+            body = self._read(session_id, latest)
+            if body.get("cluster") != self.cluster:
+                raise Fenced(f"the cluster {body.get('cluster')} has this session now")
+
+    def name(self, name: str, session_id: str) -> None:
+        """This name stands for this session from now on."""
+        step = (self._store.latest(NAMES, name) or 0) + 1
+        body = {"session_id": session_id, "cluster": self.cluster}
+        self._store.commit(NAMES, name, step, body, sign=self._signer.sign)
+
+    def write_nodes(self, nodes: Iterable[NodeSpan]) -> None:
+        """What nodes cost, where that has changed."""
+        plain = [_node_to_plain(each) for each in nodes]
+        if plain == self._nodes:
+            return
+        name = f"cluster-{self.cluster}"
+        step = (self._store.latest(KIND, name) or 0) + 1
+        refs = self._store.put_buffers([msgpack.packb(plain)])
+        self._commit(name, step, {"cluster": self.cluster, "chunks": [str(r) for r in refs]})
+        if step > 2:
+            self._store.discard(KIND, name, step - 2)  # each has all of them
+        self._nodes = plain
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def nodes(self) -> list[NodeSpan]:
+        """What the store knows of this cluster's nodes."""
+        name = f"cluster-{self.cluster}"
+        step = self._store.latest(KIND, name)
+        if step is None:
+            return []
+        plain = msgpack.unpackb(self._chunks(self._read(name, step)["chunks"]))
+        return [_node_from_plain(each) for each in plain]
+
+    def rebuild(self) -> int:
+        """Fill an empty database with this cluster's sessions; how many there were."""
+        with self._engine.connect() as connection:
+            if connection.execute(select(func.count()).select_from(db.sessions)).scalar():
+                return 0
+        count = 0
+        for session_id in self._store.names(KIND):
+            if session_id.startswith("cluster-"):
+                continue
+            step = self._store.latest(KIND, session_id)
+            if step is not None and self._read(session_id, step)["cluster"] == self.cluster:
+                self._load(session_id, step, taken=False)
+                count += 1
+        return count
+
+    def let_go_of_lost(self) -> None:
+        """Sessions of this database that another cluster has taken up meanwhile are closed here."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(db.sessions).where(db.sessions.c.state != SessionState.CLOSED.value)
+            ).all()
+        for row in rows:
+            try:
+                self.check(row.id)
+            except Fenced as error:
+                log.warning("session %s: %s", row.name, error)
+                with self._engine.begin() as connection:
+                    connection.execute(
+                        db.sessions.update()
+                        .where(db.sessions.c.id == row.id)
+                        .values(
+                            state=SessionState.CLOSED.value,
+                            detail=str(error),
+                            name=f"{row.name}#{row.id}",
+                        )
+                    )
+
+    def take_over(self, name: str) -> str | None:
+        """Take up a session of this name whose own cluster is gone: its id, None if there is none.
+
+        Raises `Conflict` where its cluster is alive, or another one was faster.
+        """
+        at = self._store.latest(NAMES, name)
+        if at is None:
+            return None
+        found = self._store.read(NAMES, name, at, verify=self._signer.verify)
+        session_id, owner = found["session_id"], found["cluster"]
+        step = self._store.latest(KIND, session_id)
+        if step is None:
+            return None
+        body = self._read(session_id, step)
+        if body["session"]["state"] == SessionState.CLOSED.value:
+            return None
+        life = lease.sign_of_life(self._store, owner)
+        if owner != self.cluster and life is not None and life[1] < lease.LEASE_S:
+            raise Conflict(
+                f"session {name!r} is held by the cluster {owner}, which is alive: work with it "
+                "there, or take that cluster down first"
+            )
+        self._commit(session_id, step + 1, {**body, "cluster": self.cluster, "chunks": []})
+        self._load(session_id, step + 1, taken=owner != self.cluster)
+        self.name(name, session_id)
+        return str(session_id)
+
+    def _read(self, name: str, step: int) -> dict[str, Any]:
+        return self._store.read(KIND, name, step, verify=self._signer.verify)
+
+    def _chunks(self, refs: list[str]) -> bytes:
+        return bytes(self._store.get_buffer([ChunkRef.parse(text) for text in refs]))
+
+    def _load(self, session_id: str, last: int, *, taken: bool) -> None:
+        executions: dict[str, dict[str, Any]] = {}
+        events: list[dict[str, Any]] = []
+        ledger: list[list[str]] = []
+        session: dict[str, Any] = {}
+        for step in self._store.steps(KIND, session_id):
+            body = self._read(session_id, step)
+            session = body["session"]
+            if body.get("chunks"):
+                try:
+                    packed = msgpack.unpackb(self._chunks(body["chunks"]))
+                except Damaged as error:
+                    log.error("a part of the record of %s is lost: %s", session_id, error)
+                    continue
+                executions.update({each["id"]: each for each in packed["executions"]})
+                events += packed["events"]
+                ledger += packed["ledger"]
+        safe = set(self._store.steps(SNAPSHOTS, session_id))
+        for each in executions.values():
+            # Its end was on its way to the record when the head died; its state is there.
+            running = each["state"] in (ExecutionState.RUNNING.value, ExecutionState.FINISHED.value)
+            if running and each["ordinal"] in safe:
+                each["state"] = ExecutionState.SAFE.value
+                each["finished_at"] = each["finished_at"] or each["started_at"]
+        session["ordinal"] = max(
+            [session["ordinal"], *safe, *(each["ordinal"] for each in executions.values())]
+        )
+        if taken:
+            session["ordinal"] += FAR
+            session["host_number"] = 0
+            known = SessionState.PARKED if session["epoch"] else SessionState.STARTING
+            session["state"], session["detail"] = known.value, ""
+        mark = {"id": session_id, "step": last, "entry": 0}
+        mark["event"] = max((each["seq"] for each in events), default=0)
+        session["last_event"] = max(session["last_event"], mark["event"])
+        with self._engine.begin() as connection:
+            connection.execute(insert(db.sessions).values(_from_plain(db.sessions, session)))
+            for name, rows in (("executions", executions.values()), ("events", events)):
+                table = _TABLES[name]
+                for row in rows:
+                    connection.execute(insert(table).values(_from_plain(table, row)))
+            for kind, entry in ledger:
+                connection.execute(insert(db.ledger).values(kind=kind, entry=entry))
+            highest = connection.execute(select(func.max(db.ledger.c.id))).scalar()
+            mark["entry"] = highest or 0
+            connection.execute(insert(db.recorded).values(mark))
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    return {
+        key: value.isoformat() if isinstance(value, datetime) else value
+        for key, value in row._mapping.items()
+    }
+
+
+def _from_plain(table: Any, plain: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for column in table.columns:
+        if column.name in plain:
+            value = plain[column.name]
+            is_time = isinstance(column.type, db.UTC) and value is not None
+            found[column.name] = datetime.fromisoformat(value) if is_time else value
+    return found
+
+
+def _node_to_plain(node: NodeSpan) -> list[Any]:
+    return [
+        node.node_id,
+        {
+            **asdict(node.offer),
+            "usd_per_hour": str(node.offer.usd_per_hour),
+            "as_of": node.offer.as_of.isoformat(),
+        },
+        node.started_at.isoformat(),
+        node.ended_at.isoformat() if node.ended_at else None,
+        str(node.on_demand_usd_per_hour) if node.on_demand_usd_per_hour is not None else None,
+    ]
+
+
+def _node_from_plain(plain: list[Any]) -> NodeSpan:
+    node_id, offer, started, ended, on_demand = plain
+    return NodeSpan(
+        node_id=node_id,
+        offer=Offer(
+            **{
+                **offer,
+                "usd_per_hour": Decimal(offer["usd_per_hour"]),
+                "as_of": date.fromisoformat(offer["as_of"]),
+            }
+        ),
+        started_at=datetime.fromisoformat(started),
+        ended_at=datetime.fromisoformat(ended) if ended else None,
+        on_demand_usd_per_hour=None if on_demand is None else Decimal(on_demand),
+    )

@@ -1,0 +1,246 @@
+"""The store is the record: a head's disk may be lost, and a cluster; two heads never hold one."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select
+
+from mlcloud import errors
+from mlcloud.gateway import db, lease
+from mlcloud.gateway.lease import Lease
+from mlcloud.gateway.record import Fenced, Record
+from mlcloud.gateway.snapshots import SnapshotLog
+from mlcloud.store import Signer, Store
+from tests.live import Embedded, Running, events, until
+
+KEY = b"k" * 32
+
+# --- two heads, one store -------------------------------------------------------------------------
+
+
+class Head:
+    """A head's database and its part of the record."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.engine = db.open_database(f"sqlite:///{root / name}.db")
+        self.store, self.signer = Store(str(root / "store")), Signer(KEY)
+        self.record = Record(self.engine, self.store, self.signer, name)
+        self.lease = Lease(self.store, self.signer, name)
+
+    def begin(self, session_id: str = "s-1", name: str = "exp") -> None:
+        with self.engine.begin() as connection:
+            connection.execute(
+                insert(db.sessions).values(
+                    id=session_id,
+                    name=name,
+                    state="starting",
+                    detail="",
+                    request="{}",
+                    created_at=datetime.now(timezone.utc),
+                )
+            )
+        self.record.name(name, session_id)
+        self.record.write(session_id)
+
+    def event(self, seq: int, session_id: str = "s-1") -> None:
+        with self.engine.begin() as connection:
+            row = {"session_id": session_id, "seq": seq, "execution_id": "x", "kind": "stream"}
+            connection.execute(insert(db.events).values({**row, "blob": b"%d" % seq}))
+        self.record.write(session_id)
+
+    def journal(self) -> list[int]:
+        with self.engine.connect() as connection:
+            return list(
+                connection.execute(select(db.events.c.seq).order_by(db.events.c.seq)).scalars()
+            )
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Callable[[str], Head]:
+    return lambda name: Head(tmp_path, name)
+
+
+def test_an_empty_database_is_filled_again(head: Callable[[str], Head], tmp_path: Path) -> None:
+    first = head("one")
+    first.begin()
+    for seq in range(1, 6):
+        first.event(seq)
+    (tmp_path / "one.db").unlink()
+    again = head("one")
+    assert again.record.rebuild() == 1
+    assert again.journal() == [1, 2, 3, 4, 5]
+    again.event(6)
+    assert again.record.rebuild() == 0, "one that is not empty is left alone"
+
+
+def test_of_two_heads_with_one_session_one_is_fenced_off(head: Callable[[str], Head]) -> None:
+    old, new = head("old"), head("new")
+    old.begin()
+    old.event(1)
+    assert new.record.take_over("exp") == "s-1"
+    assert new.journal() == [1]
+    with pytest.raises(Fenced, match="the cluster new"):
+        old.event(2)
+    with pytest.raises(Fenced):
+        old.record.check("s-1")
+    new.event(2)
+    new.record.check("s-1")
+    old.record.let_go_of_lost()
+    with old.engine.connect() as connection:
+        assert connection.execute(select(db.sessions.c.state)).scalar() == "closed"
+
+
+def test_two_heads_race_for_a_session(head: Callable[[str], Head]) -> None:
+    head("gone").begin()
+    one, two = head("one"), head("two")
+    assert one.record.take_over("exp") == "s-1"
+    one.lease.take()
+    with pytest.raises(errors.Conflict, match="held by the cluster one, which is alive"):
+        two.record.take_over("exp")
+    one.lease.release()
+    assert two.record.take_over("exp") == "s-1"
+    with pytest.raises(Fenced):
+        one.event(7)
+
+
+def test_a_last_commit_of_the_old_head_does_not_win(head: Callable[[str], Head]) -> None:
+    """It had looked, and then stood still while it was taken for dead."""
+    old, new = head("old"), head("new")
+    old.begin()
+    snapshots = [SnapshotLog(each.store, each.signer) for each in (old, new)]
+    snapshots[0].commit("s-1", 1, "e-1", {"groups": [], "whose": "old"})
+    new.record.take_over("exp")
+    snapshots[0].commit("s-1", 2, "e-2", {"groups": [], "whose": "old, too late"})
+    with new.engine.connect() as connection:
+        ordinal = connection.execute(select(db.sessions.c.ordinal)).scalar_one()
+    snapshots[1].commit("s-1", ordinal + 1, "e-3", {"groups": [], "whose": "new"})
+    latest = snapshots[1].latest("s-1")
+    assert latest is not None
+    assert latest[1]["whose"] == "new"
+
+
+def test_a_forged_record_is_refused(head: Callable[[str], Head], tmp_path: Path) -> None:
+    first = head("one")
+    first.begin()
+    Store(str(tmp_path / "store")).commit("records", "s-1", 2, {"cluster": "one", "session": {}})
+    (tmp_path / "one.db").unlink()
+    with pytest.raises(errors.Damaged, match="not signed"):
+        head("one").record.rebuild()
+
+
+def test_one_head_at_a_time(head: Callable[[str], Head], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = head("c"), head("c")
+    first.lease.take()
+    monkeypatch.setattr(lease, "_where", lambda: "another machine")
+    with pytest.raises(errors.Conflict, match="another head holds the cluster c"):
+        second.lease.take()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + lease.LEASE_S + 1)
+    second.lease.take()
+    assert second.lease.is_held()
+    assert not first.lease.renew(), "the first one is fenced"
+    first.lease.release()
+    assert second.lease.is_held()
+
+
+def test_a_head_that_ended_in_peace_is_not_waited_for(
+    head: Callable[[str], Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = head("c"), head("c")
+    first.lease.take()
+    first.lease.release()
+    monkeypatch.setattr(lease, "_where", lambda: "another machine")
+    second.lease.take()
+    assert second.lease.number == 2
+
+
+# --- live -----------------------------------------------------------------------------------------
+
+PART = "import time\nprint('begun', flush=True)\ntime.sleep({})\nlast = 'done'"
+
+
+def lose_database(cluster: Embedded) -> None:
+    for file in cluster.home.glob("gateway.db*"):
+        file.unlink()
+
+
+@pytest.mark.cluster
+def test_the_heads_disk_is_lost_while_a_cell_runs(own_cluster: Callable[..., Embedded]) -> None:
+    cluster = own_cluster(node_idle="60s")
+    s = cluster.connect().session("exp", namespace={})
+    s.run("kept = [1, 2, 3]\nprint('hello')", durable=True, quiet=True)
+    cell = Running(s, PART.format(15))
+    cell.printed("begun")
+    time.sleep(3)  # what has ended, and begun, is recorded within a second or two
+    before, spent = events(s), s.cost
+    cluster.kill_gateway()
+    lose_database(cluster)
+    again = cluster.connect().attach("exp")
+    assert again.cost >= spent
+    assert [e["seq"] for e in events(again)][: len(before)] == [e["seq"] for e in before]
+    assert "hello" in str(events(again))
+    until(lambda: again.info.running is None, "the cell has ended", 60)
+    assert again["last"] == "done"
+    assert again["kept"] == [1, 2, 3]
+    runs = [e for e in events(again) if e["kind"] == "stream" and "begun" in str(e)]
+    assert len(runs) == 1, "it went on, and did not run again"
+
+
+@pytest.mark.cluster
+def test_only_the_store_and_the_key_are_left(own_cluster: Callable[..., Embedded]) -> None:
+    cluster = own_cluster()
+    s = cluster.connect().session("exp", namespace={})
+    s.run("import sqlite3\nkept = {'a': [1]}\nalias = kept['a']", durable=True, quiet=True)
+    spent = cluster.connect().cost()
+    s.close_connection() if hasattr(s, "close_connection") else s.feed.close()
+    cluster.end()
+    for path in cluster.home.iterdir():
+        if path.name not in ("store", "store.key"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    client = cluster.connect()
+    again = client.attach("exp")
+    again.run("alias.append(2)", quiet=True)
+    assert again["kept"] == {"a": [1, 2]}
+    assert client.cost() >= spent
+    assert [each.step for each in again.history()]
+
+
+@pytest.mark.cluster
+def test_attached_from_another_cluster(
+    own_cluster: Callable[..., Embedded], tmp_path: Path
+) -> None:
+    shared: dict[str, Any] = {
+        "store": f"file://{tmp_path / 'shared'}",
+        "store_key": str(tmp_path / "key"),
+    }
+    first = own_cluster("first", **shared)
+    s = first.connect().session("exp", namespace={})
+    s.run("kept = [1]", durable=True, quiet=True)
+    second = own_cluster("second", **shared)
+    with pytest.raises(errors.Conflict, match="which is alive"):
+        second.connect().attach("exp")
+    s.feed.close()
+    first.end()
+    there = second.connect().attach("exp")
+    there.run("kept.append(2)", durable=True, quiet=True)
+    assert there["kept"] == [1, 2]
+    back = first.connect()
+    with pytest.raises(errors.Conflict, match="which is alive"):
+        back.attach("exp")
+
+
+@pytest.mark.cluster
+def test_a_store_with_another_key_says_so(
+    own_cluster: Callable[..., Embedded], tmp_path: Path
+) -> None:
+    store = f"file://{tmp_path / 'shared'}"
+    Store(store).write_mark("key", b"0123456789abcdef")
+    with pytest.raises(errors.ConnectionFailed, match="another key"):
+        own_cluster(store=store, store_key=str(tmp_path / "key")).connect()
