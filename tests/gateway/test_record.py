@@ -199,7 +199,7 @@ def test_only_the_store_and_the_key_are_left(own_cluster: Callable[..., Embedded
     s = cluster.connect().session("exp", namespace={})
     s.run("import sqlite3\nkept = {'a': [1]}\nalias = kept['a']", durable=True, quiet=True)
     spent = cluster.connect().cost()
-    s.close_connection() if hasattr(s, "close_connection") else s.feed.close()
+    s.feed.close()
     cluster.end()
     for path in cluster.home.iterdir():
         if path.name not in ("store", "store.key"):
@@ -214,7 +214,7 @@ def test_only_the_store_and_the_key_are_left(own_cluster: Callable[..., Embedded
 
 @pytest.mark.cluster
 def test_attached_from_another_cluster(
-    own_cluster: Callable[..., Embedded], tmp_path: Path
+    own_cluster: Callable[..., Embedded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared: dict[str, Any] = {
         "store": f"file://{tmp_path / 'shared'}",
@@ -227,13 +227,18 @@ def test_attached_from_another_cluster(
     with pytest.raises(errors.Conflict, match="which is alive"):
         second.connect().attach("exp")
     s.feed.close()
+    monkeypatch.setenv("MLCLOUD_HOME", str(first.home))
     first.end()
+    monkeypatch.setenv("MLCLOUD_HOME", str(second.home))
     there = second.connect().attach("exp")
     there.run("kept.append(2)", durable=True, quiet=True)
     assert there["kept"] == [1, 2]
-    back = first.connect()
+    there.feed.close()
+    monkeypatch.setenv("MLCLOUD_HOME", str(first.home))
     with pytest.raises(errors.Conflict, match="which is alive"):
-        back.attach("exp")
+        first.connect().attach("exp")
+    first.end()
+    monkeypatch.setenv("MLCLOUD_HOME", str(second.home))
 
 
 @pytest.mark.cluster
