@@ -140,7 +140,8 @@ class Snapshots:
         new = {digest: blob for digest, blob in new.items() if digest not in known}
         total = sum(blob.size for blob in new.values())
         meter = Meter("the session's state is being saved", "the state is saved", total, tell)
-        data = [blob.data for blob in new.values() if blob.data is not None]
+        # An empty array has no chunk (`chunks_of`), where `pieces` has an empty piece.
+        data = [blob.data for blob in new.values() if blob.data is not None and blob.size]
         refs = self._store.put_each(piece for each in data for piece in pieces(each))
         new_bytes = 0
         for digest, blob in new.items():

@@ -119,6 +119,14 @@ def text(value: Any) -> str:
     return repr(value)
 
 
+def test_empty_arrays_do_not_shift_the_others(session: Session) -> None:
+    session.cell("import numpy as n\nx = [n.zeros(0), n.full(3, 1.0), n.zeros((0, 4)), n.full(3, 2.0)]")
+    session.cell("y = n.full(3, 3.0)")
+    there = session.restored()
+    assert repr(there["x"]) == repr(session.names["x"])
+    assert repr(there["y"]) == repr(session.names["y"])
+
+
 def test_what_no_code_leads_to_is_not_looked_at(session: Session) -> None:
     session.cell(LOOKED)
     session.cell("a, b, c = Looked('a'), Looked('b'), Looked('c')\nd = [b]")
