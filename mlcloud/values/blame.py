@@ -29,7 +29,7 @@ def not_picklable(
     kind = type(culprit)
     where = f"`{name}`" if not path else f"`{name}`, at `{name}{path}`,"
     label = kind.__qualname__
-    if kind.__module__ not in ("builtins", "__main__"):
+    if kind.__module__ not in ("builtins", "__main__", None):
         label = f"{kind.__module__}.{label}"
     holds = f"it holds a {label} ({why})"
     error = errors.NotPicklable(

@@ -306,7 +306,7 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             return reducers.typed_storage_parts(obj)
         elif kind.__module__ == "matplotlib.cbook" and kind.__name__ == "CallbackRegistry":
             return reducers.callbacks_parts(obj)
-        elif kind.__module__.startswith("pandas."):
+        elif str(kind.__module__).startswith("pandas."):  # it may be None
             if is_immutable(kind):
                 data = getattr(obj, "_data", None)
                 self.frozen[id(data)] = data

@@ -55,7 +55,7 @@ def describe(name: str, value: Any, *, binding: int, nbytes: int | None, why: st
 
 def _type(kind: type) -> str:
     label = kind.__qualname__
-    if kind.__module__ not in ("builtins", "__main__"):
+    if kind.__module__ not in ("builtins", "__main__", None):
         label = f"{kind.__module__.partition('.')[0]}.{label}"
     return label
 
@@ -74,7 +74,7 @@ def _fill(info: RemoteInfo, value: Any) -> None:
 
 def _facts(value: Any) -> Iterator[tuple[str, str]]:
     """(label, text) of what users of this kind of value look for."""
-    root = type(value).__module__.partition(".")[0]
+    root = str(type(value).__module__).partition(".")[0]
     if _is(value, "numpy", "ndarray"):
         yield from _range(value)
     elif _is(value, "torch", "Tensor"):
@@ -162,7 +162,7 @@ def _size(value: Any) -> int | None:
     if _is(value, "torch.nn", "Module"):
         parts = (*value.parameters(), *value.buffers())
         return _ask(lambda: sum(int(part.nbytes) for part in parts))
-    if type(value).__module__.partition(".")[0] == "polars":
+    if str(type(value).__module__).partition(".")[0] == "polars":
         return _ask(lambda: int(value.estimated_size()))
     size = _ask(lambda: int(value.nbytes))
     return size if size is None or size >= 0 else None
@@ -199,7 +199,7 @@ def _html(value: Any) -> str | None:
         html = _ask(lambda: value.head(ROWS).to_frame()._repr_html_())
     elif _ask(lambda: callable(type(value).head) and callable(type(value)._repr_html_)):
         html = _ask(lambda: value.head(ROWS)._repr_html_())
-    elif type(value).__module__.partition(".")[0] == "sklearn":
+    elif str(type(value).__module__).partition(".")[0] == "sklearn":
         html = _ask(lambda: value._repr_html_())
     return html if isinstance(html, str) and len(html) <= HTML else None
 

@@ -259,5 +259,5 @@ def _memory(obj: Any) -> Iterator[int]:
     kind = type(obj)
     if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and obj.nbytes:
         yield reducers.array_memory(reducers.array_owner(obj))
-    elif kind.__module__.startswith("torch") and hasattr(obj, "untyped_storage"):
+    elif str(kind.__module__).startswith("torch") and hasattr(obj, "untyped_storage"):
         yield obj.untyped_storage().data_ptr()

@@ -13,6 +13,8 @@ import pytest
 
 from mlcloud import errors
 from mlcloud.values.pickling import dump, load
+from mlcloud.values.preview import describe
+from mlcloud.values.scan import reach
 from tests.values.pair import notebook
 
 
@@ -46,6 +48,15 @@ def test_what_a_function_carries() -> None:
     assert (f.__doc__, f.note, f.__name__) == ("doc", {"x": 1}, "f")
     assert f.__annotations__ == {"c": int, "return": str}
     assert f.__kwdefaults__ == {"c": 2}
+
+
+def test_a_type_may_have_no_module() -> None:
+    """As qiskit's gates have it, which pickle themselves by a function."""
+    here = run("class Gate: __reduce__ = lambda self: (complex, (1, 2))\nGate.__module__ = None")
+    gate = here["Gate"]()
+    assert there_and_back([gate], here, notebook()) == [1 + 2j]
+    assert describe("gate", gate, binding=1, nbytes=None, why="").type == "Gate"
+    assert id(gate) in reach([gate], 100)
 
 
 def test_closures_that_reach_themselves() -> None:
