@@ -279,6 +279,8 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
                 parts = reducers.class_parts(obj, self.registry)
                 self.annotated |= annotations_used(obj)
             return parts or super().reducer_override(obj)
+        if issubclass(kind, (list, dict)) and (parts := reducers.container_parts(obj)):
+            return parts
         if kind.__module__ in ("builtins", self.namespace.get("__name__")):
             return NotImplemented
         if kind is functools._lru_cache_wrapper:

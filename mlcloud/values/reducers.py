@@ -12,6 +12,7 @@ becomes code + defaults + closure cells, and is bound to the *receiver's* namesp
   function is in pickle's memo, so a closure that reaches itself ends, and two functions that share
   a cell still share it.
 - **Lines.** The state ends with the function's source lines (`sources`), for tracebacks there.
+- **Containers.** A list or dict of a class that watches its items gets its attributes first.
 - **Classes.** `Classes` gives each notebook class an id that travels with it. A class that arrives
   again updates the class that is there, so `isinstance` holds after a round trip. cloudpickle takes
   classes apart; only its process-wide registry is replaced, because one process may hold several
@@ -45,6 +46,10 @@ from mlcloud.values import sources
 
 Reduced = tuple[Any, ...]
 _SENTINELS = ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
+# What pickle fills such a container with.
+_FILLS_LIST = ("append", "extend")
+_FILLS_DICT = ("__setitem__",)
+_REDUCES = ("__reduce_ex__", "__reduce__")
 _DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 
 
@@ -197,6 +202,56 @@ def cached_property_parts(cached: Any) -> Reduced:
     """Reduce a `functools.cached_property`, which has a lock of its own until Python 3.12."""
     state = {key: value for key, value in vars(cached).items() if key not in ("func", "lock")}
     return type(cached), (cached.func,), state
+
+
+# --- containers -----------------------------------------------------------------------------------
+
+
+def container_parts(obj: Any) -> Reduced | None:
+    """Reduce an object of a list's or dict's subclass that watches what is put into it, else None.
+
+    pickle puts the items in by the subclass's own methods and sets its attributes afterwards, so a
+    method that uses one of these fails. Here they come first, and the items past the methods.
+    """
+    kind = type(obj)
+    base, watched = (list, _FILLS_LIST) if isinstance(obj, list) else (dict, _FILLS_DICT)
+    if _is_as_in(base, kind, watched) or not _is_as_in(object, kind, _REDUCES):
+        return None
+    if hasattr(kind, "__setstate__"):
+        return None
+    make, args, state, *items = obj.__reduce_ex__(5)
+    if state is None:
+        return None
+    held = tuple(items[0] if base is list else items[1])
+    return make, args, (state, held), None, None, fill_list if base is list else fill_dict
+
+
+def _is_as_in(base: type, kind: type, names: tuple[str, ...]) -> bool:
+    """Whether a subclass has these methods as the base has them."""
+    return all(getattr(kind, name) is getattr(base, name) for name in names)
+
+
+def fill_list(obj: list[Any], content: tuple[Any, tuple[Any, ...]]) -> None:
+    """Second phase of a list's subclass."""
+    state, items = content
+    _set_state(obj, state)
+    list.extend(obj, items)
+
+
+def fill_dict(obj: dict[Any, Any], content: tuple[Any, tuple[Any, ...]]) -> None:
+    """Second phase of a dict's subclass."""
+    state, items = content
+    _set_state(obj, state)
+    dict.update(obj, items)
+
+
+def _set_state(obj: Any, state: Any) -> None:
+    """As pickle does it: attributes past `__setattr__`, slots through it."""
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    if attributes:
+        vars(obj).update(attributes)
+    for name, value in (slots or {}).items():
+        setattr(obj, name, value)
 
 
 # --- classes --------------------------------------------------------------------------------------

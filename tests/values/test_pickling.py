@@ -59,6 +59,26 @@ def test_a_type_may_have_no_module() -> None:
     assert id(gate) in reach([gate], 100)
 
 
+@pytest.mark.parametrize("base", ["list", "dict"])
+def test_a_container_that_watches_its_items(base: str) -> None:
+    here = run(
+        f"class Watched({base}):\n"
+        "    def __init__(self, name): self.name, self.seen = name, []\n"
+        "    def append(self, item): self.seen.append(self.name); super().append(item)\n"
+        "    def extend(self, items):\n        for item in items: self.append(item)\n"
+        "    def __setitem__(self, key, item): self.seen.append(self.name); "
+        "super().__setitem__(key, item)\n"
+        "class Slotted(Watched):\n    __slots__ = ('more',)\n"
+        "x = Slotted('n')\nx.more = 5\n"
+        + ("x.append(1)\nx.append(x)" if base == "list" else "x['a'] = 1\nx['b'] = x")
+    )
+    x = there_and_back(here["x"], here, notebook())
+    items = list(x) if base == "list" else list(x.values())
+    assert items[0] == 1
+    assert items[1] is x
+    assert (x.name, x.seen, x.more) == ("n", ["n", "n"], 5)
+
+
 def test_closures_that_reach_themselves() -> None:
     here = run(
         "def make():\n"
