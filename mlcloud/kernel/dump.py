@@ -144,8 +144,8 @@ def restore(
 ) -> dict[str, str]:
     """Fill a fresh namespace from a dump; `restore_state` comes after it.
 
-    What needs a package that is not here is left out, and returned with the reason: one package
-    that a cell had installed on a node that is gone must not cost all the rest.
+    What needs a package that is not here, or whose own code fails to read it, is left out and
+    returned with the reason: one value must not cost all the rest.
     """
     namespace = versions.namespace
     missing: dict[str, str] = {}
@@ -160,6 +160,11 @@ def restore(
             loaded.append(unpack(group, namespace, versions.classes, blobs=resolve))
         except ModuleNotFoundError as error:
             why = f"there is no package {error.name!r} on this node"
+            missing.update(dict.fromkeys(group.names, why))
+        except (errors.MLCloudError, MemoryError):  # the store's, or a node too small: not its own
+            raise
+        except Exception as error:
+            why = f"it cannot be read again ({type(error).__name__}: {error})"
             missing.update(dict.fromkeys(group.names, why))
     for values in loaded:
         namespace.update({k: v for k, v in values.items() if class_id(k) is None})

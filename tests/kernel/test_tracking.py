@@ -119,8 +119,22 @@ def text(value: Any) -> str:
     return repr(value)
 
 
+def test_a_value_that_cannot_be_read_again_costs_no_other(session: Session) -> None:
+    session.cell("def fail(): raise OSError('no licence')")
+    session.cell("class Bad:\n    def __reduce__(self): return fail, ()\nx = Bad()\ny = [1]")
+    side = RemoteSide(notebook())
+    restoring = Snapshots(session.store, side).restore(session.body)
+    assert not list(restoring.cells())
+    missing = restoring.end()["missing"]
+    assert side.namespace["y"] == [1]
+    assert "x" not in side.namespace
+    assert "no licence" in missing["x"]
+
+
 def test_empty_arrays_do_not_shift_the_others(session: Session) -> None:
-    session.cell("import numpy as n\nx = [n.zeros(0), n.full(3, 1.0), n.zeros((0, 4)), n.full(3, 2.0)]")
+    session.cell(
+        "import numpy as n\nx = [n.zeros(0), n.full(3, 1.0), n.zeros((0, 4)), n.full(3, 2.0)]"
+    )
     session.cell("y = n.full(3, 3.0)")
     there = session.restored()
     assert repr(there["x"]) == repr(session.names["x"])
