@@ -9,13 +9,13 @@ What a star import brought does not go back to the notebook either: it can impor
 from __future__ import annotations
 
 import importlib
-import sys
 import types
 from typing import Any
 
 from mlcloud import errors
 from mlcloud.values import userdata
 from mlcloud.values.messages import Import
+from mlcloud.values.modules import find
 
 
 def imported(entry: Import) -> types.ModuleType:
@@ -24,7 +24,7 @@ def imported(entry: Import) -> types.ModuleType:
     Raises `UsageError` if the package is missing here.
     """
     try:
-        importlib.import_module(entry.module)
+        module = find(entry.module)
     except ModuleNotFoundError as error:
         raise errors.UsageError(
             f"`{entry.name}` is the module {entry.module!r} in the notebook, and the session has "
@@ -37,7 +37,7 @@ def imported(entry: Import) -> types.ModuleType:
             importlib.import_module(submodule)
         except ImportError:  # only guessed from the cell's text: the cell will say what it misses
             continue
-    return sys.modules[entry.module]
+    return module
 
 
 def as_import(name: str, module: types.ModuleType) -> Import | None:

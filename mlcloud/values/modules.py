@@ -18,6 +18,21 @@ from typing import Any
 _LOOKED_FOR = ("_repr_", "_ipython_", "__wrapped__", "__mlcloud_")
 
 
+def find(path: str) -> types.ModuleType:
+    """The module of this path, imported. The last names may be attributes: the modules inside an
+    extension (`tokenizers.trainers`) are in no file, and `import` does not find them."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        parent, _, name = path.rpartition(".")
+        if error.name != path or not parent:
+            raise
+        found = getattr(find(parent), name, None)
+        if not isinstance(found, types.ModuleType):
+            raise
+        return found
+
+
 class LaterModule(types.ModuleType):
     """Stands for the module `path` under `name` in `namespace`, until somebody uses it."""
 
@@ -42,7 +57,7 @@ class LaterModule(types.ModuleType):
     def _module(self) -> types.ModuleType:
         name, namespace = self.__dict__["_mlcloud_later"]
         try:
-            module = importlib.import_module(self.__name__)
+            module = find(self.__name__)
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f"`{name}` is the module {self.__name__!r}, imported in a remote cell, and this "

@@ -79,4 +79,10 @@ def import_path(module: types.ModuleType) -> str | None:
     for path in (getattr(spec, "name", None), module.__name__):
         if isinstance(path, str) and path != "__main__" and sys.modules.get(path) is module:
             return path
-    return None
+    name = module.__name__.rpartition(".")[2]
+    paths = [
+        f"{parent}.{name}"
+        for parent, holder in list(sys.modules.items())
+        if parent != "__main__" and getattr(holder, "__dict__", {}).get(name) is module
+    ]
+    return min(paths, key=len, default=None)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import sys
+import types
 import xml.dom
 from typing import Any
 
 import pytest
 
+from mlcloud.values.modules import find
 from mlcloud.values.userdata import import_path, is_hidden, is_internal, looks_secret
 
 
@@ -59,3 +62,14 @@ def test_import_paths() -> None:
     assert import_path(os.path) == "os.path"
     assert import_path(xml.dom) == "xml.dom"
     assert import_path(type(os)("made_here")) is None
+
+
+def test_a_module_inside_an_extension_is_found_by_its_attribute(monkeypatch: Any) -> None:
+    extension, inner = types.ModuleType("an_extension"), types.ModuleType("inner")
+    extension.inner = inner  # type: ignore[attr-defined]
+    assert import_path(inner) is None
+    monkeypatch.setitem(sys.modules, "an_extension", extension)
+    assert import_path(inner) == "an_extension.inner"
+    assert find("an_extension.inner") is inner
+    with pytest.raises(ModuleNotFoundError):
+        find("an_extension.other")
