@@ -218,6 +218,8 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         self._cells: set[int] = set()
         self._class_ids: dict[type, tuple[str, str] | None] = {}
         self._torch = "torch" in sys.modules
+        keras = sys.modules.get("keras.src.optimizers.base_optimizer")
+        self._optimizer = getattr(keras, "BaseOptimizer", ())
 
     def persistent_id(self, obj: Any) -> Any:
         kind = type(obj)
@@ -308,6 +310,9 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             return reducers.typed_storage_parts(obj)
         elif kind.__module__ == "matplotlib.cbook" and kind.__name__ == "CallbackRegistry":
             return reducers.callbacks_parts(obj)
+        elif isinstance(obj, self._optimizer):
+            if obj.built:
+                return reducers.optimizer_parts(obj)
         elif str(kind.__module__).startswith("pandas."):  # it may be None
             if is_immutable(kind):
                 data = getattr(obj, "_data", None)
