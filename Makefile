@@ -10,7 +10,7 @@ NOTEBOOKS := $(filter-out notebooks/01_%,$(wildcard notebooks/*.ipynb))
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint bench lab clean
+.PHONY: help venv demo test test-slow lint bench coverage lab clean
 
 help:
 	@echo "make demo       train a model in %%remote cells on a spot node that is taken away"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff, mypy --strict, import-linter"
 	@echo "make bench      the side-by-side measurements"
+	@echo "make coverage   which library classes survive a move (half an hour, gigabytes of packages)"
 	@echo "make lab        JupyterLab with mlcloud"
 	@echo "make venv       only install, into $(VENV) (PYTHON=... picks the interpreter)"
 	@echo "make clean      remove what the others made"
@@ -58,8 +59,11 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	@set -e; for each in $(wildcard benchmarks/*.py); do \
+	@set -e; for each in $(filter-out benchmarks/coverage%,$(wildcard benchmarks/*.py)); do \
 	  echo "== $$each"; $(BIN)/python $$each; done
+
+coverage: $(STAMP)
+	$(BIN)/python benchmarks/coverage.py
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks

@@ -6,12 +6,14 @@
     restore   in a fresh process: the snapshots before and after the change
 
     survives           equal value, still one object under all its names, and the change was found
-    rerun              it cannot be written down by nature; its cell is to be run again
+    rebuilt            the same, by running its cells again: it cannot be pickled, and why
     fails              and why
-    does not install   nor can be imported or made with what there is today, and why
+    does not install   with what there is today, and why
 
-The instances, and what is compared of each, are in `coverage_classes.py`. "rewritten" are bytes that
-a cell wrote which mentions the object and leaves it as it is.
+The instances, and what is compared of each, are in `coverage_classes.toml`. "rewritten" are bytes
+that a cell wrote which mentions the object and leaves it as it is.
+
+Needs Python 3.11 or newer.
 
     python benchmarks/coverage.py [--only REGEX] [--fresh] [--keep] [--install-s 300]
 """
@@ -28,15 +30,17 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coverage_classes import LIBRARIES, Case, Library
+import msgpack
+import tomllib
 from report import OUT, report
 
 ROOT = Path(__file__).parents[1]
 MOVE = Path(__file__).with_name("coverage_move.py")
+CLASSES = Path(__file__).with_name("coverage_classes.toml")
 # What snapshots need of mlcloud's own requirements.
 BASE = ["cloudpickle", "blake3", "msgpack", "fsspec", "ipython", "numpy", "packaging"]
 STEP_S = 300.0
@@ -45,6 +49,38 @@ ENVIRONMENT = {
     **{"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1"},
     **{"TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "2"},
 }
+
+
+@dataclass(frozen=True)
+class Case:
+    """One class. What the fields mean is said in the file they are from."""
+
+    name: str
+    make: str
+    value: str
+    change: str
+    note: str = ""
+    live: str = ""
+    listed: bool = True
+
+
+@dataclass(frozen=True)
+class Library:
+    """The classes of one library, and what they need."""
+
+    name: str
+    cases: tuple[Case, ...]
+    setup: str = ""
+    requires: tuple[str, ...] = ()
+    group: str = "common"
+    package: str = ""
+
+
+def libraries() -> Iterator[Library]:
+    for name, record in tomllib.loads(CLASSES.read_text()).items():
+        cases = tuple(Case(of, **case) for of, case in record.pop("classes").items())
+        record["requires"] = tuple(record.get("requires", [name]))
+        yield Library(name, cases, **record)
 
 
 class Environment:
@@ -89,8 +125,8 @@ class Environment:
             listed = json.loads(
                 subprocess.check_output([*self._pip, "list", "--format", "json"], text=True)
             )
-            self._versions = {each["name"].lower(): each["version"] for each in listed}
-        return self._versions.get((library.package or library.name).lower(), "")
+            self._versions = {_normal(each["name"]): each["version"] for each in listed}
+        return self._versions.get(_normal(library.package or library.name), "")
 
     def run(self, step: str, folder: Path) -> str:
         """Run one step of a case; why it failed, or ""."""
@@ -104,6 +140,10 @@ class Environment:
         if error.exists():
             return error.read_text()
         return f"its process ended with {ran.returncode}" if ran.returncode else ""
+
+
+def _normal(package: str) -> str:
+    return package.lower().replace("_", "-")
 
 
 def _pip_error(text: str) -> str:
@@ -120,22 +160,22 @@ def try_case(case: Case, library: Library, environment: Environment) -> dict[str
         (folder / "case.json").write_text(json.dumps({**asdict(case), "setup": library.setup}))
         if why := environment.run("take", folder):
             return {"outcome": "fails", "why": f"making it or the snapshot: {why}"}
-        import msgpack
-
         taken = msgpack.unpackb((folder / "take.msgpack").read_bytes(), strict_map_key=False)
         facts = {"kind": taken["kind"], "rewritten": taken["rewritten"]}
+        skipped = taken["skipped"]
         if taken["value"] == taken["changed"]:
             return {**facts, "outcome": "fails", "why": "the case is wrong: it changes nothing"}
-        if "x" in taken["skipped"]:
-            outcome = "rerun" if case.live else "fails"
-            return {**facts, "outcome": outcome, "why": case.live or taken["skipped"]["x"]}
         if why := environment.run("restore", folder):
             return {**facts, "outcome": "fails", "why": f"restoring: {why}"}
         found = json.loads((folder / "restore.json").read_text())
         why = _verdict(found["before"], taken["value"], "") or _verdict(
             found["after"], taken["changed"], "after the change: "
         )
-        return {**facts, "outcome": "fails" if why else "survives", "why": why}
+        if why:
+            return {**facts, "outcome": "fails", "why": "; ".join((why, *filter(None, [skipped])))}
+        if found["before"]["rebuilt"]:
+            return {**facts, "outcome": "rebuilt", "why": case.live or skipped}
+        return {**facts, "outcome": "survives", "why": ""}
 
 
 def _verdict(found: dict[str, Any], value: Any, prefix: str) -> str:
@@ -158,31 +198,27 @@ def _difference(ours: Any, theirs: Any) -> str:
     return f"{ours!s:.60} became {theirs!s:.60}"
 
 
-def placed(libraries: list[Library], limit_s: float) -> Iterator[tuple[Library, Any]]:
+def placed(
+    chosen: list[Library], every: list[Library], limit_s: float
+) -> Iterator[tuple[Library, Any]]:
     """Each library with its environment, or with why there is none."""
     groups: dict[str, list[Library]] = {}
-    for library in libraries:
+    for library in chosen:
         groups.setdefault(library.group, []).append(library)
     for name, members in groups.items():
         environment = Environment(name)
-        why = environment.install(_requirements(name), limit_s)
+        # All that the group needs, whichever of it is asked for.
+        needed = [each for lib in every if lib.group == name for each in lib.requires]
+        why = environment.install(list(dict.fromkeys(needed)), limit_s)
         for library in members:
             if not why:
                 yield library, environment
                 continue
-            alone = Environment(library.name)  # one that does not install must not cost the others
-            if len(members) > 1:
-                why_alone = alone.install(list(library.requires or (library.name,)), limit_s)
-            else:
-                why_alone = why
+            # Alone: one that does not install must not cost the others.
+            alone = Environment(library.name)
+            lonely = len(members) == 1
+            why_alone = why if lonely else alone.install(list(library.requires), limit_s)
             yield library, why_alone or alone
-
-
-def _requirements(group: str) -> list[str]:
-    """All that the group's libraries need, whichever of them are asked for."""
-    members = [library for library in LIBRARIES if library.group == group]
-    every = [each for library in members for each in library.requires or (library.name,)]
-    return list(dict.fromkeys(every))
 
 
 def main() -> None:
@@ -199,9 +235,10 @@ def main() -> None:
     def is_wanted(case: Case, library: Library) -> bool:
         return bool(wanted.search(case.name) or wanted.search(library.name))
 
-    chosen = [lib for lib in LIBRARIES if any(is_wanted(case, lib) for case in lib.cases)]
+    every = list(libraries())
+    chosen = [lib for lib in every if any(is_wanted(case, lib) for case in lib.cases)]
     rows = []
-    for library, place in placed(chosen, options.install_s):
+    for library, place in placed(chosen, every, options.install_s):
         for case in library.cases:
             if not is_wanted(case, library):
                 continue

@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from mlcloud.kernel.mentions import mentions
 from mlcloud.kernel.namespace import RemoteSide
+from mlcloud.kernel.recipes import CellRun
 from mlcloud.kernel.snapshot import Snapshots
 from mlcloud.store import Store
 
@@ -37,11 +38,25 @@ class Session:
         # Nothing is looked at only because it is cheap: what tracking misses is to be seen here.
         self.side = RemoteSide(self.names, cheap_s=0.0)
         self.snapshots = Snapshots(Store(f"file://{folder / 'store'}"), self.side)
+        self._step = 0
 
     def cell(self, code: str) -> dict[str, Any]:
-        exec(compile(code, "<cell>", "exec", dont_inherit=True), self.names)
+        self._step += 1
+        self._execute(code)
         self.side.look(mentions(code))
-        return self.snapshots.take()
+        return self.snapshots.take(run=CellRun(self._step, f"e-{self._step}", code, code))
+
+    def restore(self, body: dict[str, Any]) -> dict[str, Any]:
+        restoring = self.snapshots.restore(body)
+        for run in restoring.cells():
+            try:
+                self._execute(run.code)
+            except Exception as error:
+                restoring.failed(run.step, error)
+        return restoring.end()
+
+    def _execute(self, code: str) -> None:
+        exec(compile(code, "<cell>", "exec", dont_inherit=True), self.names)
 
     def value(self, expression: str) -> Any:
         return plain(eval(compile(expression, "<value>", "eval", dont_inherit=True), self.names))
@@ -93,7 +108,7 @@ def take(folder: Path, case: dict[str, str]) -> dict[str, Any]:
     same = session.cell("alias")
     found: dict[str, Any] = {
         "kind": f"{kind.__module__}.{kind.__qualname__}",
-        "skipped": before["skipped"],
+        "skipped": before["skipped"].get("x", ""),
         "rewritten": same["new_bytes"] if same["bytes"] else 0,
         "before": before,
         "value": session.value(case["value"]),
@@ -110,10 +125,11 @@ def restore(folder: Path, case: dict[str, str]) -> dict[str, Any]:
     for which in ("before", "after"):
         try:
             session = Session(folder)
-            answer = session.snapshots.restore(taken[which])
+            answer = session.restore(taken[which])
             names = session.names
             found[which] = {
                 "missing": answer["missing"],
+                "rebuilt": answer["rebuilt"].get("x", []),
                 "alias": "x" in names
                 and names["x"] is names["alias"] is names["inside"]["deep"][0],
                 "value": session.value(case["value"]),
