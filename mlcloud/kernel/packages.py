@@ -14,6 +14,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from mlcloud.environment import facts
 from mlcloud.environment.lock import CLUSTERS_OWN
@@ -26,7 +27,7 @@ class Packages:
     """What has changed since this kernel started. Looking costs a `stat` a folder."""
 
     def __init__(self) -> None:
-        self._before = facts.installed()
+        self._before = facts.installed(_path())
         self._changed: dict[str, str] = {}
         self._seen = _state_of_folders()
 
@@ -37,14 +38,14 @@ class Packages:
             self._seen = seen
             self._changed = {
                 name: version
-                for name, version in facts.installed().items()
+                for name, version in facts.installed(_path()).items()
                 if self._before.get(name) != version and name not in CLUSTERS_OWN
             }
         return self._changed
 
     def bring_back(self, wanted: dict[str, str]) -> dict[str, str]:
         """Install again what an earlier kernel had; for what cannot be had, why."""
-        here = facts.installed()
+        here = facts.installed(_path())
         lacking = {name: version for name, version in wanted.items() if here.get(name) != version}
         failed: dict[str, str] = {}
         if lacking and (why := _install(lacking)):
@@ -58,9 +59,21 @@ class Packages:
         return failed
 
 
+def _path() -> list[str]:
+    """Where packages are that somebody installed: not inside another one.
+
+    (`import pkg_resources` puts setuptools' own copies of a dozen packages on the path.)
+    """
+    return [
+        folder
+        for folder in sys.path
+        if not {"site-packages", "dist-packages"}.intersection(Path(folder).parts[:-1])
+    ]
+
+
 def _state_of_folders() -> tuple[tuple[str, int], ...]:
     found = []
-    for folder in sys.path:
+    for folder in _path():
         try:
             found.append((folder, os.stat(folder or ".").st_mtime_ns))
         except OSError:

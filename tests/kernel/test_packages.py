@@ -14,6 +14,7 @@ import pytest
 
 from mlcloud.kernel import overlay
 from mlcloud.kernel.dump import dump_groups, restore
+from mlcloud.kernel.packages import Packages
 from mlcloud.kernel.versions import Versions
 from tests.environment.projects import project, wheel_of
 
@@ -25,6 +26,18 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     field = {"pins": [], "requirements": [], "wheels": [], "store": ""}
     asyncio.run(overlay._make(folder, field, logging.getLogger(__name__)))
     return overlay._python(folder)
+
+
+def test_a_packages_own_copies_of_others_were_not_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As setuptools puts its own on the path when `pkg_resources` is imported."""
+    here = Packages()
+    vendored = tmp_path / "site-packages" / "tools" / "_vendor"
+    (vendored / "sounds-0.3.dist-info").mkdir(parents=True)
+    (vendored / "sounds-0.3.dist-info" / "METADATA").write_text("Name: sounds\nVersion: 0.3\n")
+    monkeypatch.syspath_prepend(str(vendored))
+    assert here.installed() == {}
 
 
 def test_installed_packages_are_found_and_brought_back(python: Path, tmp_path: Path) -> None:
