@@ -9,6 +9,7 @@
     rebuilt            the same, by running its cells again: it cannot be pickled, and why
     fails              and why
     does not install   with what there is today, and why
+    does not run       its own code fails to make it, and why
 
 The instances, and what is compared of each, are in `coverage_classes.toml`. "rewritten" are bytes
 that a cell wrote which mentions the object and leaves it as it is.
@@ -159,7 +160,9 @@ def try_case(case: Case, library: Library, environment: Environment) -> dict[str
         folder = Path(name)
         (folder / "case.json").write_text(json.dumps({**asdict(case), "setup": library.setup}))
         if why := environment.run("take", folder):
-            return {"outcome": "fails", "why": f"making it or the snapshot: {why}"}
+            own = why.startswith("NotMade: ")
+            text = why.removeprefix("NotMade: ") if own else f"the snapshot: {why}"
+            return {"outcome": "does not run" if own else "fails", "why": text}
         taken = msgpack.unpackb((folder / "take.msgpack").read_bytes(), strict_map_key=False)
         facts = {"kind": taken["kind"], "rewritten": taken["rewritten"]}
         skipped = taken["skipped"]

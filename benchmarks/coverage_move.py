@@ -29,6 +29,10 @@ ALIASES = "alias = x\ninside = {'deep': [x]}"
 SHORT = 40  # numbers of an array that are written out; of a longer one the hash
 
 
+class NotMade(Exception):
+    """The library's own code fails, before anything of ours looked at the instance."""
+
+
 class Session:
     """A kernel's namespace and its snapshots, in this process's `__main__`."""
 
@@ -40,9 +44,14 @@ class Session:
         self.snapshots = Snapshots(Store(f"file://{folder / 'store'}"), self.side)
         self._step = 0
 
-    def cell(self, code: str) -> dict[str, Any]:
+    def cell(self, code: str, *, made: bool = True) -> dict[str, Any]:
         self._step += 1
-        self._execute(code)
+        try:
+            self._execute(code)
+        except Exception as error:
+            if made:
+                raise
+            raise NotMade(f"{type(error).__name__}: {error}") from error
         self.side.look(mentions(code))
         return self.snapshots.take(run=CellRun(self._step, f"e-{self._step}", code, code))
 
@@ -101,8 +110,8 @@ def take(folder: Path, case: dict[str, str]) -> dict[str, Any]:
     """The two snapshots, before and after a change, and what they must give back."""
     session = Session(folder)
     if case["setup"]:
-        session.cell(case["setup"])
-    session.cell(case["make"])
+        session.cell(case["setup"], made=False)
+    session.cell(case["make"], made=False)
     kind = type(session.names["x"])
     before = session.cell(ALIASES)
     same = session.cell("alias")
