@@ -317,6 +317,11 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             if is_immutable(kind):
                 data = getattr(obj, "_data", None)
                 self.frozen[id(data)] = data
+            elif kind.__name__ == "BlockManager":
+                # Which columns are where: frames made from one another have these arrays in common,
+                # and nobody writes to them.
+                placed = (block.mgr_locs.indexer for block in obj.blocks)
+                self.frozen.update((id(where), where) for where in placed)
             elif "_cache" in getattr(obj, "__dict__", ()):
                 return reducers.uncached_parts(obj)
         return NotImplemented

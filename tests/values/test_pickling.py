@@ -238,6 +238,9 @@ def test_ids_are_those_of_shared_mutable_objects() -> None:
     first, second = dump(one, namespace), dump(other, namespace)
     assert not first.ids & second.ids
     assert dump(one, namespace).ids & dump(one["a"], namespace).ids
+    frame = pd.DataFrame({"a": [1, 2], "b": [3, 4], "text": ["x", "y"], "c": [5, 6]})
+    first, second = dump(frame, namespace), dump(frame[frame["a"] > 1], namespace)
+    assert not first.ids & second.ids
 
 
 def test_not_picklable_says_where_and_what_to_do() -> None:
