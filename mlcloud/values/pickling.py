@@ -335,7 +335,7 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             self._note(reducers.array_memory(owner), array)
             if id(owner) in self.views and array is not owner and _may_be_window(array, owner):
                 return reducers.view_parts(array, owner)
-        return NotImplemented
+        return reducers.texts_parts(array) or NotImplemented
 
     def _note(self, address: int, obj: Any) -> None:
         if address:

@@ -228,6 +228,32 @@ def test_notebook_classes_and_functions_have_steady_digests() -> None:
         assert dump(here[name], here).digest == first, name
 
 
+FEW, MANY = ["DE", "FR", "ü€", ""] * 50, [f"text {i} ü" for i in range(200)]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array(FEW, object),
+        np.array(MANY, object),
+        np.array([FEW, MANY], object),
+        np.array([FEW, MANY], object).T,
+        np.array([FEW, MANY], object)[:, ::2],
+        np.array([*FEW, None, np.nan], object),
+        np.array([*FEW, 1, True, 1.0], object),
+        np.array([*MANY, "\ud800"], object),
+        np.array([np.str_(text) for text in MANY], object),
+    ],
+)
+def test_arrays_of_strings_stay_what_they_are(array: Any) -> None:
+    pickled = dump(array, notebook())
+    again = load(pickled.payload, pickled.buffers, notebook())
+    assert repr(again.tolist()) == repr(array.tolist())
+    assert again.flags.writeable
+    assert again.flags.f_contiguous == array.flags.f_contiguous
+    assert dump(array, notebook()).digest == pickled.digest
+
+
 def test_ids_are_those_of_shared_mutable_objects() -> None:
     shared, namespace = [1], notebook()
     assert dump({"a": shared}, namespace).ids & dump((1, (shared,)), namespace).ids
