@@ -65,14 +65,13 @@ class Snapshots:
         before, found = self._saved, self._ambient
         saved = {keys: before[keys] for keys in dumped.unchanged}
         known = {
-            blob["digest"]: blob["chunks"] for group in before.values() for blob in _blobs(group)
+            _digest(blob): blob["chunks"] for group in before.values() for blob in _blobs(group)
         }
         written, new_bytes = self._write(dumped.groups, known, tell)
         for group in dumped.groups:
             saved[frozenset(group.keys)] = {
                 "names": group.names,
                 "keys": list(group.keys),
-                "digests": group.digests,
                 "payload": _named(group.payload, written),
                 "buffers": [_named(buffer, written) for buffer in group.buffers],
             }
@@ -169,12 +168,13 @@ class Snapshots:
 
         def blob(named: dict[str, Any]) -> Blob:
             refs = [ChunkRef.parse(text) for text in named["chunks"]]
-            objects[named["digest"]] = [f"{ref.hash}:{ref.size}" for ref in refs]
-            return Blob(named["digest"], named["size"])
+            digest = _digest(named)
+            objects[digest] = [f"{ref.hash}:{ref.size}" for ref in refs]
+            return Blob(digest, named["size"])
 
         def group(named: dict[str, Any]) -> Group:
             buffers = [blob(buffer) for buffer in named["buffers"]]
-            return Group(tuple(named["keys"]), blob(named["payload"]), buffers, named["digests"])
+            return Group(tuple(named["keys"]), blob(named["payload"]), buffers)
 
         groups = list(map(group, body["groups"]))
         inbox = Inbox(self._store, objects)
@@ -266,8 +266,11 @@ def _blobs(group: dict[str, Any]) -> list[dict[str, Any]]:
     return [group["payload"], *group["buffers"]]
 
 
+def _digest(blob: dict[str, Any]) -> str:
+    """A blob's name. It is not written: its chunks tell it."""
+    return whole([ChunkRef.parse(text).hash for text in blob["chunks"]])
+
+
 def _named(blob: Blob, written: dict[str, list[str]]) -> dict[str, Any]:
-    chunks = written[blob.digest]
-    # Named by what was stored: a thread of the user's may write to it even now.
-    digest = whole([ChunkRef.parse(text).hash for text in chunks])
-    return {"digest": digest, "size": blob.size, "chunks": chunks}
+    # By what was stored: a thread of the user's may write to it even now.
+    return {"size": blob.size, "chunks": written[blob.digest]}
