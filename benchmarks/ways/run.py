@@ -74,14 +74,25 @@ class MLCloud(Way):
         self.side = RemoteSide(shell.user_ns)
         self.snapshots = Snapshots(store, self.side)
         self.cell = 0
+        self.known: dict[str, int] = {}
 
     def start(self) -> None:
+        self.shell.events.register("pre_run_cell", self.before)
         self.shell.events.register("post_run_cell", self.after)
+
+    def before(self, info: Any) -> None:
+        """A notebook that has what came back so far asks for a cell."""
+        from mlcloud.values.messages import Shipment
+
+        self.shipment = Shipment(known=dict(self.known), sender="notebook")
+        self.side.load(self.shipment)
 
     def after(self, result: Any) -> None:
         from mlcloud.kernel import activity
         from mlcloud.kernel.mentions import mentions, used_by
 
+        # What came of the cell goes back to the notebook, saved or not; the names are shared since.
+        self.known |= self.side.collect(self.shipment).versions
         with self.counted():
             if activity.is_running():
                 self.side.doubt()
