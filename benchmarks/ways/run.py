@@ -90,19 +90,21 @@ class MLCloud(Way):
     def after(self, result: Any) -> None:
         from mlcloud.kernel import activity
         from mlcloud.kernel.mentions import mentions, used_by
+        from mlcloud.kernel.recipes import CellRun
 
-        # What came of the cell goes back to the notebook, saved or not; the names are shared since.
-        self.known |= self.side.collect(self.shipment).versions
         with self.counted():
             if activity.is_running():
                 self.side.doubt()
             code = self.shell.transform_cell(result.info.raw_cell)
             hooks = [hook for hooks in self.shell.events.callbacks.values() for hook in hooks]
-            self.side.look(mentions(code) | used_by(activity.codes_of(hooks)))
+            # What came of the cell goes back to the notebook; the snapshot is of the same look.
+            mentioned = mentions(code) | used_by(activity.codes_of(hooks))
+            self.known |= self.side.collect(self.shipment, mentioned).versions
             if activity.is_running():
                 self.side.doubt()
             labels = dict(self.shell.compile._filename_map)
-            body = {**self.snapshots.take(), "labels": labels}
+            run = CellRun(self.cell, f"execution-{self.cell}", result.info.raw_cell, code)
+            body = {**self.snapshots.take(run=run), "labels": labels}
             self.log.commit(SESSION, self.cell, f"execution-{self.cell}", body)
             self.cell += 1
 
@@ -110,7 +112,11 @@ class MLCloud(Way):
         found = self.log.latest(SESSION, before=cell + 1)
         assert found is not None
         assert found[0] == cell, found[2]
-        self.failed = str(self.snapshots.restore(found[1])["missing"] or "")
+        restoring = self.snapshots.restore(found[1])
+        for run in restoring.cells():
+            result = self.shell.run_cell(run.code, store_history=False, silent=True)
+            restoring.failed(run.step, result.error_before_exec or result.error_in_exec)
+        self.failed = str(restoring.end()["missing"] or "")
 
 
 class Kishu(Way):

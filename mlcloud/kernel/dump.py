@@ -34,6 +34,7 @@ class Dumped:
     """
 
     groups: list[Group]
+    marks: dict[frozenset[str], str]  # of `groups`, by which the next dump knows them
     unchanged: list[frozenset[str]]
     imports: list[Import]
     skipped: dict[str, str]
@@ -47,11 +48,13 @@ def dump_groups(
     scan: Scan | None = None,
     saved: Collection[frozenset[str]] = (),
     skipped_before: Mapping[str, str] = MappingProxyType({}),
+    marks: Mapping[frozenset[str], str] = MappingProxyType({}),
 ) -> Dumped:
     """Every user name, packed by groups; larger values and unpicklable ones are `skipped`.
 
     `scan` has what may have changed since the groups `saved` were written; without one everything
     is looked at. `skipped_before`: what it left out then, which is looked at only if `scan` did.
+    `marks`: of the groups written then.
     """
     names, imports, skipped = [], [], dict[str, str]()
     for name, value in list(versions.namespace.items()):
@@ -91,7 +94,17 @@ def dump_groups(
                     skipped[key] = reason
         if good:
             kept.append(good)
-    return Dumped(scan.pack(kept), list(saved), imports, skipped, _state(versions))
+    found, packed, unchanged = dict[frozenset[str], str](), list[set[str]](), list(saved)
+    for good in kept:
+        keys = frozenset(good)
+        mark = scan.mark(keys)
+        if mark is not None:
+            found[keys] = mark
+        if mark is not None and marks.get(keys) == mark:
+            unchanged.append(keys)  # looked at, and as it was
+        else:
+            packed.append(good)
+    return Dumped(scan.pack(packed), found, unchanged, imports, skipped, _state(versions))
 
 
 def _unchanged(

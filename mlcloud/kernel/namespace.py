@@ -13,8 +13,10 @@ for a snapshot, and reads it back.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import types
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +59,19 @@ class _Run:
     left: set[str] = field(default_factory=set)  # deletions not made: the cell binds the name
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without garbage collections: pickling makes many objects and no cycles, and each collection
+    walks over all that the user has."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class RemoteSide:
     """The shared names of one session, inside its kernel."""
 
@@ -70,6 +85,8 @@ class RemoteSide:
         self._dirty: set[str] = {EVERYTHING}  # keys looked at since the last dump
         self._active: set[str] = set()  # keys that cells since the last dump may have changed
         self._doubtful = True
+        self._marks: dict[frozenset[str], str] = {}  # of the groups that dumps wrote
+        self._new_marks: dict[frozenset[str], str] = {}  # of the one that is on its way
         self._skipped: dict[str, str] = {}  # what the last dump left out, and why
         self.recipes = Recipes(namespace, self.classes)
 
@@ -270,7 +287,8 @@ class RemoteSide:
     def look(self, mentioned: Collection[str] = ALL) -> Scan:
         """Scan what code that mentions these names may have changed (`tracking`)."""
         doubtful, self._doubtful = self._doubtful, False
-        self._scan = scan = self._tracking.look(ALL if doubtful else mentioned)
+        with uncollected():
+            self._scan = scan = self._tracking.look(ALL if doubtful else mentioned)
         self._active |= self._tracking.active
         self._dirty |= scan.pickled.keys() | scan.failed.keys()
         return scan
@@ -484,15 +502,27 @@ class RemoteSide:
         `saved`: groups that the last dump wrote; those that are as they were are only named. Call
         `dumped()` when it is in the store. `run`: the cell after which this is.
         """
+        with uncollected():
+            return self._dump(max_bytes, saved, run)
+
+    def _dump(
+        self, max_bytes: int | None, saved: Collection[frozenset[str]], run: CellRun | None
+    ) -> Dumped:
         scan, self._scan = self._scan, None
         if scan is None or not self._dirty <= scan.pickled.keys() | scan.failed.keys():
             scan = self._tracking.look(self._dirty)
             self._active |= self._tracking.active
             self._dirty |= scan.pickled.keys() | scan.failed.keys()
         dumped = dump.dump_groups(
-            self._versions, max_bytes, scan=scan, saved=saved, skipped_before=self._skipped
+            self._versions,
+            max_bytes,
+            scan=scan,
+            saved=saved,
+            skipped_before=self._skipped,
+            marks={keys: mark for keys, mark in self._marks.items() if keys in saved},
         )
         self._skipped = dumped.skipped
+        self._new_marks = dumped.marks
         if run is not None:
             self.recipes.cell(run, scan, self._active)
         return dumped
@@ -500,6 +530,7 @@ class RemoteSide:
     def dumped(self) -> None:
         """The last dump is in the store: the next one need not look at the same again."""
         self._dirty, self._active = set(), set()
+        self._marks.update(self._new_marks)
 
     def restore(
         self,

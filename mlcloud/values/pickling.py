@@ -175,6 +175,24 @@ class Pickled:
             if isinstance(module, str) and module.partition(".")[0] not in _BUILT_IN
         )
 
+    @property
+    def reached(self) -> list[int]:
+        """As `ids`, in the order in which pickle met them, and as often."""
+        skip = set(self._skip)
+        for kind in self._owners:
+            skip |= _class_owned(kind)
+        return [each for each in (*self._visited, *self._memory) if each not in skip]
+
+    @property
+    def windows(self) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+        """Where in their memory its arrays are: offset, shape and strides of each."""
+        return [
+            (array.__array_interface__["data"][0] - address, array.shape, array.strides)
+            for address, over in self._keep.arrays.items()
+            for array in over.values()
+            if hasattr(array, "__array_interface__")
+        ]
+
     @functools.cached_property
     def ids(self) -> set[int]:
         """The mutable objects this value reaches, and the addresses of its arrays' memory."""

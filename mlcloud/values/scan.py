@@ -20,6 +20,8 @@ import types
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from blake3 import blake3
+
 from mlcloud import errors
 from mlcloud.values.digests import Known, whole
 from mlcloud.values.groups import groups as group_names
@@ -128,6 +130,34 @@ class Scan:
             elif key in self.failed:
                 self.ids(key)
                 yield from self._codes[key]
+
+    def mark(self, keys: Collection[str]) -> str | None:
+        """A hash of a group: of each value, and of which objects they share; None: it is unknown.
+
+        Equal marks, taken in one process, mean that the group would be packed to the same. It
+        spares the packing, which pickles all of it once more.
+        """
+        ordered = sorted(keys)
+        if any(key not in self.pickled or class_id(key) for key in ordered):
+            return None
+        digests = [self.pickled[key].digest for key in ordered]
+        if len(ordered) == 1:
+            return digests[0]
+        numpy = sys.modules.get("numpy")
+        if numpy is None:
+            return None
+        parts = [numpy.fromiter(self.pickled[key].reached, "u8") for key in ordered]
+        every = numpy.concatenate(parts)
+        owner = numpy.repeat(numpy.arange(len(parts)), [len(part) for part in parts])
+        _, first, label = numpy.unique(every, return_index=True, return_inverse=True)
+        several = numpy.unique(numpy.stack([label, owner]), axis=1)[0]
+        shared = numpy.bincount(several, minlength=len(first)) > 1
+        # Objects by their first place instead of their address: who else has them, and where.
+        places = numpy.where(shared[label], first[label], -1)
+        hasher = blake3(places.tobytes())
+        for part in [*digests, *(repr(self.pickled[key].windows) for key in ordered)]:
+            hasher.update(part.encode())
+        return hasher.hexdigest()
 
     def groups(self, keys: Iterable[str]) -> list[frozenset[str]]:
         """The keys, grouped by what they share."""

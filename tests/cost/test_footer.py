@@ -100,8 +100,16 @@ def test_the_metadata_survive_json_with_their_dollars_unrounded() -> None:
             "simulated": True,
             "execution_id": "e-1",
             "session": "exp",
+            "lag": "",
         }
     }
+
+
+def test_it_says_how_far_the_store_is_behind() -> None:
+    text, html, metadata = footer(BILL, "safe to cell 12; 3.1 GB pending")
+    assert text.endswith("safe to cell 12; 3.1 GB pending")
+    assert "3.1 GB pending" in html
+    assert metadata["mlcloud"]["lag"] == "safe to cell 12; 3.1 GB pending"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timezone
+from pathlib import Path
 
 import psutil
 import pytest
@@ -202,12 +203,34 @@ def test_parking_and_coming_back(session: Callable[..., Session]) -> None:
     assert s["kept"] == {"a": [1, 2], "b": 3}
 
 
-def test_parking_does_not_lose_what_cannot_be_saved(session: Callable[..., Session]) -> None:
+def test_parking_makes_again_what_cannot_be_saved(session: Callable[..., Session]) -> None:
     s = session()
-    s.run("kept = 1\nhandle = open('/dev/null')", quiet=True)
-    with pytest.raises(errors.Conflict, match="handle"):
-        s.park()
-    assert s.state == "idle"
-    s.run("del handle", quiet=True)
+    s.run("kept = 1\nhandle = open('/etc/hostname')\ngen = (i for i in range(9))", quiet=True)
+    s.run("print(next(gen), next(gen))", durable=True, quiet=True)
+    shown = s.saved()
+    assert shown["kept"].how == "saved"
+    assert shown["gen"].how == "recomputed"
+    assert len(shown["gen"].cells) == 2
+    assert "generator" in shown["gen"].why
     s.park()
     assert s.state == "parked"
+    s.run("after = next(gen), len(handle.read()) > 0, kept", quiet=True)
+    assert s["after"] == (2, True, 1)
+    assert "rebuilt" in stories(s)
+
+
+def test_parking_does_not_lose_what_cannot_be_made_again(session: Callable[..., Session]) -> None:
+    """Its cell wrote outside: to run it again would do that twice."""
+    file = Path.home() / "mlcloud-test-parking"
+    s = session()
+    s.run(f"kept = 1\nhandle = open('{file}', 'w')", durable=True, quiet=True)
+    try:
+        assert s.saved()["handle"].how == "lost"
+        with pytest.raises(errors.Conflict, match="handle.*wrote to"):
+            s.park()
+        assert s.state == "idle"
+        s.run("del handle", durable=True, quiet=True)
+        s.park()
+        assert s.state == "parked"
+    finally:
+        file.unlink()

@@ -88,7 +88,7 @@ def test_a_missing_package_costs_only_what_needs_it(
     del sys.modules["gone"]
     importlib.invalidate_caches()
     fresh: dict[str, object] = {}
-    missing = restore(Versions(fresh), dumped.groups, dumped.imports, state=dumped.state)
+    missing = restore(Versions(fresh), dumped.groups, dumped.imports)
     assert fresh["x"] == [1, 2]
     assert fresh["json"] is json
     assert set(missing) == {"gone", "thing"}
