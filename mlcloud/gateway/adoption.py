@@ -31,6 +31,9 @@ def take_up(session: Session) -> None:
     unfinished = session.services.executions.unfinished(session.id)
     session.known.update({execution.id: execution for execution in unfinished})
     session.current = next((e for e in unfinished if e.state is ExecutionState.RUNNING), None)
+    unsafe = session.services.executions.unsafe(session.id, after=0)
+    session.known.update({execution.id: execution for execution in unsafe})
+    session.unsafe.update(execution.id for execution in unsafe)
     session.queue.extend(e for e in unfinished if e is not session.current)
 
 
@@ -76,7 +79,7 @@ async def adopt_host(session: Session, host_number: int) -> None:
     except Exception as error:  # Ray's kinds of dead
         log.info("host %s-%s is gone: %s", session.id, session.epoch, error)
         return
-    if not status["alive"]:
+    if not status["alive"] or not status["settled"]:  # or its state was still on its way
         hosts.kill(handle)
         return
     session.host = LiveHost(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -31,7 +32,8 @@ from mlcloud.store import Signer, Store, load_or_create_key
 log = logging.getLogger(__name__)
 IDLE_LOOKS, IDLE_LOOK_S = 5, 0.2  # so often it must be found idle, that far apart
 BILLING_S = 1.0
-RECORD_S, RECORD_ALL_S = 1.0, 30.0
+LAST_RECORD_S = 10.0
+RECORD_S, RECORD_PRINTED_S, RECORD_ALL_S = 1.0, 4.0, 30.0
 
 
 class Gateway:
@@ -105,16 +107,17 @@ class Gateway:
         await self.sessions.shut(keep_hosts=False)
         await self.cluster.end()
         self.billing.see(self.cluster.cloud.instances())
-        await self._record_all(everything=True)
+        with contextlib.suppress(asyncio.TimeoutError):  # of a store that does not answer
+            await asyncio.wait_for(self._record_all(everything=True), LAST_RECORD_S)
 
     async def close(self) -> None:
         """The server ends. Without a `down` before, the cluster runs on for the next gateway."""
         await self.sessions.shut(keep_hosts=True)
-        await self._record_all(everything=True)
-        try:
-            await asyncio.to_thread(self.lease.release)
-        except MLCloudError as error:
-            log.warning("the lease could not be given up: %s", error)
+        try:  # a store that does not answer is not waited for: what was recorded is there
+            await asyncio.wait_for(self._record_all(everything=True), LAST_RECORD_S)
+            await asyncio.wait_for(asyncio.to_thread(self.lease.release), LAST_RECORD_S)
+        except (MLCloudError, asyncio.TimeoutError) as error:
+            log.warning("the end could not be recorded: %s", error)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -147,13 +150,17 @@ class Gateway:
             self.billing.see(await asyncio.to_thread(self.cluster.cloud.instances))
 
     async def _keep_record(self) -> None:
-        """Into the store soon after each cell's end, and of what goes on every 30 s."""
-        everything = time.monotonic()
+        """Into the store: a cell's end at once, what it shows within seconds, all every 30 s."""
+        everything = printed = time.monotonic()
         while True:
             await asyncio.sleep(RECORD_S)
             due = time.monotonic() - everything > RECORD_ALL_S
             if due:
                 everything = time.monotonic()
+            if time.monotonic() - printed > RECORD_PRINTED_S:
+                printed = time.monotonic()
+                for session in self.sessions:
+                    session.to_record |= session.journal.last > session.recorded
             await self._record_all(everything=due)
 
     async def _record_all(self, *, everything: bool) -> None:

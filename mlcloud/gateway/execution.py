@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any
 
 import msgpack
-from sqlalchemy import Connection, Engine, Row, bindparam, select
+from sqlalchemy import Connection, Engine, Row, bindparam, select, update
 
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cost.ledger import ExecutionSpan
@@ -216,6 +216,19 @@ class Executions:
                 .order_by(db.executions.c.ordinal)
             ).all()
         return [_from_row(row) for row in rows]
+
+    def safe_up_to(self, session_id: str, ordinal: int, connection: Connection) -> None:
+        """A state that is in the store has in it what all cells before it have done."""
+        connection.execute(
+            update(db.executions)
+            .where(
+                db.executions.c.session_id == session_id,
+                db.executions.c.state == ExecutionState.FINISHED.value,
+                db.executions.c.op.not_in(LOOKING),
+                db.executions.c.ordinal < ordinal,
+            )
+            .values(state=ExecutionState.SAFE.value, changed=1)
+        )
 
     def counts(self, session_id: str) -> tuple[int, int]:
         """Cells that finished without an error, and those of them whose state is in the store."""

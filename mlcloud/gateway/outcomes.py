@@ -279,6 +279,9 @@ class Outcomes:
             if not error and execution.state is ExecutionState.FINISHED:
                 execution.state = ExecutionState.SAFE
                 self._session.services.executions.save(execution, connection)
+            if not error:
+                services = self._session.services
+                services.executions.safe_up_to(self._session.id, execution.ordinal, connection)
             item = (execution_id, "story" if error else "safe", event)
             rows = self._session.journal.write(connection, [item])
         self._session.unsafe.discard(execution_id)
@@ -287,6 +290,13 @@ class Outcomes:
         self._session.journal.tell(rows)
         self._session.to_record = True
         if not error:
+            for each in list(self._session.unsafe):
+                known = self._session.known.get(each)
+                if known is not None and known.ordinal < execution.ordinal:
+                    self._session.unsafe.discard(each)
+                    self._session.pending.pop(each, None)
+                    if known.state is ExecutionState.FINISHED:
+                        known.state = ExecutionState.SAFE
             self._caught_up(execution.ordinal)
 
     def _commit(self, ordinal: int, execution_id: str, body: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ Part of `session.py`, which holds the state; each function works on one session.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 async def restore(session: Session, host: LiveHost) -> None:
     step = await restore_latest(session, host)
     await replay(session, host, after=step)
+    with contextlib.suppress(Exception):  # a host that is gone is found to be so
+        await host.call("settled")
 
 
 async def replay(session: Session, host: LiveHost, *, after: int) -> None:
@@ -43,6 +46,7 @@ async def replay(session: Session, host: LiveHost, *, after: int) -> None:
         if refused is not None:
             session.story("not_restored", str(refused))
             execution.state = ExecutionState.FAILED
+            session.unsafe.discard(execution.id)
             session.services.executions.save(execution)
             continue
         session.story("rerun", "an earlier cell runs again: its state was not in the store yet")

@@ -41,7 +41,7 @@ from mlcloud.gateway.billing import Billing
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.journal import Journal
-from mlcloud.gateway.links import Links
+from mlcloud.gateway.links import HostError, Links
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.gateway.outcomes import Outcomes
 from mlcloud.gateway.questions import Questions
@@ -124,6 +124,7 @@ class Session:
         self.pending: dict[str, int] = {}  # bytes that they may have changed
         self.lagging: dict[str, int] = {}  # those whose footers say that the store is behind
         self.safe_to = ""  # the last cell that is safe
+        self.recorded = 0  # the last event that is in the store's record
         self.to_record = True  # something has ended since the store's record was written
         self.unsaved: dict[str, str] = {}
         self.outcomes = Outcomes(self)
@@ -410,7 +411,7 @@ class Session:
 
     async def write_record(self) -> bool:
         """What is new of this session, into the store. False where that did not succeed."""
-        self.to_record = False
+        self.to_record, last = False, self.journal.last
         try:
             await asyncio.to_thread(self.services.record.write, self.id)
         except Fenced as error:
@@ -419,6 +420,7 @@ class Session:
             log.warning("session %s could not be recorded: %s", self.request.name, error)
             self.to_record = True
             return False
+        self.recorded = last
         return True
 
     def fenced(self, error: MLCloudError) -> None:
@@ -448,6 +450,8 @@ class Session:
             )
         except Exception as error:  # Ray raises its own kinds; the pump tells dead from slow
             log.info("submitting %s failed: %s", execution.id, error)
+            if isinstance(error, HostError):  # it said so itself: nothing of the cell has begun
+                host.lose(f"it could not take the cell: {error}")
 
     async def _until_ended(
         self,

@@ -12,6 +12,7 @@ are the same.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,8 @@ async def restore(session: Session, step: int) -> Rewound:
             except Exception as error:  # Ray's kinds of gone: another host loads the copy
                 host.lose(f"it was gone before it could go back: {error}")
             else:
+                with contextlib.suppress(Exception):  # a host that is gone is found to be so
+                    await host.call("settled")
                 if host.alive and loaded != session.ordinal:
                     raise Damaged(f"the state of step {step} is damaged, take another")
         session.settle()

@@ -110,14 +110,18 @@ def dump_groups(
 def _unchanged(
     scan: Scan, saved: Collection[frozenset[str]], names: set[str]
 ) -> list[frozenset[str]]:
-    """Of the saved groups those of which nothing was looked at. All classes are one group."""
+    """Of the saved groups those that are as they were. All classes are one group.
+
+    If something that a group shares had changed, `tracking` would have looked at all of it.
+    """
     looked = scan.pickled.keys() | scan.failed.keys()
     classes = any(map(class_id, looked))
     kept = []
     for group in saved:
         has_classes = any(map(class_id, group))
         there = {key for key in group if class_id(key) is None} <= names
-        if there and looked.isdisjoint(group) and not (classes and has_classes):
+        seen = looked.isdisjoint(group) if has_classes else not group <= looked
+        if there and seen and not (classes and has_classes):
             kept.append(group)
         else:
             scan.add(key for key in group if key in names or class_id(key) in scan.classes.by_id)

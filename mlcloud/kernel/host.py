@@ -37,7 +37,7 @@ DRAIN_S = 10.0
 # What is called over a link; the rest of the methods concern the actor itself.
 LINKED = (
     *("events", "submit", "interrupt", "kill_kernel", "notice"),
-    *("answer", "comm", "ask", "environment"),
+    *("answer", "comm", "ask", "environment", "settled"),
 )
 
 
@@ -71,12 +71,14 @@ class Host:
         self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._submitted: deque[str] = deque(maxlen=64)
         self._link: asyncio.Task[None] | None = None
+        self._settled = False
 
     async def start(self) -> dict[str, Any]:
         """Start (or restart) the kernel. Returns the facts of this host."""
         if self._kernel is not None:
             await self._close_kernel()
         self._submitted.clear()
+        self._settled = False
         self._kernel = KernelProcess(
             self._folder / "k",
             session_id=self._session_id,
@@ -110,9 +112,14 @@ class Host:
             **self.facts(),
             "running": self._running,
             "alive": alive,
+            "settled": self._settled,
             "last": self._events.number(),
             "question": self._question,
         }
+
+    async def settled(self) -> None:
+        """The kernel has the session's state. Until then another gateway must not take it up."""
+        self._settled = True
 
     async def environment(self, modules: list[str]) -> dict[str, Any]:
         """What the kernel beside this runs with, as of now: a cell may have installed something."""

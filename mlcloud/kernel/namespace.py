@@ -521,6 +521,7 @@ class RemoteSide:
             skipped_before=self._skipped,
             marks={keys: mark for keys, mark in self._marks.items() if keys in saved},
         )
+        self._tracking.hashed(scan)
         self._skipped = dumped.skipped
         self._new_marks = dumped.marks
         if run is not None:

@@ -1,12 +1,14 @@
 """Which keys may have changed since they were last looked at, without looking at all of them.
 
-    mentions of the cell ─► closure over shared references, and over what functions use ─► Scan
+    mentions of the cell ─► closure over what functions use ─► looked at ─► those that have changed
+    ─► closure over shared references ─► looked at ─► … ─► Scan
                              └ small values are looked at in any case, while that takes no time
 
 A cell changes an object only through a name. So what it may have changed is what its code mentions
-(`mentions`), whatever shares objects with that, and whatever the notebook's functions among these
-mention in turn: what was true before the cell, and what is true after it. A name that nobody has
-looked at is always looked at.
+(`mentions`) and what the notebook's functions among these mention in turn; and where one of these
+has changed, whatever shares objects with it: by what was known before the cell, and by what is
+found after it. One that is as it was, and shares the same objects as before, has changed nothing
+that others share with it. A name that nobody has looked at is always looked at.
 
 That argument has gaps, and each is closed by looking at more. Code that names hide (`exec`,
 `%run`), threads, tasks and widgets that run beside the cells: everything. Objects reached through a
@@ -23,7 +25,7 @@ import types
 from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlcloud.kernel.mentions import EVERYTHING, used_by
 from mlcloud.kernel.versions import Versions
@@ -46,6 +48,7 @@ class Look:
     seconds: float  # that looking takes, hashing included
     group: frozenset[str]  # keys it shares objects with, and its classes
     draws: bool  # whether something of matplotlib is in it
+    digest: str | None = None  # of its pickle; None: it was not hashed
 
 
 class Tracking:
@@ -69,8 +72,10 @@ class Tracking:
         scan = Scan(self._namespace, self._classes)
         present = self._present()
         gone = {key for key in self._known if key not in present and not self._is_class(key)}
-        active = self._closure({*mentioned, *gone})
-        if EVERYTHING in mentioned:
+        active = self._used({*mentioned, *gone})
+        for key in gone:  # what it held, it may have changed before it went
+            active |= self._known[key].group
+        if EVERYTHING in active:
             active = present | {EVERYTHING}
         for key in gone:
             del self._known[key]
@@ -86,15 +91,44 @@ class Tracking:
                 if key in scan.pickled:
                     seconds[key] += scan.pickled[key].size / HASHED_PER_S
             passive |= {*scan.pickled, *scan.failed}  # classes that these reach
+            working = scan.with_classes(waiting & active)
+            active = self._used(active | used_by(scan.codes(working)))
+            if EVERYTHING in active:
+                active |= present
             if not present <= fresh.keys():
-                working = scan.with_classes(waiting & active)
-                active = self._closure(active | used_by(scan.codes(working)))
-                if EVERYTHING in active:
-                    active |= present
-                passive |= self._sharing(scan, fresh, waiting)
+                changed = {key for key in waiting if self._may_have_changed(key, scan, fresh)}
+                active |= self._sharing(scan, fresh, changed)
         self._remember(scan, fresh, seconds)
-        self.active = self._closure(active)
+        self.active = active
         return scan
+
+    def hashed(self, scan: Scan) -> None:
+        """The values of this scan have been hashed: the next look tells by it what is as it was."""
+        for key, look in list(self._known.items()):
+            pickled = scan.pickled.get(key)
+            if pickled is not None and look.digest is None and "digest" in vars(pickled):
+                self._known[key] = replace(look, digest=pickled.digest)
+
+    def _may_have_changed(self, key: str, scan: Scan, fresh: dict[str, array[int]]) -> bool:
+        """Whether what others share with this key may be another than before.
+
+        Not where it is as it was and still shares the same objects with them.
+        """
+        look, pickled, ids = self._known.get(key), scan.pickled.get(key), fresh[key]
+        if look is None or look.digest is None or pickled is None:
+            return True
+        others = {
+            name: other
+            for name, other in self._known.items()
+            if name not in fresh and (_overlap(look.ids, other.ids) or _overlap(ids, other.ids))
+        }
+        if not others and not look.group - fresh.keys():
+            return False
+        if pickled.size / HASHED_PER_S > sum(other.seconds for other in others.values()):
+            return True  # to look at them takes less than to hash this
+        if pickled.digest != look.digest:
+            return True
+        return any(_common(look.ids, o.ids) != _common(ids, o.ids) for o in others.values())
 
     def _is_class(self, key: str) -> bool:
         known_class = class_id(key)
@@ -109,15 +143,14 @@ class Tracking:
         }
         return names | {key for key in self._versions.entries if self._is_class(key)}
 
-    def _closure(self, keys: Collection[str]) -> set[str]:
-        """The keys, and what these are known to share with or to use."""
+    def _used(self, keys: Collection[str]) -> set[str]:
+        """The keys, and what the functions among them are known to use."""
 
         def known(key: str) -> Collection[str]:
             look = self._known.get(key)
-            return () if look is None else look.group | look.uses
+            return () if look is None else look.uses
 
-        found = reached(keys, known)
-        return found.union(self._known) if EVERYTHING in found else found
+        return reached(keys, known)
 
     def _cheap(self, active: set[str]) -> set[str]:
         """Keys that can be looked at in no time, with all they share, whatever the cell did."""
@@ -140,10 +173,15 @@ class Tracking:
         return {key for key, look in self._known.items() if look.draws}
 
     def _sharing(self, scan: Scan, fresh: dict[str, array[int]], new: Iterable[str]) -> set[str]:
-        """Keys not looked at that share an object with these, by whatever way it came."""
-        ids = _sorted(set[int]().union(*(scan.ids(key) for key in new)))
-        known = self._known.items()
-        return {key for key, look in known if key not in fresh and _overlap(ids, look.ids)}
+        """Keys not looked at that shared an object with these, or do now, however it came."""
+        keys = list(new)
+        ids = _sorted(set[int]().union(*(scan.ids(key) for key in keys)))
+        before = {name for key in keys if key in self._known for name in self._known[key].group}
+        return {
+            key
+            for key, look in self._known.items()
+            if key not in fresh and (key in before or _overlap(ids, look.ids))
+        }
 
     def _remember(
         self, scan: Scan, fresh: dict[str, array[int]], seconds: dict[str, float]
@@ -168,6 +206,18 @@ def _sorted(ids: set[int]) -> array[int]:
     numbers = numpy.fromiter(ids, "u8", len(ids))
     numbers.sort()
     return array("Q", numbers.tobytes())
+
+
+def _common(some: array[int], others: array[int]) -> frozenset[int]:
+    """The numbers that two sorted arrays have in common."""
+    if len(some) > len(others):
+        some, others = others, some
+    if len(some) > 64 and "numpy" in sys.modules:
+        numpy = sys.modules["numpy"]
+        mine, theirs = numpy.frombuffer(some, "u8"), numpy.frombuffer(others, "u8")
+        found = numpy.intersect1d(mine, theirs, assume_unique=True)
+        return frozenset(found.tolist())
+    return frozenset(some).intersection(others)
 
 
 def _overlap(some: array[int], others: array[int]) -> bool:

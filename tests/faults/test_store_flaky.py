@@ -28,7 +28,7 @@ def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[seaweed.Li
 
 
 def test_a_session_on_a_bad_line(
-    own_cluster: Callable[..., Embedded], line: seaweed.Line, tmp_path: Path
+    line: seaweed.Line, own_cluster: Callable[..., Embedded], tmp_path: Path
 ) -> None:
     embedded = own_cluster(store="s3://bucket/exp", store_key=str(tmp_path / "key"))
     s = embedded.connect().session("exp", namespace={})

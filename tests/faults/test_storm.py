@@ -80,8 +80,11 @@ class Storm:
         assert error is None, f"cell {number}: {error}"
         self.expected.append(number)
         if self.random.random() < 0.5:
-            until(lambda: not self.session.saved().state.unsafe, "it is safe", 30)
+            until(self.is_safe, "it is safe", 30)
             self.safe[number] = self.runs()[number]
+
+    def is_safe(self) -> bool:
+        return not self.session.saved().state.unsafe
 
     def check(self) -> None:
         log = self.session["log"]

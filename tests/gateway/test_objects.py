@@ -148,7 +148,7 @@ def test_bodies_that_break_off_leave_nothing_and_hold_nothing(
     assert http.head(f"/v1/objects/{name}").status_code == 404
     assert put(http, data).status_code == 204
     assert http.get(f"/v1/objects/{name}").content == data
-    assert not list(temp.glob("*"))
+    until(lambda: not list(temp.glob("*")), "nothing is left of them")
 
 
 def test_many_at_once_are_all_stored_in_bounded_memory(
@@ -215,5 +215,9 @@ def test_a_body_that_stalls_gives_its_place_to_the_next(door: tuple[str, int]) -
     url = f"http://{door[0]}:{door[1]}/v1/objects/{blake3(data).hexdigest()}"
     assert httpx.put(url, content=data, trust_env=False, timeout=10).status_code == 204
     for link in stalled:
-        assert b"nothing of the body came" in link.recv(4096)
+        answer = b""
+        while b"nothing of the body came" not in answer:
+            piece = link.recv(4096)
+            assert piece, answer
+            answer += piece
         link.close()

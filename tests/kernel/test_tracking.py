@@ -85,6 +85,15 @@ CHANGES = {
     "through globals": ("x = [1]", "globals()['x'].append(2)"),
     "through a word in a string": ("x = [1]", "import operator\nd = {'x': x}\nd['x'].append(2)"),
     "by a comprehension": ("x = [1]", "[x.append(i) for i in (2,)]"),
+    "of what is replaced by its equal": (
+        "x = {'a': [1]}; y = x['a']",
+        "old = x['a']; x['a'] = [1]; old.append(2); del old",
+    ),
+    "of what was bound anew to its equal": (
+        "x = [1]; y = [x]",
+        "old = x; x = [1]; old.append(2); del old",
+    ),
+    "back and forth": ("x = [1]; y = x", "x.append(2); x.pop(); x[0] = 3"),
     "bound anew": ("x = [1]; y = x", "x = [1, 2]"),
     "an alias bound anew": ("x = [1]; y = x", "y = [1]\nx.append(2)"),
     "deleted": ("x = [1]; y = x", "del x\ny.append(2)"),
@@ -139,6 +148,23 @@ def test_empty_arrays_do_not_shift_the_others(session: Session) -> None:
     there = session.restored()
     assert repr(there["x"]) == repr(session.names["x"])
     assert repr(there["y"]) == repr(session.names["y"])
+
+
+def test_who_shares_with_what_is_as_it_was_is_not_looked_at(session: Session) -> None:
+    session.cell(LOOKED)
+    session.cell("shared = list(range(1000))")
+    session.cell("one = Looked(1); one.data = shared; one.more = list(range(100_000))")
+    session.cell("n = len(shared)")
+    session.cell("n = len(shared)")
+    before = session.names["Looked"].counts[1]
+    session.cell("n = sum(shared)")
+    assert "one" not in session.looked
+    assert session.names["Looked"].counts[1] == before
+    session.cell("shared.append(5)")
+    assert "one" in session.looked
+    there = session.restored()
+    assert there["one"].data is there["shared"]
+    assert there["shared"][-1] == 5
 
 
 def test_what_no_code_leads_to_is_not_looked_at(session: Session) -> None:
