@@ -47,15 +47,10 @@ class Effects:
 
     def __init__(self, workspace: Path, own: Iterable[str] = ()) -> None:
         self._inside = [
-            *(
-                str(workspace.resolve()),
-                os.path.realpath(tempfile.gettempdir()),
-                "/tmp",
-                "/var/tmp",
-            ),
-            *("/dev", "/proc", "/sys", "/run", os.path.realpath(sys.prefix)),
-            *map(os.path.realpath, own),
+            *(str(workspace.resolve()), "/dev", "/proc", "/sys", "/run"),
+            *(os.path.realpath(sys.prefix), *map(os.path.realpath, own)),
         ]
+        self._scratch = [os.path.realpath(tempfile.gettempdir()), "/tmp", "/var/tmp"]
         self._home = os.path.realpath(os.path.expanduser("~"))
         self._tell: Tell | None = None
         self._found: dict[str, str] = {}
@@ -66,7 +61,11 @@ class Effects:
         self._found, self._tell = {}, tell
 
     def end(self) -> list[str]:
-        """What the cell has done, in words that follow its name: "wrote to …"."""
+        """What the cell has done, in words that follow its name: "wrote to …".
+
+        Scratch is among it, though not told: a cell that was cut short may write it again, but one
+        that had ended does not run again only to make a value.
+        """
         self._tell = None
         return list(self._found.values())
 
@@ -92,7 +91,8 @@ class Effects:
         tell = self._tell
         if kind not in self._found and tell is not None and not _is_store_working():
             self._found[kind] = words
-            tell(words)
+            if kind != "scratch":
+                tell(words)
 
     def _open(self, _: str, arguments: tuple[Any, ...]) -> tuple[str, str] | None:
         path, mode, flags = arguments
@@ -121,7 +121,8 @@ class Effects:
             first = full[len(self._home) :].lstrip("/").partition("/")[0]
             if first.startswith(".") or first in _CACHES:
                 return None
-        return "files", f"{verb} {full}"
+        scratch = any(_below(full, folder) for folder in self._scratch)
+        return "scratch" if scratch else "files", f"{verb} {full}"
 
     def _connect(self, _: str, arguments: tuple[Any, ...]) -> tuple[str, str] | None:
         address = arguments[-1]
@@ -141,7 +142,8 @@ class Effects:
 
     def _command(self, event: str, arguments: tuple[Any, ...]) -> tuple[str, str] | None:
         command: Any = arguments[0] if event == "os.system" else arguments[1]
-        text = command if isinstance(command, str) else b" ".join(map(os.fsencode, command))
+        single = isinstance(command, (str, bytes))
+        text = command if single else b" ".join(map(os.fsencode, command))
         text = os.fsdecode(text)
         try:
             words = shlex.split(text.replace(";", " ").replace("|", " ").replace("&", " "))

@@ -301,6 +301,8 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             return parts or super().reducer_override(obj)
         if issubclass(kind, (list, dict)) and (parts := reducers.container_parts(obj)):
             return parts
+        if kind is types.GeneratorType and obj.gi_frame is None:
+            return reducers.build_exhausted, (obj.__name__, obj.__qualname__)
         if kind.__module__ in ("builtins", self.namespace.get("__name__")):
             return NotImplemented
         if kind is functools._lru_cache_wrapper:
@@ -316,6 +318,8 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         elif obj is sys.stdout or obj is sys.stderr:
             # A kernel's own streams, which tqdm and loggers hold on to: there it is that side's.
             return (getattr, (sys, "stdout" if obj is sys.stdout else "stderr"))
+        elif kind in reducers.FILES and obj is not sys.stdin and obj.closed:
+            return reducers.closed_parts(obj)
         elif kind is io.TextIOWrapper and obj is not sys.stdin:
             # cloudpickle would send a copy of the contents, which is no longer that file.
             raise pickle.PicklingError("it is an open file")

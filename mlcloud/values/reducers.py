@@ -31,6 +31,7 @@ import ctypes
 import dataclasses
 import enum
 import functools
+import io
 import itertools
 import pickle
 import sys
@@ -252,6 +253,46 @@ def _set_state(obj: Any, state: Any) -> None:
         vars(obj).update(attributes)
     for name, value in (slots or {}).items():
         setattr(obj, name, value)
+
+
+# --- files and generators that are over -----------------------------------------------------------
+
+FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
+
+
+class ClosedFile(io.BytesIO):
+    """What is left of a file: its name and mode. (`with open(…) as f:` leaves `f` behind.)"""
+
+    def __init__(self, name: Any, mode: str) -> None:
+        super().__init__()
+        self.name, self.mode = name, mode
+
+
+def closed_parts(file: Any) -> Reduced:
+    """Reduce a file that is closed."""
+    facts = [getattr(file, name, None) for name in ("name", "mode", "encoding")]
+    name, mode, encoding = (each if isinstance(each, (str, bytes, int)) else "" for each in facts)
+    return build_closed, (type(file).__name__, name, mode, encoding)
+
+
+def build_closed(kind: str, name: Any, mode: str, encoding: str) -> Any:
+    """A closed file again."""
+    raw = ClosedFile(name, mode)
+    file: Any = raw
+    if kind == "TextIOWrapper":
+        file = io.TextIOWrapper(raw, encoding=encoding or None)
+    elif kind != "FileIO":
+        file = getattr(io, kind)(raw)
+    file.close()
+    return file
+
+
+def build_exhausted(name: str, qualname: str) -> Any:
+    """A generator that has nothing more to give."""
+    made: Any = (each for each in ())
+    made.__name__, made.__qualname__ = name, qualname
+    next(made, None)
+    return made
 
 
 # --- classes --------------------------------------------------------------------------------------

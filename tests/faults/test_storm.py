@@ -24,7 +24,6 @@ with open({file!r}, "a") as file: file.write("{number}\\n")
 log.append({number})
 big[{number}] = {number} + 1
 alias["log"].append(-{number})
-made = next(gen)
 time.sleep({pause})
 """
 
@@ -40,7 +39,7 @@ class Storm:
         self.safe: dict[int, int] = {}  # cells, and how often each had run when it was safe
         self.session.run(
             "import time, numpy as np\nlog = []\nalias = {'log': log}\n"
-            "big = np.zeros(3_000_000)\ngen = (i for i in range(10_000))",
+            "big = np.zeros(3_000_000)\nimport threading\nlock = threading.Lock()",
             durable=True,
             quiet=True,
         )
@@ -87,6 +86,8 @@ class Storm:
         return not self.session.saved().state.unsafe
 
     def check(self) -> None:
+        self.session.run("locked = lock.acquire(blocking=False)", quiet=True)
+        assert self.session["locked"] is True, "what cannot be pickled was made again"
         log = self.session["log"]
         assert [each for each in log if each > 0] == self.expected
         assert [-each for each in log if each < 0] == self.expected, "aliases are aliases still"

@@ -218,6 +218,23 @@ def test_cells_that_fail_now_say_so(kernel: Kernel, tmp_path: Path) -> None:
     assert there.names["kept"] == 1
 
 
+def test_what_is_over_is_saved_as_it_is(kernel: Kernel, tmp_path: Path) -> None:
+    """`with open(…) as f` leaves a closed file behind: no reason to run its cell again."""
+    kernel.cells(
+        f"with open({str(tmp_path / 'x')!r}, 'w') as text: text.write('x')",
+        f"with open({str(tmp_path / 'x')!r}, 'rb') as data: data.read()",
+        "gen = (i for i in range(2))\nlist(gen)",
+    )
+    assert kernel.body["recipes"] == {}
+    there = kernel.moved()
+    assert there.ran == []
+    for name in ("text", "data"):
+        assert there.names[name].closed
+        assert there.names[name].name == str(tmp_path / "x")
+        assert type(there.names[name]) is type(kernel.names[name])
+    assert list(there.names["gen"]) == []
+
+
 def test_it_moves_twice(kernel: Kernel) -> None:
     kernel.cells("gen = (i for i in range(9))", "a = next(gen)")
     second = kernel.moved()
