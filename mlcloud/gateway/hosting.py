@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BRING_UP_TRIES = 5
-ACTIVITY_S = 5.0
+ACTIVITY_S = 8.0
 
 
 async def bring_up(session: Session, avoid: str = "") -> LiveHost:

@@ -30,6 +30,7 @@ _HARMLESS = frozenset(
 
 
 WATCH_S = 0.5
+GPU_LOOKS, GPU_LOOK_S = 5, 0.35
 BUSY_SHARE = 0.05  # of a core, or of a GPU: less is nobody's work
 
 
@@ -89,17 +90,26 @@ def _cpu_seconds() -> dict[int, tuple[float, str]]:
 
 
 def _gpu_share() -> float:
-    """How much of this kernel's busiest GPU is in use; 0 where there is none."""
+    """How much of this kernel's busiest GPU is in use; 0 where there is none.
+
+    The driver's figure is of the last second or so, and comes late: it is asked several times.
+    """
     tool = shutil.which("nvidia-smi")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if tool is None or not visible:
         return 0.0
     command = [tool, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-i", visible]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return max(int(line) for line in done.stdout.split()) / 100
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return 0.0
+    share = 0.0
+    for _ in range(GPU_LOOKS):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
+            share = max(share, *(int(line) / 100 for line in done.stdout.split()))
+        except (OSError, ValueError, TypeError, subprocess.SubprocessError):
+            return share
+        if share > BUSY_SHARE:
+            break
+        time.sleep(GPU_LOOK_S)
+    return share
 
 
 def _modules_of(frame: types.FrameType | None) -> Iterator[str]:

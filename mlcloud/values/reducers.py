@@ -265,7 +265,7 @@ class ClosedFile(io.BytesIO):
 
     def __init__(self, name: Any, mode: str) -> None:
         super().__init__()
-        self.name, self.mode = name, mode
+        vars(self).update(name=name, mode=mode)
 
 
 def closed_parts(file: Any) -> Reduced:
@@ -289,7 +289,7 @@ def build_closed(kind: str, name: Any, mode: str, encoding: str) -> Any:
 
 def build_exhausted(name: str, qualname: str) -> Any:
     """A generator that has nothing more to give."""
-    made: Any = (each for each in ())
+    made: Any = (each for each in list[int]())
     made.__name__, made.__qualname__ = name, qualname
     next(made, None)
     return made
