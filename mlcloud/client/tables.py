@@ -12,7 +12,7 @@ TABLE = (
     "border-collapse:collapse;font-family:var(--jp-ui-font-family,system-ui,sans-serif);"
     "font-size:var(--jp-ui-font-size1,0.9em);color:var(--jp-ui-font-color1,inherit)"
 )
-NUMBER = ";text-align:right;font-variant-numeric:tabular-nums"
+NUMBER = ";text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
 
 
 def table(
