@@ -49,9 +49,11 @@ async def adopt(session: Session, host_number: int) -> None:
                     session.set_state(SessionState.MOVING)
                     session.story("lost", "the node went away while there was no gateway")
             else:
-                notice = session.services.cluster.cloud.get(session.host.instance).notice
-                if notice is not None:  # given to the gateway that is gone
-                    session.on_notice(session.host.instance, notice.deadline, notice.kind)
+                node = session.services.cluster.cloud.get(session.host.instance)
+                if node.notice is not None:  # given to the gateway that is gone
+                    session.on_notice(node.id, node.notice.deadline, node.notice.kind)
+                if not node.alive:  # it ended while it was being asked: nobody was told of it
+                    session.on_node_end(node.id, node.reason)
             if session.current is not None:
                 underway = await is_underway(session, session.current)
                 if not underway and session.current.state is ExecutionState.RUNNING:
@@ -100,7 +102,11 @@ async def is_underway(session: Session, execution: Execution) -> bool:
     if host is None:
         return False
     ended = host.expect(execution.id)
-    status = await host.handle.status.remote()
+    asked = asyncio.ensure_future(host.handle.status.remote())
+    await asyncio.wait({asked, host.lost}, return_when=asyncio.FIRST_COMPLETED)
+    if not asked.done() or asked.exception() is not None:
+        return False
+    status = asked.result()
     while host.alive and host.number < status["last"] and not execution.ended:
         await asyncio.sleep(0.05)
     if execution.ended or status["running"] == execution.id:

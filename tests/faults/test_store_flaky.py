@@ -27,6 +27,7 @@ def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[seaweed.Li
         yield made
 
 
+@pytest.mark.slow
 def test_a_session_on_a_bad_line(
     line: seaweed.Line, own_cluster: Callable[..., Embedded], tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def test_it_asks_and_does_not_run_on_a_no(counted: Counted) -> None:
     counted.session.run("after = 1", quiet=True)
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_an_answer(counted: Counted) -> None:
     counted.cut_short(on_preempt="ask")
     counted.question()
@@ -143,6 +144,7 @@ def test_nobody_there_to_ask(counted: Counted, outside: Path, client: Client) ->
     assert counted.runs == 1
 
 
+@pytest.mark.slow
 def test_rerun_asks_nobody(counted: Counted, outside: Path) -> None:
     counted.cut_short(f"open('{outside}/out.csv', 'a').write('row')", on_preempt="rerun")
     counted.result()
