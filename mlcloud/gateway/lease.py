@@ -94,4 +94,5 @@ def sign_of_life(store: Store, cluster: str) -> tuple[str, float, str] | None:
 
 def _where() -> str:
     """This machine: two heads of one home here exclude each other by a lock of their own."""
-    return f"{socket.gethostname()}:{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    boot = Path("/proc/sys/kernel/random/boot_id")  # Linux alone has it
+    return f"{socket.gethostname()}:{boot.read_text().strip() if boot.exists() else ''}"
