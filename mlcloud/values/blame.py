@@ -68,7 +68,7 @@ def _failure(value: Any, namespace: dict[str, Any]) -> BaseException | None:
     from mlcloud.values.reducers import Classes
 
     try:
-        pickling._dump(value, namespace, Classes(), None, None)
+        pickling._dump(value, namespace, Classes(), None)
     except Exception as error:
         return error
     return None

@@ -18,14 +18,14 @@ from typing import Any
 
 from blake3 import blake3
 
-from mlcloud.values.pickling import ValuePickler
+from mlcloud.values.pickling import GuardedPickler
 from mlcloud.values.reducers import Classes
 
 
 def fingerprint(value: Any, namespace: dict[str, Any], classes: Classes) -> str | None:
     """A hash of all that can be seen of `value`, or None where that is not all there is."""
     file, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-    pickler = _Pickler(file, namespace, classes, None, None, (), buffers)
+    pickler = _Pickler(file, namespace, classes, None, (), buffers)
     try:
         pickler.dump(value)
     except Exception:  # whatever a type's own code raises
@@ -36,7 +36,7 @@ def fingerprint(value: Any, namespace: dict[str, Any], classes: Classes) -> str 
     return hasher.hexdigest()
 
 
-class _Pickler(ValuePickler):
+class _Pickler(GuardedPickler):
     """Writes what cannot be pickled as its type and its state."""
 
     def reducer_override(self, obj: Any) -> Any:

@@ -4,7 +4,7 @@
     load(payload, buffers, namespace) ─► value, whose functions see *that* namespace
 
 It is cloudpickle (protocol 5, large buffers out of band) with the reducers of `reducers`, and with
-four things written as a name instead of a value (`persistent_id`):
+four things written as a name instead of a value (`OfReceiver`):
 
     ("globals",)               the namespace itself: never copied, always the receiver's
     ("classes",)               the receiver's `Classes`
@@ -29,6 +29,7 @@ import decimal
 import enum
 import functools
 import io
+import itertools
 import pathlib
 import pickle
 import re
@@ -44,18 +45,22 @@ from blake3 import blake3
 from cloudpickle import Pickler as CloudPickler
 
 from mlcloud import errors
-from mlcloud.values import reducers
+from mlcloud.values import reducers, texts
 from mlcloud.values.digests import Chunks, Known, whole
+from mlcloud.values.owned import Owned
 from mlcloud.values.reducers import Classes
 from mlcloud.values.uses import annotations_used
 
 Ref = tuple[str, str, int]
 Resolve = Callable[[Ref], Any]
 
-_PLAIN = frozenset(
-    {type(None), bool, int, float, complex, str, bytes, tuple, list, set, frozenset, range, slice}
-)
 _BUILT_IN = sys.stdlib_module_names | {"__main__", "__mp_main__", "mlcloud", "cloudpickle"}
+_MUTABLE = frozenset({list, dict, set})
+_IDS = frozenset(map(id, _MUTABLE))
+IN_BAND_BYTES = (
+    4096  # a buffer of less goes into the payload: each other one is a chunk, and a file
+)
+LITTLE_BYTES = 2**16  # of memory up to this all is written for an array that is a part of it
 _ATOMS = frozenset({str, bytes, tuple, frozenset, type(None), bool, int, float, complex})
 # Objects that cannot change, or whose identity is not the user's: sharing them binds no names.
 _IMMUTABLE = (
@@ -72,11 +77,12 @@ _IMMUTABLE_BY_NAME = {
     "torch": ("dtype", "device", "Size", "layout", "memory_format"),
 }
 _immutable_types: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
-_class_owned_ids: weakref.WeakKeyDictionary[type, frozenset[int]] = weakref.WeakKeyDictionary()
 
 
 def is_immutable(kind: type) -> bool:
     """Whether objects of this type never change, remembered per type."""
+    if type(kind).__hash__ is None:
+        return False
     verdict = _immutable_types.get(kind)
     if verdict is None and kind in (type(sys.stdout), type(sys.stderr)):
         verdict = _immutable_types[kind] = True  # travels by reference; what it holds is no value
@@ -90,24 +96,7 @@ def is_immutable(kind: type) -> bool:
     return verdict
 
 
-def _class_owned(kind: type) -> frozenset[int]:
-    """The ids of objects that belong to an importable class, and so to no name of the user.
-
-    (A pandas object's state, for one, holds its class's `_metadata` list.)
-    """
-    owned = _class_owned_ids.get(kind)
-    if owned is None:
-        owned = frozenset(
-            id(value)
-            for base in kind.__mro__
-            if base.__module__ != "__main__"
-            for value in base.__dict__.values()
-            if not is_immutable(type(value))
-        )
-        _class_owned_ids[kind] = owned
-    return owned
-
-
+_owned = Owned(is_immutable)
 _default_classes = Classes()  # gives a class the same id in every `dump` that names no registry
 
 
@@ -178,9 +167,7 @@ class Pickled:
     @property
     def reached(self) -> list[int]:
         """As `ids`, in the order in which pickle met them, and as often."""
-        skip = set(self._skip)
-        for kind in self._owners:
-            skip |= _class_owned(kind)
+        skip = _owned.by(self._owners) | set(self._skip)
         return [each for each in (*self._visited, *self._memory) if each not in skip]
 
     @property
@@ -199,13 +186,31 @@ class Pickled:
         found = set(self._memory)
         found.update(self._visited)
         found.difference_update(self._skip)
-        for kind in self._owners:
-            found -= _class_owned(kind)
+        found -= _owned.by(self._owners)
         return found
 
 
+class OfReceiver:
+    """Written instead of what is the receiver's own: a call that its unpickler answers."""
+
+    def __init__(self, *name: Any) -> None:
+        self.name = name
+
+    def __reduce__(self) -> Any:
+        return of_receiver, self.name
+
+
+def of_receiver(*name: Any) -> Any:
+    """Only named in pickles (`_Unpickler.find_class`)."""
+    raise pickle.UnpicklingError(f"{name!r} is not known outside a session")
+
+
 class ValuePickler(CloudPickler):  # type: ignore[misc]
-    """cloudpickle with the notebook's namespace, classes, arrays and tensors treated as above."""
+    """cloudpickle with the notebook's namespace, classes, arrays and tensors treated as above.
+
+    What it meets is noted by the one hook that pickle calls for every object, atoms too, and which
+    is therefore no function of ours: `met.append` returns None, "no name for this".
+    """
 
     def __init__(
         self,
@@ -213,15 +218,22 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         namespace: dict[str, Any],
         classes: Classes,
         inline: Collection[type] | None,
-        remote_ref: Callable[[Any], Ref | None] | None,
         views: Collection[int],
         buffers: list[pickle.PickleBuffer],
     ) -> None:
-        super().__init__(file, protocol=5, buffer_callback=buffers.append)
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            if buffer.raw().nbytes < IN_BAND_BYTES:
+                return True  # into the payload
+            buffers.append(buffer)
+            return False
+
+        # Else a chain of maps, each look into which is a call of Python's.
+        self.dispatch_table = dict(CloudPickler.dispatch_table)
+        super().__init__(file, protocol=5, buffer_callback=keep)
         self.namespace, self.registry, self.inline = namespace, classes, inline
-        self.remote_ref, self.views = remote_ref, views
-        self.visited = array("Q")  # ids of objects that can change, some of them several times
-        self.owners: set[type] = set()  # and the types of those that are not plain
+        self.views = views
+        self.met: list[Any] = []  # every object, each time it comes
+        self.persistent_id = self.met.append
         self.reached: dict[str, type] = {}
         self.devices: set[str] = set()
         self.refs: set[Ref] = set()
@@ -232,120 +244,158 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         ] = {}  # the notebook's own: a dict's keys, a callback to remove
         self.kinds: dict[int, Any] = {}  # types, and functions by reference; not all can be hashed
         self.arrays: dict[int, dict[int, Any]] = {}  # memory address -> arrays over it
+        self.windows: set[int] = set()  # ids of arrays that are written as views of others
         self.frozen: dict[int, Any] = {}  # arrays inside immutable objects
         self._cells: set[int] = set()
-        self._class_ids: dict[type, tuple[str, str] | None] = {}
-        self._torch = "torch" in sys.modules
-        keras = sys.modules.get("keras.src.optimizers.base_optimizer")
-        self._optimizer = getattr(keras, "BaseOptimizer", ())
-
-    def persistent_id(self, obj: Any) -> Any:
-        kind = type(obj)
-        if kind in _PLAIN:
-            if kind is list or kind is set:
-                self.visited.append(id(obj))
-            return None
-        if kind is dict:
-            if obj is self.namespace:
-                return ("globals",)
-            self.visited.append(id(obj))
-            return None
-        if kind is Classes:
-            return ("classes",) if obj is self.registry else None
-        if isinstance(obj, type):
-            return self._class_id(obj)
-        ref = getattr(kind, "__mlcloud_ref__", None)
-        if ref is not None:
-            self.refs.add(obj.__mlcloud_ref__)
-            return ("ref", *obj.__mlcloud_ref__)
-        if self.remote_ref is not None and (found := self.remote_ref(obj)) is not None:
-            return ("ref", *found)
-        if not is_immutable(kind):
-            self.visited.append(id(obj))
-            self.owners.add(kind)
-        return None
-
-    def _class_id(self, cls: type) -> tuple[str, str] | None:
-        """The name of a class that is not to be written here."""
-        if self.inline is None or cls in self.inline:
-            return None
-        if cls not in self._class_ids:
-            found = None
-            if reducers.is_notebook_class(cls) and reducers.class_parts(cls, self.registry):
-                class_id = self.registry.id_of(cls)
-                self.reached[class_id] = cls
-                found = ("class", class_id)
-            self._class_ids[cls] = found  # one tuple per class: pickle's memo then shortens it
-        return self._class_ids[cls]
+        self._ways: dict[int, Callable[[Any], Any] | None] = {}  # by type, how it is taken apart
+        self._names: dict[tuple[Any, ...], OfReceiver] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
-        self.kinds[id(kind)] = kind
+        try:
+            way = self._ways[id(kind)]
+        except KeyError:
+            self.kinds[id(kind)] = kind
+            way = self._ways[id(kind)] = self._way(kind)
+        return NotImplemented if way is None else way(obj)
+
+    def _way(self, kind: Any) -> Callable[[Any], Any] | None:
+        """How objects of this type are taken apart; None: as pickle does."""
+        module = kind.__module__ if isinstance(kind.__module__, str) else ""  # it may be None
         if kind is types.FunctionType:
-            if obj.__globals__ is self.namespace:
-                self._cells.update(map(id, obj.__closure__ or ()))
-                self.functions[id(obj)] = obj
-                self.codes.append(obj.__code__)
-                self.annotated |= annotations_used(obj)
-                return reducers.function_parts(obj)
-            self.kinds[id(obj)] = obj
-            return reducers.dispatch_parts(obj) or super().reducer_override(obj)
+            return self._function
+        if issubclass(kind, type):
+            return self._class
+        if kind is Classes:
+            return lambda obj: OfReceiver("classes").__reduce__()
+        if getattr(kind, "__mlcloud_ref__", None) is not None:
+            return self._ref
         if kind is types.CellType:
-            return (reducers.empty_cell, ()) if id(obj) in self._cells else reducers.cell_parts(obj)
-        if isinstance(obj, type):
-            self.kinds[id(obj)] = obj
-            parts = None
-            if reducers.is_notebook_class(obj):
-                parts = reducers.class_parts(obj, self.registry)
-                self.annotated |= annotations_used(obj)
-            return parts or super().reducer_override(obj)
-        if issubclass(kind, (list, dict)) and (parts := reducers.container_parts(obj)):
-            return parts
-        if kind is types.GeneratorType and obj.gi_frame is None:
-            return reducers.build_exhausted, (obj.__name__, obj.__qualname__)
-        if kind.__module__ in ("builtins", self.namespace.get("__name__")):
-            return NotImplemented
+            return self._cell
+        if issubclass(kind, (list, dict)):
+            return lambda obj: reducers.container_parts(obj) or NotImplemented
+        if kind is types.GeneratorType:
+            return self._generator
+        if kind in (type(sys.stdout), type(sys.stderr)):
+            return self._stream
+        if module in ("builtins", self.namespace.get("__name__")):
+            return None
         if kind is functools._lru_cache_wrapper:
-            wrapped = obj.__wrapped__
-            if getattr(wrapped, "__globals__", None) is self.namespace:
-                return reducers.cached_parts(obj)
-        elif kind is functools.cached_property:
-            return reducers.cached_property_parts(obj)
-        elif kind.__module__ == "dataclasses":
-            return reducers.sentinel_parts(obj) or super().reducer_override(obj)
-        elif hasattr(kind, "__array_interface__"):
-            return self._array(obj)
-        elif obj is sys.stdout or obj is sys.stderr:
-            # A kernel's own streams, which tqdm and loggers hold on to: there it is that side's.
-            return (getattr, (sys, "stdout" if obj is sys.stdout else "stderr"))
-        elif kind in reducers.FILES and obj is not sys.stdin and obj.closed:
+            return self._cached
+        if kind is functools.cached_property:
+            return reducers.cached_property_parts
+        if module == "dataclasses":
+            return lambda obj: reducers.sentinel_parts(obj) or super_override(self, obj)
+        if hasattr(kind, "__array_interface__"):
+            return self._array
+        if kind in reducers.FILES:
+            return self._file
+        if "torch" in sys.modules and kind.__name__ == "UntypedStorage":
+            return self._storage
+        if "torch" in sys.modules and kind.__name__ == "TypedStorage":
+            return reducers.typed_storage_parts
+        if module == "matplotlib.cbook" and kind.__name__ == "CallbackRegistry":
+            return reducers.callbacks_parts
+        if module == "matplotlib.colors" and kind.__name__ == "ListedColormap":
+            return self._colors
+        if module.startswith("pandas."):
+            return self._pandas
+        keras = sys.modules.get("keras.src.optimizers.base_optimizer")
+        if keras is not None and issubclass(kind, keras.BaseOptimizer):
+            return lambda obj: reducers.optimizer_parts(obj) if obj.built else NotImplemented
+        return None
+
+    def _function(self, obj: Any) -> Any:
+        if obj.__globals__ is not self.namespace:
+            self.kinds[id(obj)] = obj
+            return reducers.dispatch_parts(obj) or super_override(self, obj)
+        self._cells.update(map(id, obj.__closure__ or ()))
+        self.functions[id(obj)] = obj
+        self.codes.append(obj.__code__)
+        self.annotated |= annotations_used(obj)
+        return reducers.function_parts(obj, self._name("globals"))
+
+    def _class(self, obj: Any) -> Any:
+        if (named := self._class_name(obj)) is not None:
+            return named.__reduce__()
+        self.kinds[id(obj)] = obj
+        parts = None
+        if reducers.is_notebook_class(obj):
+            parts = reducers.class_parts(obj, self.registry)
+            self.annotated |= annotations_used(obj)
+        return parts or super_override(self, obj)
+
+    def _class_name(self, cls: type) -> OfReceiver | None:
+        """What stands for a class that is not to be written here."""
+        if self.inline is None or cls in self.inline or not reducers.is_notebook_class(cls):
+            return None
+        if not reducers.class_parts(cls, self.registry):
+            return None
+        class_id = self.registry.id_of(cls)
+        self.reached[class_id] = cls
+        return self._name("class", class_id)
+
+    def _name(self, *name: Any) -> OfReceiver:
+        return self._names.setdefault(
+            name, OfReceiver(*name)
+        )  # one each: pickle's memo shortens it
+
+    def _ref(self, obj: Any) -> Any:
+        self.refs.add(obj.__mlcloud_ref__)
+        return OfReceiver("ref", *obj.__mlcloud_ref__).__reduce__()
+
+    def _cell(self, obj: Any) -> Any:
+        return (reducers.empty_cell, ()) if id(obj) in self._cells else reducers.cell_parts(obj)
+
+    def _generator(self, obj: Any) -> Any:
+        if obj.gi_frame is not None:
+            return NotImplemented
+        return reducers.build_exhausted, (obj.__name__, obj.__qualname__)
+
+    def _stream(self, obj: Any) -> Any:
+        # A kernel's own streams, which tqdm and loggers hold on to: there it is that side's.
+        if obj is sys.stdout or obj is sys.stderr:
+            return getattr, (sys, "stdout" if obj is sys.stdout else "stderr")
+        return self._file(obj)
+
+    def _file(self, obj: Any) -> Any:
+        if obj is sys.stdin or type(obj) not in reducers.FILES:
+            return NotImplemented
+        if obj.closed:
             return reducers.closed_parts(obj)
-        elif kind is io.TextIOWrapper and obj is not sys.stdin:
+        if type(obj) is io.TextIOWrapper:
             # cloudpickle would send a copy of the contents, which is no longer that file.
             raise pickle.PicklingError("it is an open file")
-        elif self._torch and kind.__name__ == "UntypedStorage":
-            self._note(obj.data_ptr(), obj)
-            if obj.device.type != "cpu":
-                self.devices.add(str(obj.device))
-            return reducers.storage_parts(obj)
-        elif self._torch and kind.__name__ == "TypedStorage":
-            return reducers.typed_storage_parts(obj)
-        elif kind.__module__ == "matplotlib.cbook" and kind.__name__ == "CallbackRegistry":
-            return reducers.callbacks_parts(obj)
-        elif isinstance(obj, self._optimizer):
-            if obj.built:
-                return reducers.optimizer_parts(obj)
-        elif str(kind.__module__).startswith("pandas."):  # it may be None
-            if is_immutable(kind):
-                data = getattr(obj, "_data", None)
-                self.frozen[id(data)] = data
-            elif kind.__name__ == "BlockManager":
-                # Which columns are where: frames made from one another have these arrays in common,
-                # and nobody writes to them.
-                placed = (block.mgr_locs.indexer for block in obj.blocks)
-                self.frozen.update((id(where), where) for where in placed)
-            elif "_cache" in getattr(obj, "__dict__", ()):
-                return reducers.uncached_parts(obj)
+        return NotImplemented
+
+    def _cached(self, obj: Any) -> Any:
+        if getattr(obj.__wrapped__, "__globals__", None) is self.namespace:
+            return reducers.cached_parts(obj)
+        return NotImplemented
+
+    def _storage(self, obj: Any) -> Any:
+        self._note(obj.data_ptr(), obj)
+        if obj.device.type != "cpu":
+            self.devices.add(str(obj.device))
+        return reducers.storage_parts(obj)
+
+    def _colors(self, obj: Any) -> Any:
+        # A library's table of colors, which each map that was made of it holds.
+        rows = obj.colors if isinstance(obj.colors, list) else []
+        self.frozen.update((id(each), each) for each in (obj.colors, *rows))
+        return NotImplemented
+
+    def _pandas(self, obj: Any) -> Any:
+        if is_immutable(type(obj)):
+            data = getattr(obj, "_data", None)
+            self.frozen[id(data)] = data
+        elif type(obj).__name__ == "BlockManager":
+            # Which columns are where: frames made from one another have these arrays in common,
+            # and nobody writes to them.
+            placed = (block.mgr_locs.indexer for block in obj.blocks)
+            self.frozen.update((id(where), where) for where in placed)
+        elif "_cache" in getattr(obj, "__dict__", ()):
+            return reducers.uncached_parts(obj)
         return NotImplemented
 
     def _array(self, array: Any) -> Any:
@@ -353,24 +403,80 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         if not isinstance(array, sys.modules["numpy"].ndarray):
             return NotImplemented
         if array.nbytes and id(array) not in self.frozen:
-            owner = reducers.array_owner(array)
+            owner = array if array.base is None else reducers.array_owner(array)
             self._note(reducers.array_memory(owner), array)
-            if id(owner) in self.views and array is not owner and _may_be_window(array, owner):
+            # In any case where that costs little: else all is written once more (`_dump`).
+            little = owner.nbytes <= max(LITTLE_BYTES, 2 * array.nbytes)
+            wanted = array is not owner and (little or id(owner) in self.views)
+            if wanted and _may_be_window(array, owner):
+                self.windows.add(id(array))
                 return reducers.view_parts(array, owner)
-        return reducers.texts_parts(array) or NotImplemented
+        if array.dtype.char == "O":
+            return texts.parts(array) or NotImplemented
+        return NotImplemented
 
     def _note(self, address: int, obj: Any) -> None:
         if address:
             self.arrays.setdefault(address, {})[id(obj)] = obj
 
+    def noted(self) -> tuple[array[int], list[type]]:
+        """The ids of the objects met that can change, some several times; and their types.
+
+        To be called once: what was met is forgotten, and held by the memo.
+        """
+        try:
+            kinds = set(map(type, self.met))
+            mutable = {kind for kind in kinds if kind in _MUTABLE or _can_change(kind)}
+            there = map(mutable.__contains__, map(type, self.met))
+        except TypeError:  # a type that has no hash
+            every = {id(kind): kind for kind in map(type, self.met)}
+            ids = {key for key, kind in every.items() if id(kind) in _IDS or _can_change(kind)}
+            there = map(ids.__contains__, map(id, map(type, self.met)))
+            mutable = {every[key] for key in ids if type(every[key]).__hash__ is not None}
+        visited = array("Q", itertools.compress(map(id, self.met), there))
+        owners = list(mutable - _MUTABLE)
+        self.met.clear()
+        return visited, owners
+
     def shared_owners(self) -> set[int]:
-        """The ids of arrays whose memory more than one array of this pickle uses."""
+        """The ids of arrays whose memory several arrays use that are not written as its views."""
         found: set[int] = set()
         for over in self.arrays.values():
-            arrays = [array for array in over.values() if hasattr(array, "__array_interface__")]
-            if len(arrays) > 1:
-                found.update(id(reducers.array_owner(array)) for array in arrays)
+            if len(over) > 1:
+                arrays = [array for array in over.values() if hasattr(array, "__array_interface__")]
+                if len(arrays) > 1:
+                    found.update(
+                        id(owner)
+                        for array in arrays
+                        if id(array) not in self.windows
+                        and (owner := reducers.array_owner(array)) is not array
+                    )
         return found
+
+
+class GuardedPickler(ValuePickler):
+    """One that also finds the namespace itself as a value: `here = globals()`."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.persistent_id = self._name_of
+
+    def _name_of(self, obj: Any) -> Any:
+        if obj is self.namespace:
+            return ("globals",)
+        self.met.append(obj)
+        return None
+
+
+def super_override(pickler: CloudPickler, obj: Any) -> Any:
+    """What cloudpickle does."""
+    return CloudPickler.reducer_override(pickler, obj)
+
+
+def _can_change(kind: Any) -> bool:
+    if kind is OfReceiver or hasattr(kind, "__mlcloud_ref__"):
+        return False
+    return not is_immutable(kind)
 
 
 def _may_be_window(array: Any, owner: Any) -> bool:
@@ -385,7 +491,6 @@ def dump(
     value: Any,
     namespace: dict[str, Any],
     *,
-    remote_ref: Callable[[Any], Ref | None] | None = None,
     classes: Classes | None = None,
     inline: Collection[type] | None = None,
     name: str = "value",
@@ -395,12 +500,11 @@ def dump(
 
     `classes` remembers notebook classes across dumps. `inline` names the notebook classes to write
     here; the others are only named, and listed in the result's `classes`; None writes them all.
-    `remote_ref` may replace any object by a reference (session, name, binding).
     Raises `NotPicklable`, which says where in `name` the trouble is; with `wrapped`, `name` is the
     only item of the tuple `value`.
     """
     try:
-        return _dump(value, namespace, classes or _default_classes, inline, remote_ref)
+        return _dump(value, namespace, classes or _default_classes, inline)
     except errors.NotPicklable:
         raise
     except Exception as reason:
@@ -411,17 +515,26 @@ def dump(
 
 
 def _dump(
-    value: Any,
-    namespace: dict[str, Any],
-    classes: Classes,
-    inline: Collection[type] | None,
-    remote_ref: Callable[[Any], Ref | None] | None,
+    value: Any, namespace: dict[str, Any], classes: Classes, inline: Collection[type] | None
 ) -> Pickled:
-    views: set[int] = set()
+    views = set[int]()
+    kind: type[ValuePickler] = ValuePickler
     while True:
         file, parts = io.BytesIO(), list[pickle.PickleBuffer]()
-        pickler = ValuePickler(file, namespace, classes, inline, remote_ref, views, parts)
-        pickler.dump(value)
+        pickler = kind(file, namespace, classes, inline, views, parts)
+        try:
+            pickler.dump(value)
+        except Exception:
+            if kind is GuardedPickler or not any(each is namespace for each in pickler.met):
+                raise
+            kind = GuardedPickler
+            continue
+        visited, owners = pickler.noted()
+        # A name for a dict is found in time by a hook of our own alone, which is four times slower.
+        # (To find other bytes that look the same costs one more go.)
+        if kind is ValuePickler and id(namespace).to_bytes(8, sys.byteorder) in visited.tobytes():
+            kind = GuardedPickler
+            continue
         found = pickler.shared_owners()
         if found <= views:
             break
@@ -430,8 +543,8 @@ def _dump(
         file.getvalue(),
         [part.raw() for part in parts],
         keep=pickler,
-        visited=pickler.visited,
-        owners=pickler.owners,
+        visited=visited,
+        owners=owners,
         memory=[*pickler.arrays, *pickler.functions],
         skip=pickler.frozen,
         classes=pickler.reached,
@@ -456,6 +569,11 @@ class _Unpickler(pickle.Unpickler):
     ) -> None:
         super().__init__(io.BytesIO(payload), buffers=buffers)
         self.namespace, self.registry, self.resolve = namespace, classes, resolve
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (__name__, of_receiver.__name__):
+            return lambda *name: self.persistent_load(name)
+        return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
         match pid:

@@ -44,6 +44,7 @@ from typing import Any
 from cloudpickle import cloudpickle as _cp
 
 from mlcloud.values import sources
+from mlcloud.values.texts import build_texts as build_texts  # earlier pickles name it here
 
 Reduced = tuple[Any, ...]
 _SENTINELS = ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
@@ -83,8 +84,8 @@ class Classes:
 # --- functions ------------------------------------------------------------------------------------
 
 
-def function_parts(func: types.FunctionType) -> Reduced:
-    """Reduce a function whose globals are the notebook's namespace."""
+def function_parts(func: types.FunctionType, namespace: Any) -> Reduced:
+    """Reduce a function whose globals are the notebook's, for which `namespace` is written."""
     cells = func.__closure__ or ()
     filled = []
     for cell in cells:
@@ -108,7 +109,7 @@ def function_parts(func: types.FunctionType) -> Reduced:
         state["__type_params__"] = type_params
     # cloudpickle forgets where code was defined; a copy, so that no memo depends on who shares it.
     file = "".join(func.__code__.co_filename)
-    args = (func.__code__, func.__globals__, func.__name__, cells or None, file)
+    args = (func.__code__, namespace, func.__name__, cells or None, file)
     full = (state, func.__dict__ or None, filled, sources.lines_of(func.__code__))
     return build_function, args, full, None, None, fill_function
 
@@ -394,65 +395,6 @@ def build_view(
     if not writeable:
         view.flags.writeable = False
     return view
-
-
-TEXTS_FROM = 64  # elements of an array of strings from which `texts_parts` pays
-_FEW = 1000  # of so many elements, how many are different says how it is written
-
-
-def texts_parts(array: Any) -> Reduced | None:
-    """Reduce an array of Python strings to one text and numbers; None for other arrays.
-
-    A column of strings is looked at whenever a cell mentions its frame, and written one by one each
-    string costs a call of `persistent_id`. A column with few different values takes a byte a row.
-    """
-    import numpy as np
-
-    if array.dtype != object or array.size < TEXTS_FROM or type(array) is not np.ndarray:
-        return None
-    order: Any = "F" if array.flags.fnc else "C"
-    values = array.ravel(order).tolist()
-    if set(map(type, values)) != {str}:
-        return None
-    codes, step = None, -(-len(values) // _FEW)
-    sample = values[::step]
-    if 2 * len(set(sample)) < len(sample):
-        numbers = dict(zip(dict.fromkeys(values), itertools.count()))
-        codes = _small(np.fromiter(map(numbers.__getitem__, values), np.uint64, len(values)))
-        values = list(numbers)
-    try:
-        text = "".join(values).encode()
-    except UnicodeEncodeError:  # half a surrogate pair
-        return None
-    lengths = _small(np.fromiter(map(len, values), np.uint64, len(values)))
-    return build_texts, (text, lengths, codes, array.shape, order)
-
-
-def _small(numbers: Any) -> tuple[str, bytes]:
-    """Numbers in as few bytes as the largest needs."""
-    import numpy as np
-
-    kind = np.min_scalar_type(numbers.max())
-    return kind.str, numbers.astype(kind).tobytes()
-
-
-def build_texts(
-    text: bytes,
-    lengths: tuple[str, bytes],
-    codes: tuple[str, bytes] | None,
-    shape: tuple[int, ...],
-    order: Any,
-) -> Any:
-    """The array of strings again."""
-    import numpy as np
-
-    joined = text.decode()
-    ends = np.frombuffer(lengths[1], lengths[0]).cumsum(dtype=np.int64).tolist()
-    array = np.empty(len(ends), object)
-    array[:] = [joined[i:k] for i, k in zip([0, *ends[:-1]], ends, strict=True)]
-    if codes is not None:
-        array = array[np.frombuffer(codes[1], codes[0])]
-    return array.reshape(shape, order=order)
 
 
 # --- pandas ---------------------------------------------------------------------------------------

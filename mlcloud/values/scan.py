@@ -27,6 +27,7 @@ from mlcloud.values.digests import Known, whole
 from mlcloud.values.groups import groups as group_names
 from mlcloud.values.groups import reached
 from mlcloud.values.messages import Blob, Group, ResolveBlob, class_id, class_key, read
+from mlcloud.values.owned import memory_of
 from mlcloud.values.pickling import Pickled, Resolve, dump, is_immutable, load
 from mlcloud.values.reducers import Classes
 
@@ -268,7 +269,7 @@ def reach(
         seen.add(id(obj))
         if not is_immutable(type(obj)):
             found.add(id(obj))
-            found.update(_memory(obj))
+            found.update(memory_of(obj))
         waiting.extend([each for each in gc.get_referents(obj) if type(each) not in _ATOMS])
     return found
 
@@ -280,14 +281,3 @@ def _code(obj: Any, namespace: dict[str, Any] | None) -> list[types.CodeType]:
     frame, name = _CODED[type(obj)]
     held = getattr(obj, frame)
     return [getattr(obj, name)] if held and held.f_globals is namespace else []
-
-
-def _memory(obj: Any) -> Iterator[int]:
-    """The addresses by which `Pickled.ids` knows an array's or a tensor's memory."""
-    from mlcloud.values import reducers
-
-    kind = type(obj)
-    if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and obj.nbytes:
-        yield reducers.array_memory(reducers.array_owner(obj))
-    elif str(kind.__module__).startswith("torch") and hasattr(obj, "untyped_storage"):
-        yield obj.untyped_storage().data_ptr()

@@ -123,7 +123,7 @@ def test_a_read_only_array_stays_so() -> None:
 
 def test_tensors_keep_sharing_storage() -> None:
     torch = pytest.importorskip("torch")
-    model = torch.nn.Linear(3, 2)
+    model = torch.nn.Linear(3, 2000)
     model.tied = model.weight
     row = model.weight.detach()[0]
     pickled = dump((model, row), notebook())

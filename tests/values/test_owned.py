@@ -1,0 +1,68 @@
+"""What a library owns joins no names; what is the user's does, also where a library holds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+from matplotlib import figure
+
+from mlcloud.values.reducers import Classes
+from mlcloud.values.scan import Scan
+
+mpl.use("agg")
+
+
+def groups(**names: Any) -> set[frozenset[str]]:
+    scan = Scan(names, Classes())
+    scan.add(names)
+    assert not scan.failed
+    return set(scan.groups([*scan.pickled]))
+
+
+def drawing() -> Any:
+    drawn = figure.Figure()
+    axes = drawn.subplots()
+    axes.plot([1, 3, 2], "o-", label="line")
+    axes.imshow([[1, 2], [3, 4]], cmap="viridis")
+    axes.legend()
+    return drawn
+
+
+def test_two_figures_have_nothing_in_common() -> None:
+    first, second = drawing(), drawing()
+    found = groups(first=first, axes=first.axes[0], second=second)
+    assert found == {frozenset({"first", "axes"}), frozenset({"second"})}
+
+
+def test_figures_that_share_an_axis_have() -> None:
+    first, second = drawing(), drawing()
+    second.axes[0].sharex(first.axes[0])
+    assert groups(first=first, second=second) == {frozenset({"first", "second"})}
+
+
+def test_settings_made_later_are_the_librarys_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = drawing()
+    groups(first=first)
+    with mpl.rc_context({"axes.formatter.limits": [-3, 3]}):
+        second, third = drawing(), drawing()
+        assert len(groups(first=first, second=second, third=third)) == 3
+
+
+def test_what_pyplot_holds_is_the_users() -> None:
+    from matplotlib import pyplot
+
+    pair = pyplot.subplots()
+    try:
+        assert groups(drawn=pair[0], axes=pair[1]) == {frozenset({"drawn", "axes"})}
+    finally:
+        pyplot.close(pair[0])
+
+
+def test_an_object_in_a_class_of_the_notebook_is_the_users() -> None:
+    shared: list[int] = []
+    kind = type("Kind", (), {"shared": shared, "__module__": "__main__"})
+    one, other = kind(), [shared]
+    found = groups(Kind=kind, one=one, other=other)
+    assert not any(group == {"other"} for group in found)
