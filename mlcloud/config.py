@@ -98,6 +98,12 @@ class Settings(BaseSettings):
         description="Length of the log that the store keeps of a cell which printed too much.",
     )
 
+    snapshot_memory: ByteSize | None = Field(
+        None,
+        description="Memory for copies of a state that is still being saved when the next cell "
+        "begins; what is more is waited for. Default: a tenth of the node's or the session's.",
+    )
+
     def __init__(self, **values: Any) -> None:
         """Raises `UsageError`, naming the variable, where a setting cannot be understood."""
         try:
@@ -122,6 +128,11 @@ class Settings(BaseSettings):
     @classmethod
     def _duration(cls, value: object) -> object:
         return parse_duration(value) if isinstance(value, str) else value
+
+    @property
+    def snapshot_limits(self) -> dict[str, int]:
+        """As the kernel takes them; 0: its own default."""
+        return {"snapshot_memory": self.snapshot_memory or 0}
 
     @property
     def output_limits(self) -> dict[str, int]:

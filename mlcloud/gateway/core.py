@@ -76,6 +76,7 @@ class Gateway:
                 idle_timeout_s=settings.idle_timeout.total_seconds(),
                 input_timeout_s=settings.input_timeout.total_seconds(),
                 output_limits=settings.output_limits,
+                snapshot_limits=settings.snapshot_limits,
             )
         )
         self._on_idle = on_idle

@@ -56,7 +56,11 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
                 "folder": str(session.services.ray_dir / "h"),
                 "memory_bytes": session.memory_bytes,
                 "output_limits": session.services.output_limits,
-                "keep_files": parse_size(session.request.keep_files or "0B"),
+                "kernel_options": {
+                    "keep_files": parse_size(session.request.keep_files or "0B"),
+                    "snapshot_memory": session.services.snapshot_limits["snapshot_memory"]
+                    or session.memory_bytes // 10,
+                },
             },
             avoid=avoid,
             runtime_env=environments.runtime_env(session),

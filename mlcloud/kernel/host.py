@@ -51,13 +51,13 @@ class Host:
         folder: str,
         memory_bytes: int,
         output_limits: dict[str, int],
-        keep_files: int = 0,
+        kernel_options: dict[str, int],
     ) -> None:
         self._session_id = session_id
         self._store_url = store_url
         self._folder = Path(folder)
         self._memory_bytes = memory_bytes
-        self._keep_files = keep_files
+        self._kernel_options = kernel_options
         self._events = Events()
         limits = Limits(**output_limits)
         self._printed = Printed(session_id, store_url, limits, self._events, self._make_room)
@@ -85,7 +85,7 @@ class Host:
             store_url=self._store_url,
             workspace=self._folder / "work" / self._session_id,
             memory_bytes=self._memory_bytes,
-            keep_files=self._keep_files,
+            options=self._kernel_options,
         )
         await self._kernel.start()
         output = self._spawn(self._read_output(self._kernel))

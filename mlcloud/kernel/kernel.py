@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import msgpack
+import psutil
 from ipykernel.ipkernel import IPythonKernel
 from traitlets import Type
 
@@ -42,6 +43,7 @@ from mlcloud.kernel.mentions import mentions, used_by
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.outlet import DELIMITER, END, Outlet
 from mlcloud.kernel.recipes import CellRun
+from mlcloud.kernel.saving import Saving, failure
 from mlcloud.kernel.shell import Cell, Shell
 from mlcloud.kernel.snapshot import Snapshots
 from mlcloud.kernel.streams import flush_c
@@ -70,7 +72,14 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
     ]
 
     def serve(
-        self, *, session_id: str, store_url: str, keep_files: int, inlet: Inlet, outlet: Outlet
+        self,
+        *,
+        session_id: str,
+        store_url: str,
+        keep_files: int,
+        snapshot_memory: int,
+        inlet: Inlet,
+        outlet: Outlet,
     ) -> None:
         self.session_id = session_id
         self.store = Store(store_url)
@@ -78,6 +87,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         workspace = Path.cwd()
         files = Files(workspace, keep_files)
         self.snapshots = Snapshots(self.store, self.names, files, self.shell)
+        self._saving = Saving(snapshot_memory or psutil.virtual_memory().total // 10)
         self.effects = Effects(workspace, [self.store.folder] if self.store.folder else [])
         self._run: CellRun | None = None  # the last cell, for its snapshot
         self.notice = run_context.Notice()
@@ -111,6 +121,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         try:
             request = msgpack.unpackb(parent["buffers"][0], strict_map_key=False)
             self._take_snapshot()
+            self._saving.detach()
             self._request = request
             content = parent["content"]
             await self.do_execute(content["code"], False, allow_stdin=content["allow_stdin"])
@@ -374,22 +385,31 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             due()
 
     def _snapshot(self, request: dict[str, Any], parent: dict[str, Any]) -> None:
-        """Put the state into the store. An interrupt meant for a cell must not cut it short."""
+        """Find what is new, and have it put into the store while this kernel goes on.
+
+        An interrupt meant for a cell must not cut it short.
+        """
+
+        def tell(content: dict[str, Any]) -> None:
+            if body := content.get("body"):
+                body["labels"] = labels
+            content["execution_id"] = request["execution_id"]
+            self._publish("mlcloud_snapshot", content, parent)
+
+        labels = dict(self.shell.compile.labels)
         previous = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
+            self._saving.wait()
             if request["op"] not in ("cell", "load") or self._is_busy():
                 self.names.doubt()
-            tell = partial(self._tell_of, parent)
             run, self._run = self._run, None
-            body = {**self.snapshots.take(tell, run), "labels": self.shell.compile.labels}
-            content = {"status": "ok", "body": body}
+            taking = self.snapshots.begin(partial(self._tell_of, parent), run)
+            self._saving.start(taking, tell)
         except Exception as error:
-            content = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
+            tell(failure(error))
         finally:
             signal.signal(signal.SIGINT, previous)
-        content["execution_id"] = request["execution_id"]
-        self._publish("mlcloud_snapshot", content, parent)
 
     # --- notices ----------------------------------------------------------------------------------
 

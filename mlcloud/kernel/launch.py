@@ -34,6 +34,7 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
     output_folder = Unicode("", help="Where the host reads what the kernel shows.").tag(config=True)
     output_nonce = Unicode("", help="What the marks in the output begin with.").tag(config=True)
     keep_files = Int(0, help="Bytes of the working directory's files to save.").tag(config=True)
+    snapshot_memory = Int(0, help="Bytes for copies of what is being saved.").tag(config=True)
     session_id = Unicode("", help="The mlcloud session this kernel serves.").tag(config=True)
 
     def init_iopub(self, context: Any) -> None:
@@ -63,6 +64,7 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
             session_id=self.session_id,
             store_url=self.store_url,
             keep_files=self.keep_files,
+            snapshot_memory=self.snapshot_memory,
             inlet=Inlet(self._socket, self.kernel),
             outlet=self._outlet,
         )

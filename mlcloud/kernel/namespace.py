@@ -500,7 +500,7 @@ class RemoteSide:
         """Every user name, packed by groups; larger values and unpicklable ones are `skipped`.
 
         `saved`: groups that the last dump wrote; those that are as they were are only named. Call
-        `dumped()` when it is in the store. `run`: the cell after which this is.
+        `dumped()` when it is being written. `run`: the cell after which this is.
         """
         with uncollected():
             return self._dump(max_bytes, saved, run)
@@ -529,9 +529,14 @@ class RemoteSide:
         return dumped
 
     def dumped(self) -> None:
-        """The last dump is in the store: the next one need not look at the same again."""
+        """The last dump is being written: the next one need not look at the same again."""
         self._dirty, self._active = set(), set()
         self._marks.update(self._new_marks)
+
+    def undumped(self) -> None:
+        """It could not be written: the next one looks at everything."""
+        self._marks = {}
+        self.doubt()
 
     def restore(
         self,

@@ -44,7 +44,7 @@ class KernelProcess:
         store_url: str,
         workspace: Path,
         memory_bytes: int,
-        keep_files: int = 0,
+        options: dict[str, int] | None = None,
     ) -> None:
         self.folder = folder / secrets.token_hex(4)
         self.workspace = workspace
@@ -52,7 +52,7 @@ class KernelProcess:
         self._arguments = [
             f"--RemoteKernelApp.session_id={session_id}",
             f"--RemoteKernelApp.store_url={store_url}",
-            f"--RemoteKernelApp.keep_files={keep_files}",
+            *(f"--RemoteKernelApp.{name}={value}" for name, value in (options or {}).items()),
             f"--RemoteKernelApp.output_folder={self.folder}",
             f"--RemoteKernelApp.output_nonce={self._nonce}",
             # A cell's text stays in this process: a file is for the notebook's own IPython, and

@@ -16,7 +16,7 @@ Which names are looked at says `tracking`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgpack
@@ -24,9 +24,10 @@ import msgpack
 from mlcloud.kernel import ambient
 from mlcloud.kernel.files import Files
 from mlcloud.kernel.namespace import RemoteSide
+from mlcloud.kernel.outgoing import Outgoing
 from mlcloud.kernel.packages import Packages
 from mlcloud.kernel.recipes import CellRun, Rebuilding, Recipe
-from mlcloud.kernel.transfer import Inbox, Meter, Tell
+from mlcloud.kernel.transfer import Inbox, Tell
 from mlcloud.store import ChunkRef, Store, chunks_of
 from mlcloud.values.digests import pieces, whole
 from mlcloud.values.messages import Blob, Group, Import, class_id
@@ -61,67 +62,117 @@ class Snapshots:
         `tell` hears how far that is. `run`: the cell that has just ended. Raises `StoreError`,
         `StoreFull`.
         """
+        return self.begin(tell, run).body()
+
+    def begin(self, tell: Tell | None = None, run: CellRun | None = None) -> Taking:
+        """As `take`, but what is new is only found. `body()` of the result writes it, in any
+        thread, and must have ended before the next `begin`."""
         dumped = self._names.dump_groups(saved=self._saved.keys(), run=run)
-        before, found = self._saved, self._ambient
-        saved = {keys: before[keys] for keys in dumped.unchanged}
         known = {
-            _digest(blob): blob["chunks"] for group in before.values() for blob in _blobs(group)
+            _digest(blob): blob["chunks"]
+            for group in self._saved.values()
+            for blob in _blobs(group)
         }
-        written, new_bytes = self._write(dumped.groups, known, tell)
-        for group in dumped.groups:
-            saved[frozenset(group.keys)] = {
-                "names": group.names,
-                "keys": list(group.keys),
-                "payload": _named(group.payload, written),
-                "buffers": [_named(buffer, written) for buffer in group.buffers],
-            }
-        self._ambient, more = self._put(ambient.capture(self._shell, self._workspace))
-        new_bytes += more
+        new = {blob.digest: blob for group in dumped.groups for blob in group.blobs()}
+        new = {digest: blob for digest, blob in new.items() if digest not in known}
+        files, new_bytes = ({}, 0) if self._files is None else self._files.save(self._store)
+        found = _Found(
+            saved={keys: self._saved[keys] for keys in dumped.unchanged},
+            groups={
+                frozenset(group.keys): {
+                    "names": group.names,
+                    "keys": list(group.keys),
+                    "payload": _named(group.payload),
+                    "buffers": list(map(_named, group.buffers)),
+                }
+                for group in dumped.groups
+            },
+            sizes={digest: blob.size for digest, blob in new.items()},
+            known=known,
+            ambient=msgpack.packb(ambient.capture(self._shell, self._workspace)),
+            new_bytes=new_bytes,
+            body={
+                "format": FORMAT,
+                "imports": [entry.to_wire() for entry in dumped.imports],
+                "skipped": dumped.skipped,
+                "recipes": {
+                    name: {
+                        "cells": list(recipe.cells),
+                        "kind": recipe.kind,
+                        "shares": sorted(recipe.shares),
+                    }
+                    for name, recipe in self._names.recipes.by_name.items()
+                },
+                "files": files,
+                "state": dumped.state,
+                "packages": self._packages.installed(),
+            },
+        )
+        # An empty array has no chunk (`chunks_of`), where `pieces` has an empty piece.
+        data = [blob.data for blob in new.values() if blob.data is not None and blob.size]
+        outgoing = Outgoing(self._store, [piece for each in data for piece in pieces(each)], tell)
+        self._names.dumped()
+        return Taking(self, found, outgoing)
+
+    def _body(self, found: _Found, outgoing: Outgoing) -> dict[str, Any]:
+        try:
+            written = self._written(found, outgoing)
+            return self._describe(found, written)
+        except BaseException:
+            self._names.undumped()
+            raise
+
+    def _written(self, found: _Found, outgoing: Outgoing) -> dict[str, list[str]]:
+        """The chunks of all blobs by digest."""
+        written, refs = dict(found.known), outgoing.write()
+        for digest, size in found.sizes.items():
+            chunks = written[digest] = []
+            for _ in range(chunks_of(size)):
+                ref = next(refs)
+                found.new_bytes += ref.size if ref.new else 0
+                chunks.append(str(ref))
+        for _ in refs:  # there is none: so it ends
+            pass
+        return written
+
+    def _describe(self, found: _Found, written: dict[str, list[str]]) -> dict[str, Any]:
+        before, ambient_before = self._saved, self._ambient
+        saved = dict(found.saved)
+        for keys, group in found.groups.items():
+            for blob in _blobs(group):
+                blob["chunks"] = written[blob.pop("digest")]
+            saved[keys] = group
+        self._ambient, more = self._put_bytes(found.ambient)
+        found.new_bytes += more
         recipes = self._names.recipes
         for step, each in recipes.cells.items():
             if str(step) not in recipes.stored:
                 # The state before this cell is that of the snapshot before it.
                 inputs = [group for group in before.values() if _is_used(group, each)]
-                record, more = self._put(asdict(each))
-                new_bytes += more
+                record, more = self._put_bytes(msgpack.packb(asdict(each)))
+                found.new_bytes += more
                 recipes.stored[str(step)] = {
                     "run": record,
                     "inputs": inputs,
-                    "ambient": found or self._ambient,
+                    "ambient": ambient_before or self._ambient,
                     "seconds": round(each.seconds, 3),
                     "effects": each.effects,
                 }
-        files, more = ({}, 0) if self._files is None else self._files.save(self._store)
-        new_bytes += more
         self._saved = saved
-        self._names.dumped()
         # Classes first: the other groups name them.
         groups = sorted(saved.values(), key=lambda group: not any(map(class_id, group["keys"])))
         return {
-            "format": FORMAT,
+            **found.body,
             "groups": groups,
-            "imports": [entry.to_wire() for entry in dumped.imports],
-            "skipped": dumped.skipped,
-            "recipes": {
-                name: {
-                    "cells": list(recipe.cells),
-                    "kind": recipe.kind,
-                    "shares": sorted(recipe.shares),
-                }
-                for name, recipe in recipes.by_name.items()
-            },
             "cells": dict(recipes.stored),
             "ambient": self._ambient,
-            "files": files,
-            "state": dumped.state,
-            "packages": self._packages.installed(),
             "bytes": sum(blob["size"] for group in groups for blob in _blobs(group)),
-            "new_bytes": new_bytes,
+            "new_bytes": found.new_bytes,
         }
 
-    def _put(self, record: dict[str, Any]) -> tuple[str, int]:
-        """Plain data as a chunk: its reference, and how much of it is new."""
-        ref = self._store.put_chunk(msgpack.packb(record))
+    def _put_bytes(self, data: bytes) -> tuple[str, int]:
+        """A small chunk: its reference, and how much of it is new."""
+        ref = self._store.put_chunk(data)
         return str(ref), ref.size if ref.new else 0
 
     def _get(self, text: str) -> dict[str, Any]:
@@ -129,29 +180,6 @@ class Snapshots:
             self._store.get_chunk(ChunkRef.parse(text).hash), strict_map_key=False
         )
         return record
-
-    def _write(
-        self, groups: list[Group], known: dict[str, list[str]], tell: Tell | None
-    ) -> tuple[dict[str, list[str]], int]:
-        """The chunks of all blobs by digest, those not `known` now in the store; and new bytes."""
-        written = dict(known)
-        new = {blob.digest: blob for group in groups for blob in group.blobs()}
-        new = {digest: blob for digest, blob in new.items() if digest not in known}
-        total = sum(blob.size for blob in new.values())
-        meter = Meter("the session's state is being saved", "the state is saved", total, tell)
-        # An empty array has no chunk (`chunks_of`), where `pieces` has an empty piece.
-        data = [blob.data for blob in new.values() if blob.data is not None and blob.size]
-        refs = self._store.put_each(piece for each in data for piece in pieces(each))
-        new_bytes = 0
-        for digest, blob in new.items():
-            written[digest] = []
-            for _ in range(chunks_of(blob.size)):
-                ref = next(refs)
-                meter.add(ref.size)
-                new_bytes += ref.size if ref.new else 0
-                written[digest].append(str(ref))
-        meter.end()
-        return written, new_bytes
 
     def restore(self, body: dict[str, Any]) -> Restoring:
         """Bind a snapshot's names. Raises `Damaged` where a chunk is missing or wrong.
@@ -216,6 +244,44 @@ class Snapshots:
         ambient.apply(ambient.randomness(self._get(text)))
 
 
+@dataclass
+class _Found:
+    """What a snapshot is to be made of: plain data, no object of the user's."""
+
+    saved: dict[frozenset[str], dict[str, Any]]  # as in the manifest before
+    groups: dict[frozenset[str], dict[str, Any]]  # new, whose blobs have a digest, not chunks yet
+    sizes: dict[str, int]  # of the blobs that are on their way, in this order
+    known: dict[str, list[str]]
+    ambient: bytes
+    new_bytes: int
+    body: dict[str, Any]
+
+
+class Taking:
+    """A snapshot on its way into the store.
+
+    taking = snapshots.begin(…)
+    taking.body()        writes it: in a thread, or here
+    taking.detach(n)     the next cell may begin, and change what was not written yet
+
+    """
+
+    def __init__(self, snapshots: Snapshots, found: _Found, outgoing: Outgoing) -> None:
+        self._snapshots, self._found, self._outgoing = snapshots, found, outgoing
+
+    def body(self) -> dict[str, Any]:
+        """Write it; the manifest's body. Raises `StoreError`, `StoreFull`."""
+        return self._snapshots._body(self._found, self._outgoing)
+
+    def detach(self, limit: int) -> None:
+        """Copy what is not written yet, up to `limit` bytes; wait for the rest."""
+        self._outgoing.detach(limit)
+
+    def hurry(self) -> None:
+        """Somebody waits for it now, and wants to hear how far it is."""
+        self._outgoing.awaited = True
+
+
 class Restoring:
     """A snapshot on its way into an empty namespace.
 
@@ -271,6 +337,5 @@ def _digest(blob: dict[str, Any]) -> str:
     return whole([ChunkRef.parse(text).hash for text in blob["chunks"]])
 
 
-def _named(blob: Blob, written: dict[str, list[str]]) -> dict[str, Any]:
-    # By what was stored: a thread of the user's may write to it even now.
-    return {"size": blob.size, "chunks": written[blob.digest]}
+def _named(blob: Blob) -> dict[str, Any]:
+    return {"size": blob.size, "digest": blob.digest}

@@ -27,7 +27,7 @@ def fingerprint(value: Any, namespace: dict[str, Any], classes: Classes) -> str 
     file, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
     pickler = _Pickler(file, namespace, classes, None, (), buffers)
     try:
-        pickler.dump(value)
+        pickler.write(value)
     except Exception:  # whatever a type's own code raises
         return None
     hasher = blake3(file.getvalue())

@@ -250,6 +250,14 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         self._ways: dict[int, Callable[[Any], Any] | None] = {}  # by type, how it is taken apart
         self._names: dict[tuple[Any, ...], OfReceiver] = {}
 
+    def write(self, value: Any) -> None:
+        """Pickle it. To be called once."""
+        try:
+            self.dump(value)
+        finally:  # no circles: what was pickled must go when the user lets go of it
+            self._ways.clear()
+            self.persistent_id = self.met.append
+
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
         try:
@@ -523,7 +531,7 @@ def _dump(
         file, parts = io.BytesIO(), list[pickle.PickleBuffer]()
         pickler = kind(file, namespace, classes, inline, views, parts)
         try:
-            pickler.dump(value)
+            pickler.write(value)
         except Exception:
             if kind is GuardedPickler or not any(each is namespace for each in pickler.met):
                 raise

@@ -1,0 +1,55 @@
+"""The snapshot that is on its way into the store, in a thread, while the kernel goes on.
+
+begin of the next cell ─► detach()  it may change everything: what is not written yet is copied
+end of the next cell   ─► wait()    one snapshot follows the other
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mlcloud.kernel.snapshot import Taking
+
+
+class Saving:
+    """`memory`: bytes that copies may take."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._taking: Taking | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, taking: Taking, tell: Callable[[dict[str, Any]], None]) -> None:
+        """Write it; `tell` hears how that ended."""
+        self._taking = taking
+        self._thread = threading.Thread(
+            target=self._write, args=(taking, tell), name="mlcloud-snapshot", daemon=True
+        )
+        self._thread.start()
+
+    @staticmethod
+    def _write(taking: Taking, tell: Callable[[dict[str, Any]], None]) -> None:
+        try:
+            content = {"status": "ok", "body": taking.body()}
+        except Exception as error:
+            content = failure(error)
+        tell(content)
+
+    def detach(self) -> None:
+        """From here on the state may change."""
+        if self._taking is not None:
+            self._taking.detach(self._memory)
+
+    def wait(self) -> None:
+        """Until it is in the store, or could not be put there."""
+        if self._thread is not None and self._taking is not None:
+            self._taking.hurry()
+            self._thread.join()
+        self._thread = self._taking = None
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """What the gateway is told of a snapshot that could not be taken."""
+    return {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
