@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mlcloud import errors
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.saving import Saving
 from mlcloud.kernel.snapshot import Snapshots
+from mlcloud.kernel.tracking import ALL
 from mlcloud.store import ChunkRef, Store
 
 MB = 2**20
@@ -50,7 +51,10 @@ class Session:
         self.told: list[dict[str, Any]] = []
         self.words: list[str] = []
 
-    def begin(self, saving: Saving) -> None:
+    def begin(self, saving: Saving, mentioned: Collection[str] = ALL) -> None:
+        """As a kernel does after a cell."""
+        saving.wait()
+        self.side.look(mentioned)
         taking = self.snapshots.begin(lambda text, over: self.words.append(text))
         saving.start(taking, self.told.append)
 
@@ -164,8 +168,7 @@ def test_what_could_not_be_saved_goes_with_the_next_one(session: Session, store:
     saving.wait()
     assert session.told[-1] == {"status": "error", "ename": "StoreError", "evalue": "it is gone"}
     store.broken = False
-    session.side.look(())  # a cell that mentions nothing
-    session.begin(saving)
+    session.begin(saving, ())  # a cell that mentions nothing
     saving.wait()
     back = session.back()
     assert all(np.array_equal(back[name], array) for name, array in session.names.items())
