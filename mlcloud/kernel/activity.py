@@ -29,6 +29,7 @@ _HARMLESS = frozenset(
 )
 
 
+OWN_THREADS = "mlcloud-"  # what the names of our threads begin with
 WATCH_S = 0.5
 GPU_LOOKS, GPU_LOOK_S = 5, 0.35
 BUSY_SHARE = 0.05  # of a core, or of a GPU: less is nobody's work
@@ -62,6 +63,7 @@ def _threads() -> list[str]:
     """Names of threads beside this one and the main one that run the user's code."""
     passed = {threading.get_ident(), threading.main_thread().ident}
     names = {thread.ident: thread.name for thread in threading.enumerate()}
+    passed.update(ident for ident, name in names.items() if name.startswith(OWN_THREADS))
     return [
         names.get(ident, str(ident))
         for ident, frame in sys._current_frames().items()

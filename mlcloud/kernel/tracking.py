@@ -82,6 +82,7 @@ class Tracking:
         fresh: dict[str, array[int]] = {}
         seconds: dict[str, float] = {}
         passive = (present - self._known.keys()) | self._cheap(active) | self._drawn()
+        passive -= gone  # of whose groups others may still be
         while waiting := (active & present | passive) - fresh.keys():
             for key in waiting:
                 began = time.perf_counter()

@@ -250,6 +250,12 @@ def test_doubt_looks_at_everything(session: Session) -> None:
     assert session.restored()["x"] == [1, 2]
 
 
+def test_doubt_where_a_name_is_gone(session: Session) -> None:
+    session.cell("x = [1]; y = x")
+    session.cell("exec('del y')")
+    assert session.restored() == {"x": [1]}
+
+
 # --- code ---------------------------------------------------------------------------------------
 
 
@@ -309,6 +315,19 @@ def test_a_thread_of_the_users_counts_until_it_ends() -> None:
         space["go"].set()
         thread.join()
     assert not activity.is_running()
+
+
+@pytest.mark.usefixtures("alone")
+def test_ours_that_saves_the_state_does_not_count() -> None:
+    space: dict[str, Any] = {"__name__": "tempfile", "go": threading.Event()}
+    execute("def work(): go.wait()", space)  # a library's code, deep in the store's
+    thread = threading.Thread(target=space["work"], name="mlcloud-snapshot")
+    thread.start()
+    try:
+        assert not activity.is_running()
+    finally:
+        space["go"].set()
+        thread.join()
 
 
 @pytest.mark.usefixtures("alone")
