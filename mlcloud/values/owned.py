@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+_MORE = {"matplotlib": ("matplotlib.units",)}  # where a library keeps what it hands out
 _MUTE = (type, types.ModuleType, types.FunctionType)
 
 
@@ -38,7 +39,8 @@ class Owned:
             for value in self._of_class(base):
                 found.update(_with_parts(value, base.__module__))
         modules = {base.__module__ for base in bases if isinstance(base.__module__, str)}
-        for name in modules | {name.partition(".")[0] for name in modules}:
+        libraries = {name.partition(".")[0] for name in modules}
+        for name in modules.union(libraries, *(_MORE.get(each, ()) for each in libraries)):
             for value in self._of_module(name):
                 found.update(_with_parts(value, name))
         return found

@@ -45,7 +45,7 @@ from blake3 import blake3
 from cloudpickle import Pickler as CloudPickler
 
 from mlcloud import errors
-from mlcloud.values import reducers, texts
+from mlcloud.values import reducers, temporary, texts
 from mlcloud.values.digests import Chunks, Known, whole
 from mlcloud.values.owned import Owned
 from mlcloud.values.reducers import Classes
@@ -245,9 +245,11 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         self.kinds: dict[int, Any] = {}  # types, and functions by reference; not all can be hashed
         self.arrays: dict[int, dict[int, Any]] = {}  # memory address -> arrays over it
         self.windows: set[int] = set()  # ids of arrays that are written as views of others
+        self.memory: Iterable[int] = self.arrays  # the addresses that are remembered
         self.frozen: dict[int, Any] = {}  # arrays inside immutable objects
         self._cells: set[int] = set()
         self._ways: dict[int, Callable[[Any], Any] | None] = {}  # by type, how it is taken apart
+        self._ways_taken = False
         self._names: dict[tuple[Any, ...], OfReceiver] = {}
 
     def write(self, value: Any) -> None:
@@ -264,6 +266,7 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             way = self._ways[id(kind)]
         except KeyError:
             self.kinds[id(kind)] = kind
+            self._ways_taken = True
             way = self._ways[id(kind)] = self._way(kind)
         return NotImplemented if way is None else way(obj)
 
@@ -435,14 +438,23 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         try:
             kinds = set(map(type, self.met))
             mutable = {kind for kind in kinds if kind in _MUTABLE or _can_change(kind)}
-            there = map(mutable.__contains__, map(type, self.met))
+            there = list(map(mutable.__contains__, map(type, self.met)))
         except TypeError:  # a type that has no hash
             every = {id(kind): kind for kind in map(type, self.met)}
             ids = {key for key, kind in every.items() if id(kind) in _IDS or _can_change(kind)}
-            there = map(ids.__contains__, map(id, map(type, self.met)))
+            there = list(map(ids.__contains__, map(id, map(type, self.met))))
             mutable = {every[key] for key in ids if type(every[key]).__hash__ is not None}
         visited = array("Q", itertools.compress(map(id, self.met), there))
         owners = list(mutable - _MUTABLE)
+        if self._ways_taken:  # nothing is made on the way by lists and dicts alone
+            made = temporary.Made(self.met, there)
+            if made.ids:
+                visited = array("Q", (each for each in visited if each not in made.ids))
+                self.memory = [
+                    address
+                    for address, over in self.arrays.items()
+                    if not all(map(made.is_array, over.values()))
+                ]
         self.met.clear()
         return visited, owners
 
@@ -553,7 +565,7 @@ def _dump(
         keep=pickler,
         visited=visited,
         owners=owners,
-        memory=[*pickler.arrays, *pickler.functions],
+        memory=[*pickler.memory, *pickler.functions],
         skip=pickler.frozen,
         classes=pickler.reached,
         devices=frozenset(pickler.devices),

@@ -250,7 +250,8 @@ def test_doubt_looks_at_everything(session: Session) -> None:
     assert session.restored()["x"] == [1, 2]
 
 
-def test_doubt_where_a_name_is_gone(session: Session) -> None:
+def test_doubt_where_a_name_is_gone(tmp_path: Path) -> None:
+    session = Session(tmp_path, cheap_s=1.0)
     session.cell("x = [1]; y = x")
     session.cell("exec('del y')")
     restored = session.restored()

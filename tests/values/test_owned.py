@@ -66,3 +66,28 @@ def test_an_object_in_a_class_of_the_notebook_is_the_users() -> None:
     one, other = kind(), [shared]
     found = groups(Kind=kind, one=one, other=other)
     assert not any(group == {"other"} for group in found)
+
+
+def test_figures_with_dates_have_nothing_in_common() -> None:
+    import datetime
+
+    days = [datetime.date(2024, 1, day) for day in (1, 2, 3)]
+    first, second = drawing(), drawing()
+    for each in (first, second):
+        each.subplots().plot(days, [1, 2, 3])
+    assert len(groups(first=first, second=second)) == 2
+
+
+def test_ids_of_what_pickling_makes_are_not_remembered() -> None:
+    """They come back as those of other objects, and names would seem to share."""
+    import pandas as pd
+
+    names = {"frame": pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), "drawn": drawing()}
+    scan = Scan(names, Classes())
+    scan.add(names)
+    before = {name: scan.ids(name) for name in names}
+    scan = Scan(names, Classes())
+    scan.add(names)
+    for name, ids in before.items():
+        assert ids == scan.ids(name)
+        assert len(ids) > 5
