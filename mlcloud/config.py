@@ -104,6 +104,12 @@ class Settings(BaseSettings):
         "begins; what is more is waited for. Default: a tenth of the node's or the session's.",
     )
 
+    snapshot_max: ByteSize | None = Field(
+        None,
+        description="Bytes that a session's saved state may have, e.g. `50GB`. What would lead "
+        "beyond is made again by its cells after a move, or named as what a move would lose.",
+    )
+
     def __init__(self, **values: Any) -> None:
         """Raises `UsageError`, naming the variable, where a setting cannot be understood."""
         try:
@@ -132,7 +138,10 @@ class Settings(BaseSettings):
     @property
     def snapshot_limits(self) -> dict[str, int]:
         """As the kernel takes them; 0: its own default."""
-        return {"snapshot_memory": self.snapshot_memory or 0}
+        return {
+            "snapshot_memory": self.snapshot_memory or 0,
+            "snapshot_max": self.snapshot_max or 0,
+        }
 
     @property
     def output_limits(self) -> dict[str, int]:

@@ -58,6 +58,7 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
                 "output_limits": session.services.output_limits,
                 "kernel_options": {
                     "keep_files": parse_size(session.request.keep_files or "0B"),
+                    **session.services.snapshot_limits,
                     "snapshot_memory": session.services.snapshot_limits["snapshot_memory"]
                     or session.memory_bytes // 10,
                 },

@@ -49,12 +49,13 @@ def dump_groups(
     saved: Collection[frozenset[str]] = (),
     skipped_before: Mapping[str, str] = MappingProxyType({}),
     marks: Mapping[frozenset[str], str] = MappingProxyType({}),
+    left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Dumped:
     """Every user name, packed by groups; larger values and unpicklable ones are `skipped`.
 
     `scan` has what may have changed since the groups `saved` were written; without one everything
     is looked at. `skipped_before`: what it left out then, which is looked at only if `scan` did.
-    `marks`: of the groups written then.
+    `marks`: of the groups written then. `left_out`: names that are made again instead, and why.
     """
     names, imports, skipped = [], [], dict[str, str]()
     for name, value in list(versions.namespace.items()):
@@ -88,7 +89,7 @@ def dump_groups(
         # What shares objects with a value that cannot be pickled is saved by itself all the same.
         good = set(group)
         for key in group:
-            if reason := _why_not(scan, key, max_bytes):
+            if reason := left_out.get(key) or _why_not(scan, key, max_bytes):
                 good.discard(key)
                 if class_id(key) is None:
                     skipped[key] = reason

@@ -78,12 +78,13 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         store_url: str,
         keep_files: int,
         snapshot_memory: int,
+        snapshot_max: int,
         inlet: Inlet,
         outlet: Outlet,
     ) -> None:
         self.session_id = session_id
         self.store = Store(store_url)
-        self.names = RemoteSide(self.shell.user_ns)
+        self.names = RemoteSide(self.shell.user_ns, snapshot_max=snapshot_max or None)
         workspace = Path.cwd()
         files = Files(workspace, keep_files)
         self.snapshots = Snapshots(self.store, self.names, files, self.shell)

@@ -35,6 +35,7 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
     output_nonce = Unicode("", help="What the marks in the output begin with.").tag(config=True)
     keep_files = Int(0, help="Bytes of the working directory's files to save.").tag(config=True)
     snapshot_memory = Int(0, help="Bytes for copies of what is being saved.").tag(config=True)
+    snapshot_max = Int(0, help="Bytes that a saved state may have; 0: any.").tag(config=True)
     session_id = Unicode("", help="The mlcloud session this kernel serves.").tag(config=True)
 
     def init_iopub(self, context: Any) -> None:
@@ -65,6 +66,7 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
             store_url=self.store_url,
             keep_files=self.keep_files,
             snapshot_memory=self.snapshot_memory,
+            snapshot_max=self.snapshot_max,
             inlet=Inlet(self._socket, self.kernel),
             outlet=self._outlet,
         )

@@ -22,6 +22,7 @@ from typing import Any
 
 from mlcloud import errors
 from mlcloud.kernel import dump
+from mlcloud.kernel.choice import Choice, Chosen
 from mlcloud.kernel.dump import Dumped
 from mlcloud.kernel.imports import imported, is_importable
 from mlcloud.kernel.mentions import EVERYTHING
@@ -75,7 +76,12 @@ def uncollected() -> Iterator[None]:
 class RemoteSide:
     """The shared names of one session, inside its kernel."""
 
-    def __init__(self, namespace: dict[str, Any], cheap_s: float = CHEAP_S) -> None:
+    def __init__(
+        self,
+        namespace: dict[str, Any],
+        cheap_s: float = CHEAP_S,
+        snapshot_max: int | None = None,
+    ) -> None:
         self.namespace = namespace
         self._versions = Versions(namespace)
         self.classes = self._versions.classes
@@ -89,6 +95,7 @@ class RemoteSide:
         self._new_marks: dict[frozenset[str], str] = {}  # of the one that is on its way
         self._skipped: dict[str, str] = {}  # what the last dump left out, and why
         self.recipes = Recipes(namespace, self.classes)
+        self.choice = Choice(namespace, snapshot_max)
 
     @property
     def epoch(self) -> str:
@@ -513,6 +520,10 @@ class RemoteSide:
             scan = self._tracking.look(self._dirty)
             self._active |= self._tracking.active
             self._dirty |= scan.pickled.keys() | scan.failed.keys()
+        chosen = Chosen()
+        if run is not None:
+            stored = set[str]().union(*saved)
+            chosen = self.choice.of(run, scan, self.recipes.by_name, stored)
         dumped = dump.dump_groups(
             self._versions,
             max_bytes,
@@ -520,12 +531,13 @@ class RemoteSide:
             saved=saved,
             skipped_before=self._skipped,
             marks={keys: mark for keys, mark in self._marks.items() if keys in saved},
+            left_out=chosen.why,
         )
         self._tracking.hashed(scan)
         self._skipped = dumped.skipped
         self._new_marks = dumped.marks
         if run is not None:
-            self.recipes.cell(run, scan, self._active)
+            self.recipes.cell(run, scan, self._active, chosen.digests, chosen.why)
         return dumped
 
     def dumped(self) -> None:

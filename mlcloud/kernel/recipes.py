@@ -20,8 +20,9 @@ import ast
 import contextlib
 import types
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mlcloud.kernel.imports import imported
@@ -60,6 +61,8 @@ class Recipe:
     shares: frozenset[str] = frozenset()  # names whose objects are in it
     print: str | None = None  # its fingerprint when last looked at
     here: Any = None  # a weak reference to it, or its id
+    digest: str | None = None  # of one that could have been saved (`choice`): it must come out so
+    why: str = ""  # and why it is not
 
 
 class Recipes:
@@ -71,9 +74,20 @@ class Recipes:
         self.cells: dict[int, CellRun] = {}
         self.stored: dict[str, Any] = {}  # of `cells`, as in the last body
 
-    def cell(self, run: CellRun, scan: Scan, active: Collection[str]) -> None:
-        """A cell has run, which may have changed the names `active`; `scan` looked at these."""
+    def cell(
+        self,
+        run: CellRun,
+        scan: Scan,
+        active: Collection[str],
+        digests: Mapping[str, str] = MappingProxyType({}),
+        why: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """A cell has run, which may have changed the names `active`; `scan` looked at these.
+
+        `digests` are of names that could be saved, and shall be made again all the same; and why.
+        """
         there = {key for key in scan.failed if class_id(key) is None and key in self._namespace}
+        there |= digests.keys()
         looked = scan.pickled.keys() | scan.failed.keys()
         before = dict(self.by_name)
         for name in list(self.by_name):
@@ -91,7 +105,8 @@ class Recipes:
             value = self._namespace[name]
             known = before.get(name)
             shares = frozenset(n for n in groups[name] - there if class_id(n) is None)
-            print_ = fingerprint(value, self._namespace, self._classes)
+            digest = digests.get(name)
+            print_ = digest or fingerprint(value, self._namespace, self._classes)
             cells = set[int]()
             if known is not None and _is(value, known.here):
                 cells.update(known.cells)
@@ -101,7 +116,8 @@ class Recipes:
             else:
                 cells |= used | {run.step}
             self.by_name[name] = Recipe(
-                tuple(sorted(cells)), type(value).__qualname__, shares, print_, _reference(value)
+                *(tuple(sorted(cells)), type(value).__qualname__, shares, print_),
+                *(_reference(value), digest, why.get(name, "")),
             )
         run.wanted = sorted(closure(mentions(run.transformed), self._namespace, scan))
         self.cells[run.step] = run
@@ -120,7 +136,7 @@ class Recipes:
             if name in self._namespace:
                 value = self._namespace[name]
                 recipe.here = _reference(value)
-                recipe.print = fingerprint(value, self._namespace, self._classes)
+                recipe.print = recipe.digest or fingerprint(value, self._namespace, self._classes)
                 self.by_name[name] = recipe
         self._prune()
 
@@ -283,6 +299,12 @@ class Rebuilding:
         for name, recipe in list(self._recipes.items()):
             if name in made and type(made[name]).__qualname__ == recipe.kind:
                 self._namespace[name] = made[name]
+                if recipe.digest and recipe.digest != self._digest(made[name]):
+                    cells = ", ".join(map(str, recipe.cells))
+                    self.missing[name] = (
+                        f"its cells ({cells}) ran again and made another value than before, which "
+                        "is bound to it now"
+                    )
                 continue
             failed = [self._failed[step] for step in recipe.cells if step in self._failed]
             cells = ", ".join(map(str, recipe.cells))
@@ -292,15 +314,14 @@ class Rebuilding:
         if shared and all(self._same(made[n], self._final.get(n)) for n in shared):
             self._namespace.update({n: made[n] for n in shared})
 
+    def _digest(self, value: Any) -> str:
+        return dump((value,), self._namespace, classes=self._classes, inline=()).digest
+
     def _same(self, made: Any, saved: Any) -> bool:
         if made is saved:
             return True
         with contextlib.suppress(Exception):  # whatever a type's own code raises
-            digests = [
-                dump((value,), self._namespace, classes=self._classes, inline=()).digest
-                for value in (made, saved)
-            ]
-            if digests[0] == digests[1]:
+            if self._digest(made) == self._digest(saved):
                 return True
             return type(made) is type(saved) and made == saved and type(made) in _COMPARABLE
         return False

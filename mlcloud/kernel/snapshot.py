@@ -15,6 +15,7 @@ Which names are looked at says `tracking`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -100,6 +101,7 @@ class Snapshots:
                         "cells": list(recipe.cells),
                         "kind": recipe.kind,
                         "shares": sorted(recipe.shares),
+                        **({"digest": recipe.digest, "why": recipe.why} if recipe.digest else {}),
                     }
                     for name, recipe in self._names.recipes.by_name.items()
                 },
@@ -125,6 +127,7 @@ class Snapshots:
     def _written(self, found: _Found, outgoing: Outgoing) -> dict[str, list[str]]:
         """The chunks of all blobs by digest."""
         written, refs = dict(found.known), outgoing.write()
+        began, before = time.perf_counter(), found.new_bytes
         for digest, size in found.sizes.items():
             chunks = written[digest] = []
             for _ in range(chunks_of(size)):
@@ -133,6 +136,7 @@ class Snapshots:
                 chunks.append(str(ref))
         for _ in refs:  # there is none: so it ends
             pass
+        self._names.choice.wrote(found.new_bytes - before, time.perf_counter() - began)
         return written
 
     def _describe(self, found: _Found, written: dict[str, list[str]]) -> dict[str, Any]:
@@ -211,7 +215,11 @@ class Snapshots:
         restoring.missing = self._names.restore(groups, imports, inbox.take)
         restoring.missing.update({f"package {name}": why for name, why in failed.items()})
         recipes = {
-            name: Recipe(tuple(each["cells"]), each["kind"], frozenset(each["shares"]))
+            name: Recipe(
+                *(tuple(each["cells"]), each["kind"], frozenset(each["shares"])),
+                digest=each.get("digest"),
+                why=each.get("why", ""),
+            )
             for name, each in body.get("recipes", {}).items()
         }
         runs, inputs = dict[int, CellRun](), dict[int, list[Group]]()
