@@ -35,8 +35,11 @@ BRING_UP_TRIES = 5
 ACTIVITY_S = 8.0
 
 
-async def bring_up(session: Session, avoid: str = "") -> LiveHost:
-    """A started host on some node. Its kernel is empty yet."""
+async def bring_up(session: Session, avoid: str = "", node_type: str = "") -> LiveHost:
+    """A started host on some node. Its kernel is empty yet.
+
+    `avoid`: not on this instance; `node_type`: on a node of this type and no larger one.
+    """
     from ray.exceptions import RayError
 
     if not session.services.cluster.up:
@@ -59,6 +62,7 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
                 "keep_files": parse_size(session.request.keep_files or "0B"),
             },
             avoid=avoid,
+            node_type=node_type,
             runtime_env=environments.runtime_env(session),
         )
         if attempt == 0:
@@ -165,6 +169,7 @@ async def save_background(session: Session) -> None:
         await session.run_once(execution, host)
     finally:
         session.current = None
+        session.settle()  # who asked for it may find that the session stays
 
 
 async def lost_between_cells(session: Session, host: LiveHost) -> None:
@@ -188,7 +193,9 @@ async def take_over(session: Session, host: LiveHost) -> None:
     session.status(f"on {session.place(host)}", ready=True)
     if previous is not None:
         await release(session, previous, billing=False)
-    session.save(epoch=host.epoch, host_number=host.number)
+    # With the shape that it was brought up on: a session may be given another one (`reshaping.py`).
+    request = session.request.model_dump_json()
+    session.save(epoch=host.epoch, host_number=host.number, request=request)
 
 
 async def release(session: Session, host: LiveHost, *, billing: bool = True) -> None:

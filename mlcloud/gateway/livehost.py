@@ -47,6 +47,7 @@ class LiveHost:
         self.number = number
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.finished: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self.deaths: list[str] = []  # of its kernels between cells, and why
         self._on_events = on_events
         self._links = links
         self._link = Link()

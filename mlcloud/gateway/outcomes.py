@@ -19,7 +19,7 @@ from mlcloud.cluster.clouds.local import now
 from mlcloud.cost.footer import footer
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import ExecutionCancelled, MLCloudError
-from mlcloud.gateway import db, restoring
+from mlcloud.gateway import db, hosting, restoring
 from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
 from mlcloud.gateway.livehost import Events, LiveHost
@@ -32,6 +32,7 @@ from mlcloud.units import format_bytes
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session
 
+MOST_DEATHS = 3  # of a host's kernels while no cell runs
 NOTEWORTHY_LAG = 64 * 2**20  # bytes that are not in the store yet, worth a word in a footer
 
 # Executions that end with a transaction, and their state before it.
@@ -139,8 +140,13 @@ class Outcomes:
         self._session.safe.set()
         if execution_id:
             host.resolve(execution_id, content)
-        else:
+            return
+        host.deaths.append(content["evalue"])
+        if len(host.deaths) <= MOST_DEATHS:
             self._session.spawn(restoring.revive(self._session, host))
+        else:  # what it restores is what kills it: the next cell tries elsewhere, and says so
+            host.lose(f"its kernel died {len(host.deaths)} times between cells")
+            self._session.spawn(hosting.lost_between_cells(self._session, host))
 
     def _commit_soon(self, content: dict[str, Any]) -> None:
         self._session.spawn(self.commit(content))

@@ -127,6 +127,7 @@ class Session:
         self.recorded = 0  # the last event that is in the store's record
         self.to_record = True  # something has ended since the store's record was written
         self.unsaved: dict[str, str] = {}
+        self.not_restored: dict[str, str] = {}  # what the last restore should have had, and why not
         self.outcomes = Outcomes(self)
         self.questions = Questions(self)
         self._background: set[asyncio.Task[Any]] = set()
@@ -259,7 +260,7 @@ class Session:
     async def resume(self) -> None:
         """Bring the session back on a node without running anything."""
         async with self.turn:
-            await self._ensure_host()
+            await self.ensure_host()
             self.settle()
 
     async def close(self) -> None:
@@ -360,7 +361,7 @@ class Session:
                 )
                 return
             try:
-                host = await self._ensure_host()
+                host = await self.ensure_host()
             except asyncio.CancelledError:
                 if not execution.interrupted:
                     raise
@@ -491,8 +492,11 @@ class Session:
 
     # --- hosts ------------------------------------------------------------------------------------
 
-    async def _ensure_host(self) -> LiveHost:
-        """The host to run on: the present one, or a new one with the last snapshot restored."""
+    async def ensure_host(self) -> LiveHost:
+        """The host to run on: the present one, or a new one with the last snapshot restored.
+
+        The caller has the turn.
+        """
         if self.host is not None and not self.host.alive:
             await hosting.host_lost(self, self.host)
         if self.host is not None:

@@ -16,9 +16,9 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cluster.shapes import HostRequest, choose
 from mlcloud.errors import Conflict, MLCloudError, NotFound
-from mlcloud.gateway import db, environments
+from mlcloud.gateway import db, environments, reshaping
 from mlcloud.gateway.session import Services, Session
-from mlcloud.models import SessionInfo, SessionRequest, SessionState
+from mlcloud.models import SessionInfo, SessionRequest, SessionState, ShapeRequest
 from mlcloud.units import parse_duration, parse_gpu, parse_size
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,22 @@ class Sessions:
             else self.services.idle_timeout_s
         )
         return host_request, memory, idle
+
+    async def resume(self, name: str, wanted: ShapeRequest | None) -> Session:
+        """Bring a session up without running anything, on this shape from now on if one is given.
+
+        Raises `NoSuchResources` where the cluster has no such shape, and as `reshaping.reshape`.
+        """
+        session = self.get(name)
+        asked = {} if wanted is None else wanted.model_dump(exclude_unset=True)
+        request = session.request.model_copy(update=asked)
+        host_request, memory_bytes, _ = self._resolve(request)
+        if (host_request, memory_bytes) == (session.host_request, session.memory_bytes):
+            await session.resume()
+        else:
+            shape = reshaping.Shape(request, host_request, memory_bytes)
+            await reshaping.reshape(session, shape)
+        return session
 
     def has(self, name: str) -> bool:
         return name in self._by_name
@@ -244,6 +260,6 @@ def _same_resources(existing: SessionRequest, wanted: SessionRequest) -> None:
         if have != want:
             raise Conflict(
                 f"session {existing.name!r} exists with {field}={have!r}, not {want!r}; "
-                "use another name, or close it first"
+                f"`resume({field}=…)` puts it on another shape; or use another name"
             )
     environments.same(existing, wanted)
