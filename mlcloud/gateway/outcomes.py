@@ -22,6 +22,7 @@ from mlcloud.errors import ExecutionCancelled, MLCloudError
 from mlcloud.gateway import db, hosting, restoring
 from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
+from mlcloud.gateway.lease import Lapsed
 from mlcloud.gateway.livehost import Events, LiveHost
 from mlcloud.gateway.record import Fenced
 from mlcloud.gateway.snapshots import cannot_survive
@@ -49,8 +50,11 @@ class Outcomes:
         """Journal a batch, with the ends in it, in one transaction; then act on them.
 
         Called by the host's pump, in order. A batch that could not be written (a full disk) comes
-        again, so everything is then as it was before.
+        again, so everything is then as it was before. Raises `Lapsed` where the session may be
+        another head's by now.
         """
+        if self._session.services.lease.lapsed:
+            raise Lapsed
         items: list[tuple[str, str, bytes]] = []
         acts: list[Callable[[], None]] = []
         with self._writing() as (connection, ending):

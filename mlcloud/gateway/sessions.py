@@ -85,15 +85,28 @@ class Sessions:
 
         Raises `NotFound`, `Conflict` where that cluster is alive.
         """
-        if name not in self._by_name and SESSION_NAME.fullmatch(name):
+        if self._is_elsewhere(name) and SESSION_NAME.fullmatch(name):
             async with self._finding:
                 found = None
-                if name not in self._by_name:
+                if self._is_elsewhere(name):
+                    await self._let_go(name)
                     found = await asyncio.to_thread(self.services.record.take_over, name)
                 if found is not None:
                     log.info("session %s is taken up from the store", name)
                     self._adopt(self._rows(found)[0])
         return self.get(name)
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Whether the store must be asked: it is not here, or another head has taken it up."""
+        known = self._by_name.get(name)
+        return known is None or known.state is SessionState.FAILED
+
+    async def _let_go(self, name: str) -> None:
+        """Of a session that another head has taken up: its name may lead back to it one day."""
+        session = self._by_name.pop(name, None)
+        if session is not None:
+            await session.shut(keep_host=False)
+            await asyncio.to_thread(self.services.record.let_go, session.id, session.detail)
 
     def _resolve(self, request: SessionRequest) -> tuple[HostRequest, int, float]:
         memory = parse_size(request.memory) if request.memory else 0
