@@ -13,11 +13,11 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from mlcloud.cluster.clouds.local import now
+from mlcloud.cluster.clouds.local import LocalCloud, now
 from mlcloud.cost.ledger import Placement
 from mlcloud.errors import Conflict, SessionFailed
 from mlcloud.gateway import environments, restoring
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 BRING_UP_TRIES = 5
 ACTIVITY_S = 8.0
+RAY_LEARNS_S = 30.0
 
 
 async def bring_up(session: Session, avoid: str = "", node_type: str = "") -> LiveHost:
@@ -49,6 +50,7 @@ async def bring_up(session: Session, avoid: str = "", node_type: str = "") -> Li
         # In the table the epoch changes with take_over: until then a gateway that comes back must
         # find the present host, and sweeps the others away (`adoption.py`).
         session.epoch += 1
+        gone = await asyncio.to_thread(_gone_of_late, session.services.cluster.cloud)
         handle = hosts.create(
             f"{session.id}-{session.epoch}",
             session.host_request,
@@ -61,7 +63,7 @@ async def bring_up(session: Session, avoid: str = "", node_type: str = "") -> Li
                 "output_limits": session.services.output_limits,
                 "keep_files": parse_size(session.request.keep_files or "0B"),
             },
-            avoid=avoid,
+            avoid={avoid, *gone} - {""},
             node_type=node_type,
             runtime_env=environments.runtime_env(session),
         )
@@ -91,6 +93,13 @@ async def bring_up(session: Session, avoid: str = "", node_type: str = "") -> Li
             on_events=session.outcomes.on_events,
         )
     raise SessionFailed(f"no host could be started in {BRING_UP_TRIES} tries: {last}")
+
+
+def _gone_of_late(cloud: LocalCloud) -> list[str]:
+    """Nodes that Ray may believe to be there still, and would wait for: a node's end takes it some
+    seconds to find out. Blocks."""
+    since = now() - timedelta(seconds=RAY_LEARNS_S)
+    return [each.id for each in cloud.instances() if each.ended_at and each.ended_at > since]
 
 
 async def bring_up_elsewhere(session: Session, host: LiveHost, deadline: datetime) -> LiveHost:
