@@ -81,9 +81,16 @@ def park(session: str) -> None:
 
 @main.command()
 @click.argument("session")
-def resume(session: str) -> None:
-    """Bring a parked session back on a node."""
-    _run("resume", session)
+@click.option("--gpu", metavar="NAME:COUNT", help="Another accelerator; `none` for none.")
+@click.option("--cpus", metavar="N", help="Other vCPUs.")
+@click.option("--memory", metavar="SIZE", help="Another memory limit; `none` for the node's.")
+@click.option("--spot", is_flag=True, help="A spot node.")
+@click.option("--on-demand", is_flag=True, help="A node that is not taken back.")
+def resume(session: str, spot: bool, on_demand: bool, **shape: str | None) -> None:
+    """Bring a parked session back on a node; with options, put it on that shape."""
+    words = [word for key, value in shape.items() if value for word in (f"--{key}", value)]
+    words += ["--spot"] * spot + ["--on-demand"] * on_demand
+    _run("resume", session, *words)
 
 
 @main.command()

@@ -74,7 +74,10 @@ class Settings(BaseSettings):
         4, ge=1, le=64, description="Nodes the embedded cluster may have at once."
     )
     warm_spares: int = Field(
-        0, ge=0, le=8, description="Idle nodes of the smallest shape kept ready; they bill."
+        0,
+        ge=0,
+        le=8,
+        description="Nodes of the smallest shape that are kept, used or not; they bill.",
     )
 
     environment_check: Literal["error", "warn", "off"] = Field(

@@ -59,12 +59,7 @@ def remote_parser() -> Parser:
         prog="%%remote", description="Run this cell in a remote session.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--gpu", metavar="NAME:COUNT", help="an accelerator, e.g. A10G:1")
-    add("--cpus", type=float, help="vCPUs (1)")
-    add("--memory", metavar="SIZE", help="a memory limit, e.g. 8GB")
-    market = parser.add_mutually_exclusive_group()
-    market.add_argument("--spot", action="store_true", help="a spot node (the default)")
-    market.add_argument("--on-demand", action="store_true", help="a node that is not taken back")
+    _add_shape(parser)
     add("--session", metavar="NAME", help="a named session; without it, this notebook's own")
     add("--in", dest="only_in", metavar="A,B", help="ship exactly these names; they win")
     add("--out", metavar="C", help="bring back exactly these names, whatever their size")
@@ -87,6 +82,24 @@ def remote_parser() -> Parser:
     return parser
 
 
+def _add_shape(parser: Parser) -> None:
+    """The options that say on which node."""
+    add = parser.add_argument
+    add("--gpu", metavar="NAME:COUNT", help="an accelerator, e.g. A10G:1")
+    add("--cpus", type=float, help="vCPUs (1)")
+    add("--memory", metavar="SIZE", help="a memory limit, e.g. 8GB")
+    market = parser.add_mutually_exclusive_group()
+    market.add_argument("--spot", action="store_true", help="a spot node (the default)")
+    market.add_argument("--on-demand", action="store_true", help="a node that is not taken back")
+
+
+def _shape(options: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given, as the client takes them."""
+    market = "on-demand" if options.on_demand else "spot" if options.spot else None
+    found = {"gpu": options.gpu, "cpus": options.cpus, "memory": options.memory, "market": market}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def run_remote(line: str, cell: str) -> Any:
     """`%%remote`. Returns a handle of a detached cell, else None."""
     try:
@@ -100,16 +113,7 @@ def run_remote(line: str, cell: str) -> Any:
     from mlcloud.units import parse_duration
 
     timeout = None if options.timeout is None else parse_duration(options.timeout).total_seconds()
-    wanted: dict[str, Any] = {
-        key: value
-        for key, value in (
-            ("gpu", options.gpu),
-            ("cpus", options.cpus),
-            ("memory", options.memory),
-            ("market", "on-demand" if options.on_demand else "spot" if options.spot else None),
-        )
-        if value is not None
-    }
+    wanted = _shape(options)
     client = default()
     session = client.known(options.session)
     # A cell that asks for nothing runs wherever the session is; asking is checked against it.
@@ -207,8 +211,13 @@ def _park(words: list[str]) -> None:
 
 
 def _resume(words: list[str]) -> None:
-    session = _session(words)
-    session.resume()
+    """`resume [SESSION] [--gpu A10G:1] …`: on another shape, where one is given."""
+    parser = Parser(prog="%mlcloud resume", allow_abbrev=False)
+    parser.add_argument("session", nargs="?", help="a session; default: this notebook's")
+    _add_shape(parser)
+    options = parser.read(shlex.join(words))
+    session = _session([options.session] if options.session else [])
+    session.resume(**_shape(options))
     print(repr(session))
 
 

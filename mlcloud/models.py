@@ -131,6 +131,19 @@ class SessionRequest(Model):
     )
 
 
+class ShapeRequest(Model):
+    """`POST /v1/sessions/{name}/resume`: the node shape to resume on.
+
+    What is left out stays as the session has it; null, where it may be given, is what a new session
+    has without it.
+    """
+
+    gpu: str | None = Field(None, description="`NAME:COUNT`; null: no GPU.")
+    cpus: float = Field(1, gt=0, description="vCPUs the session reserves.")
+    memory: str | None = Field(None, description="A limit such as `4GB`; null: the node's.")
+    market: Market = Field("spot", description="`spot` or `on-demand`.")
+
+
 class Bill(Model):
     """What an execution or session has cost. Money is Decimal dollars, sent as strings."""
 

@@ -457,9 +457,32 @@ class Session:
         """
         self._connection.post(f"/v1/sessions/{self.name}/park", params={"force": force})
 
-    def resume(self) -> None:
-        """Bring the session back on a node now instead of at its next cell."""
-        self._connection.post(f"/v1/sessions/{self.name}/resume", timeout=600)
+    def resume(
+        self,
+        *,
+        gpu: str | None = None,
+        cpus: float | None = None,
+        memory: str | None = None,
+        market: str | None = None,
+    ) -> None:
+        """Bring the session back on a node now instead of at its next cell.
+
+        With any of the options of `mlcloud.session()`, on a node of that shape, which is the
+        session's from then on; what is not given stays as it is, and `"none"` for `gpu` or `memory`
+        asks for no GPU, and for the node's memory. A session that is on a node is parked first.
+
+        Raises `NoSuchResources` where the cluster has no such shape and `Conflict` while a cell
+        runs, where its state is too large for the shape or something of it would be lost: nothing
+        has changed then. Raises `SessionFailed` where it did not come up there: it is parked then,
+        with its state and the shape that it had.
+        """
+        given = {"gpu": gpu, "cpus": cpus, "memory": memory, "market": market}
+        shape = {
+            key: None if key in ("gpu", "memory") and str(value).lower() == "none" else value
+            for key, value in given.items()
+            if value is not None
+        }
+        self._connection.post(f"/v1/sessions/{self.name}/resume", shape or None, timeout=600)
 
     def saved(self) -> Saved:
         """What would be left if the node went now: each variable saved, made again by which cells,

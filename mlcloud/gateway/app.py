@@ -49,6 +49,7 @@ from mlcloud.models import (
     SavedState,
     SessionInfo,
     SessionRequest,
+    ShapeRequest,
 )
 
 STATUS: list[tuple[type[errors.MLCloudError], int]] = [
@@ -170,9 +171,8 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         return sessions.info(session)
 
     @routes.post("/sessions/{name}/resume")
-    async def resume(name: str) -> SessionInfo:
-        session = sessions.get(name)
-        await session.resume()
+    async def resume(name: str, shape: ShapeRequest | None = None) -> SessionInfo:
+        session = await sessions.resume(name, shape)
         log_change("session.resume", name)
         return sessions.info(session)
 

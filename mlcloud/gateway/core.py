@@ -22,7 +22,7 @@ from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
 from mlcloud.gateway.links import Links
-from mlcloud.gateway.record import Record
+from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
@@ -32,6 +32,7 @@ from mlcloud.store import Signer, Store, load_or_create_key
 log = logging.getLogger(__name__)
 IDLE_LOOKS, IDLE_LOOK_S = 5, 0.2  # so often it must be found idle, that far apart
 BILLING_S = 1.0
+LOOK_S = 0.5
 LAST_RECORD_S = 10.0
 RECORD_S, RECORD_PRINTED_S, RECORD_ALL_S = 1.0, 4.0, 30.0
 
@@ -71,6 +72,7 @@ class Gateway:
                 links=self.links,
                 snapshots=SnapshotLog(self.store, signer),
                 record=self.record,
+                lease=self.lease,
                 store_url=settings.store_url,
                 ray_dir=settings.ray_dir,
                 idle_timeout_s=settings.idle_timeout.total_seconds(),
@@ -175,8 +177,14 @@ class Gateway:
                 log.warning("what nodes cost could not be recorded: %s", error)
 
     async def _keep_lease(self) -> None:
+        renewed = time.monotonic()
         while True:
-            await asyncio.sleep(RENEW_S)
+            await asyncio.sleep(LOOK_S)
+            if self.lease.lapsed:
+                await self._look_what_is_ours()
+            elif time.monotonic() - renewed < RENEW_S:
+                continue
+            renewed = time.monotonic()
             try:
                 held = await asyncio.to_thread(self.lease.renew)
             except MLCloudError as error:
@@ -187,6 +195,23 @@ class Gateway:
                 await self.sessions.shut(keep_hosts=True)
                 self._on_idle()
                 return
+
+    async def _look_what_is_ours(self) -> None:
+        """This process stood still, or the store did: other heads may have taken sessions up.
+
+        A store that does not answer is not waited for: nobody has taken anything up from it, and
+        what is committed is checked once more.
+        """
+        log.warning("no sign of life was given for long: looking what is held by others now")
+        for session in self.sessions:
+            try:
+                looking = asyncio.to_thread(self.record.check, session.id, anew=True)
+                await asyncio.wait_for(looking, LAST_RECORD_S)
+            except Fenced as error:
+                session.fenced(error)
+            except (MLCloudError, asyncio.TimeoutError) as error:
+                log.warning("whose session %s is could not be read: %s", session.id, error)
+        self.lease.looked()
 
     def _node_ended(self, instance: Instance) -> None:
         self.billing.see(self.cluster.cloud.instances())

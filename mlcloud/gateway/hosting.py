@@ -13,11 +13,11 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from mlcloud.cluster.clouds.local import now
+from mlcloud.cluster.clouds.local import LocalCloud, now
 from mlcloud.cost.ledger import Placement
 from mlcloud.errors import Conflict, SessionFailed
 from mlcloud.gateway import environments, restoring
@@ -33,10 +33,14 @@ log = logging.getLogger(__name__)
 
 BRING_UP_TRIES = 5
 ACTIVITY_S = 8.0
+RAY_LEARNS_S = 30.0
 
 
-async def bring_up(session: Session, avoid: str = "") -> LiveHost:
-    """A started host on some node. Its kernel is empty yet."""
+async def bring_up(session: Session, avoid: str = "", node_type: str = "") -> LiveHost:
+    """A started host on some node. Its kernel is empty yet.
+
+    `avoid`: not on this instance; `node_type`: on a node of this type and no larger one.
+    """
     from ray.exceptions import RayError
 
     if not session.services.cluster.up:
@@ -46,6 +50,7 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
         # In the table the epoch changes with take_over: until then a gateway that comes back must
         # find the present host, and sweeps the others away (`adoption.py`).
         session.epoch += 1
+        gone = await asyncio.to_thread(_gone_of_late, session.services.cluster.cloud)
         handle = hosts.create(
             f"{session.id}-{session.epoch}",
             session.host_request,
@@ -63,7 +68,8 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
                     or session.memory_bytes // 10,
                 },
             },
-            avoid=avoid,
+            avoid={avoid, *gone} - {""},
+            node_type=node_type,
             runtime_env=environments.runtime_env(session),
         )
         if attempt == 0:
@@ -92,6 +98,13 @@ async def bring_up(session: Session, avoid: str = "") -> LiveHost:
             on_events=session.outcomes.on_events,
         )
     raise SessionFailed(f"no host could be started in {BRING_UP_TRIES} tries: {last}")
+
+
+def _gone_of_late(cloud: LocalCloud) -> list[str]:
+    """Nodes that Ray may believe to be there still, and would wait for: a node's end takes it some
+    seconds to find out. Blocks."""
+    since = now() - timedelta(seconds=RAY_LEARNS_S)
+    return [each.id for each in cloud.instances() if each.ended_at and each.ended_at > since]
 
 
 async def bring_up_elsewhere(session: Session, host: LiveHost, deadline: datetime) -> LiveHost:
@@ -170,6 +183,7 @@ async def save_background(session: Session) -> None:
         await session.run_once(execution, host)
     finally:
         session.current = None
+        session.settle()  # who asked for it may find that the session stays
 
 
 async def lost_between_cells(session: Session, host: LiveHost) -> None:
@@ -193,7 +207,9 @@ async def take_over(session: Session, host: LiveHost) -> None:
     session.status(f"on {session.place(host)}", ready=True)
     if previous is not None:
         await release(session, previous, billing=False)
-    session.save(epoch=host.epoch, host_number=host.number)
+    # With the shape that it was brought up on: a session may be given another one (`reshaping.py`).
+    request = session.request.model_dump_json()
+    session.save(epoch=host.epoch, host_number=host.number, request=request)
 
 
 async def release(session: Session, host: LiveHost, *, billing: bool = True) -> None:

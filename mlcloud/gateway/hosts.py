@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -63,14 +64,20 @@ class Hosts:
         *,
         memory_bytes: int,
         arguments: dict[str, Any],
-        avoid: str = "",
+        avoid: Iterable[str] = (),
+        node_type: str = "",
         runtime_env: dict[str, Any] | None = None,
     ) -> Any:
         """Ask Ray for a host. Returns at once; the actor starts when a node can hold it.
 
-        `avoid` is an instance it must not be put on: Ray 2.60 still gave new actors to a node that
-        had accepted to be drained, where they died with it.
+        `avoid` are instances it must not be put on: Ray 2.60 still gave new actors to a node that
+        had accepted to be drained, where they died with it. `node_type` is the only kind of node
+        that it may be put on; without one, any that can hold it.
         """
+        shunned = ", ".join(sorted(avoid))
+        labels = {"mlcloud.instance": f"!in({shunned})"} if shunned else {}
+        if node_type:
+            labels["mlcloud.node-type"] = node_type
         import ray
 
         from mlcloud.kernel.host import Host
@@ -87,7 +94,7 @@ class Hosts:
                 num_gpus=request.num_gpus,
                 memory=memory_bytes or None,
                 resources=request.resources,
-                label_selector={"mlcloud.instance": f"!{avoid}"} if avoid else None,
+                label_selector=labels or None,
                 runtime_env=runtime_env,
             )
             .remote(**arguments)

@@ -6,6 +6,10 @@
 A new head takes over where there is no sign of life for `LEASE_S`, or where the holder is known to
 have ended: a gateway of the same home on the same machine, whose lock the new one has. A holder
 that finds a later head than itself is fenced: it stops, and commits nothing any more.
+
+A head that gave no sign of life for nearly as long (a machine that slept, a process that was
+stopped) may have lost what it held, and has not been told: its lease has *lapsed*. It begins no
+cell and tells no end of one until it has looked.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from mlcloud.store import Signer, Store
 KIND = "leases"
 LEASE_S = 30.0
 RENEW_S = 8.0
+LAPSES_S = LEASE_S - RENEW_S  # before anybody else may think so
 
 
 def cluster_of(home: Path) -> str:
@@ -30,6 +35,10 @@ def cluster_of(home: Path) -> str:
     digest = hashlib.blake2b(str(home.resolve()).encode(), digest_size=6).hexdigest()
     host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:40].strip("-")
     return f"{host or 'local'}-{digest}"
+
+
+class Lapsed(Exception):
+    """Perhaps another head has what this one held: it must look first."""
 
 
 class Lease:
@@ -40,6 +49,18 @@ class Lease:
         self.cluster = cluster
         self.holder = secrets.token_hex(8)
         self.number = 0
+        self._sure = (time.time(), time.monotonic())
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether a session may be another head's by now. Cheap; blocks not."""
+        at, clock = self._sure
+        # A machine that slept sees it by the time of day, one whose clock was set by the other.
+        return max(time.time() - at, time.monotonic() - clock) > LAPSES_S
+
+    def looked(self) -> None:
+        """What this head holds was found to be its own, just now."""
+        self._sure = (time.time(), time.monotonic())
 
     def take(self) -> None:
         """Become the head. Raises `Conflict` where another one is alive, or was faster."""
@@ -58,6 +79,7 @@ class Lease:
         except StepExists:
             raise Conflict(f"another head has just taken the cluster {self.cluster}") from None
         self.number = last + 1
+        self.looked()
         self.renew()
 
     def renew(self) -> bool:
@@ -65,6 +87,8 @@ class Lease:
         if not self.is_held():
             return False
         self._mark(time.time())
+        if not self.lapsed:
+            self.looked()
         return True
 
     def is_held(self) -> bool:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from mlcloud.gateway.lease import Lapsed
 from mlcloud.gateway.links import HostError, Link, LinkLost, Links
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class LiveHost:
         self.number = number
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.finished: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self.deaths: list[str] = []  # of its kernels between cells, and why
         self._on_events = on_events
         self._links = links
         self._link = Link()
@@ -118,6 +120,8 @@ class LiveHost:
                     self._on_events(self, new)
                     self.number = new[-1][0]
                     await asyncio.sleep(0)  # who follows the journal comes first
+            except Lapsed:
+                await asyncio.sleep(RETRY_S)  # the host keeps them until this head has looked
             except Exception:
                 # Most likely the journal's disk is full. The host keeps the events; we try again.
                 log.exception("a batch of events could not be journaled; trying again")

@@ -19,9 +19,10 @@ from mlcloud.cluster.clouds.local import now
 from mlcloud.cost.footer import footer
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import ExecutionCancelled, MLCloudError
-from mlcloud.gateway import db, restoring
+from mlcloud.gateway import db, hosting, restoring
 from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
+from mlcloud.gateway.lease import Lapsed
 from mlcloud.gateway.livehost import Events, LiveHost
 from mlcloud.gateway.record import Fenced
 from mlcloud.gateway.snapshots import cannot_survive
@@ -32,6 +33,7 @@ from mlcloud.units import format_bytes
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session
 
+MOST_DEATHS = 3  # of a host's kernels while no cell runs
 NOTEWORTHY_LAG = 64 * 2**20  # bytes that are not in the store yet, worth a word in a footer
 
 # Executions that end with a transaction, and their state before it.
@@ -48,8 +50,11 @@ class Outcomes:
         """Journal a batch, with the ends in it, in one transaction; then act on them.
 
         Called by the host's pump, in order. A batch that could not be written (a full disk) comes
-        again, so everything is then as it was before.
+        again, so everything is then as it was before. Raises `Lapsed` where the session may be
+        another head's by now.
         """
+        if self._session.services.lease.lapsed:
+            raise Lapsed
         items: list[tuple[str, str, bytes]] = []
         acts: list[Callable[[], None]] = []
         with self._writing() as (connection, ending):
@@ -139,8 +144,13 @@ class Outcomes:
         self._session.safe.set()
         if execution_id:
             host.resolve(execution_id, content)
-        else:
+            return
+        host.deaths.append(content["evalue"])
+        if len(host.deaths) <= MOST_DEATHS:
             self._session.spawn(restoring.revive(self._session, host))
+        else:  # what it restores is what kills it: the next cell tries elsewhere, and says so
+            host.lose(f"its kernel died {len(host.deaths)} times between cells")
+            self._session.spawn(hosting.lost_between_cells(self._session, host))
 
     def _commit_soon(self, content: dict[str, Any]) -> None:
         self._session.spawn(self.commit(content))

@@ -136,14 +136,16 @@ class Record:
             theirs = self._store.read(KIND, name, step, verify=self._signer.verify)
             if theirs != body:
                 owner = theirs.get("cluster")
-                raise Fenced(f"the cluster {owner} has this session now") from None
+                raise Fenced(_taken(owner)) from None
 
-    def check(self, session_id: str) -> None:
+    def check(self, session_id: str, *, anew: bool = False) -> None:
         """Raises `Fenced` where another head has written a later record than this one's.
 
-        Looks once a second: what is committed in between, a head that took over passes by (`FAR`).
+        Looks once a second, unless `anew`: what is committed in between, a head that took over
+        passes by (`FAR`).
         """
-        if time.monotonic() - self._checked.get(session_id, -CHECK_S) < CHECK_S:
+        since = time.monotonic() - self._checked.get(session_id, -CHECK_S)
+        if since < CHECK_S and not anew:
             return
         with self._engine.connect() as connection:
             mine = connection.execute(
@@ -153,7 +155,7 @@ class Record:
         if mine is not None and latest is not None and latest > mine:
             body = self._read(session_id, latest)
             if body.get("cluster") != self.cluster:
-                raise Fenced(f"the cluster {body.get('cluster')} has this session now")
+                raise Fenced(_taken(body.get("cluster")))
         self._checked[session_id] = time.monotonic()
 
     def name(self, name: str, session_id: str) -> None:
@@ -212,16 +214,21 @@ class Record:
                 self.check(row.id)
             except Fenced as error:
                 log.warning("session %s: %s", row.name, error)
-                with self._engine.begin() as connection:
-                    connection.execute(
-                        db.sessions.update()
-                        .where(db.sessions.c.id == row.id)
-                        .values(
-                            state=SessionState.CLOSED.value,
-                            detail=str(error),
-                            name=f"{row.name}#{row.id}",
-                        )
-                    )
+                self.let_go(row.id, str(error))
+
+    def let_go(self, session_id: str, why: str) -> None:
+        """A session that is another cluster's is closed in this database; its name is free here."""
+        sessions = db.sessions
+        with self._engine.begin() as connection:
+            connection.execute(
+                sessions.update()
+                .where(sessions.c.id == session_id, sessions.c.state != SessionState.CLOSED.value)
+                .values(
+                    state=SessionState.CLOSED.value,
+                    detail=why,
+                    name=sessions.c.name + f"#{session_id}",
+                )
+            )
 
     def take_over(self, name: str) -> str | None:
         """Take up a session of this name whose own cluster is gone: its id, None if there is none.
@@ -245,7 +252,13 @@ class Record:
                 f"session {name!r} is held by the cluster {owner}, which is alive: work with it "
                 "there, or take that cluster down first"
             )
-        self._commit(session_id, step + 1, {**body, "cluster": self.cluster, "chunks": []})
+        try:
+            self._commit(session_id, step + 1, {**body, "cluster": self.cluster, "chunks": []})
+        except Fenced:
+            raise Conflict(
+                f"session {name!r} was written by another cluster just now: try again to be told "
+                "which one has it"
+            ) from None
         self._load(session_id, step + 1, taken=owner != self.cluster)
         self.name(name, session_id)
         return str(session_id)
@@ -292,16 +305,31 @@ class Record:
         mark["event"] = max((each["seq"] for each in events), default=0)
         session["last_event"] = max(session["last_event"], mark["event"])
         with self._engine.begin() as connection:
+            # It may have been here before, and come back: what was here is older.
+            connection.execute(delete(db.sessions).where(db.sessions.c.id == session_id))
+            connection.execute(delete(db.recorded).where(db.recorded.c.id == session_id))
+            for table in _TABLES.values():
+                connection.execute(delete(table).where(table.c.session_id == session_id))
             connection.execute(insert(db.sessions).values(_from_plain(db.sessions, session)))
             for name, rows in (("executions", executions.values()), ("events", events)):
                 table = _TABLES[name]
                 for row in rows:
                     connection.execute(insert(table).values(_from_plain(table, row)))
+            here = {(each.kind, each.entry) for each in connection.execute(select(db.ledger))}
             for kind, entry in ledger:
-                connection.execute(insert(db.ledger).values(kind=kind, entry=entry))
+                if (kind, entry) not in here:
+                    connection.execute(insert(db.ledger).values(kind=kind, entry=entry))
             highest = connection.execute(select(func.max(db.ledger.c.id))).scalar()
             mark["entry"] = highest or 0
             connection.execute(insert(db.recorded).values(mark))
+
+
+def _taken(cluster: Any) -> str:
+    return (
+        f"the cluster {cluster} has this session now: it went on there when this one gave no sign "
+        "of life; nothing of what runs here is kept. Work with it there, or take that cluster down "
+        "and attach the session here again"
+    )
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -61,6 +61,7 @@ async def replay(session: Session, host: LiveHost, *, after: int) -> None:
 
 async def restore_latest(session: Session, host: LiveHost) -> int:
     """Load the newest snapshot that can be read; its step, 0 if there is none."""
+    session.not_restored = {}
     before: int | None = None
     while True:
         latest = await asyncio.to_thread(session.services.snapshots.latest, session.id, before)
@@ -88,11 +89,12 @@ async def restore_latest(session: Session, host: LiveHost) -> int:
         cells = ", ".join(session.services.executions.labels(session.id, steps))
         text = f"{', '.join(sorted(rebuilt))} made again by running what made it (cells {cells})"
         session.story("rebuilt", text, cells=rebuilt)
+    session.unsaved = cannot_survive(body)
     missing: dict[str, str] = content.get("missing") or {}
+    session.not_restored = {n: why for n, why in missing.items() if n not in session.unsaved}
     if missing:
         lost = "; ".join(f"{name}: {why}" for name, why in sorted(missing.items()))
         session.story("not_restored", f"not restored: {lost}", why=missing)
-    session.unsaved = cannot_survive(body)
     return step
 
 

@@ -41,6 +41,7 @@ from mlcloud.gateway.billing import Billing
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.journal import Journal
+from mlcloud.gateway.lease import Lease
 from mlcloud.gateway.links import HostError, Links
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.gateway.outcomes import Outcomes
@@ -56,6 +57,7 @@ MAX_RUNS = 20
 BRING_UP_TRIES = 5
 SAFE_WAIT_S = 20.0
 BUSY_LOOK_S = 60.0
+LAPSED_LOOK_S = 0.05
 ASK_S = 0.8  # the notebook waits for a second, with its Tab
 
 
@@ -73,6 +75,7 @@ class Services:
     links: Links
     snapshots: SnapshotLog
     record: Record
+    lease: Lease
     store_url: str
     ray_dir: Path
     idle_timeout_s: float
@@ -128,6 +131,7 @@ class Session:
         self.recorded = 0  # the last event that is in the store's record
         self.to_record = True  # something has ended since the store's record was written
         self.unsaved: dict[str, str] = {}
+        self.not_restored: dict[str, str] = {}  # what the last restore should have had, and why not
         self.outcomes = Outcomes(self)
         self.questions = Questions(self)
         self._background: set[asyncio.Task[Any]] = set()
@@ -188,6 +192,7 @@ class Session:
         if host is None or not host.alive or self.state is not SessionState.IDLE:
             return None
         waits = self.queue or self.current is not None or self.turn.locked()
+        waits = waits or self.services.lease.lapsed
         return None if waits or self.successor is not None else host
 
     async def interrupt(self, execution_id: str) -> None:
@@ -260,7 +265,7 @@ class Session:
     async def resume(self) -> None:
         """Bring the session back on a node without running anything."""
         async with self.turn:
-            await self._ensure_host()
+            await self.ensure_host()
             self.settle()
 
     async def close(self) -> None:
@@ -354,6 +359,8 @@ class Session:
 
     async def run_to_end(self, execution: Execution, *, underway: bool = False) -> None:
         """Run until it has ended, on as many hosts as that takes."""
+        while self.services.lease.lapsed and not execution.ended:
+            await asyncio.sleep(LAPSED_LOOK_S)  # it may be another head's to run
         while not execution.ended:
             if execution.runs >= MAX_RUNS:
                 self.outcomes.finish_with(
@@ -361,7 +368,7 @@ class Session:
                 )
                 return
             try:
-                host = await self._ensure_host()
+                host = await self.ensure_host()
             except asyncio.CancelledError:
                 if not execution.interrupted:
                     raise
@@ -426,16 +433,23 @@ class Session:
 
     def fenced(self, error: MLCloudError) -> None:
         """Another head has this session: nothing of it goes on here."""
-        if self.state is SessionState.CLOSED:
+        if self.state in (SessionState.CLOSED, SessionState.FAILED):
             return
         log.error("session %s: %s", self.request.name, error)
         self.detail = str(error)
         for execution in [*self.queue, *([self.current] if self.current else [])]:
             self.outcomes.finish_with(execution, SessionClosed(str(error)))
         self.queue.clear()
+        for execution_id in self.unsafe:  # whoever waits until they are safe waits no longer
+            text = f"this cell's state is not safe: {error}"
+            self.journal.emit(execution_id, "story", {"what": "unsafe", "text": text})
+        self.unsafe.clear()
+        self.safe.set()
         self.set_state(SessionState.FAILED)
+        if self.successor is not None:
+            self.successor.cancel()
         if self.host is not None:
-            asyncio.get_running_loop().create_task(hosting.release(self, self.host))
+            self.spawn(hosting.release(self, self.host))
 
     async def submit(self, host: LiveHost, execution: Execution) -> None:
         if execution.brings_names:  # they are in the store before the cell starts
@@ -492,8 +506,11 @@ class Session:
 
     # --- hosts ------------------------------------------------------------------------------------
 
-    async def _ensure_host(self) -> LiveHost:
-        """The host to run on: the present one, or a new one with the last snapshot restored."""
+    async def ensure_host(self) -> LiveHost:
+        """The host to run on: the present one, or a new one with the last snapshot restored.
+
+        The caller has the turn.
+        """
         if self.host is not None and not self.host.alive:
             await hosting.host_lost(self, self.host)
         if self.host is not None:
@@ -543,7 +560,8 @@ class Session:
         return f"{offer.instance_type} {offer.market} {offer.zone} ({price}{simulated})"
 
     def set_state(self, state: SessionState) -> None:
-        if self.state is SessionState.CLOSED:
+        over = self.state in (SessionState.CLOSED, SessionState.FAILED)
+        if over and (state is not SessionState.CLOSED or self.state is state):
             return
         self.state = state
         if state in (SessionState.IDLE, SessionState.BUSY):

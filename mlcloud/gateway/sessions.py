@@ -16,9 +16,9 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cluster.shapes import HostRequest, choose
 from mlcloud.errors import Conflict, MLCloudError, NotFound
-from mlcloud.gateway import db, environments
+from mlcloud.gateway import db, environments, reshaping
 from mlcloud.gateway.session import Services, Session
-from mlcloud.models import SessionInfo, SessionRequest, SessionState
+from mlcloud.models import SessionInfo, SessionRequest, SessionState, ShapeRequest
 from mlcloud.units import parse_duration, parse_gpu, parse_size
 
 log = logging.getLogger(__name__)
@@ -85,15 +85,28 @@ class Sessions:
 
         Raises `NotFound`, `Conflict` where that cluster is alive.
         """
-        if name not in self._by_name and SESSION_NAME.fullmatch(name):
+        if self._is_elsewhere(name) and SESSION_NAME.fullmatch(name):
             async with self._finding:
                 found = None
-                if name not in self._by_name:
+                if self._is_elsewhere(name):
+                    await self._let_go(name)
                     found = await asyncio.to_thread(self.services.record.take_over, name)
                 if found is not None:
                     log.info("session %s is taken up from the store", name)
                     self._adopt(self._rows(found)[0])
         return self.get(name)
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Whether the store must be asked: it is not here, or another head has taken it up."""
+        known = self._by_name.get(name)
+        return known is None or known.state is SessionState.FAILED
+
+    async def _let_go(self, name: str) -> None:
+        """Of a session that another head has taken up: its name may lead back to it one day."""
+        session = self._by_name.pop(name, None)
+        if session is not None:
+            await session.shut(keep_host=False)
+            await asyncio.to_thread(self.services.record.let_go, session.id, session.detail)
 
     def _resolve(self, request: SessionRequest) -> tuple[HostRequest, int, float]:
         memory = parse_size(request.memory) if request.memory else 0
@@ -112,6 +125,22 @@ class Sessions:
             else self.services.idle_timeout_s
         )
         return host_request, memory, idle
+
+    async def resume(self, name: str, wanted: ShapeRequest | None) -> Session:
+        """Bring a session up without running anything, on this shape from now on if one is given.
+
+        Raises `NoSuchResources` where the cluster has no such shape, and as `reshaping.reshape`.
+        """
+        session = self.get(name)
+        asked = {} if wanted is None else wanted.model_dump(exclude_unset=True)
+        request = session.request.model_copy(update=asked)
+        host_request, memory_bytes, _ = self._resolve(request)
+        if (host_request, memory_bytes) == (session.host_request, session.memory_bytes):
+            await session.resume()
+        else:
+            shape = reshaping.Shape(request, host_request, memory_bytes)
+            await reshaping.reshape(session, shape)
+        return session
 
     def has(self, name: str) -> bool:
         return name in self._by_name
@@ -244,6 +273,6 @@ def _same_resources(existing: SessionRequest, wanted: SessionRequest) -> None:
         if have != want:
             raise Conflict(
                 f"session {existing.name!r} exists with {field}={have!r}, not {want!r}; "
-                "use another name, or close it first"
+                f"`resume({field}=…)` puts it on another shape; or use another name"
             )
     environments.same(existing, wanted)

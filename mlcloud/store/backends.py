@@ -266,10 +266,12 @@ class ConditionalBackend(Backend):
 
         def find() -> dict[str, dict[str, Any]]:
             try:
-                found = self.fs.find(root + folder, maxdepth=None if deep else 1, detail=True)
+                if not deep:  # `find` with a depth takes a folder that cannot be listed for empty
+                    entries = self.fs.ls(root + folder, detail=True)
+                    return {str(entry["name"]): entry for entry in entries}
+                return dict(self.fs.find(root + folder, detail=True))
             except FileNotFoundError:
                 return {}
-            return dict(found)
 
         prefix = root.lstrip("/")
         for name, entry in sorted(self._retry(find).items()):

@@ -264,3 +264,17 @@ def test_the_commands(notebook: Notebook) -> None:
     notebook.ok("%mlcloud resume")
     assert "idle" in notebook.ok("%mlcloud state").result
     assert notebook.ok("%%remote\nkept_through_parking").result == "1"
+
+
+def test_resume_on_another_shape(notebook: Notebook) -> None:
+    notebook.ok("%%remote\nkept = 1")
+    error = notebook.run("%mlcloud resume --gpu T5").error
+    assert error["ename"] == "NoSuchResources"
+    assert "Did you mean T4?" in error["evalue"]
+    typo = notebook.run("%mlcloud resume --gpus T4")
+    assert "did you mean --gpu?" in typo.error["evalue"]
+    notebook.ok("%mlcloud resume --memory 2GB --spot")
+    assert notebook.ok("%%remote --memory 2GB\nkept").result == "1"
+    wrong = notebook.run("%%remote --memory 1GB\nkept")
+    assert "resume(memory=…)" in wrong.error["evalue"]
+    notebook.ok("%mlcloud resume --memory none")

@@ -161,6 +161,44 @@ def test_a_head_that_ended_in_peace_is_not_waited_for(
     assert second.lease.number == 2
 
 
+def test_a_session_comes_back_to_where_it_was(head: Callable[[str], Head]) -> None:
+    old, new = head("old"), head("new")
+    old.begin()
+    old.event(1)
+    new.record.take_over("exp")
+    new.event(2)
+    old.record.let_go("s-1", "it is elsewhere")
+    with old.engine.connect() as connection:
+        assert connection.execute(select(db.sessions.c.name)).scalar() == "exp#s-1"
+    assert old.record.take_over("exp") == "s-1"
+    assert old.journal() == [1, 2]
+    with old.engine.connect() as connection:
+        assert connection.execute(select(db.sessions.c.name)).scalar() == "exp"
+    old.event(3)
+    with pytest.raises(Fenced, match="the cluster old has this session now"):
+        new.event(3)
+
+
+def test_a_lease_lapses_before_another_head_may_think_so(
+    head: Callable[[str], Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = head("c"), head("d")
+    first.lease.take()
+    now, clock = time.time(), time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: now + lease.LEASE_S - 1)  # as after a sleep
+    life = lease.sign_of_life(second.store, "c")
+    assert life is not None
+    assert life[1] < lease.LEASE_S, "it is still taken to be alive"
+    assert first.lease.lapsed
+    assert first.lease.renew(), "no other head is there"
+    assert first.lease.lapsed, "but what it held may be gone: it has not looked"
+    first.lease.looked()
+    assert not first.lease.lapsed
+    monkeypatch.setattr(time, "time", lambda: now)  # a clock that was set back
+    monkeypatch.setattr(time, "monotonic", lambda: clock + lease.LEASE_S)
+    assert first.lease.lapsed
+
+
 # --- live -----------------------------------------------------------------------------------------
 
 PART = "import time\nprint('begun', flush=True)\ntime.sleep({})\nlast = 'done'"

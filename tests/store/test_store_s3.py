@@ -19,6 +19,7 @@ from mlcloud import errors
 from mlcloud.checkpoint import Checkpoints
 from mlcloud.store import CHUNK_BYTES, ChunkRef, Store
 from mlcloud.store.backends import ConditionalBackend
+from tests import seaweed
 
 s3fs = pytest.importorskip("s3fs", reason="S3 needs s3fs: pip install s3fs")
 pytest.importorskip("moto.server", reason="the S3 server is moto's: pip install 'moto[server]'")
@@ -170,3 +171,23 @@ def test_transient_errors_are_retried_a_few_times(
     with pytest.raises(errors.StoreError, match="refused"):
         store.put_chunk(b"y")
     assert len(calls) == 3
+
+
+def test_a_listing_that_fails_is_not_an_empty_one(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an outage is "no snapshot yet", or "another head holds the cluster"."""
+    with seaweed.line(os.environ["AWS_ENDPOINT_URL"]) as line:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", line.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = Store(f"{bucket}/listed")
+        store.commit("kind", "name", 1, {})
+        assert store.steps("kind", "name") == [1]
+        assert store.steps("kind", "other") == []
+        assert store.names("kind") == ["name"]
+        line.fails = 1.0
+        with pytest.raises(errors.StoreError):
+            store.latest("kind", "name")
+        with pytest.raises(errors.StoreError):
+            store.names("kind")
+    s3fs.S3FileSystem.clear_instance_cache()
