@@ -172,20 +172,27 @@ def restore(
             namespace[entry.name] = imported(entry)
         except errors.UsageError as error:
             missing[entry.name] = f"there is no package {_absent(error)!r} on this node"
-    loaded = []
-    for group in groups:
-        try:
-            loaded.append(unpack(group, namespace, versions.classes, blobs=resolve))
-        except ModuleNotFoundError as error:
-            why = f"there is no package {error.name!r} on this node"
+    waiting, before = list(groups), -1
+    while waiting and len(waiting) != before:
+        # What a value's own code needs to build it may be a name that is read after it.
+        before, failed = len(waiting), list[Group]()
+        for group in waiting:
+            try:
+                values = unpack(group, namespace, versions.classes, blobs=resolve)
+            except ModuleNotFoundError as error:
+                why = f"there is no package {error.name!r} on this node"
+            except (errors.MLCloudError, MemoryError):  # the store's, or a node too small
+                raise
+            except Exception as error:
+                why = f"it cannot be read again ({type(error).__name__}: {error})"
+            else:
+                namespace.update({k: v for k, v in values.items() if class_id(k) is None})
+                for name in group.names:
+                    missing.pop(name, None)
+                continue
             missing.update(dict.fromkeys(group.names, why))
-        except (errors.MLCloudError, MemoryError):  # the store's, or a node too small: not its own
-            raise
-        except Exception as error:
-            why = f"it cannot be read again ({type(error).__name__}: {error})"
-            missing.update(dict.fromkeys(group.names, why))
-    for values in loaded:
-        namespace.update({k: v for k, v in values.items() if class_id(k) is None})
+            failed.append(group)
+        waiting = failed
     return missing
 
 

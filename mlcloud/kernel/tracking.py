@@ -176,12 +176,14 @@ class Tracking:
     def _sharing(self, scan: Scan, fresh: dict[str, array[int]], new: Iterable[str]) -> set[str]:
         """Keys not looked at that shared an object with these, or do now, however it came."""
         keys = list(new)
-        ids = _sorted(set[int]().union(*(scan.ids(key) for key in keys)))
-        before = {name for key in keys if key in self._known for name in self._known[key].group}
+        ids = [_sorted(set[int]().union(*(scan.ids(key) for key in keys)))]
+        known = [self._known[key] for key in keys if key in self._known]
+        before = {name for look in known for name in look.group}
+        ids += [look.ids for look in known]
         return {
             key
             for key, look in self._known.items()
-            if key not in fresh and (key in before or _overlap(ids, look.ids))
+            if key not in fresh and (key in before or any(_overlap(each, look.ids) for each in ids))
         }
 
     def _remember(
@@ -189,8 +191,18 @@ class Tracking:
     ) -> None:
         groups: dict[str, frozenset[str]] = {}
         for group in scan.groups(fresh):
-            whole = frozenset(scan.with_classes(group))
-            groups.update(dict.fromkeys(group, whole))
+            whole = set(scan.with_classes(group))
+            # Those that it shared with, and that were not looked at, share with it still.
+            before = {
+                name for key in group if key in self._known for name in self._known[key].group
+            }
+            whole.update(
+                name
+                for name in before - fresh.keys()
+                if name in self._known
+                and any(_overlap(fresh[key], self._known[name].ids) for key in group)
+            )
+            groups.update(dict.fromkeys(group, frozenset(whole)))
         for key, ids in fresh.items():
             pickled = scan.pickled.get(key)
             draws = pickled is not None and any(

@@ -112,7 +112,7 @@ def weather(own_cluster: Callable[..., Embedded], folder: Path, seed: int, cells
 
 
 def test_a_shower(own_cluster: Callable[..., Embedded], tmp_path: Path) -> None:
-    weather(own_cluster, tmp_path, seed=7, cells=8)
+    weather(own_cluster, tmp_path, seed=7, cells=4)
 
 
 @pytest.mark.slow

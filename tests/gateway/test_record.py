@@ -231,6 +231,7 @@ def test_the_heads_disk_is_lost_while_a_cell_runs(own_cluster: Callable[..., Emb
     assert len(runs) == 1, "it went on, and did not run again"
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_only_the_store_and_the_key_are_left(own_cluster: Callable[..., Embedded]) -> None:
     cluster = own_cluster()
@@ -250,6 +251,7 @@ def test_only_the_store_and_the_key_are_left(own_cluster: Callable[..., Embedded
     assert [each.step for each in again.history()]
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_attached_from_another_cluster(
     own_cluster: Callable[..., Embedded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

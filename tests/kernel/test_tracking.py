@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mlcloud.kernel import activity
@@ -138,6 +138,16 @@ def test_a_value_that_cannot_be_read_again_costs_no_other(session: Session) -> N
     assert side.namespace["y"] == [1]
     assert "x" not in side.namespace
     assert "no licence" in missing["x"]
+
+
+def test_what_a_value_needs_to_be_read_may_be_read_after_it(session: Session) -> None:
+    session.cell("import numpy as np\nzoo = np.ones(3)\ndef build(n): return Made(n + zoo[0])")
+    session.cell("class Made:\n  def __init__(self, n): self.n = n")
+    session.cell("Made.__reduce__ = lambda self: (build, (self.n - 1,))\na = Made(5)\nzz = [1]")
+    session.body["groups"].sort(key=lambda group: group["names"] != ["a"])
+    restored = session.restored()
+    assert restored["a"].n == 5
+    assert restored["zz"] == [1]
 
 
 def test_empty_arrays_do_not_shift_the_others(session: Session) -> None:
@@ -385,6 +395,10 @@ cells = st.lists(st.lists(statement, min_size=1, max_size=3).map("\n".join), min
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cells)
+# `a` is looked at without `g`, and then bound anew: the two are no group any more.
+@example(
+    ["a = [0]\ng = (lambda y: lambda: y.append(7))(a)", "k = lambda: a.append(f())", "a = [1]"]
+)
 def test_a_restored_session_is_what_it_was(tmp_path_factory: Any, codes: list[str]) -> None:
     session = Session(tmp_path_factory.mktemp("store"))
     for code in codes:
