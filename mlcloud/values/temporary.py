@@ -50,7 +50,7 @@ class Made:
     def is_array(self, obj: Any) -> bool:
         """Whether it is an array with memory of its own that was made on the way. One holds it."""
         plain = type(obj).__module__ == "numpy" and type(obj).__name__ == "ndarray"
-        return plain and obj.base is None and self._holders(obj) <= 1
+        return plain and obj.flags.owndata and self._holders(obj) <= 1
 
 
 class _Probe:

@@ -400,6 +400,17 @@ cells = st.lists(st.lists(statement, min_size=1, max_size=3).map("\n".join), min
     ["a = [0]\ng = (lambda y: lambda: y.append(7))(a)", "k = lambda: a.append(f())", "a = [1]"]
 )
 def test_a_restored_session_is_what_it_was(tmp_path_factory: Any, codes: list[str]) -> None:
+    check_restored(tmp_path_factory, codes)
+
+
+@pytest.mark.slow
+@settings(max_examples=4000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cells)
+def test_at_length(tmp_path_factory: Any, codes: list[str]) -> None:
+    check_restored(tmp_path_factory, codes)
+
+
+def check_restored(tmp_path_factory: Any, codes: list[str]) -> None:
     session = Session(tmp_path_factory.mktemp("store"))
     for code in codes:
         session.cell(code)
