@@ -173,6 +173,7 @@ def test_transient_errors_are_retried_a_few_times(
     assert len(calls) == 3
 
 
+@pytest.mark.slow  # it is tried again for half a minute, twice
 def test_a_listing_that_fails_is_not_an_empty_one(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,11 +176,14 @@ done = subprocess.run(["echo", "a subprocess on our stdout"], check=True)
 # %% tags=["fd"]
 # %%remote
 import os
+import time
 
 written = os.write(1, b"straight to the descriptor\n")
+time.sleep(0.3)  # a local kernel reads it in a thread
 # %% tags=["fd-stderr"]
 # %%remote
 written = os.write(2, b"straight to the other descriptor\n")
+time.sleep(0.3)
 # %% tags=["from-c"]
 # %%remote
 import ctypes
