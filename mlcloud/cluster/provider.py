@@ -32,6 +32,8 @@ from mlcloud.cluster.clouds.local import HEAD, LocalCloud, now
 from mlcloud.cluster.offers import COOLDOWN, Cooldown, Offer, Shape, key_of, walk
 from mlcloud.errors import NoCapacity
 
+LISTED_AT_LEAST = 2  # times
+
 
 class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
     """Ray's v1 `NodeProvider` interface, which its autoscaler v2 wraps, over one `LocalCloud`."""
@@ -40,15 +42,24 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
         super().__init__(provider_config, cluster_name)
         self.cloud = LocalCloud(Path(provider_config["root"]))
         self._lock = threading.Lock()
+        self._unseen: dict[str, int] = {}  # launched here: how often they are still to be listed
 
     # --- what Ray reads ---------------------------------------------------------------------------
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
-        return [
-            instance.id
-            for instance in self.cloud.instances()
-            if instance.alive and _matches(_tags(instance), tag_filters)
-        ]
+        """The live nodes; and one that ended before Ray saw it, so that Ray sees it end.
+
+        It waits ten minutes else for what it asked for, before it asks for another.
+        """
+        found = []
+        for instance in self.cloud.instances():
+            left = self._unseen.get(instance.id, 0)
+            if (instance.alive or left) and _matches(_tags(instance), tag_filters):
+                found.append(instance.id)
+                self._unseen[instance.id] = left - 1
+                if left <= 1:
+                    del self._unseen[instance.id]
+        return found
 
     def is_running(self, node_id: str) -> bool:
         return self.cloud.get(node_id).alive
@@ -101,6 +112,7 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
                 tried.append(f"{offer.zone} {offer.market}: {error}")
                 self._log(node_type, offer, "no capacity", str(error))
                 continue
+            self._unseen[instance.id] = LISTED_AT_LEAST
             self._log(node_type, offer, "launched", instance.id)
             return
         raise NoCapacity(f"no offer for {node_type} could be had: {'; '.join(tried) or 'none'}")

@@ -110,6 +110,7 @@ def test_in_a_move(cluster: Embedded, after_s: float) -> None:
     time.sleep(after_s)
     for node in new:
         kill(node)
+    until(lambda: session.info.node != old, "the old one is gone", 60)
     session.run("count += 1", quiet=True)
     check(session, cluster, first)
     assert session["count"] == 1
