@@ -11,6 +11,7 @@ Each notebook of `benchmarks/notebooks` runs once a round in each way, in a proc
     MB         all that lies in the storage at the end (dill: all its files)
     ms a cell  in the way's own hooks, before and after a cell
     run +%     these over the time of the notebook's cells in the plain run
+    whole +%   by how much longer the whole run took than the plain one, with what goes on beside it
     back ms    the last state into a fresh process that has the notebook's libraries imported, and
                `earlier`, the median of three earlier states
     cold ms    the same where restoring must import them
@@ -137,6 +138,7 @@ def rows_of(runs: dict[str, Run]) -> list[dict[str, Any]]:
             row["MB"] = sum(run.last["bytes"]) / 1e6
             row["ms a cell"] = hooks / len(run.last["hooks"]) * 1e3
             row["run +%"] = hooks / plain * 100
+            row["whole +%"] = (seconds - plain) / plain * 100
             row |= run.back()
             row["failed cells"] = len(run.last["failed"])
             row["detail"] = {key: run.last.get(key) for key in ("bytes", "hooks", "parts")}
@@ -177,7 +179,18 @@ def main() -> None:
             if row["way"] != "kishu" and column in row and column in other:
                 row[ratio] = row[column] / other[column]
         shown.append({k: v for k, v in row.items() if k not in ("detail", "wrong")})
-    columns = ["notebook", "way", "run s", "run +%", "ms a cell", "MB", "MB ÷", "back ms", "back ÷"]
+    columns = [
+        "notebook",
+        "way",
+        "run s",
+        "run +%",
+        "whole +%",
+        "ms a cell",
+        "MB",
+        "MB ÷",
+        "back ms",
+        "back ÷",
+    ]
     columns += ["earlier ms", "cold ms", "cold ÷", "right", "failed cells"]
     shown = [{column: row.get(column, "") for column in columns} for row in shown]
     report("sessions", shown, details=rows, rounds=options.rounds)

@@ -7,7 +7,8 @@ The last line it prints is JSON for `sessions.py`. The shell is IPython's own, w
 compiler, as a notebook has it. The ways hook into it as they do in a kernel:
 
     plain    nothing
-    mlcloud  what `mlcloud.kernel.kernel` does after a cell, and the gateway's commit
+    mlcloud  what `mlcloud.kernel.kernel` does after a cell and beside the next one, and the
+             gateway's commit
     kishu    `init_kishu`, whose hooks run before and after each cell
     dill     `dill.dump_session` of the whole namespace into one more file
 
@@ -49,6 +50,9 @@ class Way:
     def start(self) -> None:
         """Before the first cell."""
 
+    def end(self) -> None:
+        """After the last cell."""
+
     def load(self, cell: int) -> None:
         """The state after that cell, into the empty namespace. This is what is timed."""
 
@@ -66,6 +70,7 @@ class MLCloud(Way):
         super().__init__(shell, folder)
         from mlcloud.gateway.snapshots import SnapshotLog
         from mlcloud.kernel.namespace import RemoteSide
+        from mlcloud.kernel.saving import Saving
         from mlcloud.kernel.snapshot import Snapshots
         from mlcloud.store import Signer, Store
 
@@ -73,6 +78,7 @@ class MLCloud(Way):
         self.log = SnapshotLog(store, Signer(KEY))
         self.side = RemoteSide(shell.user_ns)
         self.snapshots = Snapshots(store, self.side)
+        self.saving = Saving(2**30)
         self.cell = 0
         self.known: dict[str, int] = {}
 
@@ -84,6 +90,8 @@ class MLCloud(Way):
         """A notebook that has what came back so far asks for a cell."""
         from mlcloud.values.messages import Shipment
 
+        with self.counted():
+            self.saving.detach()
         self.shipment = Shipment(known=dict(self.known), sender="notebook")
         self.side.load(self.shipment)
 
@@ -104,9 +112,19 @@ class MLCloud(Way):
                 self.side.doubt()
             labels = dict(self.shell.compile._filename_map)
             run = CellRun(self.cell, f"execution-{self.cell}", result.info.raw_cell, code)
-            body = {**self.snapshots.take(run=run), "labels": labels}
-            self.log.commit(SESSION, self.cell, f"execution-{self.cell}", body)
+            self.saving.wait()
+            cell, log = self.cell, self.log
+
+            def commit(content: dict[str, Any]) -> None:
+                body = {**content["body"], "labels": labels}
+                log.commit(SESSION, cell, f"execution-{cell}", body)
+
+            self.saving.start(self.snapshots.begin(run=run), commit)
             self.cell += 1
+
+    def end(self) -> None:
+        with self.counted():
+            self.saving.wait()
 
     def load(self, cell: int) -> None:
         found = self.log.latest(SESSION, before=cell + 1)
@@ -242,6 +260,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         size = bytes_in(options.folder)
         found["bytes"].append(size - before)
         before = size
+        if number == len(cells) - 1:
+            way.end()
+            found["hooks"][-1] = way.seconds
+            found["bytes"][-1] += bytes_in(options.folder) - before
         if number in states:
             found["prints"][number] = fingerprint.of(shell.user_ns)
     if options.way == "mlcloud":
