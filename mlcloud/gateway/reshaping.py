@@ -121,7 +121,8 @@ async def _refuse_loss(session: Session, shape: Shape) -> None:
             f"moving {name!r} to another shape would lose what cannot be saved yet ({names}); "
             "delete these names, or park with force=True and resume then"
         )
-    refused = too_large(int(body.get("bytes", 0)), session.request, shape)
+    made = sum(int(recipe.get("bytes", 0)) for recipe in body.get("recipes", {}).values())
+    refused = too_large(int(body.get("bytes", 0)) + made, session.request, shape)
     if refused:
         raise Conflict(refused)
 

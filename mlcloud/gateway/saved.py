@@ -30,8 +30,11 @@ async def state(session: Session) -> SavedState:
             seconds = sum(body["cells"][str(each)]["seconds"] for each in steps)
             cells = session.services.executions.labels(session.id, steps)
             why = body["skipped"].get(name, "")
+            size = recipe.get("bytes")
             found.append(
-                Variable(name=name, how="recomputed", cells=cells, seconds=seconds, why=why)
+                Variable(
+                    name=name, how="recomputed", cells=cells, seconds=seconds, why=why, bytes=size
+                )
             )
     found += [Variable(name=name, how="lost", why=why) for name, why in lost.items()]
     found += [Variable(name=entry["name"], how="imported") for entry in body.get("imports", [])]

@@ -63,6 +63,7 @@ class Recipe:
     here: Any = None  # a weak reference to it, or its id
     digest: str | None = None  # of one that could have been saved (`choice`): it must come out so
     why: str = ""  # and why it is not
+    size: int = 0  # bytes of such a one
 
 
 class Recipes:
@@ -118,6 +119,7 @@ class Recipes:
             self.by_name[name] = Recipe(
                 *(tuple(sorted(cells)), type(value).__qualname__, shares, print_),
                 *(_reference(value), digest, why.get(name, "")),
+                size=scan.pickled[name].size if digest else 0,
             )
         run.wanted = sorted(closure(mentions(run.transformed), self._namespace, scan))
         self.cells[run.step] = run

@@ -101,7 +101,11 @@ class Snapshots:
                         "cells": list(recipe.cells),
                         "kind": recipe.kind,
                         "shares": sorted(recipe.shares),
-                        **({"digest": recipe.digest, "why": recipe.why} if recipe.digest else {}),
+                        **(
+                            {"digest": recipe.digest, "why": recipe.why, "bytes": recipe.size}
+                            if recipe.digest
+                            else {}
+                        ),
                     }
                     for name, recipe in self._names.recipes.by_name.items()
                 },
@@ -219,6 +223,7 @@ class Snapshots:
                 *(tuple(each["cells"]), each["kind"], frozenset(each["shares"])),
                 digest=each.get("digest"),
                 why=each.get("why", ""),
+                size=each.get("bytes", 0),
             )
             for name, each in body.get("recipes", {}).items()
         }

@@ -41,6 +41,7 @@ def test_a_repeatable_value_is_made_again(kernel: Kernel, code: str) -> None:
     kernel.cell(code)
     assert not is_stored(kernel, "x")
     assert kernel.body["skipped"]["x"].startswith("its cell took ")
+    assert kernel.body["recipes"]["x"]["bytes"] > kernel.names["x"].nbytes
     moved = kernel.moved()
     assert moved.ran == [2]
     assert moved.names["x"].tobytes() == kernel.names["x"].tobytes()
