@@ -38,7 +38,7 @@ import types
 import uuid
 import weakref
 from array import array
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from blake3 import blake3
@@ -55,8 +55,8 @@ Ref = tuple[str, str, int]
 Resolve = Callable[[Ref], Any]
 
 _BUILT_IN = sys.stdlib_module_names | {"__main__", "__mp_main__", "mlcloud", "cloudpickle"}
-_MUTABLE = frozenset({list, dict, set})
-_IDS = frozenset(map(id, _MUTABLE))
+_MUTABLE = (list, dict, set, bytearray)
+_HOLDERS = (*_MUTABLE, tuple)
 IN_BAND_BYTES = (
     4096  # a buffer of less goes into the payload: each other one is a chunk, and a file
 )
@@ -249,7 +249,7 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         self.frozen: dict[int, Any] = {}  # arrays inside immutable objects
         self._cells: set[int] = set()
         self._ways: dict[int, Callable[[Any], Any] | None] = {}  # by type, how it is taken apart
-        self._ways_taken = False
+        self._types: list[Any] = []  # of what was taken apart
         self._names: dict[tuple[Any, ...], OfReceiver] = {}
 
     def write(self, value: Any) -> None:
@@ -266,7 +266,7 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             way = self._ways[id(kind)]
         except KeyError:
             self.kinds[id(kind)] = kind
-            self._ways_taken = True
+            self._types.append(kind)
             way = self._ways[id(kind)] = self._way(kind)
         return NotImplemented if way is None else way(obj)
 
@@ -435,19 +435,14 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
 
         To be called once: what was met is forgotten, and held by the memo.
         """
-        try:
-            kinds = set(map(type, self.met))
-            mutable = {kind for kind in kinds if kind in _MUTABLE or _can_change(kind)}
-            there = list(map(mutable.__contains__, map(type, self.met)))
-        except TypeError:  # a type that has no hash
-            every = {id(kind): kind for kind in map(type, self.met)}
-            ids = {key for key, kind in every.items() if id(kind) in _IDS or _can_change(kind)}
-            there = list(map(ids.__contains__, map(id, map(type, self.met))))
-            mutable = {every[key] for key in ids if type(every[key]).__hash__ is not None}
-        visited = array("Q", itertools.compress(map(id, self.met), there))
-        owners = list(mutable - _MUTABLE)
-        if self._ways_taken:  # nothing is made on the way by lists and dicts alone
-            made = temporary.Made(self.met, there)
+        # All other types than pickle's own came by `reducer_override`.
+        owners = [kind for kind in self._types if _can_change(kind)]
+        held = list(itertools.compress(self.met, _types_in([*_HOLDERS, *owners], self.met)))
+        self.met.clear()
+        changing = list(_types_in([*_MUTABLE, *owners], held))
+        visited = array("Q", itertools.compress(map(id, held), changing))
+        if self._types:  # nothing is made on the way by lists and dicts alone
+            made = temporary.Made(held, changing)
             if made.ids:
                 visited = array("Q", (each for each in visited if each not in made.ids))
                 self.memory = [
@@ -455,8 +450,7 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
                     for address, over in self.arrays.items()
                     if not all(map(made.is_array, over.values()))
                 ]
-        self.met.clear()
-        return visited, owners
+        return visited, [kind for kind in owners if type(kind).__hash__ is not None]
 
     def shared_owners(self) -> set[int]:
         """The ids of arrays whose memory several arrays use that are not written as its views."""
@@ -491,6 +485,11 @@ class GuardedPickler(ValuePickler):
 def super_override(pickler: CloudPickler, obj: Any) -> Any:
     """What cloudpickle does."""
     return CloudPickler.reducer_override(pickler, obj)
+
+
+def _types_in(kinds: list[Any], objects: list[Any]) -> Iterator[bool]:
+    """Of each object whether its type is one of these. Some types have no hash."""
+    return map({id(kind) for kind in kinds}.__contains__, map(id, map(type, objects)))
 
 
 def _can_change(kind: Any) -> bool:
