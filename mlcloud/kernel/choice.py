@@ -19,7 +19,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlcloud.kernel.recipes import CellRun, Recipe
+from mlcloud.kernel.recipes import CellRun, Recipe, is_same
 from mlcloud.units import format_bytes, format_seconds
 from mlcloud.values.messages import class_id
 from mlcloud.values.scan import Scan
@@ -93,7 +93,8 @@ class Choice:
                 continue
             (name,) = group
             pickled, recipe = scan.pickled[name], known.get(name)
-            if recipe is not None and recipe.digest and name not in scan.failed:
+            same = recipe is not None and is_same(self._namespace[name], recipe.here)
+            if recipe is not None and recipe.digest and same:  # an equal one has another cell
                 if recipe.digest == pickled.digest:
                     chosen.digests[name] = recipe.digest
                     chosen.why[name] = recipe.why

@@ -522,7 +522,8 @@ class RemoteSide:
             self._dirty |= scan.pickled.keys() | scan.failed.keys()
         chosen = Chosen()
         if run is not None:
-            stored = set[str]().union(*saved)
+            # What ran beside the cells may have changed what the last snapshot has.
+            stored = set[str]() if EVERYTHING in self._active else set[str]().union(*saved)
             chosen = self.choice.of(run, scan, self.recipes.by_name, stored)
         dumped = dump.dump_groups(
             self._versions,

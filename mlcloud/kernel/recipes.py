@@ -109,7 +109,7 @@ class Recipes:
             digest = digests.get(name)
             print_ = digest or fingerprint(value, self._namespace, self._classes)
             cells = set[int]()
-            if known is not None and _is(value, known.here):
+            if known is not None and is_same(value, known.here):
                 cells.update(known.cells)
                 seen = print_ is not None and known.print is not None
                 if print_ != known.print if seen else everything or name in active:
@@ -345,7 +345,7 @@ def _reference(value: Any) -> Any:
         return id(value)
 
 
-def _is(value: Any, reference: Any) -> bool:
+def is_same(value: Any, reference: Any) -> bool:
     """Whether this is the object; where nothing tells two apart at one address, they are one."""
     if isinstance(reference, weakref.ref):
         return reference() is value

@@ -5,7 +5,7 @@ Two figures both hold `MarkerStyle._tickhoriz_path`, and a pandas object's state
 be looked at, with every other one.
 
     of a class      what its attributes hold, and those of its bases
-    of its module   instances of the library's own classes that its variables hold
+    of its module   for matplotlib: instances of its own classes that its variables hold
 
 and of these instances their own attributes, and arrays in them. It goes no further: a library's
 registry holds what is the user's too (matplotlib's open figures).
@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 _MORE = {"matplotlib": ("matplotlib.units",)}  # where a library keeps what it hands out
+# Whose objects hold so much of their library's own that it is looked for beyond classes. Elsewhere
+# a module's instance is as likely the user's: two names for it are aliases.
+_DEEP = frozenset({"matplotlib", "seaborn"})
 _MUTE = (type, types.ModuleType, types.FunctionType)
 
 
@@ -39,6 +42,7 @@ class Owned:
             for value in self._of_class(base):
                 found.update(_with_parts(value, base.__module__))
         modules = {base.__module__ for base in bases if isinstance(base.__module__, str)}
+        modules = {name for name in modules if name.partition(".")[0] in _DEEP}
         libraries = {name.partition(".")[0] for name in modules}
         for name in modules.union(libraries, *(_MORE.get(each, ()) for each in libraries)):
             for value in self._of_module(name):
@@ -99,6 +103,8 @@ def _is_of(value: Any, module: Any) -> bool:
     if kind in _MUTE or isinstance(value, type) or not isinstance(module, str):
         return False
     of = kind.__module__
+    if module.partition(".")[0] not in _DEEP:
+        return False
     return isinstance(of, str) and of.partition(".")[0] == module.partition(".")[0]
 
 

@@ -114,6 +114,20 @@ def test_what_was_made_of_what_is_not_stored_is(kernel: Kernel) -> None:
     assert np.all(kernel.moved().names["y"] == 1)
 
 
+def test_an_equal_value_of_another_cell_is_that_cells(kernel: Kernel) -> None:
+    kernel.cell("x = np.zeros(n)")
+    kernel.cell("x = np.sin(np.zeros(n))", effects=["wrote to /data/out"])
+    assert is_stored(kernel, "x")
+    assert not kernel.moved().ran
+
+
+def test_what_ran_beside_the_cells_leaves_nothing_for_certain(kernel: Kernel) -> None:
+    kernel.names["rng"].random()  # by a thread, say
+    kernel.side.doubt()
+    kernel.cell("x = rng.random(n)")
+    assert is_stored(kernel, "x")
+
+
 def test_a_second_move_makes_it_again_too(kernel: Kernel) -> None:
     kernel.cells("x = rng.random(n)", "z = 1")
     moved = kernel.moved()
