@@ -18,7 +18,9 @@ from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.saving import Saving
 from mlcloud.kernel.snapshot import Snapshots
 from mlcloud.kernel.tracking import ALL
+from mlcloud.kernel.transfer import EVERY_S
 from mlcloud.store import ChunkRef, Store
+from tests.live import until
 
 MB = 2**20
 
@@ -29,10 +31,11 @@ class SlowStore(Store):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.gate = threading.Semaphore(0)
-        self.broken = False
+        self.broken = self.waiting = False
 
     def put_chunk(self, data: Any, **more: Any) -> ChunkRef:
         if len(data) > MB:
+            self.waiting = True
             self.gate.acquire()
             if self.broken:
                 raise errors.StoreError("it is gone")
@@ -85,13 +88,25 @@ def detached(saving: Saving) -> threading.Thread:
     return thread
 
 
+def zeroed_and_saved_as(
+    before: dict[str, Any], session: Session, saving: Saving, store: SlowStore
+) -> None:
+    """The cell begins, and changes everything."""
+    for array in session.names.values():
+        array[:] = 0
+    store.open()
+    saving.wait()
+    back = session.back()
+    assert all(np.array_equal(back[name], array) for name, array in before.items())
+
+
 def test_what_the_next_cell_changes_is_saved_as_it_was(session: Session, store: SlowStore) -> None:
     for number in range(20):
         session.names[f"n{number}"] = np.full(2 * MB // 8, number)
     before = {name: array.copy() for name, array in session.names.items()}
     saving = Saving(100 * MB)
     session.begin(saving)
-    time.sleep(0.2)  # pieces are on their way: these are waited for, whatever may be copied
+    until(lambda: store.waiting, "pieces are on their way: these are waited for in any case")
     cell = detached(saving)
     cell.join(0.2)
     assert cell.is_alive()
@@ -100,12 +115,7 @@ def test_what_the_next_cell_changes_is_saved_as_it_was(session: Session, store: 
     cell.join(10)
     assert not cell.is_alive()
     assert not session.told
-    for array in session.names.values():
-        array[:] = 0
-    store.open()
-    saving.wait()
-    back = session.back()
-    assert all(np.array_equal(back[name], array) for name, array in before.items())
+    zeroed_and_saved_as(before, session, saving, store)
     session.begin(saving)  # and what was changed goes with the next one
     saving.wait()
     assert not any(map(np.any, session.back().values()))
@@ -124,12 +134,7 @@ def test_beyond_the_limit_it_is_waited_for(session: Session, store: SlowStore, m
         store.gate.release()
     cell.join(10)
     assert not cell.is_alive()
-    for array in session.names.values():
-        array[:] = 0
-    store.open()
-    saving.wait()
-    back = session.back()
-    assert all(np.array_equal(back[name], array) for name, array in before.items())
+    zeroed_and_saved_as(before, session, saving, store)
 
 
 def test_it_says_how_far_it_is_only_to_who_waits(session: Session, store: SlowStore) -> None:
@@ -139,8 +144,15 @@ def test_it_says_how_far_it_is_only_to_who_waits(session: Session, store: SlowSt
     store.gate.release()
     time.sleep(0.2)
     assert not session.words
-    threading.Timer(0.3, store.open).start()
+
+    def slowly() -> None:
+        for _ in range(3):
+            time.sleep(2 * EVERY_S)
+            store.gate.release()
+
+    threading.Thread(target=slowly).start()
     saving.wait()
+    assert session.words[0].startswith("the session's state is being saved")
     assert session.words[-1].startswith("the state is saved")
 
 
