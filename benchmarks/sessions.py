@@ -1,7 +1,8 @@
 """Sessions saved after each cell: mlcloud's snapshots, Kishu's checkpoints, dill's dump_session.
 
     plain    the notebook alone
-    mlcloud  what a session's kernel does after a cell, into a folder
+    mlcloud  what a session's kernel does after a cell, into a folder; after each cell there is time
+    runall   the same where each cell follows at once: what takes longer is saved less often
     kishu    Kishu 0.3.4 (incremental checkpoints), as `init_kishu` sets it up
     dill     `dill.dump_session`, a file after each cell
 
@@ -12,6 +13,8 @@ Each notebook of `benchmarks/notebooks` runs once a round in each way, in a proc
     ms a cell  in the way's own hooks, before and after a cell
     run +%     these over the time of the notebook's cells in the plain run
     whole +%   by how much longer the whole run took than the plain one, with what goes on beside it
+    states     that can be gone back to
+    last ms    from the last cell's end until its state is saved
     back ms    the last state into a fresh process that has the notebook's libraries imported, and
                `earlier`, the median of three earlier states
     cold ms    the same where restoring must import them
@@ -42,7 +45,7 @@ from typing import Any
 from report import OUT, report
 
 HERE = Path(__file__).parent
-WAYS = ("plain", "mlcloud", "kishu", "dill")
+WAYS = ("plain", "mlcloud", "runall", "kishu", "dill")
 BACK_ROUNDS, COLD_ROUNDS = 3, 2
 # What the notebooks and our kernel's side import, in the versions of this environment.
 SAME = (
@@ -139,6 +142,8 @@ def rows_of(runs: dict[str, Run]) -> list[dict[str, Any]]:
             row["ms a cell"] = hooks / len(run.last["hooks"]) * 1e3
             row["run +%"] = hooks / plain * 100
             row["whole +%"] = (seconds - plain) / plain * 100
+            row["last ms"] = statistics.median(each["last"] for each in run.rounds) * 1e3
+            row["states"] = run.last.get("parts", {}).get("states", len(run.last["hooks"]))
             row |= run.back()
             row["failed cells"] = len(run.last["failed"])
             row["detail"] = {key: run.last.get(key) for key in ("bytes", "hooks", "parts")}
@@ -186,6 +191,8 @@ def main() -> None:
         "run +%",
         "whole +%",
         "ms a cell",
+        "states",
+        "last ms",
         "MB",
         "MB ÷",
         "back ms",

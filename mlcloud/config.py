@@ -113,6 +113,14 @@ class Settings(BaseSettings):
         "beyond is made again by its cells after a move, or named as what a move would lose.",
     )
 
+    snapshot_overhead: float = Field(
+        0.05,
+        ge=0,
+        description="Share of its cells' run time for which a session may make them wait while it "
+        "saves their state. Cells that follow each other faster are saved together, or when "
+        "nothing runs. 1: save after each cell.",
+    )
+
     def __init__(self, **values: Any) -> None:
         """Raises `UsageError`, naming the variable, where a setting cannot be understood."""
         try:
@@ -139,11 +147,12 @@ class Settings(BaseSettings):
         return parse_duration(value) if isinstance(value, str) else value
 
     @property
-    def snapshot_limits(self) -> dict[str, int]:
+    def snapshot_limits(self) -> dict[str, float]:
         """As the kernel takes them; 0: its own default."""
         return {
             "snapshot_memory": self.snapshot_memory or 0,
             "snapshot_max": self.snapshot_max or 0,
+            "snapshot_overhead": self.snapshot_overhead,
         }
 
     @property

@@ -8,7 +8,8 @@ compiler, as a notebook has it. The ways hook into it as they do in a kernel:
 
     plain    nothing
     mlcloud  what `mlcloud.kernel.kernel` does after a cell and beside the next one, and the
-             gateway's commit
+             gateway's commit, where nothing runs for a moment after each cell
+    runall   the same where each cell follows the one before at once, as by "Run All"
     kishu    `init_kishu`, whose hooks run before and after each cell
     dill     `dill.dump_session` of the whole namespace into one more file
 
@@ -66,10 +67,13 @@ class Way:
 
 
 class MLCloud(Way):
+    share = 1.0  # each boundary is saved
+
     def __init__(self, shell: Any, folder: Path) -> None:
         super().__init__(shell, folder)
         from mlcloud.gateway.snapshots import SnapshotLog
         from mlcloud.kernel.namespace import RemoteSide
+        from mlcloud.kernel.pace import SHARE, Pace
         from mlcloud.kernel.saving import Saving
         from mlcloud.kernel.snapshot import Snapshots
         from mlcloud.store import Signer, Store
@@ -79,8 +83,10 @@ class MLCloud(Way):
         self.side = RemoteSide(shell.user_ns)
         self.snapshots = Snapshots(store, self.side)
         self.saving = Saving(2**30)
+        self.pace = Pace(self.share or SHARE)
         self.cell = 0
         self.known: dict[str, int] = {}
+        self.runs: list[Any] = []
 
     def start(self) -> None:
         self.shell.events.register("pre_run_cell", self.before)
@@ -91,15 +97,23 @@ class MLCloud(Way):
         from mlcloud.values.messages import Shipment
 
         with self.counted():
+            takes = self.side.cost
+            if self.runs and self.pace.affords(takes) and self.saving.wait(self.pace.most - takes):
+                began = time.perf_counter()
+                self.save()
+                self.pace.delayed(time.perf_counter() - began)
             self.saving.detach()
         self.shipment = Shipment(known=dict(self.known), sender="notebook")
         self.side.load(self.shipment)
+        self.began = time.perf_counter()
 
     def after(self, result: Any) -> None:
         from mlcloud.kernel import activity
         from mlcloud.kernel.mentions import mentions, used_by
         from mlcloud.kernel.recipes import CellRun
 
+        seconds = time.perf_counter() - self.began
+        self.pace.ran(seconds)
         with self.counted():
             if activity.is_running():
                 self.side.doubt()
@@ -108,33 +122,51 @@ class MLCloud(Way):
             # What came of the cell goes back to the notebook; the snapshot is of the same look.
             mentioned = mentions(code) | used_by(activity.codes_of(hooks))
             self.known |= self.side.collect(self.shipment, mentioned).versions
-            if activity.is_running():
-                self.side.doubt()
-            labels = dict(self.shell.compile._filename_map)
             run = CellRun(self.cell, f"execution-{self.cell}", result.info.raw_cell, code)
-            self.saving.wait()
-            cell, log = self.cell, self.log
-
-            def commit(content: dict[str, Any]) -> None:
-                body = {**content["body"], "labels": labels}
-                log.commit(SESSION, cell, f"execution-{cell}", body)
-
-            self.saving.start(self.snapshots.begin(run=run), commit)
+            run.seconds = seconds
+            self.runs.append(run)
             self.cell += 1
+            if self.share:
+                self.save()
+
+    def save(self) -> None:
+        """What a kernel does between two cells, where `Pace` lets it, and when nothing runs."""
+        from mlcloud.kernel import activity
+        from mlcloud.kernel.pace import together
+
+        if activity.is_running():
+            self.side.doubt()
+        labels = dict(self.shell.compile._filename_map)
+        cell, log = self.cell - 1, self.log
+
+        def commit(content: dict[str, Any]) -> None:
+            body = {**content["body"], "labels": labels}
+            log.commit(SESSION, cell, f"execution-{cell}", body)
+
+        self.saving.wait()
+        self.saving.start(self.snapshots.begin(run=together(self.runs)), commit)
+        self.runs.clear()
 
     def end(self) -> None:
         with self.counted():
+            if self.runs:
+                self.save()
             self.saving.wait()
 
     def load(self, cell: int) -> None:
         found = self.log.latest(SESSION, before=cell + 1)
         assert found is not None
-        assert found[0] == cell, found[2]
+        assert not found[2], found[2]
+        self.loaded = found[0]
         restoring = self.snapshots.restore(found[1])
         for run in restoring.cells():
             result = self.shell.run_cell(run.code, store_history=False, silent=True)
             restoring.failed(run.step, result.error_before_exec or result.error_in_exec)
         self.failed = str(restoring.end()["missing"] or "")
+
+
+class RunAll(MLCloud):
+    share = 0.0  # as a session has it
 
 
 class Kishu(Way):
@@ -201,7 +233,13 @@ class Dill(Way):
         return self.folder / f"{cell}.dill"
 
 
-WAYS: dict[str, type[Way]] = {"plain": Way, "mlcloud": MLCloud, "kishu": Kishu, "dill": Dill}
+WAYS: dict[str, type[Way]] = {
+    "plain": Way,
+    "mlcloud": MLCloud,
+    "runall": RunAll,
+    "kishu": Kishu,
+    "dill": Dill,
+}
 
 
 def new_shell() -> Any:
@@ -261,12 +299,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         found["bytes"].append(size - before)
         before = size
         if number == len(cells) - 1:
+            way.seconds = 0.0
             way.end()
-            found["hooks"][-1] = way.seconds
+            found["last"] = way.seconds  # until all of it is saved: nobody waits for that
             found["bytes"][-1] += bytes_in(options.folder) - before
         if number in states:
             found["prints"][number] = fingerprint.of(shell.user_ns)
-    if options.way == "mlcloud":
+    if isinstance(way, MLCloud):
         found["parts"] = parts(options.folder)
     return found
 
@@ -277,6 +316,7 @@ def parts(folder: Path) -> dict[str, Any]:
     chunks = [path.stat().st_size for path in (folder / "chunks").rglob("*") if path.is_file()]
     small = [size for size in chunks if size < 65536]
     return {
+        "states": len(manifests),
         "manifest bytes": sum(manifests),
         "chunks": len(chunks),
         "small chunks": len(small),

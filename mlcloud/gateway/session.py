@@ -81,7 +81,7 @@ class Services:
     idle_timeout_s: float
     input_timeout_s: float
     output_limits: dict[str, int]
-    snapshot_limits: dict[str, int]
+    snapshot_limits: dict[str, float]
 
 
 class Session:

@@ -51,7 +51,7 @@ class Host:
         folder: str,
         memory_bytes: int,
         output_limits: dict[str, int],
-        kernel_options: dict[str, int],
+        kernel_options: dict[str, float],
     ) -> None:
         self._session_id = session_id
         self._store_url = store_url

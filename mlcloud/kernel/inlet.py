@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import select
 import socket
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,10 @@ class Inlet:
     def start(self) -> None:
         loop = self._kernel.io_loop
         loop.add_handler(self._outlet.fileno(), self._readable, loop.READ)
+
+    def waits(self) -> bool:
+        """Whether a request has come that nobody has read."""
+        return bool(select.select([self._outlet], [], [], 0)[0])
 
     def _readable(self, *_: Any) -> None:
         try:

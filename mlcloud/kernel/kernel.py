@@ -21,6 +21,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ from mlcloud.kernel.introspection import Introspection
 from mlcloud.kernel.mentions import mentions, used_by
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.outlet import DELIMITER, END, Outlet
+from mlcloud.kernel.pace import Pace, together
 from mlcloud.kernel.recipes import CellRun
 from mlcloud.kernel.saving import Saving, failure
 from mlcloud.kernel.shell import Cell, Shell
@@ -53,11 +55,20 @@ from mlcloud.kernel.transfer import Inbox, send
 from mlcloud.store import Store
 from mlcloud.values import exceptions
 from mlcloud.values.messages import Shipment
-from mlcloud.values.pickling import dump, is_immutable
+from mlcloud.values.pickling import Enough, dump, is_immutable
+from mlcloud.values.scan import Stopped
 
-SNAPSHOT_AFTER_S = 0.02
 DEFAULT_PREEMPTION_S = 2 * 3600.0
 MAX_PICKLED_BYTES = 1 << 20  # of an exception, or a result
+
+
+@dataclass
+class _Due:
+    """A state that is not saved yet: after this request."""
+
+    request: dict[str, Any]
+    parent: dict[str, Any]
+    must: bool  # before anything else runs
 
 
 class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no complete types
@@ -79,6 +90,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         keep_files: int,
         snapshot_memory: int,
         snapshot_max: int,
+        snapshot_overhead: float,
         inlet: Inlet,
         outlet: Outlet,
     ) -> None:
@@ -90,7 +102,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.snapshots = Snapshots(self.store, self.names, files, self.shell)
         self._saving = Saving(snapshot_memory or psutil.virtual_memory().total // 10)
         self.effects = Effects(workspace, [self.store.folder] if self.store.folder else [])
-        self._run: CellRun | None = None  # the last cell, for its snapshot
+        self._pace = Pace(snapshot_overhead)
+        self._runs: list[CellRun] = []  # since the last snapshot
         self.notice = run_context.Notice()
         self.occupied = False  # by a cell; its snapshot is waited for
         self.comms = Comms(self)
@@ -99,7 +112,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self._request: dict[str, Any] | None = None
         self._ended = False
         self._inlet, self._outlet = inlet, outlet
-        self._due: Callable[[], None] | None = None
+        self._due: _Due | None = None
         self._busy, self._handled = False, 0
 
     def start(self) -> None:
@@ -121,11 +134,13 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.occupied, self._ended = True, False
         try:
             request = msgpack.unpackb(parent["buffers"][0], strict_map_key=False)
-            self._take_snapshot()
+            self._settle(request)
             self._saving.detach()
             self._request = request
             content = parent["content"]
-            await self.do_execute(content["code"], False, allow_stdin=content["allow_stdin"])
+            reply = await self.do_execute(
+                content["code"], False, allow_stdin=content["allow_stdin"]
+            )
         except BaseException as error:
             if not self._ended:  # an interrupt came where no cell runs any more
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -135,9 +150,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         finally:
             self.occupied = False
         if request.get("snapshot", True):
-            # Not at once: the cell's end is on its way to the notebook, over the same cores.
-            self._due = partial(self._snapshot, request, parent)
-            asyncio.get_running_loop().call_later(SNAPSHOT_AFTER_S, self._take_snapshot)
+            told = reply["status"] != "ok" or any(run.effects for run in self._runs)
+            self._due = _Due(request, parent, must=told or request["op"] != "cell")
+            self._await_rest(self._due)
 
     async def do_execute(
         self,
@@ -164,8 +179,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 shipment = self._load(request)
                 self.shell.begin(Cell.from_wire(request["cell"]) if request.get("cell") else None)
                 count = self.shell.execution_count
-                self._run = _run_of(request, code)
-                with self._running(request["execution_id"], self._run):
+                run = _run_of(request, code)
+                self._runs.append(run)
+                with self._running(request["execution_id"], run):
                     reply = await super().do_execute(
                         code, silent, store_history, user_expressions, allow_stdin, **more
                     )
@@ -177,7 +193,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 answer["result"] = self._result(count)
                 reply["pending"] = self.names.pending
             else:
-                self._run = _run_of(request, "")
+                if request.get("snapshot", True):
+                    self._runs.append(_run_of(request, ""))
                 answer.update(await getattr(self, f"op_{request['op']}")(request))
                 told: dict[str, Any] = {
                     key: answer[key] for key in ("missing", "rebuilt") if key in answer
@@ -302,9 +319,17 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         """A result; None where it does not travel."""
         if value is None:
             return None
+        left = MAX_PICKLED_BYTES
+
+        def ask(size: int) -> None:
+            nonlocal left
+            left -= size
+            if left < 0:
+                raise Enough
+
         try:
-            pickled = dump(value, self.shell.user_ns, classes=self.names.classes)
-        except NotPicklable:
+            pickled = dump(value, self.shell.user_ns, classes=self.names.classes, ask=ask)
+        except (NotPicklable, Enough):
             return None
         if pickled.size > MAX_PICKLED_BYTES or pickled.devices:
             return None
@@ -330,6 +355,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             run.effects = self.effects.end()
             run.seconds = time.perf_counter() - began
             run.transformed = self.shell.ran or ""
+            self._pace.ran(run.seconds)
 
     def _load(self, request: dict[str, Any]) -> Shipment:
         """The names a request brings, bound. A request without any is a bare run of code."""
@@ -379,13 +405,46 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
 
     # --- after a cell -----------------------------------------------------------------------------
 
-    def _take_snapshot(self) -> None:
-        """Unless it is taken: it must be before the next cell begins."""
-        due, self._due = self._due, None
-        if due is not None:
-            due()
+    def _settle(self, request: dict[str, Any]) -> None:
+        """A request waits: save the state first, if it must be, or may be by now (`pace`)."""
+        due = self._due
+        if due is None:
+            return
+        if not due.must and request["op"] == "cell" and not _brings_values(request):
+            takes = self.names.cost
+            if not self._pace.affords(takes) or not self._saving.wait(self._pace.most - takes):
+                self._due = None
+                return
+        began = time.perf_counter()
+        self._take_snapshot()
+        self._pace.delayed(time.perf_counter() - began)
 
-    def _snapshot(self, request: dict[str, Any], parent: dict[str, Any]) -> None:
+    def _await_rest(self, due: _Due) -> None:
+        wait = self._pace.wait(self.names.cost)
+        asyncio.get_running_loop().call_later(wait, self._rest, due)
+
+    def _rest(self, due: _Due) -> None:
+        """Nothing runs: save the state, unless that is done."""
+        if self._due is not due:
+            return
+        try:
+            self._take_snapshot(self._inlet.waits)
+        except Stopped:
+            self._await_rest(due)
+
+    def _take_snapshot(self, stop: Callable[[], bool] | None = None) -> None:
+        """Unless it is taken. Raises `Stopped`, with all as before, where `stop` says so."""
+        due = self._due
+        if due is not None:
+            self._snapshot(due.request, due.parent, stop)
+            self._due = None
+
+    def _snapshot(
+        self,
+        request: dict[str, Any],
+        parent: dict[str, Any],
+        stop: Callable[[], bool] | None,
+    ) -> None:
         """Find what is new, and have it put into the store while this kernel goes on.
 
         An interrupt meant for a cell must not cut it short.
@@ -404,8 +463,10 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self._saving.wait()
             if request["op"] not in ("cell", "load") or self._is_busy():
                 self.names.doubt()
-            run, self._run = self._run, None
-            taking = self.snapshots.begin(partial(self._tell_of, parent), run)
+            taking = self.snapshots.begin(
+                partial(self._tell_of, parent), together(self._runs), stop
+            )
+            self._runs.clear()
             self._saving.start(taking, tell)
         except Exception as error:
             tell(failure(error))
@@ -417,6 +478,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
     async def mlcloud_notice(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """The node goes away at `deadline` (ISO, UTC): `resumable` loops save at once."""
         deadline = parent["content"]["deadline"]
+        self._pace.hurry = deadline is not None
         if deadline is None:
             self.notice.clear()
         else:
@@ -463,6 +525,11 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self.session.pack(content),
             *([] if packed is None else [msgpack.packb(packed)]),
         ]
+
+
+def _brings_values(request: dict[str, Any]) -> bool:
+    wire = (request["shipment"] or {}).get("wire", {})
+    return any(wire.get(part) for part in ("groups", "imports", "deletes"))
 
 
 def _run_of(request: dict[str, Any], code: str) -> CellRun:

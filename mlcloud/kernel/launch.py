@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ipykernel.kernelapp import IPKernelApp
-from traitlets import Int, Unicode
+from traitlets import Float, Int, Unicode
 
 from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.kernel import RemoteKernel
@@ -36,6 +36,7 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
     keep_files = Int(0, help="Bytes of the working directory's files to save.").tag(config=True)
     snapshot_memory = Int(0, help="Bytes for copies of what is being saved.").tag(config=True)
     snapshot_max = Int(0, help="Bytes that a saved state may have; 0: any.").tag(config=True)
+    snapshot_overhead = Float(0.05, help="Share of cells' run time for saving.").tag(config=True)
     session_id = Unicode("", help="The mlcloud session this kernel serves.").tag(config=True)
 
     def init_iopub(self, context: Any) -> None:
@@ -67,6 +68,7 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
             keep_files=self.keep_files,
             snapshot_memory=self.snapshot_memory,
             snapshot_max=self.snapshot_max,
+            snapshot_overhead=self.snapshot_overhead,
             inlet=Inlet(self._socket, self.kernel),
             outlet=self._outlet,
         )

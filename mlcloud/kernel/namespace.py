@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import types
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from mlcloud.kernel.dump import Dumped
 from mlcloud.kernel.imports import imported, is_importable
 from mlcloud.kernel.mentions import EVERYTHING
 from mlcloud.kernel.recipes import CellRun, Recipes
-from mlcloud.kernel.tracking import ALL, CHEAP_S, Tracking
+from mlcloud.kernel.tracking import ALL, CHEAP_S, Later, Tracking
 from mlcloud.kernel.versions import Versions
 from mlcloud.values import messages, userdata
 from mlcloud.values.digests import Known
@@ -116,6 +116,8 @@ class RemoteSide:
         `NameConflict`: a name changed on both sides. `Conflict`: the shipment was made for a kernel
         that is gone; reset the sender and prepare again. `UsageError`: a package is missing here.
         """
+        self._scan = None
+        self._tracking.let_go()
         if shipment.epoch not in (None, self.epoch):
             raise errors.Conflict("the session's kernel was started anew: prepare the cell again")
         run = _Run()
@@ -291,20 +293,31 @@ class RemoteSide:
 
     # --- after the cell ---------------------------------------------------------------------------
 
-    def look(self, mentioned: Collection[str] = ALL) -> Scan:
+    def look(self, mentioned: Collection[str] = ALL, later: Later | None = None) -> Scan:
         """Scan what code that mentions these names may have changed (`tracking`)."""
         doubtful, self._doubtful = self._doubtful, False
         with uncollected():
-            self._scan = scan = self._tracking.look(ALL if doubtful else mentioned)
-        self._active |= self._tracking.active
-        self._dirty |= scan.pickled.keys() | scan.failed.keys()
+            self._scan = scan = self._tracking.look(ALL if doubtful else mentioned, later)
+        self._looked(scan)
         return scan
+
+    def _looked(self, scan: Scan) -> None:
+        self._active |= self._tracking.active
+        self._dirty |= scan.pickled.keys() | scan.failed.keys() | scan.deferred.keys()
 
     @property
     def pending(self) -> int:
         """Bytes of what may have changed since the last dump, about: it is not hashed yet."""
         scan = self._scan
-        return 0 if scan is None else sum(pickled.size for pickled in scan.pickled.values())
+        if scan is None:
+            return 0
+        return sum(each.size for each in scan.pickled.values()) + sum(scan.deferred.values())
+
+    @property
+    def cost(self) -> float:
+        """Seconds of this process that the next dump will take, about."""
+        dirty = ALL if self._doubtful or EVERYTHING in self._dirty else self._dirty
+        return 2 * self._tracking.cost(dirty)  # looked at, and packed
 
     @property
     def is_doubtful(self) -> bool:
@@ -322,7 +335,7 @@ class RemoteSide:
 
         `mentioned`: the names in the cell's code; by default it may have changed anything.
         """
-        scan = self.look(mentioned)
+        scan = self.look(mentioned, self._later(shipment))
         run = self._runs.pop(shipment.id, None) or _Run(before=set(self.namespace))
         new = {
             name
@@ -365,9 +378,25 @@ class RemoteSide:
                 self._versions.forget(name)
         return back
 
+    def _later(self, shipment: Shipment) -> Later:
+        entries, rebound = self._versions.entries, self._versions.is_rebound
+
+        def is_new(key: str) -> bool:
+            return key not in entries or key in shipment.binds or rebound(key)
+
+        wanted = {*(shipment.out or ()), *filter(None, [shipment.result])}
+        return Later(self._stayed, is_new, shipment.max_return, wanted)
+
+    def _stayed(self, key: str) -> bool:
+        """Whether this value is only described to notebooks."""
+        entry = self._versions.entries.get(key)
+        return entry is not None and entry.kind == "remote"
+
     def _is_due(self, key: str, scan: Scan, seen: dict[str, int]) -> bool:
         """Whether a shared key must be compared: it was looked at, is no value, or is news."""
         if key in scan.pickled or key in scan.failed or not self._versions.has(key):
+            return True
+        if key in scan.deferred:
             return True
         entry = self._versions.entries[key]
         return entry.kind == "module" or entry.version > seen.get(key, 0)
@@ -415,6 +444,10 @@ class RemoteSide:
                     if unseen(key) and scan.pickled[key].size <= shipment.max_return
                 }
             )
+        for name in scan.deferred.keys() & mine & wanted:
+            if unseen(name):
+                why = entries[name].why or _too_large(None, shipment.max_return)
+                self._describe(scan, {name}, why, back)
         ready = [keys for keys in ready if keys]
         merged = self._with_aliases(scan, ready)
         for packed in scan.pack(merged):
@@ -454,15 +487,17 @@ class RemoteSide:
             return f"it is on {devices[0]}"
         size = sum(scan.pickled[name].size for name in names)
         if size > limit:
-            return f"{size:,} bytes, more than --max-return"
-        return ""
+            return _too_large(size, limit)
+        others = set[str]().union(*map(self._tracking.sharing, names)) - group
+        stay = sorted(key for key in others if key in self.namespace and self._stayed(key))
+        return f"it shares objects with `{stay[0]}`, which stays" if stay else ""
 
     def _describe(self, scan: Scan, names: set[str], why: str, back: Return) -> None:
         for name in sorted(names):
             entry = self._versions.entries[name]
-            entry.kind, entry.digest = "remote", None
+            entry.kind, entry.digest, entry.why = "remote", None, why
             pickled = scan.pickled.get(name)
-            nbytes = pickled.size if pickled else None
+            nbytes = pickled.size if pickled else scan.deferred.get(name)
             value = self.namespace[name]
             back.remote.append(describe(name, value, binding=entry.binding, nbytes=nbytes, why=why))
             back.versions[name] = entry.version
@@ -503,23 +538,37 @@ class RemoteSide:
         *,
         saved: Collection[frozenset[str]] = (),
         run: CellRun | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> Dumped:
         """Every user name, packed by groups; larger values and unpicklable ones are `skipped`.
 
         `saved`: groups that the last dump wrote; those that are as they were are only named. Call
-        `dumped()` when it is being written. `run`: the cell after which this is.
+        `dumped()` when it is being written. `run`: the cell after which this is. `stop`: asked
+        now and then; where it says so, `Stopped` is raised, and all is as before.
         """
         with uncollected():
-            return self._dump(max_bytes, saved, run)
+            return self._dump(max_bytes, saved, run, stop)
 
     def _dump(
-        self, max_bytes: int | None, saved: Collection[frozenset[str]], run: CellRun | None
+        self,
+        max_bytes: int | None,
+        saved: Collection[frozenset[str]],
+        run: CellRun | None,
+        stop: Callable[[], bool] | None,
     ) -> Dumped:
-        scan, self._scan = self._scan, None
-        if scan is None or not self._dirty <= scan.pickled.keys() | scan.failed.keys():
-            scan = self._tracking.look(self._dirty)
-            self._active |= self._tracking.active
-            self._dirty |= scan.pickled.keys() | scan.failed.keys()
+        scan = self._scan
+        seen = set[str]() if scan is None else scan.pickled.keys() | scan.failed.keys()
+        if scan is None or EVERYTHING in self._dirty:
+            scan = self._scan = None
+            seen, scan = set(), self._tracking.look(self._dirty, stop=stop)
+        elif not self._dirty <= seen:
+            try:
+                self._tracking.complete(scan, self._active, self._dirty, stop)
+            finally:  # what it found so far, where it was stopped
+                self._looked(scan)
+        scan.stop = stop
+        self._looked(scan)
+        self._notice(scan, seen)
         chosen = Chosen()
         if run is not None:
             # What ran beside the cells may have changed what the last snapshot has.
@@ -534,12 +583,19 @@ class RemoteSide:
             marks={keys: mark for keys, mark in self._marks.items() if keys in saved},
             left_out=chosen.why,
         )
+        self._scan = None
         self._tracking.hashed(scan)
         self._skipped = dumped.skipped
         self._new_marks = dumped.marks
         if run is not None:
             self.recipes.cell(run, scan, self._active, chosen.digests, chosen.why)
         return dumped
+
+    def _notice(self, scan: Scan, seen: Collection[str]) -> None:
+        """Values found changed only now have a new version too: notebooks hear of it later."""
+        entries = self._versions.entries
+        found = {key for key in scan.pickled if key not in seen and key in entries}
+        self._versions.refresh({k for k in found if entries[k].kind == "value"}, scan=scan)
 
     def dumped(self) -> None:
         """The last dump is being written: the next one need not look at the same again."""
@@ -572,3 +628,9 @@ class RemoteSide:
         if news:
             for entry in self._versions.entries.values():
                 entry.version = self._versions.tick()
+
+
+def _too_large(size: int | None, limit: int) -> str:
+    """Why a value stays where it is."""
+    much = f"over {limit:,}" if size is None else f"{size:,}"
+    return f"{much} bytes, more than --max-return"

@@ -44,7 +44,7 @@ class KernelProcess:
         store_url: str,
         workspace: Path,
         memory_bytes: int,
-        options: dict[str, int] | None = None,
+        options: dict[str, float] | None = None,
     ) -> None:
         self.folder = folder / secrets.token_hex(4)
         self.workspace = workspace

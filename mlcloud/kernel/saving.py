@@ -42,12 +42,18 @@ class Saving:
         if self._taking is not None:
             self._taking.detach(self._memory)
 
-    def wait(self) -> None:
-        """Until it is in the store, or could not be put there."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until it is in the store, or could not be put there; for so long at most."""
         if self._thread is not None and self._taking is not None:
-            self._taking.hurry()
-            self._thread.join()
+            if seconds is None or seconds == float("inf"):
+                self._taking.hurry()
+                self._thread.join()
+            else:
+                self._thread.join(max(seconds, 0))
+                if self._thread.is_alive():
+                    return False
         self._thread = self._taking = None
+        return True
 
 
 def failure(error: Exception) -> dict[str, Any]:

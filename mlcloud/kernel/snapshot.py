@@ -16,7 +16,7 @@ Which names are looked at says `tracking`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,10 +65,18 @@ class Snapshots:
         """
         return self.begin(tell, run).body()
 
-    def begin(self, tell: Tell | None = None, run: CellRun | None = None) -> Taking:
+    def begin(
+        self,
+        tell: Tell | None = None,
+        run: CellRun | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Taking:
         """As `take`, but what is new is only found. `body()` of the result writes it, in any
-        thread, and must have ended before the next `begin`."""
-        dumped = self._names.dump_groups(saved=self._saved.keys(), run=run)
+        thread, and must have ended before the next `begin`.
+
+        `stop`: asked now and then; where it says so, `Stopped` is raised, and nothing was done.
+        """
+        dumped = self._names.dump_groups(saved=self._saved.keys(), run=run, stop=stop)
         known = {
             _digest(blob): blob["chunks"]
             for group in self._saved.values()

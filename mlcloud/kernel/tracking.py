@@ -15,6 +15,13 @@ That argument has gaps, and each is closed by looking at more. Code that names h
 library's own state: what is found to share with them, matplotlib's figures, and all that is cheap.
 
 Of a key that is not looked at only a `Look` is kept: no pickle, 8 bytes for each object it holds.
+
+**Later.** What does not go back to the notebook, and takes long to look at, need not be looked at
+before a cell's end is told (`Later`): it is `deferred`, with all that it shared with so far. Before
+a snapshot everything is looked at that cells since the last one may have changed. That all these
+cells' changes are found then, also where cells had run in between: a cell reaches an object of a
+key first by a name that led to it before; that name, and what it shared with, was active then, and
+is looked at again.
 """
 
 from __future__ import annotations
@@ -24,8 +31,8 @@ import time
 import types
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
 
 from mlcloud.kernel.mentions import EVERYTHING, used_by
 from mlcloud.kernel.versions import Versions
@@ -37,6 +44,8 @@ from mlcloud.values.scan import Scan
 ALL = frozenset({EVERYTHING})
 HASHED_PER_S = 2e9  # bytes, about: what is looked at is hashed later, for the snapshot
 CHEAP_S = 0.004  # what looking at untouched names may cost a cell, in all
+DEFER_S = 0.001  # what takes less is looked at at once
+UNKNOWN_S = 0.1  # that looking takes at something large that nobody has looked at yet, about
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,30 @@ class Look:
     seconds: float  # that looking takes, hashing included
     group: frozenset[str]  # keys it shares objects with, and its classes
     draws: bool  # whether something of matplotlib is in it
+    size: int  # bytes of its pickle
     digest: str | None = None  # of its pickle; None: it was not hashed
+
+
+@dataclass(frozen=True)
+class Later:
+    """What may be looked at later, since it stays in the session."""
+
+    stays: Callable[[str], bool]  # the notebook has no value of it, and gets none
+    is_new: Callable[[str], bool]  # it gets a value, unless there is more than
+    limit: int  # bytes of it
+    wanted: Collection[str] = ()  # it gets these whatever their size
+
+
+@dataclass
+class _Walk:
+    """One look, as far as it has come."""
+
+    scan: Scan
+    active: set[str]
+    passive: set[str]
+    gone: set[str]
+    fresh: dict[str, array[int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Tracking:
@@ -60,6 +92,7 @@ class Tracking:
         self._namespace = versions.namespace
         self._classes = versions.classes
         self._known: dict[str, Look] = {}
+        self._walk: _Walk | None = None
         self.active: set[str] = set()  # keys that the last look was about; EVERYTHING among them
 
     def forget(self, keys: Iterable[str] | None = None) -> None:
@@ -67,9 +100,18 @@ class Tracking:
         for key in list(self._known) if keys is None else keys:
             self._known.pop(key, None)
 
-    def look(self, mentioned: Collection[str] = ALL) -> Scan:
-        """Scan what code that mentions these names may have changed, and what belongs to it."""
+    def look(
+        self,
+        mentioned: Collection[str] = ALL,
+        later: Later | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Scan:
+        """Scan what code that mentions these names may have changed, and what belongs to it.
+
+        `later`: what need not be looked at now. `stop`: see `Scan`.
+        """
         scan = Scan(self._namespace, self._classes)
+        scan.stop = stop
         present = self._present()
         gone = {key for key in self._known if key not in present and not self._is_class(key)}
         active = self._used({*mentioned, *gone})
@@ -77,34 +119,93 @@ class Tracking:
             active |= self._known[key].group
         if EVERYTHING in active:
             active = present | {EVERYTHING}
-        for key in gone:
-            del self._known[key]
-        fresh: dict[str, array[int]] = {}
-        seconds: dict[str, float] = {}
         passive = (present - self._known.keys()) | self._cheap(active) | self._drawn()
-        passive -= gone  # of whose groups others may still be
-        while waiting := (active & present | passive) - fresh.keys():
+        self._walk = _Walk(scan, active, passive - gone, gone)  # of whose groups others may be yet
+        self._go(self._walk, present, later)
+        return scan
+
+    def complete(
+        self,
+        scan: Scan,
+        active: Collection[str],
+        passive: Collection[str],
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Look at what the last scan deferred, and at these. Nothing has run since."""
+        walk, present = self._walk, self._present()
+        assert walk is not None
+        assert walk.scan is scan
+        scan.stop = stop
+        walk.active = self._used({*walk.active, *active})
+        walk.passive |= set(passive)
+        walk.passive = {key for key in walk.passive if key in present or self._is_class(key)}
+        self._go(walk, present, None)
+
+    def _go(self, walk: _Walk, present: set[str], later: Later | None) -> None:
+        scan, fresh = walk.scan, walk.fresh
+        scan.deferred.clear()
+        self.active = walk.active
+        while waiting := (
+            (walk.active & present | walk.passive) - fresh.keys() - scan.deferred.keys()
+        ):
             for key in waiting:
-                began = time.perf_counter()
-                scan.add([key])
-                fresh[key] = _sorted(scan.ids(key))
-                seconds[key] = time.perf_counter() - began
-                if key in scan.pickled:
-                    seconds[key] += scan.pickled[key].size / HASHED_PER_S
-            passive |= {*scan.pickled, *scan.failed}  # classes that these reach
-            working = scan.with_classes(waiting & active)
-            active = self._used(active | used_by(scan.codes(working)))
-            if EVERYTHING in active:
-                active |= present
+                self._see(key, walk, later)
+            waiting -= scan.deferred.keys()
+            walk.passive |= {*scan.pickled, *scan.failed}  # classes that these reach
+            for key in scan.deferred.keys() & walk.active & self._known.keys():
+                walk.active |= self._known[key].group
+            working = scan.with_classes(waiting & walk.active)
+            walk.active = self._used(walk.active | used_by(scan.codes(working)))
+            if EVERYTHING in walk.active:
+                walk.active |= present
             if not present <= fresh.keys():
                 changed = {key for key in waiting if self._may_have_changed(key, scan, fresh)}
-                active |= self._sharing(scan, fresh, changed)
-        self._remember(scan, fresh, seconds)
-        self.active = active
-        return scan
+                walk.active |= self._sharing(scan, fresh, changed)
+            self.active = walk.active
+        for key in walk.gone & self._known.keys():
+            del self._known[key]
+        self._remember(scan, fresh, walk.seconds)
+
+    def _see(self, key: str, walk: _Walk, later: Later | None) -> None:
+        scan, known, limit = walk.scan, self._known.get(key), None
+        if later is not None and key not in later.wanted and not self._is_class(key):
+            if later.is_new(key):
+                limit = later.limit
+            elif later.stays(key) and (known is None or known.seconds > DEFER_S):
+                scan.deferred[key] = later.limit if known is None else known.size
+                return
+        began = time.perf_counter()
+        scan.add([key], limit)
+        if key in scan.deferred:
+            return
+        walk.fresh[key] = _sorted(scan.ids(key))
+        walk.seconds[key] = time.perf_counter() - began
+        if key in scan.pickled:
+            walk.seconds[key] += scan.pickled[key].size / HASHED_PER_S
+
+    def cost(self, keys: Iterable[str]) -> float:
+        """Seconds that it takes to look at these, about."""
+        found = 0.0
+        for key in {*self._known} if EVERYTHING in keys else set(keys):
+            look = self._known.get(key)
+            if look is not None:
+                found += look.seconds
+            elif key in self._namespace:
+                found += UNKNOWN_S
+        return found
+
+    def sharing(self, key: str) -> frozenset[str]:
+        """The keys it shares objects with, as far as is known."""
+        look = self._known.get(key)
+        return frozenset() if look is None else look.group
+
+    def let_go(self) -> None:
+        """The values of the last scan may change, or go."""
+        self._walk = None
 
     def hashed(self, scan: Scan) -> None:
         """The values of this scan have been hashed: the next look tells by it what is as it was."""
+        self._walk = None
         for key, look in list(self._known.items()):
             pickled = scan.pickled.get(key)
             if pickled is not None and look.digest is None and "digest" in vars(pickled):
@@ -209,7 +310,8 @@ class Tracking:
                 module.startswith("matplotlib.") for module in pickled.modules
             )
             uses = used_by(scan.codes([key]))
-            self._known[key] = Look(ids, uses, seconds[key], groups[key], draws)
+            size = 0 if pickled is None else pickled.size
+            self._known[key] = Look(ids, uses, seconds[key], groups[key], draws, size)
 
 
 def _sorted(ids: set[int]) -> array[int]:

@@ -47,6 +47,7 @@ class Entry:
     sender: str = ""  # from this notebook,
     loaded: int = 0  # and the version it became
     group: frozenset[str] | None = None  # keys it shared objects with; None: not looked at yet
+    why: str = ""  # it is `remote`, as notebooks were told last
 
 
 class Versions:
@@ -105,10 +106,12 @@ class Versions:
             elif class_id(key) is None and isinstance(self.namespace[key], types.ModuleType):
                 if not hash_new:
                     self._saw_module(key)
-            else:
-                scan.add([key])
+            elif key not in scan.deferred:
+                known = self.entries.get(key)
+                whole = key in out or (known is not None and known.kind == "value")
+                scan.add([key], None if whole else limit)
         looked = scan.with_classes(looked)
-        for key in list(scan.pickled) + list(scan.failed):
+        for key in [*scan.pickled, *scan.failed, *scan.deferred]:
             if key not in looked or (hash_new and key not in self.entries):
                 continue
             is_new = key not in self.entries
@@ -123,6 +126,7 @@ class Versions:
                 away = True
             if away:
                 changed = again or entry.kind != "remote" or key in touched
+                entry.why = "" if again else entry.why
                 entry.kind, entry.digest = "remote", None
             else:
                 assert pickled is not None
@@ -196,14 +200,18 @@ class Versions:
         self.entries.pop(name, None)
         self._bound.pop(name, None)
 
-    def note_binding(self, name: str) -> bool:
-        """Count a binding if the name holds another object than when last seen."""
+    def is_rebound(self, name: str) -> bool:
+        """Whether the name holds another object than when last seen."""
         value, before = self.namespace[name], self._bound.get(name)
         if isinstance(before, weakref.ref):
-            if before() is value:
-                return False
-        elif before == (id(value), type(value)):
+            return before() is not value
+        return bool(before != (id(value), type(value)))
+
+    def note_binding(self, name: str) -> bool:
+        """Count a binding if the name holds another object than when last seen."""
+        if not self.is_rebound(name):
             return False
+        value = self.namespace[name]
         try:
             self._bound[name] = weakref.ref(value)
         except TypeError:  # lists, dicts and numbers: an address used again goes unnoticed

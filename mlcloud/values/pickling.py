@@ -53,6 +53,7 @@ from mlcloud.values.uses import annotations_used
 
 Ref = tuple[str, str, int]
 Resolve = Callable[[Ref], Any]
+Ask = Callable[[int], None]  # so many bytes more: goes on, or raises `Enough`
 
 _BUILT_IN = sys.stdlib_module_names | {"__main__", "__mp_main__", "mlcloud", "cloudpickle"}
 _MUTABLE = (list, dict, set, bytearray)
@@ -190,6 +191,22 @@ class Pickled:
         return found
 
 
+class Enough(BaseException):
+    """A value is not pickled to its end. No Exception: it is no fault of the value's."""
+
+
+class _File(io.BytesIO):
+    """Asks with each frame that pickle has written whether to go on."""
+
+    def __init__(self, ask: Ask) -> None:
+        super().__init__()
+        self._ask = ask
+
+    def write(self, data: Any) -> int:
+        self._ask(len(data))
+        return super().write(data)
+
+
 class OfReceiver:
     """Written instead of what is the receiver's own: a call that its unpickler answers."""
 
@@ -220,10 +237,14 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         inline: Collection[type] | None,
         views: Collection[int],
         buffers: list[pickle.PickleBuffer],
+        ask: Ask | None = None,
     ) -> None:
         def keep(buffer: pickle.PickleBuffer) -> bool:
-            if buffer.raw().nbytes < IN_BAND_BYTES:
+            size = buffer.raw().nbytes
+            if size < IN_BAND_BYTES:
                 return True  # into the payload
+            if ask is not None:
+                ask(size)
             buffers.append(buffer)
             return False
 
@@ -514,16 +535,17 @@ def dump(
     inline: Collection[type] | None = None,
     name: str = "value",
     wrapped: bool = False,
+    ask: Ask | None = None,
 ) -> Pickled:
     """Pickle `value`, whose functions belong to `namespace`.
 
     `classes` remembers notebook classes across dumps. `inline` names the notebook classes to write
     here; the others are only named, and listed in the result's `classes`; None writes them all.
     Raises `NotPicklable`, which says where in `name` the trouble is; with `wrapped`, `name` is the
-    only item of the tuple `value`.
+    only item of the tuple `value`. `ask` hears of each piece's bytes, and may raise `Enough`.
     """
     try:
-        return _dump(value, namespace, classes or _default_classes, inline)
+        return _dump(value, namespace, classes or _default_classes, inline, ask)
     except errors.NotPicklable:
         raise
     except Exception as reason:
@@ -534,13 +556,18 @@ def dump(
 
 
 def _dump(
-    value: Any, namespace: dict[str, Any], classes: Classes, inline: Collection[type] | None
+    value: Any,
+    namespace: dict[str, Any],
+    classes: Classes,
+    inline: Collection[type] | None,
+    ask: Ask | None = None,
 ) -> Pickled:
     views = set[int]()
     kind: type[ValuePickler] = ValuePickler
     while True:
-        file, parts = io.BytesIO(), list[pickle.PickleBuffer]()
-        pickler = kind(file, namespace, classes, inline, views, parts)
+        file = io.BytesIO() if ask is None else _File(ask)
+        parts = list[pickle.PickleBuffer]()
+        pickler = kind(file, namespace, classes, inline, views, parts, ask)
         try:
             pickler.write(value)
         except Exception:

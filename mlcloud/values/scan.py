@@ -17,7 +17,7 @@ from __future__ import annotations
 import gc
 import sys
 import types
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from blake3 import blake3
@@ -28,7 +28,7 @@ from mlcloud.values.groups import groups as group_names
 from mlcloud.values.groups import reached
 from mlcloud.values.messages import Blob, Group, ResolveBlob, class_id, class_key, read
 from mlcloud.values.owned import memory_of
-from mlcloud.values.pickling import Pickled, Resolve, dump, is_immutable, load
+from mlcloud.values.pickling import Ask, Enough, Pickled, Resolve, dump, is_immutable, load
 from mlcloud.values.reducers import Classes
 
 REACH = 100_000  # objects looked at in a value that cannot be pickled
@@ -43,11 +43,19 @@ _CODED: dict[type, tuple[str, str]] = {
 _ATOMS = frozenset({str, bytes, int, float, complex, bool, type(None), types.CodeType})
 
 
+class Stopped(BaseException):
+    """Somebody waits for who scans: what is done so far stays."""
+
+
 class Scan:
     """One look at a namespace. `pickled` and `failed` are by key.
 
+    `deferred`: keys that were not looked at, or not to their end, and the bytes they have at least.
     `known`: memory that was verified while it arrived, and need not be hashed again.
+    `stop`: asked now and then while something is pickled; where it says so, `Stopped` is raised.
     """
+
+    stop: Callable[[], bool] | None = None
 
     def __init__(
         self, namespace: dict[str, Any], classes: Classes, known: Known | None = None
@@ -57,6 +65,7 @@ class Scan:
         self.known = Known() if known is None else known
         self.pickled: dict[str, Pickled] = {}
         self.failed: dict[str, errors.NotPicklable] = {}
+        self.deferred: dict[str, int] = {}
         self._reached: dict[str, set[int]] = {}
         self._codes: dict[str, list[types.CodeType]] = {}
         self._unstable: dict[str, bool] = {}
@@ -66,13 +75,19 @@ class Scan:
         known_class = class_id(key)
         return self.namespace[key] if known_class is None else self.classes.by_id[known_class]
 
-    def add(self, keys: Iterable[str]) -> None:
-        """Pickle each of these, and the notebook classes they reach."""
+    def add(self, keys: Iterable[str], limit: int | None = None) -> None:
+        """Pickle each of these, and the notebook classes they reach.
+
+        Names with more than `limit` bytes are left, and `deferred`.
+        """
         waiting = [key for key in keys if key not in self.pickled and key not in self.failed]
         while waiting:
             key = waiting.pop()
             try:
-                pickled = self._alone(key)
+                pickled = self._alone(key, None if class_id(key) else limit)
+            except Enough:
+                self.deferred[key] = limit or 0
+                continue
             except errors.NotPicklable as error:
                 self.failed[key] = error
                 continue
@@ -81,9 +96,26 @@ class Scan:
                 if found not in self.pickled and found not in waiting:
                     waiting.append(found)
 
-    def _alone(self, key: str) -> Pickled:
+    def _alone(self, key: str, limit: int | None = None) -> Pickled:
         value = self.value(key)
-        return self._dump((value,), (value,) if class_id(key) else (), label(value, key))
+        inline = (value,) if class_id(key) else ()
+        return self._dump((value,), inline, label(value, key), limit)
+
+    def _asker(self, limit: int | None) -> Ask | None:
+        if limit is None and self.stop is None:
+            return None
+        left = limit
+
+        def ask(size: int) -> None:
+            nonlocal left
+            if self.stop is not None and self.stop():
+                raise Stopped
+            if left is not None:
+                left -= size
+                if left < 0:
+                    raise Enough
+
+        return ask
 
     def is_unstable(self, key: str) -> bool:
         """Whether the value's pickle is another one each time, and so tells nothing of changes."""
@@ -94,7 +126,13 @@ class Scan:
             self._unstable[key] = not same
         return self._unstable[key]
 
-    def _dump(self, values: tuple[Any, ...], inline: Collection[type], name: str) -> Pickled:
+    def _dump(
+        self,
+        values: tuple[Any, ...],
+        inline: Collection[type],
+        name: str,
+        limit: int | None = None,
+    ) -> Pickled:
         pickled = dump(
             values,
             self.namespace,
@@ -102,6 +140,7 @@ class Scan:
             inline=inline,
             name=name,
             wrapped=len(values) == 1,
+            ask=self._asker(limit),
         )
         pickled.known = self.known
         return pickled

@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 import types
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from mlcloud.kernel import activity
 from mlcloud.kernel.mentions import EVERYTHING, mentions, used_by
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.snapshot import Snapshots
+from mlcloud.kernel.tracking import Later
 from mlcloud.store import Store
+from mlcloud.values.messages import Shipment
 from tests.values.pair import execute, notebook
 
 LOOKED = """
@@ -52,6 +55,16 @@ class Session:
         scan = self.side.look(mentions(code))
         self.looked = {*scan.pickled, *scan.failed}
         self.body = self.snapshots.take()
+
+    def cell_later(self, code: str, heavy: Collection[str], save: bool) -> None:
+        """As `cell`, but `heavy` names stay here, and the state is perhaps not saved yet."""
+        self.side.load(Shipment())
+        with contextlib.suppress(Exception):
+            execute(code, self.names)
+        later = Later(heavy.__contains__, heavy.__contains__, limit=0)
+        self.side.look(mentions(code), later)
+        if save:
+            self.body = self.snapshots.take()
 
     def restored(self) -> dict[str, Any]:
         """The names as a new kernel has them after a move."""
@@ -410,10 +423,45 @@ def test_at_length(tmp_path_factory: Any, codes: list[str]) -> None:
     check_restored(tmp_path_factory, codes)
 
 
-def check_restored(tmp_path_factory: Any, codes: list[str]) -> None:
+# Names of values that take long to look at, and cells whose state is saved.
+heavy = st.sets(st.sampled_from([*NAMES, "f", "g", "k"]))
+saved = st.lists(st.booleans(), min_size=9, max_size=9)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cells, heavy, saved)
+@example(  # what was an alias for one cell only, and was changed by it in the next
+    ["b = [1]", "a = [2]", "a.append(b)", "a[1].append(5)\na[0] = a[1]", "a = [3]"],
+    {"a"},
+    [True, True, False, False, False] * 2,
+)
+def test_what_is_looked_at_later_is_found_all_the_same(
+    tmp_path_factory: Any, codes: list[str], heavy: set[str], saved: list[bool]
+) -> None:
+    check_restored(tmp_path_factory, codes, heavy, saved)
+
+
+@pytest.mark.slow
+@settings(max_examples=6000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cells, heavy, saved)
+def test_later_at_length(
+    tmp_path_factory: Any, codes: list[str], heavy: set[str], saved: list[bool]
+) -> None:
+    check_restored(tmp_path_factory, codes, heavy, saved)
+
+
+def check_restored(
+    tmp_path_factory: Any,
+    codes: list[str],
+    heavy: Collection[str] = (),
+    saved: Sequence[bool] = (),
+) -> None:
     session = Session(tmp_path_factory.mktemp("store"))
-    for code in codes:
-        session.cell(code)
+    for number, code in enumerate(codes):
+        if not heavy:
+            session.cell(code)
+        else:
+            session.cell_later(code, heavy, save=saved[number] or number == len(codes) - 1)
     there = session.restored()
     held = {name: session.names[name] for name in NAMES if name in session.names}
     assert shape([there[name] for name in held]) == shape(list(held.values()))
