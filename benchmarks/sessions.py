@@ -3,6 +3,7 @@
     plain    the notebook alone
     mlcloud  what a session's kernel does after a cell, into a folder; after each cell there is time
     runall   the same where each cell follows at once: what takes longer is saved less often
+    unsaved  a session of which nothing is saved: only what changed is found, and goes back
     kishu    Kishu 0.3.4 (incremental checkpoints), as `init_kishu` sets it up
     dill     `dill.dump_session`, a file after each cell
 
@@ -13,6 +14,7 @@ Each notebook of `benchmarks/notebooks` runs once a round in each way, in a proc
     ms a cell  in the way's own hooks, before and after a cell
     run +%     these over the time of the notebook's cells in the plain run
     whole +%   by how much longer the whole run took than the plain one, with what goes on beside it
+    saving +%  the same over the unsaved session
     states     that can be gone back to
     last ms    from the last cell's end until its state is saved
     back ms    the last state into a fresh process that has the notebook's libraries imported, and
@@ -45,7 +47,7 @@ from typing import Any
 from report import OUT, report
 
 HERE = Path(__file__).parent
-WAYS = ("plain", "mlcloud", "runall", "kishu", "dill")
+WAYS = ("plain", "unsaved", "mlcloud", "runall", "kishu", "dill")
 BACK_ROUNDS, COLD_ROUNDS = 3, 2
 # What the notebooks and our kernel's side import, in the versions of this environment.
 SAME = (
@@ -130,11 +132,11 @@ class Run:
 
 
 def rows_of(runs: dict[str, Run]) -> list[dict[str, Any]]:
-    plain = statistics.median(sum(each["seconds"]) for each in runs["plain"].rounds)
+    plain = min(sum(each["seconds"]) for each in runs["plain"].rounds)
     rows = []
     for way, run in runs.items():
         row: dict[str, Any] = {"notebook": run.folder.parent.name, "way": way}
-        seconds = statistics.median(sum(each["seconds"]) for each in run.rounds)
+        seconds = min(sum(each["seconds"]) for each in run.rounds)  # noise only adds
         row["run s"] = seconds
         if way != "plain":
             hooks = statistics.median(sum(each["hooks"]) for each in run.rounds)
@@ -142,9 +144,13 @@ def rows_of(runs: dict[str, Run]) -> list[dict[str, Any]]:
             row["ms a cell"] = hooks / len(run.last["hooks"]) * 1e3
             row["run +%"] = hooks / plain * 100
             row["whole +%"] = (seconds - plain) / plain * 100
+            if "unsaved" in runs:
+                unsaved = min(sum(r["seconds"]) for r in runs["unsaved"].rounds)
+                row["saving +%"] = (seconds - unsaved) / unsaved * 100
             row["last ms"] = statistics.median(each["last"] for each in run.rounds) * 1e3
             row["states"] = run.last.get("parts", {}).get("states", len(run.last["hooks"]))
-            row |= run.back()
+            if way != "unsaved":
+                row |= run.back()
             row["failed cells"] = len(run.last["failed"])
             row["detail"] = {key: run.last.get(key) for key in ("bytes", "hooks", "parts")}
         rows.append(row)
@@ -176,7 +182,7 @@ def main() -> None:
             for row in rows[-len(runs) :]:
                 print({k: v for k, v in row.items() if k != "detail"}, file=sys.stderr, flush=True)
     # What came back wrong is no measure: Kishu runs cells again for what it could not save.
-    kishu = {row["notebook"]: row for row in rows if row["way"] == "kishu" and not row["wrong"]}
+    kishu = {row["notebook"]: row for row in rows if row["way"] == "kishu" and not row.get("wrong")}
     shown = []
     for row in rows:
         other = kishu.get(row["notebook"], {})
@@ -190,6 +196,7 @@ def main() -> None:
         "run s",
         "run +%",
         "whole +%",
+        "saving +%",
         "ms a cell",
         "states",
         "last ms",

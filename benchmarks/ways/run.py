@@ -10,6 +10,7 @@ compiler, as a notebook has it. The ways hook into it as they do in a kernel:
     mlcloud  what `mlcloud.kernel.kernel` does after a cell and beside the next one, and the
              gateway's commit, where nothing runs for a moment after each cell
     runall   the same where each cell follows the one before at once, as by "Run All"
+    unsaved  only what such a session does to tell the notebook which values are new
     kishu    `init_kishu`, whose hooks run before and after each cell
     dill     `dill.dump_session` of the whole namespace into one more file
 
@@ -169,6 +170,13 @@ class RunAll(MLCloud):
     share = 0.0  # as a session has it
 
 
+class Unsaved(MLCloud):
+    share = 0.0
+
+    def save(self) -> None:
+        self.runs.clear()
+
+
 class Kishu(Way):
     def __init__(self, shell: Any, folder: Path) -> None:
         os.environ["KISHU_PATH_ROOT"] = str(folder.parent)
@@ -237,6 +245,7 @@ WAYS: dict[str, type[Way]] = {
     "plain": Way,
     "mlcloud": MLCloud,
     "runall": RunAll,
+    "unsaved": Unsaved,
     "kishu": Kishu,
     "dill": Dill,
 }

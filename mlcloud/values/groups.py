@@ -40,8 +40,8 @@ def groups(names: Iterable[str], ids_by_name: Mapping[str, set[int]]) -> list[fr
     first_with: dict[int, str] = {}
     for name in by_size:
         ids = ids_by_name.get(name, set())
-        for address in ids & first_with.keys():
-            parent[root(name)] = root(first_with[address])
+        for other in set(map(first_with.__getitem__, ids & first_with.keys())):
+            parent[root(name)] = root(other)
         if name is not by_size[-1]:
             first_with.update(dict.fromkeys(ids, name))
 

@@ -465,7 +465,7 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         if self._types:  # nothing is made on the way by lists and dicts alone
             made = temporary.Made(held, changing)
             if made.ids:
-                visited = array("Q", (each for each in visited if each not in made.ids))
+                visited = array("Q", itertools.filterfalse(made.ids.__contains__, visited))
                 self.memory = [
                     address
                     for address, over in self.arrays.items()
