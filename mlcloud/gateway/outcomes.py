@@ -278,13 +278,10 @@ class Outcomes:
                 self._session.safe_to = execution.label
         else:
             error = f"{content['ename']}: {content['evalue']}"
-        event = (
-            packed(
-                "story", {"what": "unsafe", "text": f"this cell's state is not safe yet: {error}"}
-            )
-            if error
-            else packed("safe", {"ordinal": execution.ordinal})
-        )
+        # Those before it that are not safe yet are in this state too, or have none either.
+        saved = [execution, *self._before(execution)]
+        text = f"this cell's state is not safe yet: {error}"
+        story = packed("story", {"what": "unsafe", "text": text})
         with db.writing(self._session.services.engine) as connection:
             if not error and execution.state is ExecutionState.FINISHED:
                 execution.state = ExecutionState.SAFE
@@ -292,22 +289,28 @@ class Outcomes:
             if not error:
                 services = self._session.services
                 services.executions.safe_up_to(self._session.id, execution.ordinal, connection)
-            item = (execution_id, "story" if error else "safe", event)
-            rows = self._session.journal.write(connection, [item])
-        self._session.unsafe.discard(execution_id)
-        self._session.pending.pop(execution_id, None)
+            items = [
+                (each.id, "story", story)
+                if error
+                else (each.id, "safe", packed("safe", {"ordinal": each.ordinal}))
+                for each in saved
+            ]
+            rows = self._session.journal.write(connection, items)
+        for each in saved:
+            self._session.unsafe.discard(each.id)
+            self._session.pending.pop(each.id, None)
+            if not error and each.state is ExecutionState.FINISHED:
+                each.state = ExecutionState.SAFE
         self._session.safe.set()
         self._session.journal.tell(rows)
         self._session.to_record = True
         if not error:
-            for each in list(self._session.unsafe):
-                known = self._session.known.get(each)
-                if known is not None and known.ordinal < execution.ordinal:
-                    self._session.unsafe.discard(each)
-                    self._session.pending.pop(each, None)
-                    if known.state is ExecutionState.FINISHED:
-                        known.state = ExecutionState.SAFE
             self._caught_up(execution.ordinal)
+
+    def _before(self, execution: Execution) -> list[Execution]:
+        """Those that are not safe yet and ran before it."""
+        known = (self._session.known.get(each) for each in self._session.unsafe)
+        return [each for each in known if each is not None and each.ordinal < execution.ordinal]
 
     def _commit(self, ordinal: int, execution_id: str, body: dict[str, Any]) -> None:
         """Unless another head has the session. Blocks."""

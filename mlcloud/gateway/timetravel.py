@@ -127,7 +127,8 @@ async def _read(session: Session, step: int) -> dict[str, Any]:
         return await asyncio.to_thread(session.services.snapshots.read, session.id, step)
     except NotFound:
         raise NotFound(
-            f"session {session.request.name!r} has no state of step {step}: `history()` lists them"
+            f"session {session.request.name!r} has no state of step {step}: `history()` lists them "
+            "(cells that follow each other at once may be saved together; --durable waits for each)"
         ) from None
     except Damaged as error:
         raise Damaged(f"the state of step {step} is damaged, take another: {error}") from error

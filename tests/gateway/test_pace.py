@@ -1,0 +1,57 @@
+"""Cells that follow each other at once, with a state that takes long to save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from mlcloud.client.session import Session
+from tests.faults.test_host_killed import host_of
+from tests.live import until
+
+pytestmark = pytest.mark.cluster
+
+CELLS = 4
+
+
+def begin(session: Session) -> None:
+    """A large state, saved; then cells that change it."""
+    session.run("import os; pid = os.getpid()", quiet=True)
+    session.run("x = [[i] for i in range(300_000)]", quiet=True, durable=True)
+    for _ in range(CELLS):
+        session.run("x.append(0)", quiet=True)
+
+
+def test_they_are_saved_together_when_nothing_runs(session: Callable[..., Session]) -> None:
+    one = session()
+    begin(one)
+    until(lambda: not one.saved().state.unsafe, "all is safe")
+    steps = [each.step for each in one.history()]
+    assert steps[-1] == CELLS + 2
+    assert len(steps) < CELLS + 2
+    assert one.saved().state.safe_to == str(CELLS + 2)
+    one.run("x.append(0)", quiet=True, durable=True)
+    assert one.history()[-1].step == CELLS + 3
+    one.restore(2)
+    one.run("n = len(x)", quiet=True)
+    assert one["n"] == 300_000
+
+
+def test_what_was_not_saved_runs_again(session: Callable[..., Session]) -> None:
+    one = session()
+    begin(one)
+    host_of(psutil.Process(one["pid"])).kill()
+    one.run("n = len(x)", quiet=True)
+    assert one["n"] == 300_000 + CELLS
+
+
+def test_each_waits_until_it_is_safe_if_it_shall(session: Callable[..., Session]) -> None:
+    one = session()
+    one.run("x = [[i] for i in range(300_000)]", quiet=True)
+    detached = [one.run("x.append(0)", quiet=True, detach=True) for _ in range(3)]
+    one.run("x.append(0)", quiet=True, durable=True)
+    for each in detached:
+        each.result(timeout=60)
+    until(lambda: not one.saved().state.unsafe, "all is safe")
