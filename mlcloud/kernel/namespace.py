@@ -497,7 +497,7 @@ class RemoteSide:
             entry = self._versions.entries[name]
             entry.kind, entry.digest, entry.why = "remote", None, why
             pickled = scan.pickled.get(name)
-            nbytes = pickled.size if pickled else scan.deferred.get(name)
+            nbytes = pickled.size if pickled else self._tracking.size(name)
             value = self.namespace[name]
             back.remote.append(describe(name, value, binding=entry.binding, nbytes=nbytes, why=why))
             back.versions[name] = entry.version

@@ -194,6 +194,11 @@ class Tracking:
                 found += UNKNOWN_S
         return found
 
+    def size(self, key: str) -> int | None:
+        """Bytes of its pickle when it was last looked at."""
+        look = self._known.get(key)
+        return None if look is None else look.size
+
     def sharing(self, key: str) -> frozenset[str]:
         """The keys it shares objects with, as far as is known."""
         look = self._known.get(key)

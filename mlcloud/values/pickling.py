@@ -45,7 +45,7 @@ from blake3 import blake3
 from cloudpickle import Pickler as CloudPickler
 
 from mlcloud import errors
-from mlcloud.values import reducers, temporary, texts
+from mlcloud.values import keras, reducers, temporary, texts
 from mlcloud.values.digests import Chunks, Known, whole
 from mlcloud.values.owned import Owned
 from mlcloud.values.reducers import Classes
@@ -76,6 +76,7 @@ _IMMUTABLE_BY_NAME = {
     "pandas": ("Index", "Timestamp", "Timedelta", "Interval", "Period"),
     "pandas.api.extensions": ("ExtensionDtype",),
     "torch": ("dtype", "device", "Size", "layout", "memory_format"),
+    "tensorflow": ("DType", "TensorShape"),
 }
 _immutable_types: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
 
@@ -304,6 +305,10 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             return self._ref
         if kind is types.CellType:
             return self._cell
+        if (found := keras.way(kind)) is not None:
+            return found
+        if module.startswith("keras.") and kind.__name__.endswith("DTypePolicy"):
+            return self._fixed
         if issubclass(kind, (list, dict)):
             return lambda obj: reducers.container_parts(obj) or NotImplemented
         if kind is types.GeneratorType:
@@ -332,20 +337,26 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             return self._colors
         if module.startswith("pandas."):
             return self._pandas
-        keras = sys.modules.get("keras.src.optimizers.base_optimizer")
-        if keras is not None and issubclass(kind, keras.BaseOptimizer):
-            return lambda obj: reducers.optimizer_parts(obj) if obj.built else NotImplemented
         return None
 
     def _function(self, obj: Any) -> Any:
         if obj.__globals__ is not self.namespace:
             self.kinds[id(obj)] = obj
+            self._fixed(obj)
+            self._fixed(obj.__annotations__)
             return reducers.dispatch_parts(obj) or super_override(self, obj)
         self._cells.update(map(id, obj.__closure__ or ()))
         self.functions[id(obj)] = obj
         self.codes.append(obj.__code__)
         self.annotated |= annotations_used(obj)
         return reducers.function_parts(obj, self._name("globals"))
+
+    def _fixed(self, obj: Any) -> Any:
+        """What a library has made for all who use it: to share it binds no names."""
+        self.frozen[id(obj)] = obj
+        if (attributes := getattr(obj, "__dict__", None)) is not None:
+            self.frozen[id(attributes)] = attributes
+        return NotImplemented
 
     def _class(self, obj: Any) -> Any:
         if (named := self._class_name(obj)) is not None:

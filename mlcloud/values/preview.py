@@ -164,6 +164,8 @@ def _size(value: Any) -> int | None:
         return _ask(lambda: sum(int(part.nbytes) for part in parts))
     if str(type(value).__module__).partition(".")[0] == "polars":
         return _ask(lambda: int(value.estimated_size()))
+    if isinstance(value, str | bytes | bytearray):
+        return len(value)  # of a text about
     size = _ask(lambda: int(value.nbytes))
     return size if size is None or size >= 0 else None
 

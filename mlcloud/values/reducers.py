@@ -426,33 +426,6 @@ def callbacks_parts(registry: Any) -> Reduced:
     return copyreg.__newobj__, (type(registry),), {**state, "_cid_gen": number}  # type: ignore[attr-defined]
 
 
-# --- Keras ----------------------------------------------------------------------------------------
-
-
-def optimizer_parts(optimizer: Any) -> Reduced:
-    """Reduce an optimizer with what it works on and what it has learnt of that.
-
-    Its own pickling writes a file that has all of it, and reads back a new optimizer.
-    """
-    values = [variable.numpy() for variable in optimizer.variables]
-    state = (list(optimizer._trainable_variables), values)
-    args = (type(optimizer), optimizer.get_config())
-    return build_optimizer, args, state, None, None, fill_optimizer
-
-
-def build_optimizer(kind: Any, config: dict[str, Any]) -> Any:
-    """An optimizer that knows no variables yet."""
-    return kind.from_config(config)
-
-
-def fill_optimizer(optimizer: Any, state: tuple[list[Any], list[Any]]) -> None:
-    """Second phase: its variables, and its own ones' values."""
-    trainable, values = state
-    optimizer.build(trainable)
-    for variable, value in zip(optimizer.variables, values, strict=True):
-        variable.assign(value)
-
-
 # --- torch ----------------------------------------------------------------------------------------
 
 

@@ -213,7 +213,7 @@ class Scan:
                 with_class += keys
             else:
                 others.append(keys)
-        return [self._pack(keys) for keys in ([with_class] if with_class else []) + others]
+        return [self._pack(keys) for keys in ([sorted(with_class)] if with_class else []) + others]
 
     def _pack(self, keys: list[str]) -> Group:
         if len(keys) == 1:
