@@ -159,6 +159,7 @@ def test_down_after_a_killed_gateway_ends_everything(own_cluster: Callable[..., 
     assert not embedded.left()
 
 
+@pytest.mark.slow
 def test_nodes_end_themselves_when_no_gateway_comes(own_cluster: Callable[..., Embedded]) -> None:
     embedded = own_cluster(dead_man="10s")
     s = embedded.connect().session("s", namespace={})

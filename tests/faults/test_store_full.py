@@ -80,6 +80,7 @@ def test_cells_run_on_and_nothing_committed_is_lost(
         assert notebook.ok("%%remote --session s\nkept[-1]").result == "'more'"
 
 
+@pytest.mark.slow
 def test_a_loop_goes_on_without_its_checkpoints(
     own_cluster: Callable[..., Embedded], small_store: Path
 ) -> None:

@@ -19,7 +19,7 @@ CELLS = 4
 def begin(session: Session) -> None:
     """A large state, saved; then cells that change it."""
     session.run("import os; pid = os.getpid()", quiet=True)
-    session.run("x = [[i] for i in range(300_000)]", quiet=True, durable=True)
+    session.run("x = [[i] for i in range(150_000)]", quiet=True, durable=True)
     for _ in range(CELLS):
         session.run("x.append(0)", quiet=True)
 
@@ -36,7 +36,7 @@ def test_they_are_saved_together_when_nothing_runs(session: Callable[..., Sessio
     assert one.history()[-1].step == CELLS + 3
     one.restore(2)
     one.run("n = len(x)", quiet=True)
-    assert one["n"] == 300_000
+    assert one["n"] == 150_000
 
 
 def test_what_was_not_saved_runs_again(session: Callable[..., Session]) -> None:
@@ -44,12 +44,12 @@ def test_what_was_not_saved_runs_again(session: Callable[..., Session]) -> None:
     begin(one)
     host_of(psutil.Process(one["pid"])).kill()
     one.run("n = len(x)", quiet=True)
-    assert one["n"] == 300_000 + CELLS
+    assert one["n"] == 150_000 + CELLS
 
 
 def test_each_waits_until_it_is_safe_if_it_shall(session: Callable[..., Session]) -> None:
     one = session()
-    one.run("x = [[i] for i in range(300_000)]", quiet=True)
+    one.run("x = [[i] for i in range(150_000)]", quiet=True)
     detached = [one.run("x.append(0)", quiet=True, detach=True) for _ in range(3)]
     one.run("x.append(0)", quiet=True, durable=True)
     for each in detached:

@@ -115,6 +115,7 @@ only_here = OnlyHere()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_what_would_not_come_up_there(session: Callable[..., Session]) -> None:
     s = session(memory="3GB")
