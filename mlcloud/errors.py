@@ -135,6 +135,10 @@ class Damaged(StoreError):
     """A chunk or manifest is missing, cut short, or does not match its hash."""
 
 
+class Collected(StoreError):
+    """What was being saved lost chunks meanwhile, which nobody had named: save again."""
+
+
 class NoCheckpoint(StoreError):
     """No committed step was found."""
 

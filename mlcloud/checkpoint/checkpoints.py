@@ -139,16 +139,20 @@ class Checkpoints:
             note = {"metric": _encode_note(metric, "metric"), "extra": _encode_note(extra, "extra")}
 
             def write() -> tuple[Manifest, int]:
+                since = self.store.begin()
                 body = self._write(encoder, content)
                 new = body["new_bytes"]
                 body |= {**note, "complete": complete, "seconds": time.monotonic() - began}
                 try:
-                    return self.store.commit(KIND, self.name, step, body), new
+                    return self.store.commit(KIND, self.name, step, body, since=since), new
                 except errors.StepExists:
                     return self._settle(step, body["digest"]), 0
 
             try:
-                made, new_bytes = write()
+                try:
+                    made, new_bytes = write()
+                except errors.Collected:  # a prune came in between: what is missing goes again
+                    made, new_bytes = write()
             except errors.Damaged:
                 # The committed step cannot be loaded: ours takes its place.
                 self.store.discard(KIND, self.name, step)
@@ -323,9 +327,9 @@ class Checkpoints:
 
         Refused unless one of the kept steps can be loaded (the newest is read and verified).
 
-        This removes manifests; the chunks stay, because others that write to this store may be
-        about to name them. `sweep=True` also removes every chunk of the store that no manifest
-        names. Use it only when nothing else writes to this store.
+        This removes manifests; their chunks go with the store's next `prune`. `sweep=True` removes
+        every chunk of the store at once that no manifest names: whoever is saving to it meanwhile
+        may have to upload once more.
         """
         if keep < 1:
             raise errors.UsageError(f"keep={keep}: at least one step has to be kept")
@@ -340,7 +344,7 @@ class Checkpoints:
             for step in removed:
                 self.store.discard(KIND, self.name, step)
             if sweep:
-                self.store.sweep()
+                self.store.prune(grace_s=0)
         return removed
 
     def export(self, path: str | Path, step: int | None = None, *, part: str | None = None) -> Path:

@@ -105,6 +105,8 @@ class Record:
                 }
             )
             body["chunks"] = [str(ref) for ref in self._store.put_buffers([packed])]
+            # What cells bring is named here too, so that nobody takes it for left over.
+            body["objects"] = sorted({ref for each in executions for ref in _objects(each.request)})
         self._commit(session_id, step + 1, body)
         last = events[-1].seq if events else event
         mark = {
@@ -330,6 +332,12 @@ def _taken(cluster: Any) -> str:
         "of life; nothing of what runs here is kept. Work with it there, or take that cluster down "
         "and attach the session here again"
     )
+
+
+def _objects(request: bytes) -> list[str]:
+    shipment, _ = msgpack.unpackb(request, strict_map_key=False)
+    named = ((shipment or {}).get("objects") or {}).values()
+    return [f"blake3:{chunk}" for chunks in named for chunk in chunks]
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -43,8 +43,10 @@ class SnapshotLog:
     ) -> None:
         """Commit the state after an execution. Committing the same execution again is fine."""
         body = {**body, "execution_id": execution_id}
+        since = body.pop("since", None)
+        sign = self._signer.sign
         try:
-            self._store.commit(KIND, session_id, ordinal, body, sign=self._signer.sign)
+            self._store.commit(KIND, session_id, ordinal, body, sign=sign, since=since)
         except StepExists:
             theirs = self._store.read(KIND, session_id, ordinal, verify=self._signer.verify)
             if theirs.get("execution_id") != execution_id:

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgpack
 
+from mlcloud.errors import StoreError
 from mlcloud.kernel import ambient
 from mlcloud.kernel.files import Files
 from mlcloud.kernel.namespace import RemoteSide
@@ -52,6 +53,7 @@ class Snapshots:
         self._saved: dict[frozenset[str], dict[str, Any]] = {}  # of the last manifest, by keys
         self._ambient = ""  # its chunk, in the last manifest
         self._packages = Packages()
+        self._since: int | None = None  # the store's step when chunks were last known to be there
 
     @property
     def _workspace(self) -> Any:
@@ -130,11 +132,27 @@ class Snapshots:
 
     def _body(self, found: _Found, outgoing: Outgoing) -> dict[str, Any]:
         try:
+            since = self._store.begin()
+            self._still_there(since)
             written = self._written(found, outgoing)
-            return self._describe(found, written)
+            return {**self._describe(found, written), "since": since}
         except BaseException:
             self._names.undumped()
             raise
+
+    def _still_there(self, since: int) -> None:
+        """Whether what is only named again was not removed: where something was, look."""
+        before, self._since = self._since, since
+        if before in (None, since):
+            return
+        blobs = [blob for group in self._saved.values() for blob in _blobs(group)]
+        refs = [ChunkRef.parse(text) for blob in blobs for text in blob["chunks"]]
+        if self._store.missing(refs):
+            self._saved = {}
+            raise StoreError(
+                "parts of the state saved before were removed from the store; with the next cell "
+                "all of it is saved again"
+            )
 
     def _written(self, found: _Found, outgoing: Outgoing) -> dict[str, list[str]]:
         """The chunks of all blobs by digest."""
@@ -173,6 +191,8 @@ class Snapshots:
                     "ambient": ambient_before or self._ambient,
                     "seconds": round(each.seconds, 3),
                     "effects": each.effects,
+                    # Chunks that the record itself, in a chunk, names: seen by who removes others.
+                    "objects": _objects(each.shipment),
                 }
         self._saved = saved
         # Classes first: the other groups name them.
@@ -342,6 +362,11 @@ class Restoring:
         rebuilt = {n: list(r.cells) for n, r in self.recipes.items() if n not in self.missing}
         count = sum(len(group["names"]) for group in self._body["groups"])
         return {"names": count, "missing": self.missing, "rebuilt": rebuilt}
+
+
+def _objects(shipment: dict[str, Any] | None) -> list[str]:
+    named = (shipment or {}).get("objects", {}).values()
+    return [f"blake3:{chunk}" for chunks in named for chunk in chunks]
 
 
 def _is_used(group: dict[str, Any], run: CellRun) -> bool:

@@ -31,6 +31,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,6 +50,8 @@ CONDITIONAL = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 #: A temp file this old belongs to a process that was killed while it wrote.
 STALE_TEMP_S = 24 * 3600.0
 
+# Where filesystems say when a file was written: S3, GCS, Azure, memory.
+_TIMES = ("LastModified", "mtime", "updated", "last_modified", "created")
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -59,6 +62,7 @@ class Backend(ABC):
     """
 
     parallel: int
+    clock_s = 2.0  # by which times of files may be too early
 
     @abstractmethod
     def read(self, path: str, into: memoryview | None = None) -> bytes | memoryview:
@@ -95,6 +99,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def times(self, folder: str) -> Iterator[tuple[str, int, float]]:
+        """(path, size, when it was written) of all files below it, in seconds of its own clock."""
+
+    @abstractmethod
     def delete(self, path: str) -> None:
         """Remove the file; it is no error when there is none."""
 
@@ -106,6 +114,7 @@ class LocalBackend(Backend):
     """A folder on a disk that has hard links and atomic renames (also NFS, EFS, FSx, Lustre)."""
 
     parallel = 4
+    clock_s = 0.0
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
@@ -162,6 +171,13 @@ class LocalBackend(Backend):
         _fsync_dir(final.parent)
 
     def list(self, folder: str, *, deep: bool) -> Iterator[tuple[str, int]]:
+        for path, size, _ in self._walk(folder, deep=deep):
+            yield path, size
+
+    def times(self, folder: str) -> Iterator[tuple[str, int, float]]:
+        yield from self._walk(folder, deep=True)
+
+    def _walk(self, folder: str, *, deep: bool) -> Iterator[tuple[str, int, float]]:
         try:
             entries = sorted(os.scandir(self.root / folder), key=lambda entry: entry.name)
         except FileNotFoundError:
@@ -170,10 +186,11 @@ class LocalBackend(Backend):
             path = f"{folder}/{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 if deep:
-                    yield from self.list(path, deep=True)
+                    yield from self._walk(path, deep=True)
                 continue
             with contextlib.suppress(FileNotFoundError):
-                yield path, entry.stat().st_size
+                found = entry.stat()
+                yield path, found.st_size, found.st_mtime
 
     def delete(self, path: str) -> None:
         _unlink(self.root / path)
@@ -262,6 +279,23 @@ class ConditionalBackend(Backend):
         self._retry(lambda: self.fs.pipe_file(self._at(path), data, mode="create"))
 
     def list(self, folder: str, *, deep: bool) -> Iterator[tuple[str, int]]:
+        for path, entry in self._entries(folder, deep=deep):
+            yield path, int(entry["size"])
+
+    def times(self, folder: str) -> Iterator[tuple[str, int, float]]:
+        for path, entry in self._entries(folder, deep=True):
+            found = next((entry[name] for name in _TIMES if entry.get(name)), None)
+            if isinstance(found, int | float):  # memory
+                found = datetime.fromtimestamp(found, timezone.utc)
+            if isinstance(found, str):  # GCS, in older versions of its client
+                found = datetime.fromisoformat(found.replace("Z", "+00:00"))
+            if not isinstance(found, datetime):
+                raise OSError(errno.ENOTSUP, "it does not say when a file was written", path)
+            if found.tzinfo is None:
+                found = found.replace(tzinfo=timezone.utc)
+            yield path, int(entry["size"]), found.timestamp()
+
+    def _entries(self, folder: str, *, deep: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         root = self._at("")
 
         def find() -> dict[str, dict[str, Any]]:
@@ -278,7 +312,7 @@ class ConditionalBackend(Backend):
             relative = name.lstrip("/").removeprefix(prefix)
             # Some servers list a "folder" as an empty object with its own name.
             if entry.get("type") == "file" and relative.startswith(folder + "/"):
-                yield relative, int(entry["size"])
+                yield relative, entry
 
     def delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -302,6 +336,7 @@ class MemoryBackend(ConditionalBackend):
 
     parallel = 1
     attempts = 1
+    clock_s = 0.0
     _creating = threading.Lock()
 
     def create(self, path: str, data: bytes) -> None:

@@ -18,9 +18,8 @@ checks the manifest's checksum and each chunk's hash, so damage is always notice
 
 Nothing here is pickled, and no credential is held: they come from the filesystem's own chain.
 
-Garbage collection (mark, grace, re-list, sweep, with leases) is not here yet. It is possible, since
-`refs_in` finds the chunks of any manifest. Until then `sweep()` removes unnamed chunks when the
-caller knows that nothing else writes to this store.
+Chunks that no manifest names are removed by `prune` (`collector`), while others go on writing: a
+writer looks after its commit whether something was removed meanwhile.
 """
 
 from __future__ import annotations
@@ -40,6 +39,8 @@ from blake3 import blake3
 from mlcloud import errors
 from mlcloud.store import manifest as manifests
 from mlcloud.store.backends import open_backend
+from mlcloud.store.collector import GRACE_S, Collector, Pruned
+from mlcloud.store.collector import KIND as SWEEPS
 from mlcloud.store.failures import says_full
 from mlcloud.store.manifest import ChunkRef, Manifest, Sign, Verify
 
@@ -98,6 +99,7 @@ class Store:
         self._lock = threading.Lock()
         # Chunks that were found damaged here: the next writer of that content replaces them.
         self._suspect: set[str] = set()
+        self._collector = Collector(self)
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -129,10 +131,12 @@ class Store:
                 f"the content of object {expected} does not match its name; send it again"
             )
         path = _chunk_path(hash_)
+        _ = self._collector.first
         with self._doing("write"):
             # A chunk of the right size is taken as good: it became visible only when whole. What
             # was found damaged since is written again.
-            if hash_ not in self._suspect and self._backend.size(path) == view.nbytes:
+            known = hash_ not in self._suspect and not self._collector.is_condemned(hash_)
+            if known and self._backend.size(path) == view.nbytes:
                 if durable:
                     self._backend.settle(path)
                 return ChunkRef(hash_, view.nbytes)
@@ -240,28 +244,51 @@ class Store:
     # --- manifests --------------------------------------------------------------------------------
 
     def commit(
-        self, kind: str, name: str, step: int, body: dict[str, Any], *, sign: Sign | None = None
+        self,
+        kind: str,
+        name: str,
+        step: int,
+        body: dict[str, Any],
+        *,
+        sign: Sign | None = None,
+        since: int | None = None,
     ) -> Manifest:
         """Commit a step: create its manifest, once and for ever.
 
         `body` is plain JSON that names its chunks as `str(ChunkRef)`. All of them must be stored
-        before this call. Raises StepExists when somebody else committed this step.
+        before this call. Raises StepExists when somebody else committed this step, and Collected
+        when chunks of it were removed meanwhile: put them again, and commit again. `since`: what
+        `begin` said before the first of them was put, or found to be there; it spares looking
+        whether they are there after each prune that this process has seen.
         """
         path = manifests.path_of(kind, name, step)
         made = Manifest(kind, name, step, datetime.now(timezone.utc), body)
         raw = made.to_bytes(sign)
+        if kind != SWEEPS and since is None:
+            since = self._collector.first
         with self._doing("commit to"):
             try:
                 self._backend.create(path, raw)
             except FileExistsError as error:
                 # Refused, but perhaps by our own first request, whose answer was lost.
-                if self._is_ours(path, raw):
-                    return made
-                raise errors.StepExists(
-                    f"step {step} of {kind} {name!r} is already committed in the store at "
-                    f"{self.url}; a committed step is never replaced"
-                ) from error
+                if not self._is_ours(path, raw):
+                    raise errors.StepExists(
+                        f"step {step} of {kind} {name!r} is already committed in the store at "
+                        f"{self.url}; a committed step is never replaced"
+                    ) from error
+        if since is not None and not self._collector.check(since, raw):
+            with self._doing("commit to"):
+                self._backend.delete(path)
+            raise errors.Collected(
+                f"step {step} of {kind} {name!r} was not committed: chunks of it, which nobody "
+                f"named any more, were removed from the store at {self.url} meanwhile; save again"
+            )
         return made
+
+    def begin(self) -> int:
+        """What `commit` is to be told of the time before something was put (`since`)."""
+        first = self._collector.first
+        return max(first, self._collector.look().step)
 
     def manifest(
         self, kind: str, name: str, step: int, *, verify: Verify | None = None
@@ -353,30 +380,67 @@ class Store:
         """Counts and sizes, by listing everything."""
         with self._doing("read"):
             sizes = [size for _, size in self._backend.list("chunks", deep=True)]
-            count = sum(1 for _ in self._backend.list("manifests", deep=True))
+            own = manifests.folder_of(SWEEPS, "_").rpartition("/")[0] + "/"
+            paths = [path for path, _ in self._backend.list("manifests", deep=True)]
+            count = sum(not path.startswith(own) for path in paths)
         return Usage(len(sizes), sum(sizes), count)
 
-    def sweep(self) -> int:
-        """Remove the chunks that no manifest of this store names; returns the bytes freed.
+    def prune(self, *, grace_s: float = GRACE_S) -> Pruned:
+        """Remove chunks that no manifest names, safely while others write to this store.
 
-        NOT SAFE while anything else writes to this store: a writer has chunks that its manifest
-        does not name yet. Call it only when you know that nobody does.
+        Two calls, at least `grace_s` apart: the first marks them, the second removes those that
+        are still unnamed and were not written since. With 0 one call does both; who is saving then
+        may have to upload once more. Raises `Conflict` where another process prunes.
         """
-        with self._doing("sweep"):
-            # Chunks are listed before manifests are read: one that appears in between is kept.
-            chunks = list(self._backend.list("chunks", deep=True))
-            named: set[str] = set()
-            for path, _ in list(self._backend.list("manifests", deep=True)):
-                # The raw text, whether or not it is valid: a damaged manifest still protects.
-                with contextlib.suppress(FileNotFoundError):
-                    raw = bytes(self._backend.read(path))
-                    named |= {ref.hash for ref in manifests.refs_in(raw)}
-            freed = 0
-            for path, size in chunks:
-                if path.rpartition("/")[2] not in named:
-                    self._backend.delete(path)
-                    freed += size
-        return freed
+        return self._collector.prune(grace_s)
+
+    # --- for the collector ------------------------------------------------------------------------
+
+    @property
+    def clock_s(self) -> float:
+        """By how much the times of `chunks` may be too early."""
+        return self._backend.clock_s
+
+    def now(self) -> float:
+        """The time by the clock that the store's files have theirs from."""
+        with self._doing("write"):
+            self._backend.put("marks/clock", memoryview(b"now"), durable=False)
+            times = {path: written for path, _, written in self._backend.times("marks")}
+            return times["marks/clock"]
+
+    def chunks(self) -> Iterator[tuple[str, int, float]]:
+        """(hash, size, when it was written) of all chunks there are."""
+        with self._doing("read"):
+            for path, size, written in self._backend.times("chunks"):
+                yield path.rpartition("/")[2], size, written
+
+    def read_manifests(self) -> Iterator[tuple[str, bytes]]:
+        """(path, text) of all manifests, valid or not."""
+
+        def read(path: str) -> tuple[str, bytes] | None:
+            with self._doing("read"), contextlib.suppress(FileNotFoundError):
+                return path, bytes(self._backend.read(path))
+            return None
+
+        with self._doing("read"):
+            paths = [path for path, _ in self._backend.list("manifests", deep=True)]
+        for found in self._each(read, paths):
+            if found is not None:
+                yield found
+
+    def remove_manifest(self, path: str) -> None:
+        with self._doing("remove a step from"):
+            self._backend.delete(path)
+
+    def remove_chunks(self, chunks: Iterable[tuple[str, int]]) -> Iterator[int]:
+        """Their sizes, each when it is removed."""
+
+        def remove(chunk: tuple[str, int]) -> int:
+            with self._doing("remove chunks from"):
+                self._backend.delete(_chunk_path(chunk[0]))
+            return chunk[1]
+
+        yield from self._each(remove, chunks)
 
     # --- plumbing ---------------------------------------------------------------------------------
 

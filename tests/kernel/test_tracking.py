@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from mlcloud import errors
 from mlcloud.kernel import activity
 from mlcloud.kernel.mentions import EVERYTHING, mentions, used_by
 from mlcloud.kernel.namespace import RemoteSide
@@ -241,6 +242,16 @@ def test_a_failed_write_is_made_up_for(session: Session, monkeypatch: pytest.Mon
             session.cell("x.append(3)")
     session.cell("z = 1")
     assert session.restored()["x"] == [1, 3]
+
+
+def test_what_was_removed_from_the_store_is_written_again(session: Session) -> None:
+    session.cell("x = [[i] for i in range(2_000)]")
+    Store(session.store.url).prune(grace_s=0)  # nobody has committed it
+    with pytest.raises(errors.StoreError, match="saved again"):
+        session.cell("y = 1")
+    session.cell("z = 2")
+    there = session.restored()
+    assert (len(there["x"]), there["y"], there["z"]) == (2_000, 1, 2)
 
 
 def test_what_cannot_be_pickled_is_named_as_long_as_it_is_there(session: Session) -> None:

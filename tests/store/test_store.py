@@ -366,7 +366,7 @@ class TestRoom:
         any_store.commit("snapshot", "b/c", 1, {"deep": {"er": [str(other)]}})
         any_store.discard("checkpoint", "a", 2)
         any_store.discard("checkpoint", "a", 2)
-        assert any_store.sweep() == 4
+        assert any_store.prune(grace_s=0).bytes == 4
         assert any_store.usage().chunks == 2
         assert any_store.verify("checkpoint", "a", 1) == []
         assert any_store.verify("snapshot", "b/c", 1) == []
@@ -376,7 +376,7 @@ class TestRoom:
         store.commit("checkpoint", "a", 1, {"c": str(ref)})
         (file,) = files(store, "manifests")
         file.write_bytes(file.read_bytes()[:-9])
-        assert store.sweep() == 0
+        assert store.prune(grace_s=0).chunks == 0
         assert store.exists(ref.hash)
 
 
