@@ -14,7 +14,7 @@ Each notebook of `benchmarks/notebooks` runs once a round in each way, in a proc
     ms a cell  in the way's own hooks, before and after a cell
     run +%     these over the time of the notebook's cells in the plain run
     whole +%   by how much longer the whole run took than the plain one, with what goes on beside it
-    saving +%  the same over the unsaved session
+    saving +%  of `run +%`, what saving adds to an unsaved session
     states     that can be gone back to
     last ms    from the last cell's end until its state is saved
     back ms    the last state into a fresh process that has the notebook's libraries imported, and
@@ -145,8 +145,9 @@ def rows_of(runs: dict[str, Run]) -> list[dict[str, Any]]:
             row["run +%"] = hooks / plain * 100
             row["whole +%"] = (seconds - plain) / plain * 100
             if "unsaved" in runs:
-                unsaved = min(sum(r["seconds"]) for r in runs["unsaved"].rounds)
-                row["saving +%"] = (seconds - unsaved) / unsaved * 100
+                rounds = runs["unsaved"].rounds
+                unsaved = statistics.median(sum(each["hooks"]) for each in rounds)
+                row["saving +%"] = (hooks - unsaved) / plain * 100
             row["last ms"] = statistics.median(each["last"] for each in run.rounds) * 1e3
             row["states"] = run.last.get("parts", {}).get("states", len(run.last["hooks"]))
             if way != "unsaved":

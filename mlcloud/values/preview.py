@@ -195,14 +195,15 @@ def _text(value: Any) -> str:
 
 
 def _html(value: Any) -> str | None:
-    """The head of a table, the diagram of an estimator; other HTML may be anything."""
+    """The head of a table; other HTML may be anything.
+
+    Not an estimator's diagram: it reads docstrings, and asks a forest for all its samples.
+    """
     html = None
     if _is(value, "pandas", "Series"):
         html = _ask(lambda: value.head(ROWS).to_frame()._repr_html_())
     elif _ask(lambda: callable(type(value).head) and callable(type(value)._repr_html_)):
         html = _ask(lambda: value.head(ROWS)._repr_html_())
-    elif str(type(value).__module__).partition(".")[0] == "sklearn":
-        html = _ask(lambda: value._repr_html_())
     return html if isinstance(html, str) and len(html) <= HTML else None
 
 
