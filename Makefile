@@ -35,6 +35,8 @@ $(STAMP): pyproject.toml constraints-dev.txt
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=26"
 	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --editable ".[dev]"
+	@# Azure's object store, for the tests of it; without npm they are skipped
+	-command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix $(VENV)/node azurite@3
 	@touch $@
 
 demo: $(STAMP)

