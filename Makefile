@@ -35,8 +35,6 @@ $(STAMP): pyproject.toml constraints-dev.txt
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=26"
 	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --editable ".[dev]"
-	@# Azure's object store, for the tests of it; without npm they are skipped
-	-command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix $(VENV)/node azurite@3
 	@touch $@
 
 demo: $(STAMP)
@@ -51,7 +49,12 @@ ifneq ($(NOTEBOOKS),)
 	  $(BIN)/mlcloud down && rm -rf $$home; exit $$code
 endif
 
-test-slow: $(STAMP)
+# Azure's object store, for the tests of it: with npm only, else they are skipped.
+AZURITE := $(VENV)/node/node_modules/.bin/azurite-blob
+$(AZURITE): $(STAMP)
+	-npm install --silent --no-audit --no-fund --prefix $(VENV)/node azurite@3
+
+test-slow: $(STAMP) $(AZURITE)
 	$(BIN)/python -m pytest -m slow --timeout=1800
 
 lint: $(STAMP)

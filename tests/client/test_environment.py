@@ -222,6 +222,7 @@ def test_it_is_there_again_after_parking(captured: Session) -> None:
     assert "again 49" in printed(captured)
 
 
+@pytest.mark.slow
 def test_a_package_that_went_with_its_node_costs_only_what_needs_it(
     root: Path, captured: Session
 ) -> None:

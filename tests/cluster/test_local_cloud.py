@@ -55,6 +55,7 @@ def test_an_idle_session_is_parked_by_itself(
     assert s["kept"] == "x"
 
 
+@pytest.mark.slow
 def test_two_homes_do_not_disturb_each_other(
     own_cluster: Callable[..., Embedded], cluster: Embedded
 ) -> None:

