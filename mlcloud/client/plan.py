@@ -28,8 +28,8 @@ from mlcloud.client.names import CellNames, analyze
 from mlcloud.client.remote_value import RemoteValue
 from mlcloud.client.shared import SharedNames
 from mlcloud.values import messages, userdata
+from mlcloud.values.immutable import is_immutable
 from mlcloud.values.messages import Import, class_id, names_of
-from mlcloud.values.pickling import is_immutable
 from mlcloud.values.scan import Scan, label, reach
 from mlcloud.values.uses import attributes_used, globals_used
 

@@ -25,6 +25,7 @@ from mlcloud.client.plan import Plan, Row, plan_cell, rows
 from mlcloud.client.remote_value import Fetch, RemoteValue
 from mlcloud.client.shared import Shared, SharedNames, is_tracked
 from mlcloud.values.digests import Known
+from mlcloud.values.immutable import is_immutable
 from mlcloud.values.messages import (
     Group,
     Import,
@@ -35,7 +36,6 @@ from mlcloud.values.messages import (
     class_id,
 )
 from mlcloud.values.modules import LaterModule
-from mlcloud.values.pickling import is_immutable
 from mlcloud.values.scan import Scan, label, unpack
 
 __all__ = ["MAX_RETURN", "LocalSide", "Row"]

@@ -54,8 +54,9 @@ from mlcloud.kernel.tracking import ALL
 from mlcloud.kernel.transfer import Inbox, send
 from mlcloud.store import Store
 from mlcloud.values import exceptions
+from mlcloud.values.immutable import is_immutable
 from mlcloud.values.messages import Shipment
-from mlcloud.values.pickling import Enough, dump, is_immutable
+from mlcloud.values.pickling import Enough, dump
 from mlcloud.values.scan import Stopped
 
 DEFAULT_PREEMPTION_S = 2 * 3600.0

@@ -41,7 +41,7 @@ from mlcloud.values.messages import (
     Shipment,
     class_id,
 )
-from mlcloud.values.pickling import Ref
+from mlcloud.values.pickled import Ref
 from mlcloud.values.preview import describe
 from mlcloud.values.scan import Scan, label, unpack
 

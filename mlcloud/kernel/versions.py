@@ -30,7 +30,7 @@ from typing import Any
 from mlcloud import errors
 from mlcloud.kernel.imports import as_import
 from mlcloud.values.messages import class_id
-from mlcloud.values.pickling import Ref
+from mlcloud.values.pickled import Ref
 from mlcloud.values.reducers import Classes
 from mlcloud.values.scan import Scan
 

@@ -24,38 +24,28 @@ torch tensor and a numpy array (each gets its own after `load`; they are still o
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import enum
 import functools
 import io
 import itertools
-import pathlib
 import pickle
-import re
 import sys
 import types
-import uuid
-import weakref
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
-from blake3 import blake3
 from cloudpickle import Pickler as CloudPickler
 
 from mlcloud import errors
 from mlcloud.values import keras, reducers, temporary, texts
-from mlcloud.values.digests import Chunks, Known, whole
-from mlcloud.values.owned import Owned
+from mlcloud.values.immutable import is_immutable
+from mlcloud.values.pickled import Pickled, Ref
 from mlcloud.values.reducers import Classes
 from mlcloud.values.uses import annotations_used
 
-Ref = tuple[str, str, int]
 Resolve = Callable[[Ref], Any]
 Ask = Callable[[int], None]  # so many bytes more: goes on, or raises `Enough`
 
-_BUILT_IN = sys.stdlib_module_names | {"__main__", "__mp_main__", "mlcloud", "cloudpickle"}
 _MUTABLE = (list, dict, set, bytearray)
 _HOLDERS = (*_MUTABLE, tuple)
 IN_BAND_BYTES = (
@@ -63,133 +53,7 @@ IN_BAND_BYTES = (
 )
 LITTLE_BYTES = 2**16  # of memory up to this all is written for an array that is a part of it
 _ATOMS = frozenset({str, bytes, tuple, frozenset, type(None), bool, int, float, complex})
-# Objects that cannot change, or whose identity is not the user's: sharing them binds no names.
-_IMMUTABLE = (
-    *(type(None), bool, int, float, complex, str, bytes, tuple, frozenset, range, slice, type),
-    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.CodeType),
-    *(types.ModuleType, types.MappingProxyType, types.GenericAlias, property, staticmethod),
-    *(classmethod, enum.Enum, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo),
-    *(decimal.Decimal, uuid.UUID, pathlib.PurePath, re.Pattern, Classes),
-)
-_IMMUTABLE_BY_NAME = {
-    "numpy": ("dtype", "generic", "ufunc"),
-    "pandas": ("Index", "Timestamp", "Timedelta", "Interval", "Period"),
-    "pandas.api.extensions": ("ExtensionDtype",),
-    "torch": ("dtype", "device", "Size", "layout", "memory_format"),
-    "tensorflow": ("DType", "TensorShape"),
-}
-_immutable_types: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
-
-
-def is_immutable(kind: type) -> bool:
-    """Whether objects of this type never change, remembered per type."""
-    if type(kind).__hash__ is None:
-        return False
-    verdict = _immutable_types.get(kind)
-    if verdict is None and kind in (type(sys.stdout), type(sys.stderr)):
-        verdict = _immutable_types[kind] = True  # travels by reference; what it holds is no value
-    if verdict is None:
-        known = list(_IMMUTABLE)
-        for module_name, names in _IMMUTABLE_BY_NAME.items():
-            if module := sys.modules.get(module_name):
-                known += [found for name in names if (found := getattr(module, name, None))]
-        by_reference = "function" in kind.__name__.lower()  # Cython's, numpy's dispatchers, …
-        verdict = _immutable_types[kind] = by_reference or issubclass(kind, tuple(known))
-    return verdict
-
-
-_owned = Owned(is_immutable)
 _default_classes = Classes()  # gives a class the same id in every `dump` that names no registry
-
-
-class Pickled:
-    """A value as bytes. `digest` and `ids` are worked out when first asked for."""
-
-    def __init__(
-        self,
-        payload: bytes,
-        buffers: list[memoryview],
-        *,
-        keep: Any = None,
-        visited: Iterable[int] = (),
-        owners: Iterable[type] = (),
-        memory: Iterable[int] = (),
-        skip: Collection[int] = (),
-        classes: dict[str, type] | None = None,
-        devices: frozenset[str] = frozenset(),
-        refs: frozenset[Ref] = frozenset(),
-        codes: Iterable[types.CodeType] = (),
-        annotated: Iterable[str] = (),
-        kinds: Iterable[Any] = (),
-    ) -> None:
-        self.payload = payload
-        self.buffers = buffers
-        self.classes = classes or {}  # notebook classes named in here, which travel on their own
-        self.devices = devices  # where its tensors live, other than "cpu"
-        self.refs = refs  # the remote values named in here
-        self.codes = tuple(codes)  # of the notebook's functions in here: what names they use
-        self.annotated = frozenset(annotated)  # and those in their string annotations
-        self.known = Known()  # what was hashed before; a scan gives all its pickles one
-        self._kinds = kinds
-        self._keep = keep  # holds the temporary objects too, so no id is used twice
-        self._visited, self._owners = visited, owners
-        self._memory, self._skip = memory, skip
-
-    @property
-    def size(self) -> int:
-        """Bytes, payload and buffers."""
-        return len(self.payload) + sum(buffer.nbytes for buffer in self.buffers)
-
-    @functools.cached_property
-    def chunks(self) -> list[Chunks]:
-        """The names of the pieces of the payload and of each buffer (`values.digests`)."""
-        return self.known.chunk_digests([self.payload, *self.buffers])
-
-    @property
-    def digests(self) -> list[str]:
-        """The names of the payload and of each buffer."""
-        return [whole(chunks) for chunks in self.chunks]
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """blake3 over all the parts."""
-        digests = self.digests
-        return digests[0] if len(digests) == 1 else blake3("".join(digests).encode()).hexdigest()
-
-    @functools.cached_property
-    def modules(self) -> frozenset[str]:
-        """Where the types and functions in here are from: what must be importable to load it."""
-        found = {getattr(kind, "__module__", None) for kind in self._kinds}
-        return frozenset(
-            module
-            for module in found
-            if isinstance(module, str) and module.partition(".")[0] not in _BUILT_IN
-        )
-
-    @property
-    def reached(self) -> list[int]:
-        """As `ids`, in the order in which pickle met them, and as often."""
-        skip = _owned.by(self._owners) | set(self._skip)
-        return [each for each in (*self._visited, *self._memory) if each not in skip]
-
-    @property
-    def windows(self) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-        """Where in their memory its arrays are: offset, shape and strides of each."""
-        return [
-            (array.__array_interface__["data"][0] - address, array.shape, array.strides)
-            for address, over in self._keep.arrays.items()
-            for array in over.values()
-            if hasattr(array, "__array_interface__")
-        ]
-
-    @functools.cached_property
-    def ids(self) -> set[int]:
-        """The mutable objects this value reaches, and the addresses of its arrays' memory."""
-        found = set(self._memory)
-        found.update(self._visited)
-        found.difference_update(self._skip)
-        found -= _owned.by(self._owners)
-        return found
 
 
 class Enough(BaseException):

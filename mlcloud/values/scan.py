@@ -26,9 +26,11 @@ from mlcloud import errors
 from mlcloud.values.digests import Known, whole
 from mlcloud.values.groups import groups as group_names
 from mlcloud.values.groups import reached
+from mlcloud.values.immutable import is_immutable
 from mlcloud.values.messages import Blob, Group, ResolveBlob, class_id, class_key, read
 from mlcloud.values.owned import memory_of
-from mlcloud.values.pickling import Ask, Enough, Pickled, Resolve, dump, is_immutable, load
+from mlcloud.values.pickled import Pickled
+from mlcloud.values.pickling import Ask, Enough, Resolve, dump, load
 from mlcloud.values.reducers import Classes
 
 REACH = 100_000  # objects looked at in a value that cannot be pickled
