@@ -67,6 +67,55 @@ def attach(session: str) -> None:
 
 @main.command()
 @click.argument("session")
+def state(session: str) -> None:
+    """Each variable of a session, and what a move would do to it."""
+    _run("state", session)
+
+
+@main.command()
+@click.argument("session")
+@click.option("--lines", default=100, show_default=True, help="Show the last lines.")
+@click.option("--save", metavar="FILE", help="Write all of it to a file instead.")
+def log(session: str, lines: int, save: str | None) -> None:
+    """What a session's last cell has printed, all of it."""
+    words = ["--session", session, "--lines", str(lines)]
+    _run("log", *words, *(["--save", save] if save else []))
+
+
+@main.command()
+@click.argument("session")
+def history(session: str) -> None:
+    """The states of a session that `restore` and `fork` can go back to."""
+    _run("history", session)
+
+
+@main.command()
+@click.argument("session")
+@click.argument("step", type=int)
+def restore(session: str, step: int) -> None:
+    """Put a session into the state it had after this step of its history."""
+    _run("restore", str(step), "--session", session)
+
+
+@main.command()
+@click.argument("session")
+@click.argument("name")
+@click.option("--step", type=int, help="Of its history; default: the newest.")
+def fork(session: str, name: str, step: int | None) -> None:
+    """Begin another session with the state of this one."""
+    words = [name, "--session", session]
+    _run("fork", *words, *(["--step", str(step)] if step is not None else []))
+
+
+@main.command()
+@click.argument("session")
+def close(session: str) -> None:
+    """End a session for good, and give its node back."""
+    _run("close", session)
+
+
+@main.command()
+@click.argument("session")
 def env(session: str) -> None:
     """The packages of this Python beside a session's."""
     _run("env", session, "--all")

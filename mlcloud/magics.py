@@ -199,6 +199,46 @@ def _state(words: list[str]) -> Any:
     return _session(words).saved()
 
 
+def _history(words: list[str]) -> Any:
+    """`history [SESSION]`: the states that `restore` can go back to."""
+    return _session(words).history()
+
+
+def _restore(words: list[str]) -> None:
+    """`restore STEP [--session NAME]`: the session's names as they were after that cell."""
+    parser = Parser(prog="%mlcloud restore", allow_abbrev=False)
+    parser.add_argument("step", type=int, help="of `%%mlcloud history`")
+    parser.add_argument("--session", metavar="NAME", help="default: this notebook's own")
+    options = parser.read(shlex.join(words))
+    session = _session([options.session] if options.session else [])
+    session.restore(options.step)
+    print(
+        f"session {session.name} is as it was after step {options.step}; what came after that is "
+        "in its history still"
+    )
+
+
+def _fork(words: list[str]) -> None:
+    """`fork NAME [--step N] [--session NAME]`: another session, with the state of this one."""
+    parser = Parser(prog="%mlcloud fork", allow_abbrev=False)
+    parser.add_argument("name", help="of the new session")
+    parser.add_argument("--step", type=int, help="of `%%mlcloud history`; default: the newest")
+    parser.add_argument("--session", metavar="NAME", help="default: this notebook's own")
+    options = parser.read(shlex.join(words))
+    session = _session([options.session] if options.session else [])
+    made = session.fork(options.name, step=options.step)
+    print(f"session {made.name} begins with the state of {session.name}: --session {made.name}")
+
+
+def _close(words: list[str]) -> None:
+    """`close SESSION`: end it for good. Its name is asked for: nothing brings it back."""
+    if not words:
+        raise UsageError("%mlcloud close ends a session for good: name it")
+    session = _session(words)
+    session.close()
+    print(f"session {session.name} is closed")
+
+
 def _attach(words: list[str]) -> None:
     """`attach [SESSION]`: the output of its running or last cell, from its beginning on."""
     _session(words).follow()
@@ -307,6 +347,10 @@ COMMANDS = {
     "status": _status,
     "sessions": _sessions,
     "state": _state,
+    "history": _history,
+    "restore": _restore,
+    "fork": _fork,
+    "close": _close,
     "attach": _attach,
     "debug": _debug,
     "park": _park,

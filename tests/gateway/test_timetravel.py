@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ from mlcloud import errors
 from mlcloud.client.api import Client
 from mlcloud.client.remote_value import RemoteValue
 from mlcloud.client.session import Session
-from tests.live import until
+from tests.live import Embedded, until
 
 pytestmark = pytest.mark.cluster
 
@@ -108,3 +110,29 @@ def test_a_fork_goes_its_own_way(travelled: tuple[Session, dict[str, Any]], clie
     finally:
         other.close()
         earlier.close()
+
+
+def test_from_a_shell(session: Callable[..., Session], cluster: Embedded) -> None:
+    def mlc(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", "from mlcloud.cli import main; main()", *words],
+            capture_output=True,
+            text=True,
+            env=cluster.environment,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    s = session()
+    s.run("x = [1]", durable=True, quiet=True)
+    s.run("x.append(2)", durable=True, quiet=True)
+    assert "x.append(2)" in mlc("history", s.name)
+    assert "saved" in mlc("state", s.name)
+    assert "as it was after step 1" in mlc("restore", s.name, "1")
+    s.run("now = list(x)", quiet=True)
+    assert s["now"] == [1]
+    other = f"{s.name}-fork"
+    assert other in mlc("fork", s.name, other, "--step", "2")
+    assert other in mlc("sessions")
+    assert "closed" in mlc("close", other)
