@@ -45,6 +45,7 @@ class Outcomes:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._in_order = asyncio.Lock()  # one commit after the other, as they came
 
     def on_events(self, host: LiveHost, events: Events) -> None:
         """Journal a batch, with the ends in it, in one transaction; then act on them.
@@ -139,9 +140,15 @@ class Outcomes:
         return {"status": "error", "ename": "KernelDied", "evalue": message, "kernel_died": True}
 
     def _died(self, host: LiveHost, execution_id: str, content: dict[str, Any]) -> None:
-        self._session.unsafe.clear()
-        self._session.pending.clear()
-        self._session.safe.set()
+        # What had finished runs again (`restoring.replay`), and is not safe before. What failed
+        # does not: what it had done is lost.
+        session = self._session
+        for each in list(session.unsafe):
+            known = session.known.get(each)
+            if known is None or known.state is not ExecutionState.FINISHED:
+                session.unsafe.discard(each)
+                session.pending.pop(each, None)
+        session.safe.set()
         if execution_id:
             host.resolve(execution_id, content)
             return
@@ -256,6 +263,10 @@ class Outcomes:
 
     async def commit(self, content: dict[str, Any]) -> None:
         """A kernel has put its state into the store: commit it, and the execution is safe."""
+        async with self._in_order:
+            await self._commit_next(content)
+
+    async def _commit_next(self, content: dict[str, Any]) -> None:
         execution_id = content["execution_id"]
         execution = self._session.known.get(execution_id) or self._session.services.executions.get(
             execution_id
