@@ -109,6 +109,7 @@ class Line(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = endpoint.removeprefix("http://")
         self.fails, self.delay_s = 0.0, 0.0
+        self.drops = ""  # a header
         self.refused = 0
         self.random = random.Random(1)
 
@@ -139,7 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         connection = http.client.HTTPConnection(self.server.target, timeout=60)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
-            connection.putheader(name, value)
+            if name.lower() != self.server.drops.lower():
+                connection.putheader(name, value)
         connection.endheaders(body or None)
         response = connection.getresponse()
         self._answer(response.status, response.getheaders(), response.read())

@@ -16,7 +16,7 @@ Anything else is refused: fsspec's generic "create" asks whether the file exists
 and two writers that race there both believe they won.
 
 Backends raise plain `OSError`s (`FileExistsError`, `FileNotFoundError`, ENOSPC, …); `Store` turns
-them into `mlcloud.errors`. Transient remote errors are tried three times with exponential backoff.
+them into `mlcloud.errors`. Transient remote errors are tried four times with exponential backoff.
 """
 
 from __future__ import annotations
@@ -235,12 +235,13 @@ class ConditionalBackend(Backend):
     """An object store: a PUT is whole or nothing, and a conditional PUT has one winner."""
 
     parallel = 8
-    attempts = 3
+    attempts = 4
 
     def __init__(self, connect: Callable[[], tuple[AbstractFileSystem, str]]) -> None:
         self._connect = connect
         self._lock = threading.Lock()
         self._fs: tuple[int, AbstractFileSystem, str] | None = None
+        self._decides = False  # the server was seen to refuse the second of two creates
 
     @property
     def fs(self) -> AbstractFileSystem:
@@ -276,7 +277,32 @@ class ConditionalBackend(Backend):
         self._retry(lambda: self.fs.pipe_file(self._at(path), body))
 
     def create(self, path: str, data: bytes) -> None:
+        self.probe()
         self._retry(lambda: self.fs.pipe_file(self._at(path), data, mode="create"))
+
+    def probe(self) -> None:
+        """Once: that this server refuses to create what is there. Raises OSError if it does not.
+
+        Some take the condition's header and ignore it, and two writers would both have committed.
+        """
+        if self._decides:
+            return
+        path = f"marks/probe-{uuid.uuid4().hex}"
+        try:
+            for _ in range(2):
+                self._retry(lambda: self.fs.pipe_file(self._at(path), b"?", mode="create"))
+        except FileExistsError:
+            self._decides = True
+            return
+        finally:
+            with contextlib.suppress(Exception):
+                self.delete(path)
+        raise OSError(
+            errno.ENOTSUP,
+            "the server does not refuse to create an object that is there, so two writers could "
+            "both believe they committed: use one that supports conditional writes (AWS S3, "
+            "Google Cloud Storage, Azure Blob Storage, SeaweedFS do)",
+        )
 
     def list(self, folder: str, *, deep: bool) -> Iterator[tuple[str, int]]:
         for path, entry in self._entries(folder, deep=deep):
@@ -327,7 +353,7 @@ class ConditionalBackend(Backend):
                     raise FileExistsError(errno.EEXIST, str(error)) from error
                 if attempt == self.attempts or not is_transient(error):
                     raise
-            time.sleep(0.2 * 4 ** (attempt - 1) * (0.5 + random.random()))
+            time.sleep(min(5.0, 0.2 * 4 ** (attempt - 1)) * (0.5 + random.random()))
         raise AssertionError("unreachable")
 
 

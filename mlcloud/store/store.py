@@ -77,11 +77,17 @@ _STEP_FILE = re.compile(r"([0-9]{12})\.json")
 
 @dataclass(frozen=True)
 class Usage:
-    """What lies in a store: counts, and bytes of the chunks."""
+    """What lies in a store: counts, and bytes of the chunks.
+
+    `kinds`: the bytes that manifests of each kind name (what several name counts for each of them);
+    `unnamed`: those that none does, which `prune` removes.
+    """
 
     chunks: int
     bytes: int
     manifests: int
+    kinds: dict[str, int]
+    unnamed: int
 
 
 class Store:
@@ -332,8 +338,34 @@ class Store:
         parts = [path.removeprefix(folder + "/").rpartition("/") for path in paths]
         return sorted({name for name, _, file in parts if name and _STEP_FILE.fullmatch(file)})
 
-    def verify(self, kind: str, name: str, step: int) -> list[str]:
-        """Read a step and all its chunks; returns what is wrong, in words. Empty: all is well."""
+    def verify(
+        self, kind: str | None = None, name: str | None = None, step: int | None = None
+    ) -> list[str]:
+        """Read a step and all its chunks; returns what is wrong, in words. Empty: all is well.
+
+        Without a step all of that name, without a name all of that kind, without a kind all there
+        is; each chunk once.
+        """
+        if kind is not None and name is not None and step is not None:
+            return self._verify(kind, name, step)
+        prefix = "manifests/" + "".join(f"{part}/" for part in (kind, name) if part is not None)
+        wrong, refs = list[str](), set[ChunkRef]()
+        for path, raw in self.read_manifests():
+            if not path.startswith(prefix):
+                continue
+            _, of, *parts, file = path.split("/")
+            number = _STEP_FILE.fullmatch(file)
+            try:
+                if number is not None:
+                    place = (of, "/".join(parts), int(number.group(1)))
+                    manifests.parse(raw, f"{self.url}/{path}", *place, None)
+            except errors.MLCloudError as error:
+                wrong.append(str(error))
+            refs |= manifests.refs_in(raw)
+        found = self._each(self._problem, sorted(refs, key=str))
+        return wrong + [problem for problem in found if problem]
+
+    def _verify(self, kind: str, name: str, step: int) -> list[str]:
         try:
             body = self.read(kind, name, step)
         except errors.Damaged as error:
@@ -377,13 +409,24 @@ class Store:
             self._backend.delete(manifests.path_of(kind, name, step))
 
     def usage(self) -> Usage:
-        """Counts and sizes, by listing everything."""
+        """Counts and sizes, by listing everything and reading the manifests."""
+        kinds: dict[str, set[ChunkRef]] = {}
+        for path, raw in self.read_manifests():
+            kinds.setdefault(path.split("/")[1], set()).update(manifests.refs_in(raw))
+        kinds.pop(SWEEPS, None)
+        named = {ref.hash for refs in kinds.values() for ref in refs}
         with self._doing("read"):
-            sizes = [size for _, size in self._backend.list("chunks", deep=True)]
+            chunks = list(self._backend.list("chunks", deep=True))
             own = manifests.folder_of(SWEEPS, "_").rpartition("/")[0] + "/"
             paths = [path for path, _ in self._backend.list("manifests", deep=True)]
             count = sum(not path.startswith(own) for path in paths)
-        return Usage(len(sizes), sum(sizes), count)
+        return Usage(
+            len(chunks),
+            sum(size for _, size in chunks),
+            count,
+            {kind: sum(ref.size for ref in refs) for kind, refs in sorted(kinds.items())},
+            sum(size for path, size in chunks if path.rpartition("/")[2] not in named),
+        )
 
     def prune(self, *, grace_s: float = GRACE_S) -> Pruned:
         """Remove chunks that no manifest names, safely while others write to this store.

@@ -371,6 +371,31 @@ class TestRoom:
         assert any_store.verify("checkpoint", "a", 1) == []
         assert any_store.verify("snapshot", "b/c", 1) == []
 
+    def test_what_lies_in_it(self, any_store: Store) -> None:
+        kept, shared, _ = any_store.put_buffers([b"kept", b"shared", b"nobody's"])
+        any_store.commit("checkpoint", "a", 1, {"c": [str(kept), str(shared)]})
+        any_store.commit("snapshot", "b/c", 1, {"c": str(shared)})
+        found = any_store.usage()
+        assert (found.chunks, found.bytes, found.manifests) == (3, 18, 2)
+        assert found.kinds == {"checkpoint": 10, "snapshot": 6}
+        assert found.unnamed == 8
+
+    def test_all_of_it_is_verified(self, store: Store) -> None:
+        good, bad = store.put_buffers([b"good", b"bad"])
+        store.commit("checkpoint", "a", 1, {"c": str(good)})
+        store.commit("checkpoint", "a/b", 1, {"c": [str(good), str(bad)]})
+        store.commit("checkpoint", "a/b", 2, {"c": str(bad)})
+        store.commit("snapshot", "s", 1, {})
+        assert store.verify() == []
+        (chunk,) = [path for path in files(store, "chunks") if path.name == bad.hash]
+        chunk.write_bytes(b"BAD")
+        (manifest,) = files(store, "manifests/snapshot")
+        manifest.write_bytes(manifest.read_bytes()[:-2])
+        assert [bad.hash in problem for problem in store.verify()] == [False, True]
+        assert store.verify("snapshot")[0].startswith("manifest ")
+        assert len(store.verify("checkpoint", "a/b")) == 1
+        assert len(store.verify("checkpoint")) == 1
+
     def test_a_damaged_manifest_still_protects_its_chunks(self, store: Store) -> None:
         (ref,) = store.put_buffers([b"kept"])
         store.commit("checkpoint", "a", 1, {"c": str(ref)})

@@ -171,7 +171,7 @@ def test_transient_errors_are_retried_a_few_times(
     monkeypatch.setattr(backend.fs, "pipe_file", down)
     with pytest.raises(errors.StoreError, match="refused"):
         store.put_chunk(b"y")
-    assert len(calls) == 3
+    assert len(calls) == backend.attempts
 
 
 @pytest.mark.slow  # it is tried again for half a minute, twice
@@ -193,3 +193,20 @@ def test_a_listing_that_fails_is_not_an_empty_one(
         with pytest.raises(errors.StoreError):
             store.names("kind")
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_server_that_ignores_conditions_is_refused(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with seaweed.line(os.environ["AWS_ENDPOINT_URL"]) as line:
+        line.drops = "If-None-Match"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", line.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = Store(f"{bucket}/careless")
+        store.put_chunk(b"x")
+        with pytest.raises(errors.StoreError, match="two writers could both believe"):
+            store.commit("checkpoint", "a", 1, {})
+        assert store.steps("checkpoint", "a") == []
+        line.drops = ""
+        store.commit("checkpoint", "a", 1, {})
+        s3fs.S3FileSystem.clear_instance_cache()
