@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime, timezone
 from typing import Any
 
 import click
@@ -148,6 +149,140 @@ def resume(session: str, spot: bool, on_demand: bool, **shape: str | None) -> No
 def preempt(target: str, notice: str) -> None:
     """A drill: take a spot node (or a session's node) away."""
     _run("preempt", target, "--notice", notice)
+
+
+@main.group()
+def checkpoints() -> None:
+    """Series of checkpoints in a store: a folder, s3://…, gs://… or az://…"""
+
+
+def _series(function: Any) -> Any:
+    """The arguments that say which series is meant."""
+    function = click.option("--name", metavar="SERIES", help="Which, where the store has several.")(
+        function
+    )
+    return click.argument("store")(function)
+
+
+@checkpoints.command("ls")
+@_series
+def checkpoints_ls(store: str, name: str | None) -> None:
+    """Its steps: size, what was new, age, metric."""
+    from mlcloud.units import format_bytes, format_seconds
+
+    found = _checkpoints(store, name).info()
+    now = datetime.now(timezone.utc)
+    lines = [
+        (
+            *(each.step, format_bytes(each.bytes), format_bytes(each.new_bytes)),
+            format_seconds((now - each.created).total_seconds()),
+            "" if each.metric is None else f"{each.metric:g}",
+        )
+        for each in found
+    ]
+    _table(("step", "bytes", "new", "age", "metric"), lines)
+
+
+@checkpoints.command("show")
+@_series
+@click.argument("step", type=int, required=False)
+def checkpoints_show(store: str, name: str | None, step: int | None) -> None:
+    """What a step has in it; the newest, where none is named."""
+    from mlcloud.units import format_bytes
+
+    rows = _checkpoints(store, name).show(step)
+    lines = [
+        (
+            *(each.name, each.kind, "" if each.shape is None else list(each.shape)),
+            *("" if each.shape is None else format_bytes(each.bytes), each.value),
+        )
+        for each in rows
+    ]
+    _table(("name", "type", "shape", "bytes", "value"), lines)
+
+
+@checkpoints.command("diff")
+@_series
+@click.argument("before", type=int)
+@click.argument("after", type=int)
+def checkpoints_diff(store: str, name: str | None, before: int, after: int) -> None:
+    """The values that differ between two steps."""
+    found = _checkpoints(store, name).diff(before, after)
+    lines = [
+        (
+            *(each.name, each.what, each.before, each.after),
+            "" if each.most is None else f"{each.most:.3g}",
+        )
+        for each in found
+    ]
+    _table(("name", "", "before", "after", "most"), lines)
+
+
+@checkpoints.command("verify")
+@_series
+@click.argument("step", type=int, required=False)
+def checkpoints_verify(store: str, name: str | None, step: int | None) -> None:
+    """Read every byte of a step, or of all. Exit code 1 where something is wrong."""
+    series = _checkpoints(store, name)
+    wrong = series.verify(step)
+    for line in wrong:
+        click.echo(line)
+    if wrong:
+        sys.exit(1)
+    count = 1 if step is not None else len(series.steps())
+    click.echo(f"{count} step{'s' if count != 1 else ''}: all is well")
+
+
+@checkpoints.command("export")
+@_series
+@click.argument("path", type=click.Path(dir_okay=False))
+@click.option("--step", type=int, help="Default: the newest.")
+@click.option("--part", help="One entry of the state, such as `model`.")
+def checkpoints_export(
+    store: str, name: str | None, path: str, step: int | None, part: str | None
+) -> None:
+    """Write a step's tensors to a .safetensors or .pt file."""
+    click.echo(f"written to {_checkpoints(store, name).export(path, step, part=part)}")
+
+
+@checkpoints.command("prune")
+@_series
+@click.option("--keep", default=5, show_default=True, help="The newest steps.")
+def checkpoints_prune(store: str, name: str | None, keep: int) -> None:
+    """Remove all steps but the newest; their chunks go when nobody else names them."""
+    series = _checkpoints(store, name)
+    removed = series.prune(keep)
+    found = series.store.prune()
+    click.echo(f"removed {len(removed)} step{'s' if len(removed) != 1 else ''}")
+    if found.marked and found.due:
+        click.echo(f"{found.marked} chunks go with a prune after {found.due:%Y-%m-%d %H:%M} UTC")
+
+
+def _checkpoints(store: str, name: str | None) -> Any:
+    from mlcloud import Checkpoints
+    from mlcloud.checkpoint.checkpoints import KIND
+    from mlcloud.errors import NotFound, UsageError
+    from mlcloud.store import Store
+
+    opened = Store(store)
+    names = opened.names(KIND)
+    if name is None:
+        if len(names) != 1:
+            raise UsageError(
+                f"the store at {opened.url} has {len(names)} series of checkpoints"
+                + (f": {', '.join(names)}; choose one by --name" if names else "")
+            )
+        name = names[0]
+    if name not in names:
+        raise NotFound(f"the store at {opened.url} has no checkpoints {name!r}, but {names}")
+    return Checkpoints(opened, name)
+
+
+def _table(heads: tuple[str, ...], lines: list[tuple[Any, ...]]) -> None:
+    from mlcloud.client.tables import table
+
+    numbers = {"step", "bytes", "new", "age", "metric", "most"}
+    click.echo(table(heads, lines, numbers=numbers)["text/plain"])
 
 
 def _run(command: str, *words: str) -> None:

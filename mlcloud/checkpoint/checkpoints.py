@@ -32,6 +32,7 @@ from blake3 import blake3
 from mlcloud import errors
 from mlcloud.checkpoint import arrays, context, packing, randomness, restore
 from mlcloud.checkpoint.codec import Decoder, Encoder, plain
+from mlcloud.checkpoint.listing import Difference, Row, differences, rows
 from mlcloud.store import ChunkRef, Store, chunks_of
 from mlcloud.store.manifest import Manifest, canonical
 
@@ -346,6 +347,14 @@ class Checkpoints:
             if sweep:
                 self.store.prune(grace_s=0)
         return removed
+
+    def show(self, step: int | None = None) -> list[Row]:
+        """What a step has in it: a line for each tensor, array and plain value."""
+        return rows(self.load(step))
+
+    def diff(self, before: int, after: int) -> list[Difference]:
+        """The names whose values differ between two steps, and by how much at most."""
+        return differences(self.load(before), self.load(after))
 
     def export(self, path: str | Path, step: int | None = None, *, part: str | None = None) -> Path:
         """Write the tensors of a step to a `.safetensors` or `.pt` file for other tools.
