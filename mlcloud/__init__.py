@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlcloud import environment as environment
     from mlcloud.checkpoint import Checkpoints as Checkpoints
+    from mlcloud.checkpoint import Keep as Keep
     from mlcloud.checkpoint.resumable import resumable as resumable
     from mlcloud.client.api import attach as attach
     from mlcloud.client.api import connect as connect
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Checkpoints": "mlcloud.checkpoint",
+    "Keep": "mlcloud.checkpoint",
     "resumable": "mlcloud.checkpoint",
     "attach": "mlcloud.client.api",
     "connect": "mlcloud.client.api",
@@ -40,6 +42,7 @@ _PUBLIC = {
 
 __all__ = [
     "Checkpoints",
+    "Keep",
     "attach",
     "connect",
     "cost",

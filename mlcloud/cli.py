@@ -247,11 +247,18 @@ def checkpoints_export(
 
 @checkpoints.command("prune")
 @_series
-@click.option("--keep", default=5, show_default=True, help="The newest steps.")
-def checkpoints_prune(store: str, name: str | None, keep: int) -> None:
-    """Remove all steps but the newest; their chunks go when nobody else names them."""
+@click.option("--keep", default=5, show_default=True, help="So many of the newest steps.")
+@click.option("--best", default=0, help="And so many with the best metric.")
+@click.option("--mode", type=click.Choice(["min", "max"]), default="min", show_default=True)
+@click.option("--every", metavar="DURATION", help="And one in each span of this length, `1h`.")
+def checkpoints_prune(
+    store: str, name: str | None, keep: int, best: int, mode: Any, every: str | None
+) -> None:
+    """Remove all other steps; their chunks go when nobody else names them."""
+    from mlcloud.checkpoint import Keep
+
     series = _checkpoints(store, name)
-    removed = series.prune(keep)
+    removed = series.prune(Keep(keep, best, mode, every))
     found = series.store.prune()
     click.echo(f"removed {len(removed)} step{'s' if len(removed) != 1 else ''}")
     if found.marked and found.due:

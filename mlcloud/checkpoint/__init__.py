@@ -10,6 +10,15 @@ from __future__ import annotations
 
 from mlcloud.checkpoint.checkpoints import CheckpointInfo, Checkpoints
 from mlcloud.checkpoint.context import Notice, RunContext
+from mlcloud.checkpoint.keep import Keep
 from mlcloud.checkpoint.resumable import Resumable, resumable
 
-__all__ = ["CheckpointInfo", "Checkpoints", "Notice", "Resumable", "RunContext", "resumable"]
+__all__ = [
+    "CheckpointInfo",
+    "Checkpoints",
+    "Keep",
+    "Notice",
+    "Resumable",
+    "RunContext",
+    "resumable",
+]

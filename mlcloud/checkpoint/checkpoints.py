@@ -32,6 +32,7 @@ from blake3 import blake3
 from mlcloud import errors
 from mlcloud.checkpoint import arrays, context, packing, randomness, restore
 from mlcloud.checkpoint.codec import Decoder, Encoder, plain
+from mlcloud.checkpoint.keep import Keep, rule
 from mlcloud.checkpoint.listing import Difference, Row, differences, rows
 from mlcloud.store import ChunkRef, Store, chunks_of
 from mlcloud.store.manifest import Manifest, canonical
@@ -72,6 +73,7 @@ class Checkpoints:
     Args:
         store: a Store or its URL.
         name: tells series in one store apart; may have parts, `"exp/run-3"`.
+        keep: which steps stay after each save, a number of the newest or a `Keep`; None: all.
         report: gets the events `fell_back` (see `context.RunContext`); by default they go to the
             remote cell that runs here, if any.
 
@@ -80,10 +82,16 @@ class Checkpoints:
     """
 
     def __init__(
-        self, store: str | Store, name: str = "checkpoints", *, report: context.Report | None = None
+        self,
+        store: str | Store,
+        name: str = "checkpoints",
+        *,
+        keep: int | Keep | None = None,
+        report: context.Report | None = None,
     ) -> None:
         self.store = Store(store) if isinstance(store, str) else store
         self.name = name
+        self.keep = None if keep is None else rule(keep)
         self._report = report
         self._lock = threading.Lock()
         self.store.steps(KIND, name)  # a wrong name or URL is found here, not after hours
@@ -158,6 +166,8 @@ class Checkpoints:
                 # The committed step cannot be loaded: ours takes its place.
                 self.store.discard(KIND, self.name, step)
                 made, new_bytes = write()
+            if self.keep is not None:
+                self._remove(self.keep)
         info = _info(made)
         return CheckpointInfo(
             info.step,
@@ -323,8 +333,10 @@ class Checkpoints:
             for problem in self.store.verify(KIND, self.name, number)
         ]
 
-    def prune(self, keep: int = 5, *, sweep: bool = False) -> list[int]:
-        """Remove all but the newest `keep` steps; returns the removed ones.
+    def prune(self, keep: int | Keep = 5, *, sweep: bool = False) -> list[int]:
+        """Remove all steps but those to `keep`, a number of the newest or a `Keep`; returns the
+        removed ones. Steps whose manifests cannot be read stay, unless they are older than the
+        newest `keep`.
 
         Refused unless one of the kept steps can be loaded (the newest is read and verified).
 
@@ -332,20 +344,29 @@ class Checkpoints:
         every chunk of the store at once that no manifest names: whoever is saving to it meanwhile
         may have to upload once more.
         """
-        if keep < 1:
-            raise errors.UsageError(f"keep={keep}: at least one step has to be kept")
+        wanted = rule(keep)
         with self._lock:
-            steps = self.steps()
-            kept, removed = steps[-keep:], steps[:-keep]
-            if removed and all(self.verify(step) for step in reversed(kept)):
-                raise errors.Damaged(
-                    f"none of the newest {keep} steps of {self.name!r} in the store at "
-                    f"{self.store.url} can be loaded, so the older ones are kept"
-                )
-            for step in removed:
-                self.store.discard(KIND, self.name, step)
+            removed = self._remove(wanted, verify=True)
             if sweep:
                 self.store.prune(grace_s=0)
+        return removed
+
+    def _remove(self, keep: Keep, *, verify: bool = False) -> list[int]:
+        steps = self.steps()
+        if keep.looks:
+            infos = list(self._infos())
+            kept = keep.of(infos)
+            removed = [each.step for each in infos if each.step not in kept]
+        else:  # no manifest need be read
+            kept = set(steps[-keep.last :])
+            removed = steps[: -keep.last]
+        if verify and removed and all(self.verify(step) for step in sorted(kept, reverse=True)):
+            raise errors.Damaged(
+                f"no step of {self.name!r} that would be kept in the store at "
+                f"{self.store.url} can be loaded, so the others are kept too"
+            )
+        for step in removed:
+            self.store.discard(KIND, self.name, step)
         return removed
 
     def show(self, step: int | None = None) -> list[Row]:
