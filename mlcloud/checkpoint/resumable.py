@@ -36,6 +36,7 @@ from mlcloud.checkpoint.context import DEFAULT_MEAN_TIME_TO_PREEMPTION_S, Loop, 
 from mlcloud.checkpoint.schedule import Every, Schedule
 
 T = TypeVar("T")
+OWN_KEPT = 5  # steps of a series that the user did not make
 
 
 def resumable(
@@ -81,7 +82,8 @@ class Resumable(Generic[T]):
         run = context.current()
         checkpoints = self._checkpoints
         if checkpoints is None and run is not None:
-            checkpoints = Checkpoints(run.store_url, run.next_series(), report=run.report)
+            series = run.next_series()
+            checkpoints = Checkpoints(run.store_url, series, keep=OWN_KEPT, report=run.report)
         if checkpoints is None:
             warnings.warn(
                 "mlcloud.resumable: not in a remote cell, so nothing is saved here. To save and "
