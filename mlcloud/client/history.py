@@ -1,4 +1,4 @@
-"""What `Session.history()` shows: a session's past states, one for each cell, as a table."""
+"""What `Session.history()` shows: a session's past states, as a table."""
 
 from __future__ import annotations
 
