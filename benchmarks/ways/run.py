@@ -271,8 +271,12 @@ def draw_inline(shell: Any, code: str) -> None:
 
 def bytes_in(folder: Path) -> int:
     """Of what a way has written. The notebook itself is the user's."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sum(path.stat().st_size for path in files if path.name not in NOT_WRITTEN)
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # one that was on its way to its name
+            if path.name not in NOT_WRITTEN and path.is_file():
+                total += path.stat().st_size
+    return total
 
 
 NOT_WRITTEN = {"notebook.ipynb", "cells.json", "config.ini"}

@@ -491,8 +491,10 @@ class Session:
         return Saved(self.info, SavedState.model_validate(found))
 
     def history(self) -> History:
-        """The states that `restore` can go back to, oldest first, as a table: one for each cell, but
-        for those that followed each other at once and were saved together."""
+        """The states that `restore` can go back to, oldest first, as a table.
+
+        One for each cell, but for those that followed each other at once and were saved together.
+        """
         found = self._connection.get(f"/v1/sessions/{self.name}/history")
         return History(Boundary.model_validate(each) for each in found)
 
