@@ -45,7 +45,9 @@ class Inlet:
 
     def waits(self) -> bool:
         """Whether a request has come that nobody has read."""
-        return bool(select.select([self._outlet], [], [], 0)[0])
+        poll = select.poll()  # of any number, where `select` ends at 1024
+        poll.register(self._outlet, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _readable(self, *_: Any) -> None:
         try:

@@ -409,7 +409,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
     def _settle(self, request: dict[str, Any]) -> None:
         """A request waits: save the state first, if it must be, or may be by now (`pace`)."""
         due = self._due
-        if due is None:
+        if due is None or request["op"] == "get":  # that changes nothing
             return
         if not due.must and request["op"] == "cell" and not _brings_values(request):
             takes = self.names.cost

@@ -55,3 +55,14 @@ def test_each_waits_until_it_is_safe_if_it_shall(session: Callable[..., Session]
     for each in detached:
         each.result(timeout=60)
     until(lambda: not one.saved().state.unsafe, "all is safe")
+
+
+def test_a_value_is_had_while_the_state_waits_to_be_saved(session: Callable[..., Session]) -> None:
+    one = session()
+    one.run("x = [[i] for i in range(150_000)]; y = {'a': [1]}", quiet=True)
+    assert one["y"] == {"a": [1]}
+    one.run("y['a'].append(2)", quiet=True, durable=True)
+    assert one["y"] == {"a": [1, 2]}
+    one.park()
+    one.run("n = (len(x), y)", quiet=True)
+    assert one["n"] == (150_000, {"a": [1, 2]})
