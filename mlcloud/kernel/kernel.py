@@ -56,7 +56,7 @@ from mlcloud.store import Store
 from mlcloud.values import exceptions
 from mlcloud.values.immutable import is_immutable
 from mlcloud.values.messages import Shipment
-from mlcloud.values.pickling import Enough, dump
+from mlcloud.values.pickling import Enough, dump, up_to
 from mlcloud.values.scan import Stopped
 
 DEFAULT_PREEMPTION_S = 2 * 3600.0
@@ -151,8 +151,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         finally:
             self.occupied = False
         if request.get("snapshot", True):
-            told = reply["status"] != "ok" or any(run.effects for run in self._runs)
-            self._due = _Due(request, parent, must=told or request["op"] != "cell")
+            # What failed is not run again, nor what reached outside without a question.
+            once = reply["status"] != "ok" or any(run.effects for run in self._runs)
+            self._due = _Due(request, parent, must=once or request["op"] != "cell")
             self._await_rest(self._due)
 
     async def do_execute(
@@ -320,14 +321,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         """A result; None where it does not travel."""
         if value is None:
             return None
-        left = MAX_PICKLED_BYTES
-
-        def ask(size: int) -> None:
-            nonlocal left
-            left -= size
-            if left < 0:
-                raise Enough
-
+        ask = up_to(MAX_PICKLED_BYTES)
         try:
             pickled = dump(value, self.shell.user_ns, classes=self.names.classes, ask=ask)
         except (NotPicklable, Enough):

@@ -60,6 +60,19 @@ class Enough(BaseException):
     """A value is not pickled to its end. No Exception: it is no fault of the value's."""
 
 
+def up_to(limit: int) -> Ask:
+    """Raises `Enough` beyond so many bytes."""
+    left = limit
+
+    def ask(size: int) -> None:
+        nonlocal left
+        left -= size
+        if left < 0:
+            raise Enough
+
+    return ask
+
+
 class _File(io.BytesIO):
     """Asks with each frame that pickle has written whether to go on."""
 

@@ -30,7 +30,7 @@ from mlcloud.values.immutable import is_immutable
 from mlcloud.values.messages import Blob, Group, ResolveBlob, class_id, class_key, read
 from mlcloud.values.owned import memory_of
 from mlcloud.values.pickled import Pickled
-from mlcloud.values.pickling import Ask, Enough, Resolve, dump, load
+from mlcloud.values.pickling import Ask, Enough, Resolve, dump, load, up_to
 from mlcloud.values.reducers import Classes
 
 REACH = 100_000  # objects looked at in a value that cannot be pickled
@@ -106,16 +106,13 @@ class Scan:
     def _asker(self, limit: int | None) -> Ask | None:
         if limit is None and self.stop is None:
             return None
-        left = limit
+        within = None if limit is None else up_to(limit)
 
         def ask(size: int) -> None:
-            nonlocal left
             if self.stop is not None and self.stop():
                 raise Stopped
-            if left is not None:
-                left -= size
-                if left < 0:
-                    raise Enough
+            if within is not None:
+                within(size)
 
         return ask
 
