@@ -7,6 +7,7 @@ each kind of place keeps the promise, `signing.py` who may vouch for a manifest.
 
 from __future__ import annotations
 
+from mlcloud.store.blocks import Part
 from mlcloud.store.manifest import ChunkRef, Manifest, refs_in
 from mlcloud.store.signing import Signer, load_or_create_key
 from mlcloud.store.store import CHUNK_BYTES, Store, Usage, chunks_of, join
@@ -15,6 +16,7 @@ __all__ = [
     "CHUNK_BYTES",
     "ChunkRef",
     "Manifest",
+    "Part",
     "Signer",
     "Store",
     "Usage",

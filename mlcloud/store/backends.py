@@ -1,9 +1,9 @@
 """Where the bytes lie: a local disk, an object store, or memory, behind one small contract.
 
-The store needs six operations and one promise. The operations are `read`, `size`, `put`, `create`,
-`list` and `delete`, on paths relative to the store's root. The promise: a reader sees a file whole
-or not at all, and `create` has exactly one winner however many processes race. Each kind of place
-keeps that promise in its own way, so there is one class per way:
+The store needs seven operations and one promise. The operations are `read`, `read_range`, `size`,
+`put`, `create`, `list` and `delete`, on paths relative to the store's root. The promise: a reader
+sees a file whole or not at all, and `create` has exactly one winner however many processes race.
+Each kind of place keeps that promise in its own way, so there is one class per way:
 
     LocalBackend         temp file + fsync, then rename (put) or hard link (create), then fsync of
                          the folder. The plain `os` module: no fsspec between us and the disk.
@@ -73,6 +73,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end`; fewer where the file is shorter. Raises FileNotFoundError."""
+
+    @abstractmethod
     def size(self, path: str) -> int | None:
         """The file's size in bytes, or None when there is none."""
 
@@ -132,6 +136,14 @@ class LocalBackend(Backend):
                     return bytes(into[:done])
                 done += count
             return into
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        with open(self.root / path, "rb", buffering=0) as file:
+            found = bytearray()
+            while start < end and (piece := os.pread(file.fileno(), end - start, start)):
+                found += piece
+                start += len(piece)
+            return bytes(found)
 
     def size(self, path: str) -> int | None:
         try:
@@ -264,6 +276,10 @@ class ConditionalBackend(Backend):
             return data
         into[:] = data
         return into
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        found: bytes = self._retry(lambda: self.fs.cat_file(self._at(path), start=start, end=end))
+        return found
 
     def size(self, path: str) -> int | None:
         try:

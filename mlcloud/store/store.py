@@ -39,6 +39,7 @@ from blake3 import blake3
 from mlcloud import errors
 from mlcloud.store import manifest as manifests
 from mlcloud.store.backends import open_backend
+from mlcloud.store.blocks import Part, agrees
 from mlcloud.store.collector import GRACE_S, Collector, Pruned
 from mlcloud.store.collector import KIND as SWEEPS
 from mlcloud.store.failures import says_full
@@ -177,7 +178,7 @@ class Store:
                 there = self._backend.size(_chunk_path(ref.hash)) == ref.size
             return None if there and ref.hash not in self._suspect else ref
 
-        return [ref for ref in self._each(absent, refs) if ref is not None]
+        return [ref for ref in self.each(absent, refs) if ref is not None]
 
     def settle(self, refs: Iterable[ChunkRef]) -> None:
         """Make chunks that were put with `durable=False` survive a power loss."""
@@ -186,7 +187,7 @@ class Store:
             with self._doing("write"):
                 self._backend.settle(_chunk_path(ref.hash))
 
-        for _ in self._each(settle, refs):
+        for _ in self.each(settle, refs):
             pass
 
     def put_buffers(self, buffers: Iterable[Bytes], *, durable: bool = True) -> list[ChunkRef]:
@@ -201,7 +202,7 @@ class Store:
 
     def put_each(self, chunks: Iterable[Bytes], *, durable: bool = True) -> Iterator[ChunkRef]:
         """Store chunks, in parallel; yields their references in order, each once it is stored."""
-        return self._each(lambda chunk: self.put_chunk(chunk, durable=durable), chunks)
+        return self.each(lambda chunk: self.put_chunk(chunk, durable=durable), chunks)
 
     def get_buffer(self, refs: Sequence[ChunkRef], into: Bytes | None = None) -> memoryview:
         """Read chunks, in parallel, into one piece of memory (`into`, or a new bytearray)."""
@@ -226,7 +227,33 @@ class Store:
             self._get(ref.hash, ref.size, into)
             return ref.size
 
-        return self._each(read, tasks)
+        return self.each(read, tasks)
+
+    def read_parts(self, parts: Iterable[Part]) -> Iterator[int]:
+        """Read parts of chunks, in parallel, into their memory; yields how much each took to read.
+
+        Each is checked by the digests of the blocks that it touches. Raises Damaged.
+        """
+        return self.each(self._read_part, parts)
+
+    def _read_part(self, part: Part) -> int:
+        ref, (start, end) = part.ref, part.span
+        path, whole = _chunk_path(ref.hash), end - start == ref.size
+        direct = part.into.nbytes == end - start
+        data: bytes | memoryview | None = None
+        with self._doing("read"), contextlib.suppress(FileNotFoundError):
+            if whole:
+                data = self._backend.read(path, part.into if direct else None)
+            else:
+                data = self._backend.read_range(path, start, end)
+        if data is None:
+            raise self._damaged(ref.hash, "it is missing")
+        view = memoryview(data)
+        if not agrees(part, view):
+            raise self._damaged(ref.hash, "what was read of it does not match its digests")
+        if data is not part.into:
+            part.into[:] = view[part.start - start : part.start - start + part.into.nbytes]
+        return end - start
 
     def _get(self, hash_: str, size: int | None, into: memoryview | None) -> bytes | memoryview:
         path = _chunk_path(hash_)
@@ -243,9 +270,16 @@ class Store:
                 why = "its content does not match its hash"
             else:
                 return data
+        raise self._damaged(hash_, why)
+
+    def _damaged(self, hash_: str, why: str) -> errors.Damaged:
         with self._lock:
             self._suspect.add(hash_)
-        raise errors.Damaged(f"chunk {hash_} of the store at {self.url} is damaged: {why}")
+        return errors.Damaged(f"chunk {hash_} of the store at {self.url} is damaged: {why}")
+
+    def is_suspect(self, hash_: str) -> bool:
+        """Whether this process found the chunk damaged, and has not written it again since."""
+        return hash_ in self._suspect
 
     # --- manifests --------------------------------------------------------------------------------
 
@@ -362,7 +396,7 @@ class Store:
             except errors.MLCloudError as error:
                 wrong.append(str(error))
             refs |= manifests.refs_in(raw)
-        found = self._each(self._problem, sorted(refs, key=str))
+        found = self.each(self._problem, sorted(refs, key=str))
         return wrong + [problem for problem in found if problem]
 
     def _verify(self, kind: str, name: str, step: int) -> list[str]:
@@ -371,7 +405,7 @@ class Store:
         except errors.Damaged as error:
             return [str(error)]
         refs = sorted(manifests.refs_in(manifests.canonical(body)), key=str)
-        return [problem for problem in self._each(self._problem, refs) if problem]
+        return [problem for problem in self.each(self._problem, refs) if problem]
 
     def _problem(self, ref: ChunkRef) -> str | None:
         try:
@@ -467,7 +501,7 @@ class Store:
 
         with self._doing("read"):
             paths = [path for path, _ in self._backend.list("manifests", deep=True)]
-        for found in self._each(read, paths):
+        for found in self.each(read, paths):
             if found is not None:
                 yield found
 
@@ -483,7 +517,7 @@ class Store:
                 self._backend.delete(_chunk_path(chunk[0]))
             return chunk[1]
 
-        yield from self._each(remove, chunks)
+        yield from self.each(remove, chunks)
 
     # --- plumbing ---------------------------------------------------------------------------------
 
@@ -505,7 +539,7 @@ class Store:
                 f"could not {verb} the store at {self.url}: {_brief(error)}"
             ) from error
 
-    def _each(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def each(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """`map` with a few threads and a bounded number of items in flight; results in order."""
         width = self._backend.parallel
         if width == 1:
