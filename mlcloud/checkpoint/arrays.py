@@ -23,10 +23,24 @@ class Blob:
     """`nbytes` bytes, made by `data()` when they are written.
 
     The closure holds the tensor, so its memory is not given to another one meanwhile.
+
+    `group`: small blobs of one group lie together (`packing`). `device`: where the bytes are.
+    `put`: copies them to memory of that size, where that is quicker than by `data`; a copy from a
+    GPU may still be on its way when it returns.
     """
 
     nbytes: int
     data: Callable[[], memoryview]
+    group: str = ""
+    device: str = "cpu"
+    put: Callable[[memoryview], None] | None = None
+
+    def copy_to(self, memory: memoryview) -> None:
+        """Copy the bytes there."""
+        if self.put is not None:
+            self.put(memory)
+        else:
+            memory[:] = self.data()
 
 
 PutBlob = Callable[[tuple[Any, ...] | None, Blob], int]
@@ -68,12 +82,18 @@ def _encode_tensor(torch: Any, value: Any, put: PutBlob, refuse: Refuse) -> dict
         flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
 
+    def copy(memory: memoryview) -> None:
+        flat = value.detach().resolve_conj().resolve_neg()
+        target = torch.frombuffer(memory, dtype=torch.uint8).view(flat.dtype)
+        target.reshape(flat.shape).copy_(flat, non_blocking=True)
+
     nbytes = value.numel() * value.element_size()
     flags = (value.is_conj(), value.is_neg())
     shape = list(value.shape)
     place = (value.data_ptr(), str(value.device), _name(value.dtype), flags)
     key = ("torch", *place, tuple(shape), value.stride()) if nbytes else None
-    number = put(key, Blob(nbytes, data))
+    blob = Blob(nbytes, data, device=value.device.type, put=copy if nbytes else None)
+    number = put(key, blob)
     return {"$": "tensor", "dtype": _name(value.dtype), "shape": shape, "at": number}
 
 
@@ -91,6 +111,14 @@ def _encode_array(numpy: Any, value: Any, put: PutBlob, refuse: Refuse) -> dict[
     key = ("numpy", pointer, value.dtype.str, value.shape, value.strides) if value.nbytes else None
     number = put(key, Blob(value.nbytes, data))
     return {"$": "array", "dtype": value.dtype.str, "shape": list(value.shape), "at": number}
+
+
+def frozen(value: Any) -> set[int]:
+    """Where the parameters of a module lie that no gradient is wanted of: they do not change."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.nn.Module):
+        return set()
+    return {each.data_ptr() for each in value.parameters() if not each.requires_grad}
 
 
 def decode(node: dict[str, Any], data: memoryview | None) -> Any:

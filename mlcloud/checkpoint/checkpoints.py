@@ -6,13 +6,14 @@
 Nothing of the user's state is touched before a whole step has been read and verified; a damaged
 step is passed over for the one before it, with a warning. A step's manifest body:
 
-    {"format": 1, "segments": [["blake3:<hash>:<size>", …], …], "content": {…} or ["blake3:…", …],
+    {"format": 2, "segments": [["blake3:<hash>:<size>", …], …], "content": {…} or ["blake3:…", …],
      "digest": "…", "bytes": …, "new_bytes": …, "seconds": …, "metric": …, "extra": …,
      "complete": …}
 
-`content` holds `tree`, `random` (and `start`, for loops) and `blobs`, the places of the blobs in
-the segments; it moves into chunks of its own when it is long. `digest` is over content and
-segments: two saves of one step with equal digests saved the same, and the second is no error.
+`content` holds `tree`, `random` (and `start`, for loops), `blobs`, the places of the blobs in the
+segments, and `xxh3`, the digests of the segments' blocks (not in format 1); it moves into chunks of
+its own when it is long. `digest` is over content and segments: two saves of one step with equal
+digests saved the same, and the second is no error.
 """
 
 from __future__ import annotations
@@ -21,26 +22,33 @@ import json
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
+import psutil
 from blake3 import blake3
 
 from mlcloud import errors
-from mlcloud.checkpoint import arrays, context, packing, randomness, restore
+from mlcloud.checkpoint import arrays, context, packing, randomness, restore, staging
 from mlcloud.checkpoint.codec import Decoder, Encoder, plain
 from mlcloud.checkpoint.keep import Keep, rule
 from mlcloud.checkpoint.listing import Difference, Row, differences, rows
-from mlcloud.store import ChunkRef, Store, chunks_of
+from mlcloud.checkpoint.saving import Saving
+from mlcloud.checkpoint.segments import Known, Segment, parts
+from mlcloud.checkpoint.staging import Stage
+from mlcloud.store import ChunkRef, Store
 from mlcloud.store.manifest import Manifest, canonical
 
 KIND = "checkpoint"
-FORMAT = 1
+FORMAT = 2
 #: Content longer than this lies in chunks: a manifest stays small enough to list and read many.
 INLINE = 64 * 1024
+#: A copy of the state may take so much of the memory that is free.
+STAGE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class Checkpoints:
         store: a Store or its URL.
         name: tells series in one store apart; may have parts, `"exp/run-3"`.
         keep: which steps stay after each save, a number of the newest or a `Keep`; None: all.
+        verify: by which hashes what is read is checked: blake3, by which it is named, or xxh3,
+            several times as fast, which damage does not escape but a forger could.
         report: gets the events `fell_back` (see `context.RunContext`); by default they go to the
             remote cell that runs here, if any.
 
@@ -87,19 +97,48 @@ class Checkpoints:
         name: str = "checkpoints",
         *,
         keep: int | Keep | None = None,
+        verify: Literal["blake3", "xxh3"] = "blake3",
         report: context.Report | None = None,
     ) -> None:
         self.store = Store(store) if isinstance(store, str) else store
         self.name = name
         self.keep = None if keep is None else rule(keep)
+        if verify not in ("blake3", "xxh3"):
+            raise errors.UsageError(f"verify is 'blake3' or 'xxh3', not {verify!r}")
+        self._verify_by = verify
         self._report = report
         self._lock = threading.Lock()
+        self._known = Known(self.store)
+        self._stage = Stage()
+        self._pending: Saving | None = None
         self.store.steps(KIND, name)  # a wrong name or URL is found here, not after hours
 
     def __repr__(self) -> str:
         return f"Checkpoints({self.store.url!r}, {self.name!r})"
 
     # --- saving -----------------------------------------------------------------------------------
+
+    @overload
+    def save(
+        self,
+        state: dict[Any, Any],
+        step: int,
+        *,
+        metric: float | None = None,
+        extra: dict[str, Any] | None = None,
+        wait: Literal[True] = True,
+    ) -> CheckpointInfo: ...
+
+    @overload
+    def save(
+        self,
+        state: dict[Any, Any],
+        step: int,
+        *,
+        metric: float | None = None,
+        extra: dict[str, Any] | None = None,
+        wait: Literal[False],
+    ) -> Saving: ...
 
     def save(
         self,
@@ -108,19 +147,25 @@ class Checkpoints:
         *,
         metric: float | None = None,
         extra: dict[str, Any] | None = None,
-    ) -> CheckpointInfo:
+        wait: bool = True,
+    ) -> CheckpointInfo | Saving:
         """Commit the state as `step`.
 
         The values of `state` are objects with `state_dict()`/`load_state_dict()`, tensors, arrays,
         generators, or plain data; else NotCheckpointable names the place. `extra` is small plain
         data to remember with the step.
 
+        `wait=False` returns as soon as the state is copied, and a thread writes it: what the
+        training does next is not in it. A `Saving` tells when it is committed, or raises what went
+        wrong. The next save waits for it; so does the end of the process.
+
         Saving a step again with the same content is no error; with another content it raises
         StepExists, and the committed one stays. A committed step that is damaged is replaced.
         """
-        return self.save_loop(state, step, metric=metric, extra=extra)
+        saving = self.begin_save(state, step, metric=metric, extra=extra, wait=wait)
+        return saving.result() if wait else saving
 
-    def save_loop(
+    def begin_save(
         self,
         state: dict[Any, Any],
         step: int,
@@ -129,7 +174,8 @@ class Checkpoints:
         extra: dict[str, Any] | None = None,
         complete: bool = False,
         start: dict[str, Any] | None = None,
-    ) -> CheckpointInfo:
+        wait: bool = False,
+    ) -> Saving:
         """`save` for `resumable`: also whether the loop ended, and how its random state began."""
         began = time.monotonic()
         step, metric = int(step), None if metric is None else float(metric)
@@ -138,73 +184,141 @@ class Checkpoints:
                 f"state is a {type(state).__name__}; it has to be a dict, such as "
                 '{"model": model, "opt": opt}'
             )
-        with self._lock:
-            encoder = Encoder()
-            content = {
-                "tree": encoder.encode(dict(state), "state"),
-                "random": encoder.encode(randomness.capture(), "random"),
-                "start": encoder.encode(start, "start"),
-            }
-            note = {"metric": _encode_note(metric, "metric"), "extra": _encode_note(extra, "extra")}
+        self._await_pending()
+        encoder = Encoder()
+        content = {
+            "tree": encoder.encode(dict(state), "state"),
+            "random": encoder.encode(randomness.capture(), "random"),
+            "start": encoder.encode(start, "start"),
+        }
+        note = {
+            "metric": _encode_note(metric, "metric"),
+            "extra": _encode_note(extra, "extra"),
+            "complete": complete,
+        }
+        layout = packing.plan(encoder.blobs)
+        content["blobs"] = layout.places
+        buffers: Callable[[], Iterable[memoryview]]
+        here = wait or not self._fits(staging.size_of(layout))
+        if here:
+            buffers = partial(packing.buffers, layout, encoder.blobs)
+        else:
+            staged = self._stage.stage(layout, encoder.blobs)
+            encoder.blobs.clear()
 
-            def write() -> tuple[Manifest, int]:
-                since = self.store.begin()
-                body = self._write(encoder, content)
-                new = body["new_bytes"]
-                body |= {**note, "complete": complete, "seconds": time.monotonic() - began}
-                try:
-                    return self.store.commit(KIND, self.name, step, body, since=since), new
-                except errors.StepExists:
-                    return self._settle(step, body["digest"]), 0
+            def buffers() -> Iterable[memoryview]:
+                return staged
 
+        def write() -> CheckpointInfo:
+            with self._lock:
+                return self._save(step, content, buffers, note, began)
+
+        return self._start(step, write, began, here=here)
+
+    def prepare(self, state: dict[Any, Any]) -> None:
+        """Get the memory for saves of such a state ready, in the background.
+
+        Else the first `save(…, wait=False)` does, while the training waits.
+        """
+        encoder = Encoder()
+        encoder.encode(dict(state), "state")
+        size = staging.size_of(packing.plan(encoder.blobs))
+        if self._fits(size):
+            self._stage.prepare(size)
+
+    def wait(self) -> None:
+        """Until what was begun by `save(…, wait=False)` is committed. Raises what went wrong."""
+        pending = self._pending
+        if pending is not None:
+            pending.result()
+
+    def _fits(self, size: int) -> bool:
+        """Whether a copy of the state may be made; else the training waits for the whole save."""
+        more = size - self._stage.nbytes
+        return more <= 0 or more <= psutil.virtual_memory().available * STAGE_SHARE
+
+    def _start(
+        self, step: int, write: Callable[[], CheckpointInfo], began: float, *, here: bool
+    ) -> Saving:
+        saving = Saving(step, write)
+        if not here:
+            self._pending = saving
+        saving.start(here=here)
+        saving.stall_s = time.monotonic() - began
+        return saving
+
+    def _await_pending(self) -> None:
+        """Let the save before this one end. What went wrong with it is said, if nobody was told."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        error = pending.exception()
+        if error is not None and not pending.told:
+            warnings.warn(
+                f"checkpoint {self.name!r}: step {pending.step} was not saved: {error}",
+                stacklevel=4,
+            )
+
+    def _save(
+        self,
+        step: int,
+        content: dict[str, Any],
+        buffers: Callable[[], Iterable[memoryview]],
+        note: dict[str, Any],
+        began: float,
+    ) -> CheckpointInfo:
+        def write() -> tuple[Manifest, int]:
+            since = self.store.begin()
+            body, segments = self._write(content, buffers(), since)
+            new = body["new_bytes"]
+            body |= {**note, "seconds": time.monotonic() - began}
             try:
-                try:
-                    made, new_bytes = write()
-                except errors.Collected:  # a prune came in between: what is missing goes again
-                    made, new_bytes = write()
-            except errors.Damaged:
-                # The committed step cannot be loaded: ours takes its place.
-                self.store.discard(KIND, self.name, step)
-                made, new_bytes = write()
-            if self.keep is not None:
-                self._remove(self.keep)
-        info = _info(made)
-        return CheckpointInfo(
-            info.step,
-            info.bytes,
-            new_bytes,
-            time.monotonic() - began,
-            info.created,
-            info.metric,
-            info.extra,
-            info.complete,
-        )
+                made = self.store.commit(KIND, self.name, step, body, since=since)
+            except errors.StepExists:
+                made, new = self._settle(step, body["digest"]), 0
+            self._known.learn(segments, since)
+            return made, new
 
-    def _write(self, encoder: Encoder, content: dict[str, Any]) -> dict[str, Any]:
+        try:
+            try:
+                made, new_bytes = write()
+            except errors.Collected:  # a prune came in between: what is missing goes again
+                self._known.forget()
+                made, new_bytes = write()
+        except errors.Damaged:
+            # The committed step cannot be loaded: ours takes its place.
+            self._known.forget()
+            self.store.discard(KIND, self.name, step)
+            made, new_bytes = write()
+        if self.keep is not None:
+            self._remove(self.keep)
+        seconds = time.monotonic() - began
+        return replace(_info(made), new_bytes=new_bytes, seconds=seconds)
+
+    def _write(
+        self, content: dict[str, Any], buffers: Iterable[memoryview], since: int
+    ) -> tuple[dict[str, Any], list[Segment]]:
         """Upload the chunks; returns the body that names them."""
-        layout = packing.plan([blob.nbytes for blob in encoder.blobs])
-        refs = self.store.put_buffers(packing.buffers(layout, encoder.blobs))
-        segments, taken = [], 0
-        for segment in layout.segments:
-            count = chunks_of(segment.size)
-            segments.append([str(ref) for ref in refs[taken : taken + count]])
-            taken += count
-        text = canonical({**content, "blobs": layout.places})
-        digest = blake3(canonical([segments, blake3(text).hexdigest()])).hexdigest()
-        inline: Any = {**content, "blobs": layout.places}
+        segments = self._known.write(buffers, since)
+        refs = [ref for segment in segments for ref in segment.refs]
+        names = [[str(ref) for ref in segment.refs] for segment in segments]
+        inline: Any = {**content, "xxh3": [segment.text() for segment in segments]}
+        text = canonical(inline)
+        digest = blake3(canonical([names, blake3(text).hexdigest()])).hexdigest()
         if len(text) > INLINE:
             content_refs = self.store.put_buffers([text])
             refs = refs + content_refs
             inline = [str(ref) for ref in content_refs]
-        return {
+        body = {
             "format": FORMAT,
-            "segments": segments,
+            "segments": names,
             "content": inline,
             "digest": digest,
             "bytes": sum(ref.size for ref in refs),
             # The same content twice in one state is uploaded once.
             "new_bytes": sum({ref.hash: ref.size for ref in refs if ref.new}.values()),
         }
+        return body, segments
 
     def _settle(self, step: int, digest: str) -> Manifest:
         """The step that was committed first, if it holds the same; StepExists if it does not.
@@ -232,7 +346,7 @@ class Checkpoints:
         set to where they were. Raises NoCheckpoint, Damaged, or UsageError when `state` does not
         fit, and then nothing was changed.
         """
-        loaded = self.read(step)
+        loaded = self.read(step, only=state)
         apply(loaded, state, self.name)
         return loaded.info.step
 
@@ -241,17 +355,22 @@ class Checkpoints:
         state: dict[Any, Any] = plain(self.read(step).state)
         return state
 
-    def read(self, step: int | None = None) -> Loaded:
-        """A step, verified and decoded. With None, the newest that is undamaged."""
+    def read(self, step: int | None = None, *, only: Collection[Any] | None = None) -> Loaded:
+        """A step, verified and decoded. With None, the newest that is undamaged.
+
+        `only`: these entries of the state; what belongs to others alone is not read.
+        """
+        if self._pending is not None:
+            self._pending.exception()  # what was just saved is the newest
         if step is not None:
-            return self._read(step)
+            return self._read(step, only)
         steps = self.steps()
         if not steps:
             raise errors.NoCheckpoint(f"no step of {self.name!r} in the store at {self.store.url}")
         why: list[str] = []
         for candidate in reversed(steps):
             try:
-                loaded = self._read(candidate)
+                loaded = self._read(candidate, only)
             except (errors.Damaged, errors.NoCheckpoint) as error:
                 why.append(str(error))
                 continue
@@ -271,17 +390,22 @@ class Checkpoints:
         )
         context.report({"type": "fell_back", "from": newest, "to": step, "why": why}, self._report)
 
-    def _read(self, step: int) -> Loaded:
+    def _read(self, step: int, only: Collection[Any] | None = None) -> Loaded:
+        since = self.store.begin()
         made = self.store.manifest(KIND, self.name, step)
         info = _info(made)
         try:
-            segments = [[ChunkRef.parse(text) for text in refs] for refs in made.body["segments"]]
             content = made.body["content"]
             if isinstance(content, list):
                 text = self.store.get_buffer([ChunkRef.parse(ref) for ref in content])
                 content = json.loads(bytes(text))
+            names = made.body["segments"]
+            digests = content.get("xxh3") or [""] * len(names)
+            segments = [Segment.parse(*both) for both in zip(names, digests, strict=True)]
             places = [(int(s), int(o), int(n)) for s, o, n in content["blobs"]]
-            memory = [self._segment(refs) for refs in segments]
+            tree = content["tree"] if only is None else _only(content["tree"], only)
+            wanted = _numbers([tree, content["random"], content.get("start")])
+            memory = self._fetch(segments, {places[number][0] for number in wanted})
 
             def blob(number: int) -> memoryview:
                 segment, offset, size = places[number]
@@ -296,16 +420,40 @@ class Checkpoints:
                 return part
 
             decoder = Decoder(blob)
-            tree, random = decoder.decode(content["tree"]), decoder.decode(content["random"])
-            return Loaded(info, tree, plain(random), plain(decoder.decode(content.get("start"))))
+            state, random = decoder.decode(tree), decoder.decode(content["random"])
+            loaded = Loaded(info, state, plain(random), plain(decoder.decode(content.get("start"))))
         except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
             raise errors.Damaged(
                 f"step {step} of {self.name!r} in the store at {self.store.url} is no checkpoint "
                 f"that this mlcloud reads: {type(error).__name__}: {error}"
             ) from error
+        with self._lock:
+            self._known.learn(segments, since)
+        return loaded
 
-    def _segment(self, refs: list[ChunkRef]) -> memoryview:
-        return self.store.get_buffer(refs, into=arrays.allocate(_size(refs)))
+    def _fetch(self, segments: Sequence[Segment], wanted: set[int]) -> dict[int, memoryview]:
+        """The bytes of these segments, verified, each in memory of its own."""
+        memory = {number: arrays.allocate(segments[number].nbytes) for number in sorted(wanted)}
+        checked = {
+            number: self._verify_by == "xxh3" and bool(segments[number].blocks) for number in memory
+        }
+        tasks = [
+            task
+            for number, view in memory.items()
+            if not checked[number]
+            for task in _tasks(segments[number].refs, view)
+        ]
+        for _ in self.store.fill(tasks):
+            pass
+        quick = (
+            part
+            for number, view in memory.items()
+            if checked[number]
+            for part in parts(segments[number], view)
+        )
+        for _ in self.store.read_parts(quick):
+            pass
+        return memory
 
     # --- looking and tidying ----------------------------------------------------------------------
 
@@ -431,5 +579,28 @@ def _no_blobs(number: int) -> memoryview:
     raise KeyError(number)
 
 
-def _size(refs: list[ChunkRef]) -> int:
-    return sum(ref.size for ref in refs)
+def _tasks(refs: Sequence[ChunkRef], into: memoryview) -> Iterator[tuple[ChunkRef, memoryview]]:
+    at = 0
+    for ref in refs:
+        yield ref, into[at : at + ref.size]
+        at += ref.size
+
+
+def _only(tree: Any, keys: Collection[Any]) -> Any:
+    """The tree of a state with some of its entries."""
+    decoder = Decoder(_no_blobs)
+    return {**tree, "v": [pair for pair in tree["v"] if decoder.decode(pair[0]) in keys]}
+
+
+def _numbers(node: Any) -> set[int]:
+    """The blobs that a tree names."""
+    found, todo = set[int](), [node]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, list):
+            todo.extend(node)
+        elif isinstance(node, dict):
+            if "at" in node:
+                found.add(int(node["at"]))
+            todo.extend(node.values())
+    return found

@@ -64,9 +64,13 @@ class Encoder:
         self.blobs: list[Blob] = []
         self._seen: dict[tuple[Any, ...], int] = {}
         self._open: set[int] = set()
+        self._frozen: set[int] = set()
+        self._part = ""
 
     def encode(self, value: Any, path: str) -> Any:
         """JSON for a value. Raises NotCheckpointable, naming the place below `path`."""
+        if not self._open:
+            self._part = path
         kind = type(value)
         if value is None or kind is bool:
             return value
@@ -136,6 +140,7 @@ class Encoder:
             how, state = stateful
             return {"$": "object", "how": how, "v": self.encode(state, path)}
         if has_state_dict(value):
+            self._frozen |= arrays.frozen(value)
             state = self.encode(value.state_dict(), f"{path}.state_dict()")
             return {"$": "object", "how": "state_dict", "v": state}
         raise _refuse(path, value, "has no form that can be saved safely")
@@ -151,6 +156,8 @@ class Encoder:
                     path, key, "is a key, and only plain scalars and tuples of them can be"
                 )
             below = f"{path}[{_spell(key)}]"
+            if path == "state":  # an entry of it
+                self._part = below
             pairs.append([self.encode(key, below), self.encode(value, below)])
         return pairs
 
@@ -161,6 +168,8 @@ class Encoder:
         """The number of a blob; one number for one `key`."""
         if key is not None and key in self._seen:
             return self._seen[key]
+        still = key is not None and key[1] in self._frozen
+        blob.group = f"{self._part} frozen" if still else self._part
         self.blobs.append(blob)
         number = len(self.blobs) - 1
         if key is not None:

@@ -7,6 +7,9 @@
       item ─► body ─► asked for the next: the item is done ─► notice? due? ─► save ─► next item
     end ──► save, complete: the same execution run again restores the state and yields nothing
 
+The loop stands still while its state is copied, and goes on while a thread writes the copy; on a
+notice, and at the end, it waits until the step is committed.
+
 A step is the number of items done. State is saved only between items, never in the middle of one:
 `break` and exceptions save nothing, and the item they left is done again.
 
@@ -33,6 +36,7 @@ from mlcloud.checkpoint import context, randomness
 from mlcloud.checkpoint.checkpoints import Checkpoints, apply
 from mlcloud.checkpoint.codec import Encoder
 from mlcloud.checkpoint.context import DEFAULT_MEAN_TIME_TO_PREEMPTION_S, Loop, RunContext
+from mlcloud.checkpoint.saving import Saving
 from mlcloud.checkpoint.schedule import Every, Schedule
 
 T = TypeVar("T")
@@ -112,6 +116,8 @@ class _Run(Generic[T]):
         self._saved: int | None = None
         self._notice = 0
         self._start: dict[str, Any] = {}
+        self._saving: Saving | None = None
+        self._reason_of_saving, self._saving_step, self._began = "", 0, 0.0
 
     def items(self) -> Generator[T, None, None]:
         # An object that cannot be saved is said before the first item, not after an hour.
@@ -119,21 +125,33 @@ class _Run(Generic[T]):
         self._start = randomness.capture()
         done, items = self._resume()
         length = _length(self._iterable)
-        loop = Loop(self._checkpoints.name, done)
-        for item in items:
-            if self._context is not None:
-                loop.step, loop.inner = done, 0
-                self._context.enter(loop)
-            try:
-                yield item
-            finally:
+        loop, prepared = Loop(self._checkpoints.name, done), False
+        try:
+            for item in items:
                 if self._context is not None:
-                    self._context.leave(loop)
-            done += 1
-            # After the last item the save at the end follows at once.
-            reason = self._reason(done) if done != length else None
-            if reason is not None:
-                self._try_save(done, reason)
+                    loop.step, loop.inner = done, 0
+                    self._context.enter(loop)
+                began = time.monotonic()
+                try:
+                    yield item
+                finally:
+                    if self._context is not None:
+                        self._context.leave(loop)
+                done += 1
+                self._schedule.ran(time.monotonic() - began, beside=self._saving is not None)
+                if not prepared:
+                    # Only now is there all that an optimizer remembers.
+                    prepared = True
+                    self._checkpoints.prepare(self._state)
+                self._look()
+                # After the last item the save at the end follows at once.
+                reason = self._reason(done) if done != length else None
+                if reason is not None:
+                    self._try_save(done, reason)
+        except BaseException:
+            self._join()  # `break`: what was begun is committed when the loop is left
+            raise
+        self._join()
         if self._saved is None or self._saved < done:
             self._save(done, "end", complete=True)
 
@@ -142,7 +160,7 @@ class _Run(Generic[T]):
     def _resume(self) -> tuple[int, Iterator[T]]:
         """Restore the newest step; returns it and an iterator over the items after it."""
         try:
-            loaded = self._checkpoints.read()
+            loaded = self._checkpoints.read(only=self._state)
         except errors.NoCheckpoint:
             return 0, iter(self._iterable)
         except errors.Damaged as error:
@@ -188,15 +206,22 @@ class _Run(Generic[T]):
         if notice is not None and deadline is not None and notice.number != self._notice:
             self._notice = notice.number
             left = (deadline - datetime.now(timezone.utc)).total_seconds()
-            cost = self._schedule.cost_s
-            if cost is None or cost <= left:
+            self._join()  # what is on its way comes first
+            takes = self._schedule.takes_s
+            if takes is None or takes <= left:
                 return "notice"
             self._failed(
-                f"step {done} is not saved on the notice: a save takes {cost:.1f} s and the node "
+                f"step {done} is not saved on the notice: a save takes {takes:.1f} s and the node "
                 f"goes away in {max(left, 0):.1f} s; the last committed step is {self._saved}"
             )
             return None
-        return "interval" if self._schedule.due(done, time.monotonic()) else None
+        if not self._schedule.due(done, time.monotonic()):
+            return None
+        if self._saving is not None:
+            if self._schedule.interval_s is not None:
+                return None  # one after the other, as fast as the store takes them
+            self._join()  # the user counts steps
+        return "interval"
 
     def _try_save(self, done: int, reason: str) -> None:
         try:
@@ -205,29 +230,59 @@ class _Run(Generic[T]):
             self._failed(f"step {done} could not be saved: {error}; training goes on")
 
     def _save(self, done: int, reason: str, *, complete: bool = False) -> None:
+        """Save here (`notice`, `end`), or begin to."""
         began = time.monotonic()
+        self._schedule.began(began)
+        wait = reason != "interval"
         try:
-            info = self._checkpoints.save_loop(
-                self._state, done, complete=complete, start=self._start
+            saving = self._checkpoints.begin_save(
+                self._state, done, complete=complete, start=self._start, wait=wait
             )
+        except errors.MLCloudError:
+            # A failed attempt costs time as well: it must not be repeated every second.
+            self._schedule.saved(time.monotonic() - began, time.monotonic() - began)
+            raise
+        saving.told = True  # by us
+        self._saving, self._began, self._reason_of_saving = saving, began, reason
+        if saving.done():
+            self._end_saving(saving)
+
+    def _look(self) -> None:
+        """Whether the save that goes on beside the loop has ended."""
+        if self._saving is not None and self._saving.done():
+            try:
+                self._end_saving(self._saving)
+            except errors.MLCloudError as error:
+                self._failed(
+                    f"step {self._saving_step} could not be saved: {error}; training goes on"
+                )
+
+    def _join(self) -> None:
+        if self._saving is not None:
+            self._saving.exception()
+            self._look()
+
+    def _end_saving(self, saving: Saving) -> None:
+        """What came of it. Raises what went wrong."""
+        self._saving, self._saving_step = None, saving.step
+        self._schedule.saved(saving.stall_s, saving.ended - self._began)
+        try:
+            info = saving.result()
         except errors.StepExists as error:
             # Another process of the same execution was here, such as one on a node that was given
             # up for dead. What it committed is as good a place to resume from as ours.
             self._failed(str(error))
             return
-        finally:
-            # A failed attempt costs time as well: it must not be repeated every second.
-            now = time.monotonic()
-            self._schedule.saved(now - began, now)
-        self._saved = done
+        self._saved = saving.step
         self._report(
             {
                 "type": "checkpoint",
-                "step": done,
+                "step": saving.step,
                 "bytes": info.bytes,
                 "new_bytes": info.new_bytes,
                 "seconds": info.seconds,
-                "reason": reason,
+                "stall": saving.stall_s,
+                "reason": self._reason_of_saving,
             }
         )
 

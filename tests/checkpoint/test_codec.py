@@ -30,7 +30,7 @@ torch = pytest.importorskip("torch", reason="checkpoints of tensors need torch")
 def round_trip(value: Any) -> Any:
     encoder = Encoder()
     tree = json.loads(canonical(encoder.encode(value, "state")))
-    layout = packing.plan([blob.nbytes for blob in encoder.blobs])
+    layout = packing.plan(encoder.blobs)
     memory = list(packing.buffers(layout, encoder.blobs))
 
     def blob(number: int) -> memoryview:
