@@ -151,6 +151,38 @@ def decode(node: dict[str, Any], data: memoryview | None) -> Any:
     return torch.frombuffer(data, dtype=wanted).reshape(node["shape"])
 
 
+def memory_of(value: Any, like: Any) -> memoryview | None:
+    """The memory of a live tensor or array that holds just what `like`, of the same form, would.
+
+    None where it is on another device, has gaps, another type or shape, or cannot be written.
+    """
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    if torch is not None and isinstance(value, torch.Tensor):
+        plain = type(value) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+        if not plain or not isinstance(like, torch.Tensor) or value.layout is not torch.strided:
+            return None
+        if value.device.type != "cpu" or value.dtype != like.dtype or value.shape != like.shape:
+            return None
+        if not value.is_contiguous() or value.is_conj() or value.is_neg() or not value.numel():
+            return None
+        return memoryview(value.detach().reshape(-1).view(torch.uint8).numpy())
+    if numpy is not None and type(value) is numpy.ndarray and isinstance(like, numpy.ndarray):
+        if value.dtype != like.dtype or value.shape != like.shape or not value.nbytes:
+            return None
+        if not value.flags.c_contiguous or not value.flags.writeable:
+            return None
+        return memoryview(value.reshape(-1).view(numpy.uint8))
+    return None
+
+
+def address(memory: memoryview) -> int:
+    """Where it begins."""
+    import numpy
+
+    at: int = numpy.frombuffer(memory, numpy.uint8).__array_interface__["data"][0]
+    return at
+
+
 def allocate(size: int) -> memoryview:
     """Writable memory; not zeroed when numpy is there to give it."""
     numpy = sys.modules.get("numpy")

@@ -3,8 +3,9 @@
     save     state ─ codec ─► tree + blobs ─ packing ─► segments ─ store ─► chunks, then manifest
     restore  newest manifest ─► chunks, all read and verified ─► codec ─► into the live objects
 
-Nothing of the user's state is touched before a whole step has been read and verified; a damaged
-step is passed over for the one before it, with a warning. A step's manifest body:
+A damaged step is passed over for the one before it, with a warning. Of the user's state nothing is
+touched before it is clear that the step is there and fits; then large arrays are read to where they
+belong, and everything is verified. A step's manifest body:
 
     {"format": 2, "segments": [["blake3:<hash>:<size>", …], …], "content": {…} or ["blake3:…", …],
      "digest": "…", "bytes": …, "new_bytes": …, "seconds": …, "metric": …, "extra": …,
@@ -34,7 +35,7 @@ from blake3 import blake3
 
 from mlcloud import errors
 from mlcloud.checkpoint import arrays, context, packing, randomness, restore, staging
-from mlcloud.checkpoint.codec import Decoder, Encoder, plain
+from mlcloud.checkpoint.codec import Decoder, Encoder, Outline, plain
 from mlcloud.checkpoint.keep import Keep, rule
 from mlcloud.checkpoint.listing import Difference, Row, differences, rows
 from mlcloud.checkpoint.saving import Saving
@@ -73,6 +74,14 @@ class Loaded:
     state: dict[Any, Any]
     random: dict[str, Any]
     start: dict[str, Any] | None
+
+
+@dataclass
+class Target:
+    """A live state, and whether something was read to it already."""
+
+    state: dict[Any, Any]
+    touched: bool = False
 
 
 class Checkpoints:
@@ -343,10 +352,23 @@ class Checkpoints:
 
         With `step=None`, the newest that loads completely: a damaged one is passed over, with a
         warning. What `state` does not name stays in the store. The global random generators are
-        set to where they were. Raises NoCheckpoint, Damaged, or UsageError when `state` does not
-        fit, and then nothing was changed.
+        set to where they were.
+
+        Raises NoCheckpoint, UsageError when `state` does not fit, Damaged when chunks are missing
+        or cut short: then nothing was changed. Large arrays are read to where they belong and
+        checked there; when one turns out to be damaged and no other step loads either, Damaged
+        says that the state was partly overwritten.
         """
-        loaded = self.read(step, only=state)
+        target = Target(state)
+        try:
+            loaded = self._find(step, partial(self._read, only=state, into=target))
+        except errors.Damaged as error:
+            if not target.touched:
+                raise
+            raise errors.Damaged(
+                f"{error}. Arrays of the state hold parts of it now: make the state anew before "
+                "you go on with it"
+            ) from error
         apply(loaded, state, self.name)
         return loaded.info.step
 
@@ -360,17 +382,20 @@ class Checkpoints:
 
         `only`: these entries of the state; what belongs to others alone is not read.
         """
+        return self._find(step, partial(self._read, only=only))
+
+    def _find(self, step: int | None, read: Callable[[int], Loaded]) -> Loaded:
         if self._pending is not None:
             self._pending.exception()  # what was just saved is the newest
         if step is not None:
-            return self._read(step, only)
+            return read(step)
         steps = self.steps()
         if not steps:
             raise errors.NoCheckpoint(f"no step of {self.name!r} in the store at {self.store.url}")
         why: list[str] = []
         for candidate in reversed(steps):
             try:
-                loaded = self._read(candidate, only)
+                loaded = read(candidate)
             except (errors.Damaged, errors.NoCheckpoint) as error:
                 why.append(str(error))
                 continue
@@ -390,7 +415,13 @@ class Checkpoints:
         )
         context.report({"type": "fell_back", "from": newest, "to": step, "why": why}, self._report)
 
-    def _read(self, step: int, only: Collection[Any] | None = None) -> Loaded:
+    def _read(
+        self,
+        step: int,
+        only: Collection[Any] | None = None,
+        into: Target | None = None,
+    ) -> Loaded:
+        """`into`: whose arrays may be read to directly, once it is clear that all fits."""
         since = self.store.begin()
         made = self.store.manifest(KIND, self.name, step)
         info = _info(made)
@@ -405,7 +436,27 @@ class Checkpoints:
             places = [(int(s), int(o), int(n)) for s, o, n in content["blobs"]]
             tree = content["tree"] if only is None else _only(content["tree"], only)
             wanted = _numbers([tree, content["random"], content.get("start")])
-            memory = self._fetch(segments, {places[number][0] for number in wanted})
+            ready: dict[int, memoryview] = {}
+            if into is not None:
+                outline = Outline()
+                found = outline.decode(tree)
+                restore.check(into.state, found, f"step {step} of {self.name!r}")
+                live = restore.places(into.state, found, outline.numbers)
+                ready = {
+                    places[number][0]: view
+                    for number, view in live.items()
+                    if view.nbytes == places[number][2] >= packing.SMALL
+                }
+                missing = self.store.missing(
+                    ref for number in ready for ref in segments[number].refs
+                )
+                if missing:
+                    raise errors.Damaged(
+                        f"chunk {missing[0].hash} of the store at {self.store.url} is missing or "
+                        "cut short"
+                    )
+                into.touched = into.touched or bool(ready)
+            memory = self._fetch(segments, {places[number][0] for number in wanted}, ready)
 
             def blob(number: int) -> memoryview:
                 segment, offset, size = places[number]
@@ -422,6 +473,8 @@ class Checkpoints:
             decoder = Decoder(blob)
             state, random = decoder.decode(tree), decoder.decode(content["random"])
             loaded = Loaded(info, state, plain(random), plain(decoder.decode(content.get("start"))))
+        except errors.MLCloudError:
+            raise
         except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
             raise errors.Damaged(
                 f"step {step} of {self.name!r} in the store at {self.store.url} is no checkpoint "
@@ -431,9 +484,14 @@ class Checkpoints:
             self._known.learn(segments, since)
         return loaded
 
-    def _fetch(self, segments: Sequence[Segment], wanted: set[int]) -> dict[int, memoryview]:
-        """The bytes of these segments, verified, each in memory of its own."""
-        memory = {number: arrays.allocate(segments[number].nbytes) for number in sorted(wanted)}
+    def _fetch(
+        self, segments: Sequence[Segment], wanted: set[int], ready: dict[int, memoryview]
+    ) -> dict[int, memoryview]:
+        """The bytes of these segments, verified, in the memory that is ready or in new."""
+        memory = {
+            number: ready[number] if number in ready else arrays.allocate(segments[number].nbytes)
+            for number in sorted(wanted)
+        }
         checked = {
             number: self._verify_by == "xxh3" and bool(segments[number].blocks) for number in memory
         }

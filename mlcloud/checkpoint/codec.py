@@ -256,6 +256,23 @@ _TAGS: dict[str, Callable[[Decoder, dict[str, Any]], Any]] = {
 }
 
 
+class Outline(Decoder):
+    """Decodes a tree without its blobs: arrays have their shape and type, and any content.
+
+    `numbers` has the blob of each by the id of what stands for it. Keep it while these are used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(lambda number: memoryview(b""))
+
+    @property
+    def numbers(self) -> dict[int, int]:
+        return {id(value): key[1] for key, value in self._made.items()}
+
+    def _data(self, node: dict[str, Any]) -> bytes:
+        return b"" if "at" in node else super()._data(node)
+
+
 def plain(value: Any) -> Any:
     """A decoded value without `ObjectState`: state dicts stand where objects stood."""
     if isinstance(value, ObjectState):

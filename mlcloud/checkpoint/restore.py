@@ -5,16 +5,19 @@ The user's variables, not just the state dict, must hold what was saved: `model`
 tensors are copied into. Only what cannot change in place (numbers, strings, tuples) is put back
 into the container that held it.
 
-`check` comes first and touches nothing: a checkpoint that does not fit is refused whole.
+`check` comes first and touches nothing: a checkpoint that does not fit is refused whole. Large
+arrays may have been read to where they belong before this is asked (`places`).
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from mlcloud import errors
-from mlcloud.checkpoint import randomness
+from mlcloud.checkpoint import arrays, randomness
 from mlcloud.checkpoint.codec import ObjectState, has_state_dict, plain
 
 
@@ -39,6 +42,48 @@ def check(state: dict[Any, Any], saved: dict[Any, Any], where: str) -> None:
                 "leave it out of the state, or save under another name"
             )
         _check(target, saved[key], path, where)
+
+
+def places(
+    state: dict[Any, Any], outline: dict[Any, Any], numbers: dict[int, int]
+) -> dict[int, memoryview]:
+    """Where blobs may be read to at once, by their number: what lives there is their counterpart.
+
+    `outline` is the saved state as `codec.Outline` decodes it, with its `numbers`. Memory that two
+    blobs would be read to is left out, and what is not plain memory of this machine.
+    """
+    found: dict[int, memoryview] = {}
+    owners: dict[int, set[int]] = {}
+    for live, saved in _pairs(state, {key: outline[key] for key in state}):
+        memory = arrays.memory_of(live, saved)
+        number = numbers.get(id(saved))
+        if memory is None or number is None:
+            continue
+        owners.setdefault(arrays.address(memory), set()).add(number)
+        found.setdefault(number, memory)
+    spans = sorted((arrays.address(view), view.nbytes, number) for number, view in found.items())
+    for (at, size, number), (following, _, other) in itertools.pairwise(spans):
+        if at + size > following:
+            found.pop(number, None)
+            found.pop(other, None)
+    return {n: view for n, view in found.items() if len(owners[arrays.address(view)]) == 1}
+
+
+def _pairs(target: Any, saved: Any) -> Iterator[tuple[Any, Any]]:
+    """Live arrays and what was saved of them, where the live ones are what will be written."""
+    torch = sys.modules.get("torch")
+    if isinstance(saved, ObjectState):
+        if torch is not None and isinstance(target, torch.nn.Module | torch.optim.Optimizer):
+            yield from _pairs(target.state_dict(), saved.state)
+    elif _is_array(target):
+        yield target, saved
+    elif isinstance(target, dict) and isinstance(saved, dict):
+        for key, value in target.items():
+            if key in saved:
+                yield from _pairs(value, saved[key])
+    elif isinstance(target, list | tuple) and isinstance(saved, list | tuple):
+        for one, other in zip(target, saved, strict=False):
+            yield from _pairs(one, other)
 
 
 def _check(target: Any, saved: Any, path: str, where: str) -> None:
@@ -78,7 +123,9 @@ def _put(target: Any, saved: Any, applied: dict[int, int]) -> Any:
             return plain(saved)
     else:
         if saved.how == "state_dict":
-            target.load_state_dict(plain(saved.state))
+            state = plain(saved.state)
+            if not _is_loaded(target, state):
+                target.load_state_dict(state)
         else:
             randomness.put_state(target, saved.how, plain(saved.state))
         return target
@@ -112,13 +159,44 @@ def _put(target: Any, saved: Any, applied: dict[int, int]) -> Any:
     return plain(saved)
 
 
+def _is_loaded(target: Any, state: Any) -> bool:
+    """Whether a module holds the state already, read to where its own tensors are.
+
+    Only of modules that load their tensors as torch's own do: another may do more with them.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(target, torch.nn.Module) or not isinstance(state, dict):
+        return False
+    base = torch.nn.Module
+    for each in target.modules():
+        own = type(each).__module__.startswith("torch.nn.modules.")
+        if not own and (
+            type(each).load_state_dict is not base.load_state_dict
+            or type(each)._load_from_state_dict is not base._load_from_state_dict
+        ):
+            return False
+        hooks = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+        if any(getattr(each, name, None) for name in hooks):
+            return False
+    live = target.state_dict()
+    return live.keys() == state.keys() and all(
+        isinstance(value, torch.Tensor)
+        and isinstance(state[name], torch.Tensor)
+        and value.data_ptr() == state[name].data_ptr()
+        and value.shape == state[name].shape
+        and value.numel() > 0
+        for name, value in live.items()
+    )
+
+
 def _put_array(target: Any, saved: Any) -> Any:
     torch = sys.modules.get("torch")
     if not _is_array(saved) or tuple(target.shape) != tuple(saved.shape):
         return saved  # inside a container: it takes the place of the old one
     if torch is not None and isinstance(target, torch.Tensor) and isinstance(saved, torch.Tensor):
-        with torch.no_grad():
-            target.copy_(saved)
+        if target.data_ptr() != saved.data_ptr() or target.device != saved.device:
+            with torch.no_grad():
+                target.copy_(saved)
         return target
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(target, numpy.ndarray) and target.dtype == saved.dtype:
