@@ -125,6 +125,10 @@ class Checkpoints:
     def __repr__(self) -> str:
         return f"Checkpoints({self.store.url!r}, {self.name!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It is a place, not what lies there: a notebook's variable comes back with its session.
+        return _again, (self.store.url, self.name, self.keep, self._verify_by)
+
     # --- saving -----------------------------------------------------------------------------------
 
     @overload
@@ -592,6 +596,10 @@ class Checkpoints:
         from mlcloud.checkpoint.export import export
 
         return export(self.load(step), Path(path), part)
+
+
+def _again(url: str, name: str, keep: Keep | None, verify: Any) -> Checkpoints:
+    return Checkpoints(url, name, keep=keep, verify=verify)
 
 
 def apply(loaded: Loaded, state: dict[Any, Any], name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -235,6 +236,13 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     assert float(state["model"].sum()) == 5_000_000
     with pytest.raises(errors.Damaged):
         ckpts.load(1)
+
+
+def test_it_travels_as_a_place(ckpts: Checkpoints) -> None:
+    ckpts.save({"n": 1}, 1)
+    again = pickle.loads(pickle.dumps(Checkpoints(ckpts.store, ckpts.name, keep=3, verify="xxh3")))
+    assert again.load() == {"n": 1}
+    assert (again.keep.last, again._verify_by) == (3, "xxh3")
 
 
 LAST_LINE = """
