@@ -84,8 +84,11 @@ def _encode_tensor(torch: Any, value: Any, put: PutBlob, refuse: Refuse) -> dict
 
     def copy(memory: memoryview) -> None:
         flat = value.detach().resolve_conj().resolve_neg()
-        target = torch.frombuffer(memory, dtype=torch.uint8).view(flat.dtype)
-        target.reshape(flat.shape).copy_(flat, non_blocking=True)
+        target = torch.frombuffer(memory, dtype=torch.uint8)
+        if flat.is_contiguous():
+            target.copy_(flat.reshape(-1).view(torch.uint8), non_blocking=True)
+        else:
+            target.view(flat.dtype).reshape(flat.shape).copy_(flat, non_blocking=True)
 
     nbytes = value.numel() * value.element_size()
     flags = (value.is_conj(), value.is_neg())
@@ -148,7 +151,8 @@ def decode(node: dict[str, Any], data: memoryview | None) -> Any:
         return wanted
     if data is None or not data.nbytes:
         return torch.empty(node["shape"], dtype=wanted)
-    return torch.frombuffer(data, dtype=wanted).reshape(node["shape"])
+    # Not by its own type: for some, torch ends the process there.
+    return torch.frombuffer(data, dtype=torch.uint8).view(wanted).reshape(node["shape"])
 
 
 def memory_of(value: Any, like: Any) -> memoryview | None:

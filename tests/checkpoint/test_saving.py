@@ -267,3 +267,34 @@ def test_memory_is_touched_before_it_is_needed() -> None:
     if resident.exists():
         assert any(memory[i] == 0 for i in (0, len(memory) - 1))
     assert memory.nbytes == 64 * 2**20
+
+
+def test_tensors_of_every_form_are_copied_as_they_are(ckpts: Checkpoints) -> None:
+    raw = torch.arange(192, dtype=torch.uint8)
+    state: dict[str, Any] = {}
+    for dtype in {d for d in vars(torch).values() if isinstance(d, torch.dtype)}:
+        if "torch.q" in str(dtype):
+            continue  # quantized: nothing that such a view would be
+        try:
+            state[str(dtype)] = raw.view(dtype).reshape(2, -1)
+            state[str(dtype)].t().contiguous()
+            state[f"{dtype} turned"] = state[str(dtype)].t()
+        except (RuntimeError, NotImplementedError, TypeError):
+            pass  # torch makes none of that form
+    conj = torch.randn(4, dtype=torch.complex64).conj()
+    state |= {"conj": conj, "imag": conj.imag, "none": torch.zeros(0, 3), "one": torch.tensor(3.5)}
+    state["wide"] = torch.tensor([1.0, 2.0]).expand(3, 2)
+    assert len(state) > 25
+    ckpts.save(state, 1, wait=False).result()
+    beside = ckpts.load(1)
+    ckpts.save(state, 2)
+    here = ckpts.load(2)
+    for name, value in beside.items():
+        assert value.dtype == here[name].dtype
+        assert value.shape == here[name].shape
+        if value.numel():
+            assert bytes(bits(value)) == bytes(bits(here[name])), name
+
+
+def bits(tensor: Any) -> Any:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
