@@ -59,7 +59,7 @@ from mlcloud.values.messages import Shipment
 from mlcloud.values.pickling import Enough, dump, up_to
 from mlcloud.values.scan import Stopped
 
-DEFAULT_PREEMPTION_S = 2 * 3600.0
+_MEAN_S = run_context.DEFAULT_MEAN_TIME_TO_PREEMPTION_S  # a gateway of before says none
 MAX_PICKLED_BYTES = 1 << 20  # of an exception, or a result
 
 
@@ -115,6 +115,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self._inlet, self._outlet = inlet, outlet
         self._due: _Due | None = None
         self._busy, self._handled = False, 0
+        self._mean_s = _MEAN_S
 
     def start(self) -> None:
         super().start()
@@ -138,6 +139,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self._settle(request)
             self._saving.detach()
             self._request = request
+            self._mean_s = request.get("mean_time_to_preemption_s") or _MEAN_S
             content = parent["content"]
             reply = await self.do_execute(
                 content["code"], False, allow_stdin=content["allow_stdin"]
@@ -341,7 +343,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             series=f"{self.session_id}/{execution_id}",
             report=lambda event: self._publish("mlcloud_event", event, parent),
             notice=self.notice,
-            mean_time_to_preemption_s=DEFAULT_PREEMPTION_S,
+            mean_time_to_preemption_s=self._mean_s,
         )
         try:
             with run_context.use(context):
