@@ -301,6 +301,13 @@ class Store:
             )
         return made
 
+    def keeps(self, since: int, body: dict[str, Any]) -> bool:
+        """Whether all chunks that `body` names are there; `since` as for `commit`.
+
+        For who puts chunks, and has somebody else commit them: while it can still put them again.
+        """
+        return self._collector.check(since, manifests.canonical(body))
+
     def begin(self) -> int:
         """What `commit` is to be told of the time before something was put (`since`)."""
         first = self._collector.first
