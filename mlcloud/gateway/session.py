@@ -488,6 +488,8 @@ class Session:
     async def _hold(self, execution: Execution) -> Collected | None:
         """Name the objects that come with it in the store; why not, where some are gone."""
         hold, objects = self.services.inputs.hold, execution.objects
+        if not objects:
+            return None
         try:
             await asyncio.to_thread(hold, self.id, execution.ordinal, objects)
         except Collected as error:
