@@ -2,6 +2,7 @@
 
     tables ─ what is new ─► one chunk ─► manifests/records/<session id>/<n>.json   (signed)
     cloud's records ─────► manifests/records/cluster-<name>/<n>.json               every 30 s
+    closed long ago ─► what it cost ─► the only record that stays of it            `upkeep`
 
 The store is the record, the database its cache: a new head with an empty database reads all of it
 back (`rebuild`), and another cluster with the same store takes up a session whose own is gone

@@ -20,7 +20,7 @@ import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from mlcloud.checkpoint.checkpoints import KIND as CHECKPOINTS
@@ -55,10 +55,13 @@ class Upkeep:
         self._grace_s = settings.prune_grace.total_seconds()
         self._closed_keep = settings.closed_keep
         self._newest = settings.history_keep
-        # A collector's knowledge of the newest step is its own: it may not be brought up to date by
-        # who writes meanwhile, else two processes that sweep would not see each other.
-        self._store = Store(settings.store_url)
-        self._inputs = inputs.Inputs(self._store)
+        self._url = settings.store_url
+
+    @cached_property
+    def _store(self) -> Store:
+        """Of its own, opened in the thread: a collector's knowledge of the newest step may not be
+        brought up to date by who writes meanwhile, else two that sweep would not see each other."""
+        return Store(self._url)
 
     async def run(self) -> None:
         """For ever; not at all with `prune_every` 0."""
@@ -87,14 +90,7 @@ class Upkeep:
                 log.info("session %s is left alone: %s", session.id, error)
         mine = {session.id for session in self._sessions}
         await _in_thread(partial(self._remove_closed, mine))
-        found = await _in_thread(partial(self._store.prune, grace_s=self._grace_s))
-        if found.chunks or found.marked:
-            freed, marked = format_bytes(found.bytes), format_bytes(found.marked_bytes)
-            log.info(
-                "pruned %d chunks (%s), marked %d (%s)",
-                *(found.chunks, freed),
-                *(found.marked, marked),
-            )
+        await _in_thread(self._prune)
 
     async def _tidy(self, session: Session) -> None:
         """An open session."""
@@ -106,7 +102,7 @@ class Upkeep:
         # them was saved.
         waiting = [each.ordinal for each in (*session.queue, session.current) if each is not None]
         up_to = min([newest, *(ordinal - 1 for ordinal in waiting)])
-        await _in_thread(partial(self._inputs.let_go, session.id, up_to))
+        await _in_thread(partial(self._let_go, session.id, up_to))
 
     def _thin(self, session_id: str) -> int:
         """Remove old states; the newest one's step, 0 where there is none."""
@@ -120,6 +116,9 @@ class Upkeep:
                 if step not in stay:
                     self._store.discard(SNAPSHOTS, session_id, step)
         return steps[-1] if steps else 0
+
+    def _let_go(self, session_id: str, up_to: int) -> None:
+        inputs.Inputs(self._store).let_go(session_id, up_to)
 
     def _created(self, session_id: str, step: int) -> datetime | None:
         """None for a damaged one: it is left for people to look at."""
@@ -138,6 +137,13 @@ class Upkeep:
                         self._store.discard(kind, name, step)
             self._record.fold(session_id)
             log.info("closed session %s was removed from the store", session_id)
+
+    def _prune(self) -> None:
+        found = self._store.prune(grace_s=self._grace_s)
+        if found.chunks or found.marked:
+            freed, marked = format_bytes(found.bytes), format_bytes(found.marked_bytes)
+            counts = found.chunks, freed, found.marked, marked
+            log.info("pruned %d chunks (%s), marked %d (%s)", *counts)
 
 
 async def _in_thread(call: Callable[[], T]) -> T:
