@@ -138,7 +138,7 @@ class Store:
                 f"the content of object {expected} does not match its name; send it again"
             )
         path = _chunk_path(hash_)
-        _ = self._collector.first
+        self._collector.keep_in_view()
         with self._doing("write"):
             # A chunk of the right size is taken as good: it became visible only when whole. What
             # was found damaged since is written again.
@@ -179,6 +179,16 @@ class Store:
             return None if there and ref.hash not in self._suspect else ref
 
         return [ref for ref in self.each(absent, refs) if ref is not None]
+
+    def wanted(self, refs: Iterable[ChunkRef]) -> list[ChunkRef]:
+        """Those of these chunks that whoever needs them has to put: missing, or about to go.
+
+        What is not wanted stays for as long as `prune` gives grace, and longer if it is named.
+        """
+        refs = list(refs)
+        self._collector.settled(refs)
+        absent = set(self.missing(refs))
+        return [r for r in refs if r in absent or self._collector.is_condemned(r.hash)]
 
     def settle(self, refs: Iterable[ChunkRef]) -> None:
         """Make chunks that were put with `durable=False` survive a power loss."""
@@ -325,6 +335,13 @@ class Store:
             )
         return made
 
+    def keeps(self, since: int, body: dict[str, Any]) -> bool:
+        """Whether all chunks that `body` names are there; `since` as for `commit`.
+
+        For who puts chunks, and has somebody else commit them: while it can still put them again.
+        """
+        return self._collector.check(since, manifests.canonical(body))
+
     def begin(self) -> int:
         """What `commit` is to be told of the time before something was put (`since`)."""
         first = self._collector.first
@@ -364,11 +381,13 @@ class Store:
         """The newest committed step, or None."""
         return max(self.steps(kind, name), default=None)
 
-    def names(self, kind: str) -> list[str]:
-        """The names that have a committed step."""
+    def names(self, kind: str, under: str = "") -> list[str]:
+        """The names that have a committed step; `under`: this one, and those that begin with
+        `<under>/`."""
         folder = manifests.folder_of(kind, "_").rpartition("/")[0]
+        within = manifests.folder_of(kind, under) if under else folder
         with self._doing("read"):
-            paths = [path for path, _ in self._backend.list(folder, deep=True)]
+            paths = [path for path, _ in self._backend.list(within, deep=True)]
         parts = [path.removeprefix(folder + "/").rpartition("/") for path in paths]
         return sorted({name for name, _, file in parts if name and _STEP_FILE.fullmatch(file)})
 
