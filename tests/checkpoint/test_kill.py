@@ -180,7 +180,7 @@ class TestKill:
     def _beside(self, path: Path, points: int) -> None:
         killed, committed = drive(BESIDE.replace("POINTS", str(points)), path)
         assert killed == points
-        assert committed >= points / 10
+        assert committed >= 1
         assert Checkpoints(str(path)).verify() == []
         assert (
             len(Checkpoints(str(path)).steps()) <= 4
