@@ -187,9 +187,13 @@ class Checkpoints:
         extra: dict[str, Any] | None = None,
         complete: bool = False,
         start: dict[str, Any] | None = None,
+        random: dict[str, Any] | None = None,
         wait: bool = False,
     ) -> Saving:
-        """`save` for `resumable`: also whether the loop ended, and how its random state began."""
+        """`save` for `resumable`: also whether the loop ended, and how its random state began.
+
+        `random`: the states of the global generators; None: those of now.
+        """
         began = time.monotonic()
         step, metric = int(step), None if metric is None else float(metric)
         if not isinstance(state, dict):
@@ -201,7 +205,7 @@ class Checkpoints:
         encoder = Encoder()
         content = {
             "tree": encoder.encode(dict(state), "state"),
-            "random": encoder.encode(randomness.capture(), "random"),
+            "random": encoder.encode(randomness.capture() if random is None else random, "random"),
             "start": encoder.encode(start, "start"),
         }
         note = {
@@ -587,15 +591,63 @@ class Checkpoints:
         """The names whose values differ between two steps, and by how much at most."""
         return differences(self.load(before), self.load(after))
 
-    def export(self, path: str | Path, step: int | None = None, *, part: str | None = None) -> Path:
-        """Write the tensors of a step to a `.safetensors` or `.pt` file for other tools.
+    def export(
+        self,
+        path: str | Path,
+        step: int | None = None,
+        *,
+        part: str | None = None,
+        format: Literal["safetensors", "pt", "dcp"] | None = None,
+    ) -> Path:
+        """Write a step for other tools; returns the path, where it appears whole or not at all.
 
-        `part` takes one entry of the state, `part="model"`; without it names are dotted,
-        `model.layer.weight`. A `.pt` file is a pickle, as torch makes it.
+        `.safetensors` takes its tensors and arrays, `.pt` and `.pth` its state dicts (a pickle, as
+        torch makes it), and a path without suffix becomes a folder that
+        `torch.distributed.checkpoint.load` reads; `format` says so where the name does not. `part`
+        takes one entry of the state, `part="model"`; without it names are dotted,
+        `model.layer.weight`. A file is replaced, a folder that holds something never.
         """
         from mlcloud.checkpoint.export import export
 
-        return export(self.load(step), Path(path), part)
+        loaded = self.read(step)
+        notes = {"step": str(loaded.info.step)}
+        if loaded.info.metric is not None:
+            notes["metric"] = repr(loaded.info.metric)
+        return export(plain(loaded.state), path, part, format, notes)
+
+    def import_from(
+        self,
+        path: str | Path,
+        step: int | None = None,
+        *,
+        part: str | None = None,
+        metric: float | None = None,
+        extra: dict[str, Any] | None = None,
+        format: Literal["safetensors", "pt", "dcp"] | None = None,
+    ) -> CheckpointInfo:
+        """Commit as a step what another tool wrote: a `.safetensors` file, a `.pt` file, a folder
+        of `torch.distributed.checkpoint`, or one of Hugging Face's safetensors.
+
+        `part="model"` makes it that entry of the state, for `restore({"model": model})`; without it
+        the file's own entries are the state's. `step` and `metric` are those that an export noted
+        in the file; else the step after the newest, and none. Random generators are left alone when
+        it is restored.
+
+        No code of the file's is run: a `.pt` file that needs more than torch's safe unpickler
+        knows is refused. Raises NotImportable for what is damaged, or is none of these, and
+        StepExists; then nothing was committed.
+        """
+        from mlcloud.checkpoint.importing import read
+
+        found = read(path, part, format)
+        if step is None:
+            step = found.step if found.step is not None else max(self.steps(), default=-1) + 1
+        if metric is None:
+            metric = found.metric
+        saving = self.begin_save(
+            found.state, step, metric=metric, extra=extra, random={}, wait=True
+        )
+        return saving.result()
 
 
 def _again(url: str, name: str, keep: Keep | None, verify: Any) -> Checkpoints:
