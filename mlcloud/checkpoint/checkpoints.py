@@ -43,6 +43,7 @@ from mlcloud.checkpoint.segments import Known, Segment, parts
 from mlcloud.checkpoint.staging import Stage
 from mlcloud.store import ChunkRef, Store
 from mlcloud.store.manifest import Manifest, canonical
+from mlcloud.widgets.series import Series
 
 KIND = "checkpoint"
 FORMAT = 2
@@ -310,7 +311,7 @@ class Checkpoints:
         if self.keep is not None:
             self._remove(self.keep)
         seconds = time.monotonic() - began
-        return replace(_info(made), new_bytes=new_bytes, seconds=seconds)
+        return replace(info_of(made), new_bytes=new_bytes, seconds=seconds)
 
     def _write(
         self, content: dict[str, Any], buffers: Iterable[memoryview], since: int
@@ -432,7 +433,7 @@ class Checkpoints:
         """`into`: whose arrays may be read to directly, once it is clear that all fits."""
         since = self.store.begin()
         made = self.store.manifest(KIND, self.name, step)
-        info = _info(made)
+        info = info_of(made)
         try:
             content = made.body["content"]
             if isinstance(content, list):
@@ -534,9 +535,26 @@ class Checkpoints:
     def _infos(self) -> Iterator[CheckpointInfo]:
         for step in self.steps():
             try:
-                yield _info(self.store.manifest(KIND, self.name, step))
+                yield info_of(self.store.manifest(KIND, self.name, step))
             except (errors.Damaged, errors.NoCheckpoint) as error:
                 warnings.warn(f"checkpoint {self.name!r}: {error}", stacklevel=3)
+
+    def overview(self, last: int | None = 20) -> Series:
+        """The newest `last` steps (None: all) with sizes, what was new, age and metric.
+
+        A table in a notebook, and by `print`; a step whose manifest cannot be read is one of its
+        lines. Of a long series the metric's curve takes a sample, so that few manifests are read.
+        """
+        from mlcloud.checkpoint.overview import overview
+
+        return overview(self, last)
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        try:
+            series = self.overview()
+        except errors.MLCloudError as error:  # a cell's end is no place to fail
+            return {"text/plain": f"{self!r}\n{type(error).__name__}: {error}"}
+        return {"text/plain": repr(series), "text/html": series._repr_html_()}
 
     def verify(self, step: int | None = None) -> list[str]:
         """Read every chunk of a step, or of all; returns what is wrong, in words."""
@@ -660,7 +678,8 @@ def apply(loaded: Loaded, state: dict[Any, Any], name: str) -> None:
     randomness.put_back(loaded.random)
 
 
-def _info(made: Manifest) -> CheckpointInfo:
+def info_of(made: Manifest) -> CheckpointInfo:
+    """What a manifest tells of its step. Raises Damaged, and StoreError for a newer format."""
     body = made.body
     if isinstance(body.get("format"), int) and body["format"] > FORMAT:
         raise errors.StoreError(
