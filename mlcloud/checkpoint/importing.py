@@ -1,7 +1,8 @@
 """States that other tools wrote, read without running any code of theirs.
 
     .safetensors                  its tensors by name, and what its metadata says of step and metric
-    .pt .pth .bin .ckpt           what `torch.load(weights_only=True)` takes, and nothing else
+    .pt .pth .bin .ckpt           what `torch.load(weights_only=True)` takes, and numpy's plain
+                                  arrays (`safe_numpy`)
     a folder with `.metadata`     `torch.distributed.checkpoint` (`plain_dcp`)
     a folder of safetensors       Hugging Face's `model.safetensors.index.json` and the files that
                                   it names, or a single file

@@ -22,6 +22,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mlcloud import errors
+from mlcloud.checkpoint import safe_numpy
 
 METADATA = ".metadata"
 LONGEST = 2**20  # items of a list
@@ -80,7 +81,9 @@ def read(folder: Path) -> dict[str, Any]:
 
     class Planner(DefaultLoadPlanner):
         def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-            self.state_dict[read_item.dest_index.fqn] = load_safely(value, f"{folder}: ")
+            self.state_dict[read_item.dest_index.fqn] = load_safely(
+                value, f"{read_item.dest_index.fqn!r}: "
+            )
 
     with _alone() as options:
         load(
@@ -97,18 +100,20 @@ def load_safely(file: Any, where: str, **options: Any) -> Any:
     """`torch.load` of nothing but tensors and plain data. Raises NotImportable for more."""
     import torch
 
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, **options)
-    except pickle.UnpicklingError as error:
-        wanted = _wanted(file)
-        if not wanted:
-            raise
-        raise errors.NotImportable(
-            f"{where}it holds more than tensors and plain data ({', '.join(wanted)}), and to read "
-            "that is to run code of whoever wrote it. If you trust it: load it yourself with "
-            "torch.load(..., weights_only=False) and save() what you need, or allow just these "
-            "classes with torch.serialization.add_safe_globals"
-        ) from error
+    with safe_numpy.readable():
+        try:
+            found = torch.load(file, map_location="cpu", weights_only=True, **options)
+            return safe_numpy.plain(found)
+        except pickle.UnpicklingError as error:
+            wanted, why = _wanted(file), error
+    if not wanted:
+        raise why
+    raise errors.NotImportable(
+        f"{where}it holds more than tensors and plain data ({', '.join(wanted)}), and to read that "
+        "is to run code of whoever wrote it. If you trust it: load it yourself with "
+        "torch.load(..., weights_only=False) and save() what you need, or allow just these classes "
+        "with torch.serialization.add_safe_globals"
+    ) from why
 
 
 def _wanted(file: Any) -> list[str]:

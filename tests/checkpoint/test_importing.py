@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -375,13 +376,57 @@ def test_what_has_no_safe_form_is_named(ckpts: Checkpoints, tmp_path: Path) -> N
 
 
 def test_classes_that_the_user_allows_are_read(ckpts: Checkpoints, tmp_path: Path) -> None:
-    import numpy as np
+    torch.save({"seen": frozenset([1, 2]), "w": torch.ones(2)}, tmp_path / "x.pt")
+    with pytest.raises(errors.NotImportable, match=r"builtins.frozenset.*add_safe_globals"):
+        ckpts.import_from(tmp_path / "x.pt")
+    with torch.serialization.safe_globals([frozenset]):
+        ckpts.import_from(tmp_path / "x.pt")
+    assert ckpts.load(0)["seen"] == {1, 2}
 
-    torch.save({"seen": np.arange(3), "w": torch.ones(2)}, tmp_path / "x.pt")
-    with pytest.raises(errors.NotImportable, match=r"_reconstruct.*add_safe_globals"):
+
+@pytest.mark.parametrize("name", ["plain", "all.pt"])
+def test_numpy_comes_back_without_its_unpickler(
+    ckpts: Checkpoints, tmp_path: Path, name: str
+) -> None:
+    state = {
+        "best": np.float64(0.25),
+        "order": np.asfortranarray(np.arange(6, dtype=">i4").reshape(2, 3)),
+        "words": np.array(["a", "longer"]),
+        "flags": np.array([True, False]),
+        "empty": np.zeros((0, 3)),
+        "complex": np.array([1j], "c8"),
+        "random": np.random.RandomState(3).get_state(),
+        "list": [np.ones(2), (np.int32(4),), torch.ones(1)],
+    }
+    ckpts.save(state, 1)
+    exported, allowed = ckpts.export(tmp_path / name), set(torch.serialization.get_safe_globals())
+    ckpts.import_from(exported, 2)
+    assert set(torch.serialization.get_safe_globals()) == allowed
+    found = ckpts.load(2)
+    for key in ("order", "words", "flags", "empty", "complex"):
+        assert found[key].dtype == state[key].dtype, key
+        assert found[key].tolist() == state[key].tolist()
+    assert (type(found["best"]), found["best"]) == (np.float64, 0.25)
+    assert found["random"][1].tolist() == state["random"][1].tolist()
+    assert found["list"][0].tolist() == [1, 1]
+    assert type(found["list"][1][0]) is np.int32
+    assert ckpts.diff(1, 2) == []
+    with (
+        torch.serialization.safe_globals([np.ndarray]),  # what a user allows, the user gets
+        pytest.raises(errors.NotImportable, match="add_safe_globals"),
+    ):
+        ckpts.import_from(tmp_path / name, 3)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array([None]), np.array(["2020"], "M8[D]"), np.zeros(2, [("a", "i4")]), np.void(b"x")],
+    ids=str,
+)
+def test_dtypes_that_are_more_than_bytes_are_refused(
+    ckpts: Checkpoints, tmp_path: Path, array: Any
+) -> None:
+    torch.save({"x": array}, tmp_path / "x.pt")
+    with pytest.raises(errors.NotImportable, match="numpy array of"):
         ckpts.import_from(tmp_path / "x.pt")
-    scalar = np.arange(3).__reduce__()[0]
-    allowed: list[Any] = [scalar, np.ndarray, np.dtype, type(np.dtype("int64"))]
-    with torch.serialization.safe_globals(allowed):
-        ckpts.import_from(tmp_path / "x.pt")
-    assert ckpts.load(0)["seen"].tolist() == [0, 1, 2]
+    assert ckpts.steps() == []
