@@ -145,3 +145,7 @@ class NoCheckpoint(StoreError):
 
 class NotCheckpointable(MLCloudError, TypeError):
     """A part of the training state has no safe form. The message names its path in the state."""
+
+
+class NotImportable(MLCloudError, ValueError):
+    """A file or folder of another tool that cannot be read, or not safely. Nothing was saved."""

@@ -43,6 +43,7 @@ from mlcloud.checkpoint.segments import Known, Segment, parts
 from mlcloud.checkpoint.staging import Stage
 from mlcloud.store import ChunkRef, Store
 from mlcloud.store.manifest import Manifest, canonical
+from mlcloud.widgets.series import Series
 
 KIND = "checkpoint"
 FORMAT = 2
@@ -187,9 +188,13 @@ class Checkpoints:
         extra: dict[str, Any] | None = None,
         complete: bool = False,
         start: dict[str, Any] | None = None,
+        random: dict[str, Any] | None = None,
         wait: bool = False,
     ) -> Saving:
-        """`save` for `resumable`: also whether the loop ended, and how its random state began."""
+        """`save` for `resumable`: also whether the loop ended, and how its random state began.
+
+        `random`: the states of the global generators; None: those of now.
+        """
         began = time.monotonic()
         step, metric = int(step), None if metric is None else float(metric)
         if not isinstance(state, dict):
@@ -201,7 +206,7 @@ class Checkpoints:
         encoder = Encoder()
         content = {
             "tree": encoder.encode(dict(state), "state"),
-            "random": encoder.encode(randomness.capture(), "random"),
+            "random": encoder.encode(randomness.capture() if random is None else random, "random"),
             "start": encoder.encode(start, "start"),
         }
         note = {
@@ -306,7 +311,7 @@ class Checkpoints:
         if self.keep is not None:
             self._remove(self.keep)
         seconds = time.monotonic() - began
-        return replace(_info(made), new_bytes=new_bytes, seconds=seconds)
+        return replace(info_of(made), new_bytes=new_bytes, seconds=seconds)
 
     def _write(
         self, content: dict[str, Any], buffers: Iterable[memoryview], since: int
@@ -428,7 +433,7 @@ class Checkpoints:
         """`into`: whose arrays may be read to directly, once it is clear that all fits."""
         since = self.store.begin()
         made = self.store.manifest(KIND, self.name, step)
-        info = _info(made)
+        info = info_of(made)
         try:
             content = made.body["content"]
             if isinstance(content, list):
@@ -530,9 +535,26 @@ class Checkpoints:
     def _infos(self) -> Iterator[CheckpointInfo]:
         for step in self.steps():
             try:
-                yield _info(self.store.manifest(KIND, self.name, step))
+                yield info_of(self.store.manifest(KIND, self.name, step))
             except (errors.Damaged, errors.NoCheckpoint) as error:
                 warnings.warn(f"checkpoint {self.name!r}: {error}", stacklevel=3)
+
+    def overview(self, last: int | None = 20) -> Series:
+        """The newest `last` steps (None: all) with sizes, what was new, age and metric.
+
+        A table in a notebook, and by `print`; a step whose manifest cannot be read is one of its
+        lines. Of a long series the metric's curve takes a sample, so that few manifests are read.
+        """
+        from mlcloud.checkpoint.overview import overview
+
+        return overview(self, last)
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        try:
+            series = self.overview()
+        except errors.MLCloudError as error:  # a cell's end is no place to fail
+            return {"text/plain": f"{self!r}\n{type(error).__name__}: {error}"}
+        return {"text/plain": repr(series), "text/html": series._repr_html_()}
 
     def verify(self, step: int | None = None) -> list[str]:
         """Read every chunk of a step, or of all; returns what is wrong, in words."""
@@ -587,15 +609,63 @@ class Checkpoints:
         """The names whose values differ between two steps, and by how much at most."""
         return differences(self.load(before), self.load(after))
 
-    def export(self, path: str | Path, step: int | None = None, *, part: str | None = None) -> Path:
-        """Write the tensors of a step to a `.safetensors` or `.pt` file for other tools.
+    def export(
+        self,
+        path: str | Path,
+        step: int | None = None,
+        *,
+        part: str | None = None,
+        format: Literal["safetensors", "pt", "dcp"] | None = None,
+    ) -> Path:
+        """Write a step for other tools; returns the path, where it appears whole or not at all.
 
-        `part` takes one entry of the state, `part="model"`; without it names are dotted,
-        `model.layer.weight`. A `.pt` file is a pickle, as torch makes it.
+        `.safetensors` takes its tensors and arrays, `.pt` and `.pth` its state dicts (a pickle, as
+        torch makes it), and a path without suffix becomes a folder that
+        `torch.distributed.checkpoint.load` reads; `format` says so where the name does not. `part`
+        takes one entry of the state, `part="model"`; without it names are dotted,
+        `model.layer.weight`. A file is replaced, a folder that holds something never.
         """
         from mlcloud.checkpoint.export import export
 
-        return export(self.load(step), Path(path), part)
+        loaded = self.read(step)
+        notes = {"step": str(loaded.info.step)}
+        if loaded.info.metric is not None:
+            notes["metric"] = repr(loaded.info.metric)
+        return export(plain(loaded.state), path, part, format, notes)
+
+    def import_from(
+        self,
+        path: str | Path,
+        step: int | None = None,
+        *,
+        part: str | None = None,
+        metric: float | None = None,
+        extra: dict[str, Any] | None = None,
+        format: Literal["safetensors", "pt", "dcp"] | None = None,
+    ) -> CheckpointInfo:
+        """Commit as a step what another tool wrote: a `.safetensors` file, a `.pt` file, a folder
+        of `torch.distributed.checkpoint`, or one of Hugging Face's safetensors.
+
+        `part="model"` makes it that entry of the state, for `restore({"model": model})`; without it
+        the file's own entries are the state's. `step` and `metric` are those that an export noted
+        in the file; else the step after the newest, and none. Random generators are left alone when
+        it is restored.
+
+        No code of the file's is run: a `.pt` file that needs more than torch's safe unpickler
+        knows is refused. Raises NotImportable for what is damaged, or is none of these, and
+        StepExists; then nothing was committed.
+        """
+        from mlcloud.checkpoint.importing import read
+
+        found = read(path, part, format)
+        if step is None:
+            step = found.step if found.step is not None else max(self.steps(), default=-1) + 1
+        if metric is None:
+            metric = found.metric
+        saving = self.begin_save(
+            found.state, step, metric=metric, extra=extra, random={}, wait=True
+        )
+        return saving.result()
 
 
 def _again(url: str, name: str, keep: Keep | None, verify: Any) -> Checkpoints:
@@ -608,7 +678,8 @@ def apply(loaded: Loaded, state: dict[Any, Any], name: str) -> None:
     randomness.put_back(loaded.random)
 
 
-def _info(made: Manifest) -> CheckpointInfo:
+def info_of(made: Manifest) -> CheckpointInfo:
+    """What a manifest tells of its step. Raises Damaged, and StoreError for a newer format."""
     body = made.body
     if isinstance(body.get("format"), int) and body["format"] > FORMAT:
         raise errors.StoreError(

@@ -88,7 +88,7 @@ def _pairs(target: Any, saved: Any) -> Iterator[tuple[Any, Any]]:
 
 def _check(target: Any, saved: Any, path: str, where: str) -> None:
     stateful = _is_object(target)
-    if stateful != isinstance(saved, ObjectState):
+    if stateful != isinstance(saved, ObjectState) and not _takes(target, saved):
         has = "an object's state" if isinstance(saved, ObjectState) else type(saved).__name__
         raise errors.UsageError(f"{path} is a {type(target).__name__}, but {where} has {has} there")
     if _is_array(target) and _is_array(saved) and tuple(target.shape) != tuple(saved.shape):
@@ -115,6 +115,9 @@ def _check(target: Any, saved: Any, path: str, where: str) -> None:
 
 def _put(target: Any, saved: Any, applied: dict[int, int]) -> Any:
     """Restore in place where that is possible; returns what belongs in the target's place."""
+    if _takes(target, saved):
+        target.load_state_dict(plain(saved))
+        return target
     # One live object may stand where several saved ones did (`[t, t]`): only the first is copied
     # into it, the others take places of their own.
     if not isinstance(saved, ObjectState):
@@ -209,6 +212,11 @@ def _is_object(value: Any) -> bool:
     if _is_array(value) or type(value) in (dict, list, tuple, set, str, int, float):
         return False
     return randomness.state_of(value) is not None or has_state_dict(value)
+
+
+def _takes(target: Any, saved: Any) -> bool:
+    """Whether `saved` is a state dict, as imported ones are, for the object `target`."""
+    return isinstance(saved, dict) and _is_object(target) and has_state_dict(target)
 
 
 def _is_array(value: Any) -> bool:

@@ -287,7 +287,19 @@ def test_no_module_of_these_rooms_imports_a_pickler(room: Any) -> None:
     modules = list(Path(room.__file__).parent.glob("*.py"))
     assert modules
     for module in modules:
-        for node in ast.walk(ast.parse(module.read_text())):
+        tree = ast.parse(module.read_text())
+        if module.name == "plain_dcp.py":  # other tools' format: only by a list of what it may name
+            used = {
+                node.attr
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "pickle"
+            }
+            assert used == {"Unpickler", "UnpicklingError"}
+            assert "_Unpickler(file).load()" in module.read_text()
+            continue
+        for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {n.partition(".")[0] for n in names} & {
