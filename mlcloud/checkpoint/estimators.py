@@ -1,0 +1,428 @@
+"""Fitted estimators of scikit-learn, XGBoost and LightGBM: to their libraries' data formats, and
+back into the user's own object. No pickle.
+
+    scikit-learn   skops: a zip of JSON and .npy files, whose types are named
+    XGBoost        UBJSON of the model, JSON of its configuration, the wrapper's attributes
+    LightGBM       LightGBM's model text, the booster's and the wrapper's attributes
+
+A skops file names the types it is made of, and this is where code could come in. So the types are
+looked at before any is made, when saving and when loading: they are those that skops trusts (public
+estimators, numpy's dtypes, ufuncs) and those of `_known()`, which scikit-learn's own estimators
+hold when fitted. Anything else is refused by its name; there is no way to trust more. Trees and
+neighbour indexes are arrays that compiled code follows without a look, so `_sound` looks at them.
+
+skops writes memory addresses and the time into its files. They are replaced by numbers in order: an
+estimator that did not change is the same bytes, and is stored once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mlcloud import errors
+
+#: `ObjectState.how` of what is handled here.
+KINDS = frozenset(
+    ["sklearn", "xgboost", "xgboost.Booster", "lightgbm", "lightgbm.Booster"],
+)
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+Refuse = Callable[[str], errors.NotCheckpointable]
+
+
+def kind_of(value: Any) -> str | None:
+    """Which of KINDS a value is, or None."""
+    xgboost = sys.modules.get("xgboost")
+    if xgboost is not None and hasattr(xgboost, "Booster"):
+        if isinstance(value, xgboost.Booster):
+            return "xgboost.Booster"
+        if isinstance(value, xgboost.XGBModel):
+            return "xgboost"
+    lightgbm = sys.modules.get("lightgbm")
+    if lightgbm is not None and hasattr(lightgbm, "Booster"):
+        if isinstance(value, lightgbm.Booster):
+            return "lightgbm.Booster"
+        if isinstance(value, lightgbm.LGBMModel):
+            return "lightgbm"
+    base = sys.modules.get("sklearn.base")
+    if base is not None and isinstance(value, base.BaseEstimator):
+        return "sklearn"
+    return None
+
+
+def state_of(value: Any, kind: str, refuse: Refuse) -> dict[str, Any]:
+    """The state of a value of that kind, as plain data."""
+    state: dict[str, Any] = {"class": _class(value)}
+    if kind == "sklearn":
+        return state | {"skops": _dump(value, refuse)}
+    if kind == "xgboost.Booster":
+        return state | _xgboost(value)
+    if kind == "lightgbm.Booster":
+        return state | _lightgbm(value)
+    attributes = dict(vars(value))
+    booster = attributes.pop("_Booster", None)
+    attributes.pop("_le", None)  # LightGBM's label encoder: its classes are an attribute too
+    # Functions, such as an objective, are code; the live object has its own.
+    attributes = {name: each for name, each in attributes.items() if not _code(each)}
+    if booster is not None:
+        state["booster"] = _xgboost(booster) if kind == "xgboost" else _lightgbm(booster)
+    return state | {"attributes": attributes}
+
+
+def prepare(value: Any, kind: str, state: dict[str, Any]) -> Any:
+    """What `put_state` will put into `value`, made and checked; `value` is not changed.
+
+    Raises UsageError when it is for another class, Damaged when the state is not sound.
+    """
+    try:
+        if state["class"] != _class(value):
+            raise errors.UsageError(f"a {_class(value)}, but a {state['class']} was saved")
+        if kind == "sklearn":
+            return _load(state["skops"])
+        if kind == "xgboost.Booster":
+            return _booster(kind, state)
+        if kind == "lightgbm.Booster":
+            return _booster(kind, state)
+        made = dict(state["attributes"])
+        made["_Booster"] = None
+        if state.get("booster") is not None:
+            made["_Booster"] = _booster(f"{kind}.Booster", state["booster"])
+            if kind == "lightgbm" and made.get("_classes") is not None:
+                preprocessing = importlib.import_module("sklearn.preprocessing")
+                made["_le"] = preprocessing.LabelEncoder()
+                made["_le"].classes_ = made["_classes"]
+        return made
+    except errors.MLCloudError:
+        raise
+    except Exception as error:  # whatever their parsers raise
+        raise errors.Damaged(
+            f"a saved {state.get('class')} cannot be read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def put_state(value: Any, kind: str, made: Any) -> None:
+    """Put what `prepare` gave into the live object."""
+    if kind == "sklearn":
+        _into(value, made, {}, set())
+    elif kind == "xgboost.Booster":
+        value.load_model(bytearray(made.save_raw("ubj")))
+        value.load_config(made.save_config())
+    elif kind == "lightgbm.Booster":
+        value.model_from_string(made.model_to_string(num_iteration=-1))
+        for name in ("params", "best_iteration", "best_score"):
+            setattr(value, name, getattr(made, name))
+    else:
+        code = {name: each for name, each in vars(value).items() if _code(each)}
+        vars(value).clear()
+        vars(value).update(code | made)
+
+
+def _class(value: Any) -> str:
+    """`sklearn.SGDClassifier`: private modules move between versions."""
+    kind = type(value)
+    return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
+
+
+def _code(value: Any) -> bool:
+    # `callbacks` are objects with functions of their own
+    if isinstance(value, (list, tuple)):
+        return any(_code(each) for each in value)
+    return callable(value) or type(value).__module__ in ("xgboost.callback", "lightgbm.callback")
+
+
+# --- boosters ------------------------------------------------------------------------------------
+
+
+def _xgboost(booster: Any) -> dict[str, Any]:
+    return {"raw": bytes(booster.save_raw("ubj")), "config": booster.save_config()}
+
+
+def _lightgbm(booster: Any) -> dict[str, Any]:
+    return {
+        "text": booster.model_to_string(num_iteration=-1),
+        "params": {name: each for name, each in booster.params.items() if not _code(each)},
+        "best_iteration": booster.best_iteration,
+        "best_score": {name: dict(each) for name, each in booster.best_score.items()},
+    }
+
+
+def _booster(kind: str, state: dict[str, Any]) -> Any:
+    if kind == "xgboost.Booster":
+        made = _module("xgboost").Booster()
+        made.load_model(bytearray(state["raw"]))
+        made.load_config(state["config"])
+        return made
+    made = _module("lightgbm").Booster(model_str=state["text"])
+    for name in ("params", "best_iteration", "best_score"):
+        setattr(made, name, state[name])
+    return made
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise errors.UsageError(f"this checkpoint needs {name}: pip install {name}") from error
+
+
+# --- scikit-learn --------------------------------------------------------------------------------
+
+
+def _dump(estimator: Any, refuse: Refuse) -> bytes:
+    try:
+        skops = importlib.import_module("skops.io")
+    except ImportError:
+        raise refuse(
+            "is a scikit-learn estimator, and saving these without pickle needs skops: "
+            "pip install skops"
+        ) from None
+    try:
+        data = _normal(skops.dumps(estimator))
+    except Exception as error:  # UnsupportedTypeException, and what attributes raise
+        raise refuse(f"cannot be written by skops ({type(error).__name__}: {error})") from error
+    unknown = _unknown(skops, data)
+    if unknown:
+        raise refuse(f"holds what is not scikit-learn's own: {', '.join(unknown)}")
+    return data
+
+
+def _normal(data: bytes) -> bytes:
+    """The same file, with numbers for addresses and names, and without times."""
+    with zipfile.ZipFile(io.BytesIO(data)) as old:
+        schema = json.loads(old.read("schema.json"))
+        ids: dict[int, int] = {}
+        files: dict[str, str] = {}
+        for node in _nodes(schema):
+            node["__id__"] = ids.setdefault(node["__id__"], len(ids) + 1)
+            if isinstance(node.get("file"), str):
+                suffix = node["file"].rpartition(".")[2]
+                node["file"] = files.setdefault(node["file"], f"{len(files)}.{suffix}")
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as new:
+            text = json.dumps(schema, separators=(",", ":"))
+            new.writestr(zipfile.ZipInfo("schema.json", _EPOCH), text)
+            for before, after in files.items():
+                new.writestr(zipfile.ZipInfo(after, _EPOCH), old.read(before))
+    return buffer.getvalue()
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """skops's nodes below `tree`. A user's dict may have the same keys, but not these values."""
+    if isinstance(tree, dict):
+        if isinstance(tree.get("__loader__"), str) and isinstance(tree.get("__id__"), int):
+            yield tree
+        for each in tree.values():
+            yield from _nodes(each)
+    elif isinstance(tree, list):
+        for each in tree:
+            yield from _nodes(each)
+
+
+def _unknown(skops: Any, data: bytes) -> list[str]:
+    found = skops.get_untrusted_types(data=data)
+    return [name for name in found if name not in _known()]
+
+
+def _load(data: bytes) -> Any:
+    skops = _module("skops.io") if "skops" in sys.modules else _skops()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+            raise errors.Damaged("a saved estimator is compressed, which mlcloud never does")
+    unknown = _unknown(skops, data)
+    if unknown:
+        raise errors.Damaged(
+            "a saved estimator holds what is not scikit-learn's own, and was not made: "
+            + ", ".join(unknown)
+        )
+    made = skops.loads(data, trusted=skops.get_untrusted_types(data=data))
+    for each in _objects(made, set()):
+        _sound(each)
+    return made
+
+
+def _skops() -> Any:
+    try:
+        return importlib.import_module("skops.io")
+    except ImportError as error:
+        raise errors.UsageError(
+            "restoring a scikit-learn estimator needs skops: pip install skops"
+        ) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _known() -> frozenset[str]:
+    """Names that skops leaves to the user, and that fitted estimators hold.
+
+    skops may call what is named with whatever the file says, so no name here may do more than
+    compute: no file, process, import, or call of something else.
+    """
+    names = {
+        "functools.partial",
+        "numpy.dtype",
+        "scipy._lib.array_api_compat.numpy._aliases.asarray",
+        "scipy.interpolate._bsplines.BSpline",
+        "scipy.sparse._csr.csr_matrix",
+        "scipy.sparse._csr.csr_array",
+        "sklearn._loss.loss.HalfTweedieLoss",
+        "sklearn._loss.loss.HalfTweedieLossIdentity",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
+        "sklearn.cluster._bisect_k_means._BisectingTree",
+        "sklearn.cluster._kmeans._kmeans_single_elkan",
+        "sklearn.cluster._kmeans._kmeans_single_lloyd",
+        "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+        "sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
+        "sklearn.metrics._scorer._PassthroughScorer",
+        "sklearn.metrics._scorer._Scorer",
+        "sklearn.metrics._scorer._CurveScorer",
+        "sklearn.multiclass._ConstantPredictor",
+        "sklearn.neighbors._ball_tree.BallTree",
+        "sklearn.neighbors._ball_tree.BallTree64",
+        "sklearn.neighbors._kd_tree.KDTree",
+        "sklearn.neighbors._kd_tree.KDTree64",
+        "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+        "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+        "sklearn.tree._tree.Tree",
+        "sklearn.utils._bunch.Bunch",
+        "sklearn.utils._metadata_requests.MetadataRequest",
+        "sklearn.utils._metadata_requests.MethodMetadataRequest",
+    }
+    names |= {f"numpy.{name}" for name in ("mean", "median", "max", "min", "amax", "amin", "sum")}
+    names |= {
+        f"sklearn.feature_selection._univariate_selection.{name}"
+        for name in ("f_classif", "f_oneway", "f_regression", "r_regression", "chi2")
+    }
+    names |= {
+        f"sklearn.feature_selection._mutual_info.mutual_info_{name}"
+        for name in ("classif", "regression")
+    }
+    for module, base in (
+        ("sklearn.gaussian_process.kernels", "Kernel"),
+        ("sklearn.model_selection._split", "_MetadataRequester"),
+        ("sklearn.metrics._dist_metrics", "DistanceMetric"),
+        ("sklearn.metrics._dist_metrics", "DistanceMetric64"),
+        ("sklearn.metrics._dist_metrics", "DistanceMetric32"),
+    ):
+        names |= _subclasses(module, base)
+    scorers = importlib.import_module("sklearn.metrics._scorer")._SCORERS
+    functions = [scorer._score_func for scorer in scorers.values()]
+    return frozenset(names | {f"{f.__module__}.{f.__name__}" for f in functions})
+
+
+def _subclasses(module: str, base: str) -> set[str]:
+    """The public classes of a module below one of its bases."""
+    found = importlib.import_module(module)
+    root = getattr(found, base, None)
+    if root is None:
+        return set()
+    return {
+        f"{module}.{name}"
+        for name, each in vars(found).items()
+        if isinstance(each, type) and issubclass(each, root) and each.__module__ == module
+    }
+
+
+def _objects(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Everything below an estimator that is an object of a class."""
+    if id(value) in seen or isinstance(value, (str, bytes, int, float, type, type(None))):
+        return
+    seen.add(id(value))
+    below: list[Any] = []
+    if isinstance(value, dict):
+        below = list(value.values())
+    elif isinstance(value, (list, tuple, set)):
+        below = list(value)
+    elif hasattr(value, "dtype"):
+        below = value.ravel().tolist() if value.dtype == object else []
+    else:
+        yield value
+    for each in [*below, *getattr(value, "__dict__", {}).values()]:
+        yield from _objects(each, seen)
+
+
+def _sound(value: Any) -> None:
+    """Raise Damaged when compiled code would follow an index out of its array, or in a circle."""
+    kind, fine = type(value).__name__, True
+    features = getattr(value, "n_features_in_", None)
+    if kind == "Tree" and type(value).__module__ == "sklearn.tree._tree":
+        fine = _acyclic(value.children_left, value.children_right, value.children_left == -1)
+        split = value.feature[value.children_left != -1]
+        fine = fine and bool(((split >= 0) & (split < value.n_features)).all())
+    elif kind == "TreePredictor":
+        nodes = value.nodes
+        fine = _acyclic(nodes["left"], nodes["right"], nodes["is_leaf"] != 0)
+        sets = nodes["bitset_idx"][(nodes["is_categorical"] != 0) & (nodes["is_leaf"] == 0)]
+        fine = fine and bool((sets < len(value.raw_left_cat_bitsets)).all())
+        fine = fine and len(value.raw_left_cat_bitsets) == len(value.binned_left_cat_bitsets)
+    elif kind.startswith(("KDTree", "BallTree")):
+        data, index, nodes, bounds = map(importlib.import_module("numpy").asarray, _arrays(value))
+        count = len(data)
+        spans = (nodes["idx_start"] >= 0) & (nodes["idx_end"] <= count)
+        fine = len(index) == count and bool(((index >= 0) & (index < count)).all())
+        fine = fine and bool(spans.all()) and bounds.shape[1] >= len(nodes)
+    elif hasattr(value, "_predictors") and features is not None:
+        for predictor in (each for stage in value._predictors for each in stage):
+            split = predictor.nodes["feature_idx"][predictor.nodes["is_leaf"] == 0]
+            fine = fine and bool(((split >= 0) & (split < features)).all())
+    elif hasattr(value, "estimators_") and features is not None:
+        # These give rows to the trees of their members without checking how long they are.
+        picked = getattr(value, "estimators_features_", None)
+        for at, each in enumerate(getattr(value.estimators_, "flat", value.estimators_)):
+            tree = getattr(each, "tree_", None)
+            width = features if picked is None else len(picked[at])
+            fine = fine and (tree is None or tree.n_features <= width)
+    elif hasattr(value, "tree_") and features is not None:
+        fine = getattr(value.tree_, "n_features", features) == features
+    if not fine:
+        raise errors.Damaged(f"a saved {kind} points outside of itself, and was not restored")
+
+
+def _arrays(index: Any) -> Any:
+    return index.get_arrays()
+
+
+def _acyclic(left: Any, right: Any, leaf: Any) -> bool:
+    """Whether both children of each inner node come after it, and are there."""
+    numpy = importlib.import_module("numpy")
+    at, inner = numpy.arange(len(left)), ~leaf
+    return all(
+        bool(((child > at) & (child < len(left)))[inner].all())
+        for child in (left.astype("i8"), right.astype("i8"))
+    )
+
+
+def _into(target: Any, made: Any, done: dict[int, Any], used: set[int]) -> Any:
+    """Put `made` into `target`, keeping the estimators and generators that `target` is built of.
+
+    The user's `scaler` in `Pipeline([("scale", scaler), …])` is then still the pipeline's.
+    """
+    if id(made) in done:
+        return done[id(made)]
+    numpy = importlib.import_module("numpy")
+    if type(target) is not type(made) or id(target) in used:
+        done[id(made)] = made
+        return made
+    if kind_of(made) == "sklearn":
+        done[id(made)] = target
+        used.add(id(target))
+        old = dict(vars(target))
+        new = {name: _into(old.get(name), each, done, used) for name, each in vars(made).items()}
+        vars(target).clear()
+        vars(target).update(new)
+        return target
+    if isinstance(made, numpy.random.RandomState):
+        target.set_state(made.get_state(legacy=False))
+        made = target
+    elif type(made) in (list, tuple) and len(target) == len(made):
+        made = type(made)(
+            _into(one, each, done, used) for one, each in zip(target, made, strict=True)
+        )
+    done.setdefault(id(made), made)
+    return made
