@@ -57,7 +57,7 @@ def encode(value: Any, put: PutBlob, refuse: Refuse) -> dict[str, Any] | None:
     if numpy is not None:
         if isinstance(value, numpy.generic):
             dtype = _spell_dtype(numpy, value.dtype, refuse)
-            data = base64.b64encode(value.tobytes()).decode()
+            data = base64.b64encode(without_padding(numpy, value)).decode()
             return {"$": "numpy", "dtype": dtype, "v": data}
         if isinstance(value, numpy.dtype):
             return {"$": "npdtype", "dtype": _spell_dtype(numpy, value, refuse)}
@@ -106,8 +106,7 @@ def _encode_array(numpy: Any, value: Any, put: PutBlob, refuse: Refuse) -> dict[
     dtype = _spell_dtype(numpy, value.dtype, refuse)
 
     def data() -> memoryview:
-        flat = numpy.ascontiguousarray(value).reshape(-1)
-        return memoryview(flat.view(numpy.uint8)) if value.nbytes else memoryview(b"")
+        return memoryview(without_padding(numpy, value)) if value.nbytes else memoryview(b"")
 
     pointer = value.__array_interface__["data"][0]
     key = ("numpy", pointer, str(dtype), value.shape, value.strides) if value.nbytes else None
@@ -188,6 +187,24 @@ def allocate(size: int) -> memoryview:
 
 def _name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def without_padding(numpy: Any, value: Any) -> Any:
+    """The bytes of an array in C order; between the fields of records zeros, not what was there."""
+    whole = numpy.ascontiguousarray(value).reshape(-1)
+    if whole.dtype.names is not None:
+        clean = numpy.zeros(whole.shape, whole.dtype)
+        _fill(clean, whole)
+        whole = clean
+    return whole.view(numpy.uint8)
+
+
+def _fill(into: Any, records: Any) -> None:
+    for name in records.dtype.names:
+        if into[name].dtype.names is not None:
+            _fill(into[name], records[name])
+        else:
+            into[name] = records[name]
 
 
 def _spell_dtype(numpy: Any, dtype: Any, refuse: Refuse) -> Any:

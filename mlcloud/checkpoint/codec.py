@@ -47,6 +47,7 @@ _FACTORIES: dict[str, Callable[[], Any] | None] = {
     "int": int,
     "float": float,
     "str": str,
+    "odict": OrderedDict,
 }
 
 
@@ -323,7 +324,7 @@ def _is_key(key: Any) -> bool:
     if type(key) in scalars.HASHABLE:
         return True
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(key, numpy.generic) and key.dtype.kind in "biuf"
+    return numpy is not None and isinstance(key, numpy.generic) and key.dtype.kind in "biufcSUMm"
 
 
 def _spell(key: Any) -> str:

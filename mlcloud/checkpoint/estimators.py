@@ -11,8 +11,8 @@ estimators, numpy's dtypes, ufuncs) and those of `_known()`, which scikit-learn'
 hold when fitted. Anything else is refused by its name; there is no way to trust more. Trees and
 neighbour indexes are arrays that compiled code follows without a look, so `_sound` looks at them.
 
-skops writes memory addresses and the time into its files. They are replaced by numbers in order: an
-estimator that did not change is the same bytes, and is stored once.
+skops writes memory addresses, the time and unset memory into its files. They are replaced by
+numbers in order and zeros: an estimator that did not change is the same bytes, and is stored once.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mlcloud import errors
+from mlcloud.checkpoint.arrays import without_padding
 
 #: `ObjectState.how` of what is handled here.
 KINDS = frozenset(
@@ -67,12 +68,13 @@ def state_of(value: Any, kind: str, refuse: Refuse) -> dict[str, Any]:
     if kind == "lightgbm.Booster":
         return state | _lightgbm(value)
     attributes = dict(vars(value))
-    booster = attributes.pop("_Booster", None)
+    if "_Booster" in attributes:  # that it is there means, for some, that it is fitted
+        booster = attributes.pop("_Booster")
+        form = _xgboost if kind == "xgboost" else _lightgbm
+        state["booster"] = None if booster is None else form(booster)
     attributes.pop("_le", None)  # LightGBM's label encoder: its classes are an attribute too
     # Functions, such as an objective, are code; the live object has its own.
     attributes = {name: each for name, each in attributes.items() if not _code(each)}
-    if booster is not None:
-        state["booster"] = _xgboost(booster) if kind == "xgboost" else _lightgbm(booster)
     return state | {"attributes": attributes}
 
 
@@ -91,7 +93,8 @@ def prepare(value: Any, kind: str, state: dict[str, Any]) -> Any:
         if kind == "lightgbm.Booster":
             return _booster(kind, state)
         made = dict(state["attributes"])
-        made["_Booster"] = None
+        if "booster" in state:
+            made["_Booster"] = None
         if state.get("booster") is not None:
             made["_Booster"] = _booster(f"{kind}.Booster", state["booster"])
             if kind == "lightgbm" and made.get("_classes") is not None:
@@ -209,7 +212,23 @@ def _normal(data: bytes) -> bytes:
             text = json.dumps(schema, separators=(",", ":"))
             new.writestr(zipfile.ZipInfo("schema.json", _EPOCH), text)
             for before, after in files.items():
-                new.writestr(zipfile.ZipInfo(after, _EPOCH), old.read(before))
+                content = old.read(before)
+                if after.endswith(".npy"):
+                    content = _without_padding(content)
+                new.writestr(zipfile.ZipInfo(after, _EPOCH), content)
+    return buffer.getvalue()
+
+
+def _without_padding(data: bytes) -> bytes:
+    """An .npy file whose records have zeros between their fields, not what the memory held."""
+    numpy = importlib.import_module("numpy")
+    array = numpy.load(io.BytesIO(data), allow_pickle=False)
+    if array.dtype.names is None:
+        return data
+    buffer = io.BytesIO()
+    header = numpy.lib.format.header_data_from_array_1_0(array) | {"fortran_order": False}
+    numpy.lib.format.write_array_header_1_0(buffer, header)
+    buffer.write(without_padding(numpy, array).tobytes())
     return buffer.getvalue()
 
 
@@ -403,26 +422,34 @@ def _into(target: Any, made: Any, done: dict[int, Any], used: set[int]) -> Any:
 
     The user's `scaler` in `Pipeline([("scale", scaler), …])` is then still the pipeline's.
     """
-    if id(made) in done:
-        return done[id(made)]
+    key = id(made)
+    if key in done:
+        return done[key]
     numpy = importlib.import_module("numpy")
-    if type(target) is not type(made) or id(target) in used:
-        done[id(made)] = made
-        return made
+    fits = type(target) is type(made) and id(target) not in used
+    new = made
     if kind_of(made) == "sklearn":
-        done[id(made)] = target
+        new = target if fits else made
+        done[key] = new
+        used.add(id(new))
+        old = dict(vars(target)) if fits else {}
+        now = {name: _into(old.get(name), at, done, used) for name, at in vars(made).items()}
+        vars(new).clear()
+        vars(new).update(now)
+        return new
+    if isinstance(made, numpy.random.RandomState) and fits:
         used.add(id(target))
-        old = dict(vars(target))
-        new = {name: _into(old.get(name), each, done, used) for name, each in vars(made).items()}
-        vars(target).clear()
-        vars(target).update(new)
-        return target
-    if isinstance(made, numpy.random.RandomState):
         target.set_state(made.get_state(legacy=False))
-        made = target
-    elif type(made) in (list, tuple) and len(target) == len(made):
-        made = type(made)(
-            _into(one, each, done, used) for one, each in zip(target, made, strict=True)
-        )
-    done.setdefault(id(made), made)
-    return made
+        new = target
+    elif type(made) is dict:
+        for name, at in made.items():
+            made[name] = _into(target.get(name) if fits else None, at, done, used)
+    elif type(made) in (list, tuple):
+        old_items = target if fits and len(target) == len(made) else [None] * len(made)
+        items = [_into(one, at, done, used) for one, at in zip(old_items, made, strict=True)]
+        if type(made) is list:
+            made[:] = items
+        else:
+            new = tuple(items)
+    done[key] = new
+    return new
