@@ -123,6 +123,8 @@ def decode(node: dict[str, Any], data: memoryview | None) -> Any:
         dtype = _read_dtype(numpy, node["dtype"])
         if tag == "npdtype":
             return dtype
+        if tag == "numpy" and not dtype.itemsize:
+            return numpy.zeros((), dtype)[()]
         if tag == "numpy":
             return numpy.frombuffer(base64.b64decode(node["v"], validate=True), dtype)[0]
         if data is None or not data.nbytes:
