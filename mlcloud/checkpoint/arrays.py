@@ -1,12 +1,14 @@
 """Tensors and arrays to raw bytes and back: what the codec does not want to know about torch.
 
 A tensor's node in the tree says `dtype` and `shape` and the number of its blob, whose bytes are the
-elements in C order. Sparse tensors are their parts: indices and values. Neither torch nor numpy is imported before the state holds something of theirs.
+elements in C order. Sparse tensors are their parts, indices and values. Neither torch nor numpy is
+imported before the state holds something of theirs.
 """
 
 from __future__ import annotations
 
 import base64
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,8 +132,7 @@ def decode(node: dict[str, Any], data: memoryview | None) -> Any:
         if data is None or not data.nbytes:
             return numpy.empty(node["shape"], dtype)
         return numpy.frombuffer(data, dtype).reshape(node["shape"])
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     if tag == "size":
         return torch.Size(node["v"])
     if tag == "device":
@@ -159,8 +160,7 @@ def sparse_parts(value: Any) -> list[Any]:
 
 def decode_sparse(node: dict[str, Any], parts: list[Any]) -> Any:
     """A sparse tensor of its parts. Raises where indices are outside of it."""
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     shape, checks = torch.Size(node["shape"]), {"check_invariants": True}
     if node["layout"] == "sparse_coo":
         coalesced = bool(node["coalesced"])
@@ -177,6 +177,33 @@ def is_array(value: Any) -> bool:
     if torch is not None and isinstance(value, torch.Tensor):
         return not torch.nn.parameter.is_lazy(value)
     return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def takes(target: Any, saved: Any) -> bool:
+    """Whether a live tensor or array can take another's values exactly, in shape and type."""
+    if tuple(target.shape) != tuple(saved.shape):
+        return False
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    if torch is not None and isinstance(target, torch.Tensor):
+        if not isinstance(saved, torch.Tensor) or target.layout is not saved.layout:
+            return False
+        wide, narrow = target.dtype, saved.dtype
+        if wide == narrow:
+            return True
+        if wide.is_floating_point != narrow.is_floating_point or wide.is_complex != (
+            narrow.is_complex
+        ):
+            return False
+        try:
+            return bool(torch.promote_types(wide, narrow) == wide)
+        except RuntimeError:  # of 8-bit floats it knows no wider ones
+            return False
+    return (
+        numpy is not None
+        and isinstance(saved, numpy.ndarray)
+        and bool(numpy.can_cast(saved.dtype, target.dtype, "safe"))
+        and (saved.dtype.kind == target.dtype.kind)
+    )
 
 
 def allocate(size: int) -> memoryview:

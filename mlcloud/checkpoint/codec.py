@@ -6,10 +6,11 @@
     tree + blobs ── decode ──► plain data, with `ObjectState` where an object stood
 
 Objects are replaced by their state, at any depth (`objects`): what has `state_dict()` and
-`load_state_dict()`, generators, fitted estimators, dataclasses, members of enums. JSON's own null, booleans, whole numbers, finite floats, strings and lists stand for themselves; everything
-else is an object with a tag under "$" (`_TAGS` below). Floats come back bit for bit: JSON's
-shortest decimal form is exact for finite ones, the others are kept as hex. Dicts are lists of
-pairs, so that keys keep their type and order (optimizers use whole numbers as keys).
+`load_state_dict()`, generators, fitted estimators, dataclasses, members of enums. JSON's own null,
+booleans, whole numbers, finite floats, strings and lists stand for themselves; everything else is
+an object with a tag under "$" (`_TAGS` below). Floats come back bit for bit: JSON's shortest
+decimal form is exact for finite ones, the others are kept as hex. Dicts are lists of pairs, so that
+keys keep their type and order (optimizers use whole numbers as keys).
 
 Bytes are taken when the blob is written, not when it is found: a state on a GPU is copied to the
 host one tensor at a time. Tensors that are the same memory (tied weights) are one blob.
@@ -287,7 +288,7 @@ _TAGS: dict[str, Callable[[Decoder, dict[str, Any]], Any]] = {
 @functools.lru_cache(maxsize=256)
 def _namedtuple(name: str, fields: tuple[str, ...]) -> Any:
     """A class like the saved one: nothing is imported. It takes no names but identifiers."""
-    return namedtuple(name, fields)  # type: ignore[misc]  # noqa: PYI024
+    return namedtuple(name, fields)
 
 
 def plain(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """The state of random number generators: the global ones, and those a user keeps in the state.
 
 A resumed run draws the numbers that the interrupted run would have drawn. Each checkpoint holds the
-states of Python's `random`, numpy's and torch's global generators (CUDA's and MPS's too) as far as these
-libraries are loaded; a library that is not loaded has drawn nothing.
+states of Python's `random`, numpy's and torch's global generators (CUDA's and MPS's too) as far as
+these libraries are loaded; a library that is not loaded has drawn nothing.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Any
 
 from mlcloud import errors
 from mlcloud.checkpoint import estimators, listing, objects, randomness
-from mlcloud.checkpoint.arrays import is_array, sparse_parts
+from mlcloud.checkpoint.arrays import is_array, sparse_parts, takes
 from mlcloud.checkpoint.codec import ObjectState, plain, same_tuple
 
 #: By the id of a live object: what was saved of it, and what stands in its place now.
@@ -61,10 +61,14 @@ def _check(target: Any, saved: Any, path: str, where: str) -> None:
                 f"of object there ({saved.how})"
             )
         _check_object(target, saved, path, where)
-    if is_array(target) and is_array(saved) and tuple(target.shape) != tuple(saved.shape):
+    if is_array(target) and is_array(saved) and not takes(target, saved):
+        if tuple(target.shape) != tuple(saved.shape):
+            raise errors.UsageError(
+                f"{path} has the shape {tuple(target.shape)}, but in {where} it has "
+                f"{tuple(saved.shape)}"
+            )
         raise errors.UsageError(
-            f"{path} has the shape {tuple(target.shape)}, but in {where} it has "
-            f"{tuple(saved.shape)}"
+            f"{path} is a {_kind(target)}, and cannot hold the {_kind(saved)} of {where} exactly"
         )
     if isinstance(target, dict) and isinstance(saved, dict):
         for key, value in target.items():
@@ -178,43 +182,43 @@ def _put_object(target: Any, saved: ObjectState, applied: _Applied) -> Any:
 
 
 def _put_array(target: Any, saved: Any) -> Any:
-    torch = sys.modules.get("torch")
-    if not is_array(saved) or tuple(target.shape) != tuple(saved.shape):
+    if not is_array(saved) or not takes(target, saved):
         return saved  # inside a container: it takes the place of the old one
-    if torch is not None and isinstance(target, torch.Tensor) and isinstance(saved, torch.Tensor):
-        if target.layout is not saved.layout:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(target, torch.Tensor):
+        return _put_tensor(torch, target, saved)
+    if not target.flags.writeable:
+        return saved
+    target[...] = saved
+    return target
+
+
+def _put_tensor(torch: Any, target: Any, saved: Any) -> Any:
+    if target.layout not in (torch.strided, torch.sparse_coo):
+        # copy_ wants as many elements as there were.
+        ours, theirs = sparse_parts(target), sparse_parts(saved)
+        if [part.shape for part in ours] != [part.shape for part in theirs]:
             return saved
-        if target.layout not in (torch.strided, torch.sparse_coo):
-            # copy_ wants as many elements as there were.
-            if [p.shape for p in sparse_parts(target)] != [p.shape for p in sparse_parts(saved)]:
-                return saved
-            for one, other in zip(sparse_parts(target), sparse_parts(saved), strict=True):
-                one.copy_(other)
-            return target
-        with torch.no_grad():
-            if target.layout is torch.strided:
-                # Expanded: many elements are the same memory, which is written once.
-                for dim, (size, stride) in enumerate(
-                    zip(target.shape, target.stride(), strict=True)
-                ):
-                    if size > 1 and stride == 0:
-                        one = saved.narrow(dim, 0, 1)
-                        if not listing.same(one.expand_as(saved), saved):
-                            return saved
-                        _put_array(target.narrow(dim, 0, 1), one)
-                        return target
-            target.copy_(saved)
+        for one, other in zip(ours, theirs, strict=True):
+            one.copy_(other)
         return target
-    numpy = sys.modules.get("numpy")
-    if (
-        numpy is not None
-        and isinstance(target, numpy.ndarray)
-        and target.dtype == saved.dtype
-        and target.flags.writeable
-    ):
-        numpy.copyto(target, saved)
-        return target
-    return saved
+    if target.layout is torch.strided:
+        # Expanded: many elements are the same memory, which is written once.
+        for dim, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
+            if size > 1 and stride == 0:
+                first = saved.narrow(dim, 0, 1)
+                if not listing.same(first.expand_as(saved), saved):
+                    return saved
+                made = _put_tensor(torch, target.detach().narrow(dim, 0, 1), first)
+                return saved if made is first else target
+    with torch.no_grad():
+        target.copy_(saved)
+    return target
+
+
+def _kind(value: Any) -> str:
+    library = type(value).__module__.partition(".")[0]
+    return f"{library} {str(value.dtype).removeprefix('torch.')}"
 
 
 def _alike(one: Any, other: Any) -> bool:

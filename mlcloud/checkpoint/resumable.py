@@ -282,8 +282,8 @@ def _length(iterable: Any) -> int | None:
 def _generators(iterable: Any) -> list[tuple[Any, str]]:
     """A loader's own generators, each with its kind; samplers may share the loader's."""
     batches = getattr(iterable, "batch_sampler", None)
-    owners = (iterable, getattr(iterable, "sampler", None), batches)
-    owners += (getattr(batches, "sampler", None),)
+    owners = [iterable, getattr(iterable, "sampler", None), batches]
+    owners.append(getattr(batches, "sampler", None))
     found = {id(each): each for each in (getattr(owner, "generator", None) for owner in owners)}
     kinds = ((each, randomness.kind_of(each)) for each in found.values())
     return [(each, kind) for each, kind in kinds if kind is not None]

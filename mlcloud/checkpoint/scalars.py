@@ -55,7 +55,7 @@ def encode(value: Any, refuse: Refuse) -> dict[str, Any] | None:
         return {"$": "timedelta", "v": [value.days, value.seconds, value.microseconds]}
     if kind is timezone:
         # (offset,) or (offset, name): a timezone's own arguments
-        offset, *name = value.__getinitargs__()  # type: ignore[attr-defined]
+        offset, *name = value.__getinitargs__()
         return {"$": "timezone", "offset": encode(offset, refuse), "name": name}
     if kind is ZoneInfo and value.key is not None:
         return {"$": "zone", "v": value.key}

@@ -446,6 +446,7 @@ class TestLightGBM:
         assert fresh.params == first.params
         assert train(3, fresh).model_to_string() == train(3, first).model_to_string()
 
+    @pytest.mark.filterwarnings("ignore:The argument 'eval_set'")
     def test_a_wrapper_comes_back_with_its_parameters(self, lgb: Any, ckpts: Checkpoints) -> None:
         words = np.array(["no", "yes"])[Y]
         made = lgb.LGBMClassifier(n_estimators=3, min_child_samples=5, n_jobs=1, verbose=-1)
