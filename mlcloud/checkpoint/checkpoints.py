@@ -38,6 +38,7 @@ from mlcloud.checkpoint import arrays, context, packing, randomness, restore, st
 from mlcloud.checkpoint.codec import Decoder, Encoder, Outline, plain
 from mlcloud.checkpoint.keep import Keep, rule
 from mlcloud.checkpoint.listing import Difference, Row, differences, rows
+from mlcloud.checkpoint.places import places as live_places
 from mlcloud.checkpoint.saving import Saving
 from mlcloud.checkpoint.segments import Known, Segment, parts
 from mlcloud.checkpoint.staging import Stage
@@ -448,24 +449,16 @@ class Checkpoints:
             ready: dict[int, memoryview] = {}
             if into is not None:
                 outline = Outline()
-                found = outline.decode(tree)
-                restore.check(into.state, found, f"step {step} of {self.name!r}")
-                live = restore.places(into.state, found, outline.numbers)
+                live = live_places(into.state, outline.decode(tree), outline.numbers)
                 ready = {
                     places[number][0]: view
                     for number, view in live.items()
                     if view.nbytes == places[number][2] >= packing.SMALL
                 }
-                missing = self.store.missing(
-                    ref for number in ready for ref in segments[number].refs
-                )
-                if missing:
-                    raise errors.Damaged(
-                        f"chunk {missing[0].hash} of the store at {self.store.url} is missing or "
-                        "cut short"
-                    )
-                into.touched = into.touched or bool(ready)
-            memory = self._fetch(segments, {places[number][0] for number in wanted}, ready)
+            needed = {places[number][0] for number in wanted}
+            new = {n: arrays.allocate(segments[n].nbytes) for n in needed - ready.keys()}
+            self._fetch(segments, new)
+            memory = ready | new
 
             def blob(number: int) -> memoryview:
                 segment, offset, size = places[number]
@@ -482,6 +475,8 @@ class Checkpoints:
             decoder = Decoder(blob)
             state, random = decoder.decode(tree), decoder.decode(content["random"])
             loaded = Loaded(info, state, plain(random), plain(decoder.decode(content.get("start"))))
+            if into is not None and ready:
+                self._fetch_live(step, state, into, segments, ready)
         except errors.MLCloudError:
             raise
         except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
@@ -493,14 +488,26 @@ class Checkpoints:
             self._known.learn(segments, since)
         return loaded
 
-    def _fetch(
-        self, segments: Sequence[Segment], wanted: set[int], ready: dict[int, memoryview]
-    ) -> dict[int, memoryview]:
-        """The bytes of these segments, verified, in the memory that is ready or in new."""
-        memory = {
-            number: ready[number] if number in ready else arrays.allocate(segments[number].nbytes)
-            for number in sorted(wanted)
-        }
+    def _fetch_live(
+        self,
+        step: int,
+        state: dict[Any, Any],
+        into: Target,
+        segments: Sequence[Segment],
+        memory: dict[int, memoryview],
+    ) -> None:
+        """Read to where it belongs what is large, once it is clear that all is there and fits."""
+        restore.check(into.state, state, f"step {step} of {self.name!r}")
+        missing = self.store.missing(ref for number in memory for ref in segments[number].refs)
+        if missing:
+            raise errors.Damaged(
+                f"chunk {missing[0].hash} of the store at {self.store.url} is missing or cut short"
+            )
+        into.touched = True
+        self._fetch(segments, memory)
+
+    def _fetch(self, segments: Sequence[Segment], memory: dict[int, memoryview]) -> None:
+        """Read segments, verified, each to its memory."""
         checked = {
             number: self._verify_by == "xxh3" and bool(segments[number].blocks) for number in memory
         }
@@ -520,7 +527,6 @@ class Checkpoints:
         )
         for _ in self.store.read_parts(quick):
             pass
-        return memory
 
     # --- looking and tidying ----------------------------------------------------------------------
 

@@ -15,8 +15,9 @@ A step is the number of items done. State is saved only between items, never in 
 
 A shuffled DataLoader draws its order when its iterator is made. So each checkpoint also holds the
 random state at the loop's begin; on resume the iterator is made under that one, the done items are
-skipped, and then the random state of the step is set. Ranges and sequences are indexed, so that
-skipping costs nothing.
+skipped, and then the random state of the step is set. Ranges and sequences are indexed, and an
+iterable that has `state_dict()` and `load_state_dict()` (torchdata's StatefulDataLoader, a
+streaming data set) is set to its place, so that skipping costs nothing.
 
 A save that fails in the middle is reported and tried again when the next is due: training is worth
 more than the save. At the end it is raised.
@@ -32,14 +33,16 @@ from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar
 
 from mlcloud import errors
-from mlcloud.checkpoint import context, randomness
+from mlcloud.checkpoint import context, objects, randomness
 from mlcloud.checkpoint.checkpoints import Checkpoints, apply
-from mlcloud.checkpoint.codec import Encoder
+from mlcloud.checkpoint.codec import Encoder, plain
 from mlcloud.checkpoint.context import DEFAULT_MEAN_TIME_TO_PREEMPTION_S, Loop, RunContext
 from mlcloud.checkpoint.saving import Saving
 from mlcloud.checkpoint.schedule import Every, Schedule
 
 T = TypeVar("T")
+#: Beside the random state at the loop's begin, `start` holds these, which are the step's.
+_OF_STEP = ("position", "generators_now")
 OWN_KEPT = 5  # steps of a series that the user did not make
 
 
@@ -53,7 +56,8 @@ def resumable(
     """Iterate over `iterable` from the last committed step on, and commit `state` on the way.
 
     Args:
-        iterable: gives the same items in the same order each time.
+        iterable: gives the same items in the same order each time, or has `state_dict()` and
+            `load_state_dict()` for its position.
         state: what to save and restore, by name: objects with `state_dict()`/`load_state_dict()`,
             tensors, arrays, lists, numbers. Restored in place.
         every: a number of steps, a duration (`"30s"`), or `"auto"`, which weighs the measured cost
@@ -118,12 +122,16 @@ class _Run(Generic[T]):
         self._start: dict[str, Any] = {}
         self._saving: Saving | None = None
         self._reason_of_saving, self._saving_step, self._began = "", 0, 0.0
+        self._indexed = isinstance(iterable, Sequence) and not isinstance(iterable, (str, bytes))
+        self._positioned = not self._indexed and objects.has_state_dict(iterable)
 
     def items(self) -> Generator[T, None, None]:
         # An object that cannot be saved is said before the first item, not after an hour.
         Encoder().encode(dict(self._state), "state")
-        self._start = randomness.capture()
+        self._start = {**randomness.capture(), "generators": self._drawn()}
         done, items = self._resume()
+        if self._positioned:
+            Encoder().encode(self._iterable.state_dict(), "the iterable")  # type: ignore[attr-defined]
         length = _length(self._iterable)
         loop, prepared = Loop(self._checkpoints.name, done), False
         try:
@@ -169,7 +177,9 @@ class _Run(Generic[T]):
             self._report({"type": "fell_back", "from": newest, "to": 0, "why": str(error)})
             return 0, iter(self._iterable)
         step = loaded.info.step
-        self._start = loaded.start or self._start
+        start = loaded.start or {}
+        begun = {name: each for name, each in start.items() if name not in _OF_STEP}
+        self._start = begun or self._start
         length = _length(self._iterable)
         if length is not None and step > length:
             warnings.warn(
@@ -179,23 +189,45 @@ class _Run(Generic[T]):
             )
         ended = loaded.info.complete if length is None else step >= length
         items: Iterator[T] = iter(())
-        if not ended:
-            items = self._after(step, loaded.start)
-        # The state is restored after skipping: skipped items may have used what is in it.
-        apply(loaded, self._state, self._checkpoints.name)
+        if not ended and self._positioned and "position" in start:
+            # Before: the state may hold the iterable too, whose iterator is made only once.
+            apply(loaded, self._state, self._checkpoints.name)
+            items = self._at(start)
+            randomness.put_back(loaded.random)
+        else:
+            if not ended:
+                items = self._after(step, start)
+            # The state is restored after skipping: skipped items may have used what is in it.
+            apply(loaded, self._state, self._checkpoints.name)
+        self._put_drawn(start.get("generators_now"))
         self._saved = step
         self._report({"type": "resumed", "step": step, "bytes": loaded.info.bytes})
         return step, items
 
-    def _after(self, step: int, start: dict[str, Any] | None) -> Iterator[T]:
-        if isinstance(self._iterable, Sequence) and not isinstance(self._iterable, (str, bytes)):
-            sequence = self._iterable
+    def _after(self, step: int, start: dict[str, Any]) -> Iterator[T]:
+        if self._indexed:
+            sequence: Any = self._iterable
             return (sequence[i] for i in range(step, len(sequence)))
-        if start:
-            randomness.put_back(start)
+        randomness.put_back(start)
+        self._put_drawn(start.get("generators"))
         items = iter(self._iterable)
         next(itertools.islice(items, step, step), None)
         return items
+
+    def _at(self, start: dict[str, Any]) -> Iterator[T]:
+        """An iterator of an iterable that knows its position."""
+        randomness.put_back(start)  # workers get the seeds that they had
+        self._put_drawn(start.get("generators"))
+        self._iterable.load_state_dict(start["position"])  # type: ignore[attr-defined]
+        return iter(self._iterable)
+
+    def _drawn(self) -> list[Any]:
+        """The states of the generators that the iterable draws from, if it has its own."""
+        return [randomness.state_of(each, kind) for each, kind in _generators(self._iterable)]
+
+    def _put_drawn(self, states: list[Any] | None) -> None:
+        for (each, kind), state in zip(_generators(self._iterable), states or [], strict=False):
+            randomness.put_state(each, kind, plain(state))
 
     # --- saving -----------------------------------------------------------------------------------
 
@@ -233,10 +265,13 @@ class _Run(Generic[T]):
         """Save here (`notice`, `end`), or begin to."""
         began = time.monotonic()
         self._schedule.began(began)
+        start = {**self._start, "generators_now": self._drawn()}
+        if self._positioned:
+            start["position"] = self._iterable.state_dict()  # type: ignore[attr-defined]
         wait = reason != "interval"
         try:
             saving = self._checkpoints.begin_save(
-                self._state, done, complete=complete, start=self._start, wait=wait
+                self._state, done, complete=complete, start=start, wait=wait
             )
         except errors.MLCloudError:
             # A failed attempt costs time as well: it must not be repeated every second.
@@ -299,3 +334,13 @@ def _length(iterable: Any) -> int | None:
         return len(iterable)
     except TypeError:
         return None
+
+
+def _generators(iterable: Any) -> list[tuple[Any, str]]:
+    """A loader's own generators, each with its kind; samplers may share the loader's."""
+    batches = getattr(iterable, "batch_sampler", None)
+    owners = [iterable, getattr(iterable, "sampler", None), batches]
+    owners.append(getattr(batches, "sampler", None))
+    found = {id(each): each for each in (getattr(owner, "generator", None) for owner in owners)}
+    kinds = ((each, randomness.kind_of(each)) for each in found.values())
+    return [(each, kind) for each, kind in kinds if kind is not None]

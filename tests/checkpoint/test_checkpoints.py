@@ -236,7 +236,8 @@ class TestDamage:
 
     def test_when_none_loads_and_something_was_read_it_is_said(self, saved: Checkpoints) -> None:
         for file in chunk_files(saved):
-            self.hurt(file, "flip")
+            if file.stat().st_size > 2**20:
+                self.hurt(file, "flip")
         state: dict[str, Any] = {"w": np.zeros(3_000_000, int), "epoch": 0}
         with pytest.raises(errors.Damaged, match=r"none of the 2 steps.*make the state anew"):
             saved.restore(state)
