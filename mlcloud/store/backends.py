@@ -63,6 +63,7 @@ class Backend(ABC):
 
     parallel: int
     clock_s = 2.0  # by which times of files may be too early
+    in_place = False  # whether `read` fills `into` without a copy
 
     @abstractmethod
     def read(self, path: str, into: memoryview | None = None) -> bytes | memoryview:
@@ -119,6 +120,7 @@ class LocalBackend(Backend):
 
     parallel = 4
     clock_s = 0.0
+    in_place = True
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
