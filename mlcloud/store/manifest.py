@@ -45,6 +45,7 @@ Verify = Callable[[bytes, str], bool]
 _REF = re.compile(r"blake3:([0-9a-f]{64}):([0-9]{1,9})")
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@=+-]{0,199}")
 _FIELDS = {"format", "id", "created", "kind", "name", "step", "body"}
+_SEALED_BODY = {"key": str, "objects": list, "sealed": str}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class ChunkRef:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A committed step. `sealed`: only who has the key can read its body."""
+    """A committed step. `sealed`: the fingerprint of the key that its body takes, or empty."""
 
     kind: str
     name: str
@@ -79,7 +80,7 @@ class Manifest:
     created: datetime
     body: dict[str, Any]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    sealed: bool = False
+    sealed: str = ""
 
     @property
     def created_text(self) -> str:
@@ -144,8 +145,12 @@ def parse(
         created = datetime.fromisoformat(document["created"])
     except (ValueError, TypeError) as error:
         raise damaged("its time is no time") from error
-    identity, sealed = str(document["id"]), version == SEALED
-    return Manifest(kind, name, step, created, document["body"], identity, sealed)
+    body, sealed = document["body"], ""
+    if version == SEALED:
+        if {key: type(value) for key, value in body.items()} != _SEALED_BODY:
+            raise damaged("its body is not that of a sealed one")
+        sealed = body["key"]
+    return Manifest(kind, name, step, created, body, str(document["id"]), sealed)
 
 
 def body_of(text: bytes, where: str) -> dict[str, Any]:

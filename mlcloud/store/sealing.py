@@ -127,6 +127,11 @@ class Keys:
     def __repr__(self) -> str:
         return f"Keys({', '.join(self._by_fingerprint)})"
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the key that seals."""
+        return self._seals.fingerprint
+
     def name(self, data: memoryview) -> str:
         return self._seals.name(data)
 
@@ -171,22 +176,22 @@ class Keys:
         raw = memoryview(bytearray(len(plain) + OVERHEAD))
         self._seals.seal(_place(made, objects), memoryview(plain), raw)
         body: dict[str, Any] = {
-            "key": self._seals.fingerprint,
+            "key": self.fingerprint,
             "objects": objects,
             "sealed": base64.b64encode(raw).decode(),
         }
-        return replace(made, body=body, sealed=True)
+        return replace(made, body=body, sealed=self.fingerprint)
 
     def open_body(self, stored: Manifest, where: str) -> Manifest:
         """The manifest as it was committed. Raises Sealed, or Damaged."""
-        fingerprint, objects = sealed_body(stored, where)
-        key = self._key(fingerprint, where)
+        key = self._key(stored.sealed, where)
         try:
             raw = memoryview(base64.b64decode(stored.body["sealed"], validate=True))
             into = memoryview(bytearray(raw.nbytes - OVERHEAD))
-        except (binascii.Error, ValueError, TypeError) as error:
+        except (binascii.Error, ValueError) as error:
             raise _altered(where) from error
-        if sealed_with(raw) != fingerprint or not key.open(_place(stored, objects), raw, into):
+        place = _place(stored, stored.body["objects"])
+        if sealed_with(raw) != stored.sealed or not key.open(place, raw, into):
             raise _altered(where)
         return replace(stored, body=manifests.body_of(bytes(into), where))
 
@@ -204,14 +209,6 @@ def sealed_with(raw: memoryview | bytes) -> str | None:
     if len(head) < HEADER_BYTES or not head.startswith(MAGIC) or head[_CRC] != checksum:
         return None
     return head[len(MAGIC) : _NONCE.start].hex()
-
-
-def sealed_body(stored: Manifest, where: str) -> tuple[str, list[str]]:
-    """The key's fingerprint and the chunks' references in a sealed manifest. Raises Damaged."""
-    fingerprint, objects = stored.body.get("key"), stored.body.get("objects")
-    if not isinstance(fingerprint, str) or not isinstance(objects, list):
-        raise _altered(where)
-    return fingerprint, objects
 
 
 def refusal(where: str, fingerprint: str, keys: Keys | None) -> errors.Sealed:

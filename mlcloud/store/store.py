@@ -34,7 +34,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, NoReturn, TypeVar
 
@@ -133,6 +133,11 @@ class Store:
     def folder(self) -> str:
         """Where it lies on this machine; empty for one that is elsewhere."""
         return str(getattr(self._backend, "root", ""))
+
+    @property
+    def sealed(self) -> str:
+        """The fingerprint of the key that what is written here takes to be read, or empty."""
+        return "" if self._keys is None else self._keys.fingerprint
 
     # --- chunks -----------------------------------------------------------------------------------
 
@@ -402,10 +407,11 @@ class Store:
         whether they are there after each prune that this process has seen.
         """
         path = manifests.path_of(kind, name, step)
-        made = Manifest(kind, name, step, datetime.now(timezone.utc), body)
+        made = stored = Manifest(kind, name, step, datetime.now(timezone.utc), body)
         # Collectors need no key, so what they tell each other is not sealed.
-        sealed = self._keys is not None and kind != SWEEPS
-        raw = (self._keys.close_body(made) if self._keys and sealed else made).to_bytes(sign)
+        if self._keys is not None and kind != SWEEPS:
+            stored = self._keys.close_body(made)
+        raw = stored.to_bytes(sign)
         if kind != SWEEPS and since is None:
             since = self._collector.first
         with self._doing("commit to"):
@@ -425,7 +431,7 @@ class Store:
                 f"step {step} of {kind} {name!r} was not committed: chunks of it, which nobody "
                 f"named any more, were removed from the store at {self.url} meanwhile; save again"
             )
-        return made
+        return replace(stored, body=made.body)
 
     def keeps(self, since: int, body: dict[str, Any]) -> bool:
         """Whether all chunks that `body` names are there; `since` as for `commit`.
@@ -465,7 +471,7 @@ class Store:
         if not found.sealed:
             return found
         if self._keys is None:
-            raise sealing.refusal(where, sealing.sealed_body(found, where)[0], None)
+            raise sealing.refusal(where, found.sealed, None)
         return self._keys.open_body(found, where)
 
     def read(

@@ -308,6 +308,23 @@ class TestCheckpoints:
         assert len(after) >= len(before)
         assert Checkpoints(Store(str(tmp_path), key=KEY), "exp").load(2) == {"n": 1}
 
+    @pytest.mark.parametrize("before", [None, OTHER])
+    def test_new_steps_do_not_rest_on_chunks_from_before_the_key(
+        self, tmp_path: Path, before: bytes | None
+    ) -> None:
+        state = {"w": np.arange(3_000_000, dtype=np.float32)}
+        Checkpoints(Store(str(tmp_path), key=before), "exp").save(state, 1)
+        given = [KEY] if before is None else [KEY, before]
+        series = Checkpoints(Store(str(tmp_path), key=given), "exp")
+        assert series.restore(state) == 1
+        assert series.save(state, 2).new_bytes > 12_000_000
+        assert series.save(state, 3).new_bytes == 0
+        series.prune(2, sweep=True)
+        alone = Checkpoints(Store(str(tmp_path), key=KEY), "exp")
+        assert alone.verify() == []
+        chunks = [path for path in (tmp_path / "chunks").rglob("*") if path.is_file()]
+        assert all(path.read_bytes().startswith(b"mlcseal") for path in chunks)
+
     def test_in_a_shell(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run, place, key = CliRunner(), str(tmp_path / "s"), str(tmp_path / "key")
         made = run.invoke(main, ["checkpoints", "new-key", key])
