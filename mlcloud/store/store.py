@@ -47,9 +47,10 @@ from mlcloud.store.backends import open_backend
 from mlcloud.store.blocks import Part, agrees
 from mlcloud.store.collector import GRACE_S, Collector, Pruned
 from mlcloud.store.collector import KIND as SWEEPS
-from mlcloud.store.failures import says_full
+from mlcloud.store.failures import causes, told
 from mlcloud.store.keys import KeySource, load_keys
 from mlcloud.store.manifest import ChunkRef, Manifest, Sign, Verify
+from mlcloud.store.options import Options, OptionsSource
 
 CHUNK_BYTES = 16 * 2**20
 
@@ -106,15 +107,24 @@ class Store:
         key: seal what is written, and read what is sealed: 32 bytes, the name of a file that holds
             them, `env:VARIABLE`, a function that gives them, or a list of these, of which the first
             seals and all open (`keys.new_key` makes one). Steps that are not sealed are read too.
+        options: for the cloud's own client, a dict or a function that gives one (`options`).
 
     Methods may be called from several threads. They raise StoreFull when there is no room, Damaged
-    when what was read is not what was written, Sealed when it takes a key that was not given, and
-    StoreError, with the cause, for the rest.
+    when what was read is not what was written, Sealed when it takes a key that was not given,
+    CredentialsExpired when the cloud does not take the present ones, and StoreError, with the
+    cause, for the rest.
     """
 
-    def __init__(self, url: str, *, key: KeySource | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: KeySource | None = None,
+        options: OptionsSource | None = None,
+    ) -> None:
         self._keys = None if key is None else load_keys(key)
-        self._backend, self.url = open_backend(url)
+        self._options = None if options is None else Options(options)
+        self._backend, self.url = open_backend(url, self._options)
         self._lock = threading.Lock()
         # Chunks that were found damaged here: the next writer of that content replaces them.
         self._suspect: set[str] = set()
@@ -666,14 +676,13 @@ class Store:
         except errors.MLCloudError:
             raise
         except Exception as error:
-            if says_full(error):
-                raise errors.StoreFull(
-                    f"the store at {self.url} is full ({_brief(error)}); free space or pass "
-                    "store=...; what was committed before is intact"
-                ) from error
-            raise errors.StoreError(
-                f"could not {verb} the store at {self.url}: {_brief(error)}"
-            ) from error
+            hidden = self._options
+            brief = f"{type(error).__name__}: {error}"
+            made = told(verb, self.url, error, hidden.without_secrets(brief) if hidden else brief)
+            # A cloud's client may put into its message what it was given.
+            if hidden and any(hidden.hides(str(each)) for each in causes(error)):
+                raise made from None
+            raise made from error
 
     def each(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """`map` with a few threads and a bounded number of items in flight; results in order."""
@@ -727,7 +736,3 @@ def _chunk_path(hash_: str) -> str:
 
 def _mark_path(name: str) -> str:
     return f"marks/{manifests.folder_of('marks', name).rpartition('/')[2]}"
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip().rstrip(".")[:300]
