@@ -41,6 +41,8 @@ _DEFINITE = (
     NotImplementedError,
     errors.MLCloudError,
 )
+# Of botocore, which has no base class for them.
+_DEFINITE_ERRORS = {"ParamValidationError", "NoCredentialsError", "ProfileNotFound"}
 _DEFINITE_ERRNOS = {errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE}
 
 
@@ -105,7 +107,9 @@ def says_only_no(error: BaseException) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """True when the same request may succeed a little later."""
-    if isinstance(error, _DEFINITE) or says_full(error):
+    if isinstance(error, _DEFINITE) or type(error).__name__ in _DEFINITE_ERRORS:
+        return False
+    if says_full(error):
         return False
     return not (isinstance(error, OSError) and error.errno in _DEFINITE_ERRNOS)
 

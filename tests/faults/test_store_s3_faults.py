@@ -22,8 +22,10 @@ np = pytest.importorskip("numpy")
 s3fs = pytest.importorskip("s3fs", reason="S3 needs s3fs: pip install s3fs")
 pytest.importorskip("moto.server", reason="an S3 server is moto's: pip install 'moto[server]'")
 
-# An answer that does not come is given up after a second, as it is here in the first try.
-IMPATIENT = {"config_kwargs": {"read_timeout": 1, "connect_timeout": 1}}
+# What is tried again is tried by us, not by botocore, and an answer is waited for half a second.
+IMPATIENT = {
+    "config_kwargs": {"read_timeout": 0.5, "connect_timeout": 1, "retries": {"max_attempts": 0}}
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ class TestABadLine:
         url = f"s3://bucket/bad-{'sealed' if key else 'plain'}"
         series = Checkpoints(Store(url, key=key, options=IMPATIENT), "exp", keep=None)
         state = {"w": np.zeros(600_000), "frozen": np.arange(400_000.0), "step": 0}
-        line.ways, line.stall_s = ("500", "503", "reset", "lost", "stall"), 1.5
+        line.ways, line.stall_s = ("500", "503", "reset", "lost", "stall"), 0.7
         line.fails = 0.1
         for step in range(1, 31):
             state["w"][step] = state["step"] = step
@@ -75,15 +77,14 @@ class TestABadLine:
         assert series.store.usage().unnamed == 0
 
     def test_trying_again_has_an_end(self, line: seaweed.Line) -> None:
-        once = {"config_kwargs": {"retries": {"max_attempts": 0}}}  # by botocore
-        store = Store("s3://bucket/end", options=once)
+        store = Store("s3://bucket/end", options=IMPATIENT)
         store.commit("checkpoint", "a", 1, {})
         line.fails = 1.0
         line.ways = ("reset",)
         began = time.monotonic()
         with pytest.raises(errors.StoreError, match="could not"):
             store.put_chunk(b"x")
-        assert time.monotonic() - began < 60
+        assert 1 < time.monotonic() - began < 30
         line.fails = 0.0
         assert store.steps("checkpoint", "a") == [1]
 
@@ -201,7 +202,7 @@ from mlcloud import errors
 from mlcloud.store import Store
 
 store = Store(sys.argv[1])
-for step in range(1, 26):
+for step in range(1, 9):
     while True:
         since = store.begin()
         # each is dropped by the next step, and taken up again by the one after it
@@ -235,8 +236,15 @@ def start(script: str, url: str, shift_s: float) -> subprocess.Popen[str]:
 
 
 class TestClocks:
-    @pytest.mark.parametrize("where", ["s3", "disk"])
-    @pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+    @pytest.mark.parametrize(
+        ("where", "ahead"),
+        [
+            ("disk", 3600.0),
+            ("disk", -3600.0),
+            ("s3", 3600.0),
+            pytest.param("s3", -3600.0, marks=pytest.mark.slow),
+        ],
+    )
     def test_a_writer_and_a_collector_an_hour_apart(
         self, careless: seaweed.Line, tmp_path: Path, where: str, ahead: float
     ) -> None:
@@ -247,13 +255,13 @@ class TestClocks:
         said = [process.communicate(timeout=100)[0] for process in processes]
         assert [process.returncode for process in processes] == [0, 0]
         assert said[0] == "done\n"
-        assert store.steps("checkpoint", "exp") == [25]
-        assert store.verify("checkpoint", "exp", 25) == []
+        assert store.steps("checkpoint", "exp") == [8]
+        assert store.verify("checkpoint", "exp", 8) == []
         # what nobody names goes all the same
         time.sleep(store.clock_s + 0.1)
         store.prune(grace_s=0)
         assert store.usage().chunks == 3
-        assert store.verify("checkpoint", "exp", 25) == []
+        assert store.verify("checkpoint", "exp", 8) == []
 
     def test_a_clock_that_the_server_refuses_is_said(self, line: seaweed.Line) -> None:
         Store("s3://bucket/skewed").commit("checkpoint", "exp", 1, {})

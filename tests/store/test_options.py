@@ -14,6 +14,7 @@ import pytest
 from mlcloud import errors
 from mlcloud.checkpoint import Checkpoints
 from mlcloud.store import Store
+from mlcloud.store.backends import ConditionalBackend
 from tests import seaweed
 from tests.store.test_store_s3 import moto
 
@@ -83,7 +84,7 @@ def test_other_options_are_another_instance(line: seaweed.Line) -> None:
         assert ("x-amz-server-side-encryption" in put) == (store is kms)
 
 
-def test_secrets_are_never_shown(line: seaweed.Line) -> None:
+def test_secrets_are_never_shown(line: seaweed.Line, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {
         **reach(line),
         # botocore repeats in its message what it was given, where it is no text
@@ -99,7 +100,7 @@ def test_secrets_are_never_shown(line: seaweed.Line) -> None:
         store.put_chunk(b"x")
     assert "SSEKMSEncryptionContext" in str(caught.value)  # what is wrong is said
     shown.append("".join(traceback.format_exception(caught.value)))
-    for attempt in ({**reach(line), "no_such_option": SECRET}, lambda: 1 / 0, [SECRET], "x"):
+    for attempt in ({**reach(line), "no_such_option": SECRET}, lambda: {}["x"], [SECRET], "x"):
         with pytest.raises(errors.MLCloudError) as caught:
             Store("s3://bucket/shown", options=attempt).exists("0" * 64)  # type: ignore[arg-type]
         shown.append("".join(traceback.format_exception(caught.value)))
@@ -109,6 +110,7 @@ def test_secrets_are_never_shown(line: seaweed.Line) -> None:
         assert SECRET not in text
         assert SECRET[:12] not in text
     # what is no secret stays readable
+    monkeypatch.setattr(ConditionalBackend, "attempts", 1)
     away = {**reach(line), "endpoint_url": "http://127.0.0.1:9"}
     away["config_kwargs"] = {"retries": {"max_attempts": 0}}
     with pytest.raises(errors.StoreError, match=r"127\.0\.0\.1:9"):
