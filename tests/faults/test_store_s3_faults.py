@@ -263,6 +263,22 @@ class TestClocks:
         assert store.usage().chunks == 3
         assert store.verify("checkpoint", "exp", 8) == []
 
+    @pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+    def test_grace_is_by_the_servers_clock(self, tmp_path: Path, ahead: float) -> None:
+        script = """
+import sys
+from tests.skewed import set_clock
+set_clock(float(sys.argv[2]))
+from mlcloud.store import Store
+found = Store(sys.argv[1]).prune(grace_s=1800)
+print(found.marked, found.chunks)
+print(Store(sys.argv[1]).prune(grace_s=0).chunks)
+"""
+        url = str(tmp_path / "s")
+        Store(url).put_buffers([b"written just now"])
+        said = start(script, url, ahead).communicate(timeout=60)[0]
+        assert said.split() == ["0", "0", "1"]
+
     def test_a_clock_that_the_server_refuses_is_said(self, line: seaweed.Line) -> None:
         Store("s3://bucket/skewed").commit("checkpoint", "exp", 1, {})
         script = """
