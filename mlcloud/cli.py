@@ -187,7 +187,10 @@ def _series(function: Any) -> Any:
 @checkpoints.command("new-key")
 @click.argument("file", type=click.Path(dir_okay=False))
 def checkpoints_new_key(file: str) -> None:
-    """Make a key for a sealed store: Store(url, key=FILE) and --key FILE take it."""
+    """Make the key of a store that is sealed.
+
+    Python takes it by Store(url, key=FILE), these commands by --key FILE.
+    """
     from mlcloud.store import new_key
 
     click.echo(f"{file} holds the key {new_key(file)}. Keep a copy elsewhere, not in the store:")

@@ -343,6 +343,12 @@ class TestCheckpoints:
         assert "all is well" in run.invoke(main, ["checkpoints", "verify", place]).output
         monkeypatch.setenv("MLCLOUD_ENCRYPTION_KEY", Path(key).read_text())
         assert "0.75" in run.invoke(main, ["checkpoints", "ls", place]).output
+        # beside one that is not sealed, each is told for itself
+        Checkpoints(place).save({"n": 6}, 4, metric=0.5)
+        monkeypatch.delenv("MLCLOUD_ENCRYPTION_KEY")
+        mixed = run.invoke(main, ["checkpoints", "ls", place]).output
+        assert "0.5" in mixed
+        assert "sealed" in mixed
 
 
 class TestKeys:
