@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import click
 
 from mlcloud import __version__
 from mlcloud.errors import MLCloudError
+
+KEY_VARIABLE = "MLCLOUD_ENCRYPTION_KEY"  # a key's file, or the key in base64
 
 _FORMATS = click.Choice(["safetensors", "pt", "dcp"])
 
@@ -171,7 +174,27 @@ def _series(function: Any) -> Any:
     function = click.option("--name", metavar="SERIES", help="Which, where the store has several.")(
         function
     )
+    function = click.option(
+        *("--key", "key"),
+        metavar="FILE",
+        expose_value=False,
+        callback=lambda context, _, value: context.meta.update({"mlcloud.key": value}),
+        help=f"The key of a sealed store, or env:VARIABLE. Default: ${KEY_VARIABLE}.",
+    )(function)
     return click.argument("store")(function)
+
+
+@checkpoints.command("new-key")
+@click.argument("file", type=click.Path(dir_okay=False))
+def checkpoints_new_key(file: str) -> None:
+    """Make the key of a store that is sealed.
+
+    Python takes it by Store(url, key=FILE), these commands by --key FILE.
+    """
+    from mlcloud.store import new_key
+
+    click.echo(f"{file} holds the key {new_key(file)}. Keep a copy elsewhere, not in the store:")
+    click.echo("without it nobody can read what is sealed with it.")
 
 
 @checkpoints.command("ls")
@@ -333,7 +356,10 @@ def _checkpoints(store: str, name: str | None, *, new: bool = False) -> Any:
     from mlcloud.store import Store
     from mlcloud.units import suggest
 
-    opened = Store(store)
+    key = click.get_current_context().meta.get("mlcloud.key")
+    if key is None and os.environ.get(KEY_VARIABLE):
+        key = f"env:{KEY_VARIABLE}"
+    opened = Store(store, key=key)
     names = opened.names(KIND)
     if new and (name or not names):
         return Checkpoints(opened, *([name] if name else []))

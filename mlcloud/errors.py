@@ -135,6 +135,14 @@ class Damaged(StoreError):
     """A chunk or manifest is missing, cut short, or does not match its hash."""
 
 
+class Sealed(StoreError):
+    """What was to be read is sealed with a key that was not given. Nothing is wrong with it."""
+
+
+class CredentialsExpired(StoreError):
+    """The cloud does not take the credentials any more. What was committed before is intact."""
+
+
 class Collected(StoreError):
     """What was being saved lost chunks meanwhile, which nobody had named: save again."""
 

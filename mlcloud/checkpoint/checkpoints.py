@@ -485,7 +485,11 @@ class Checkpoints:
                 f"that this mlcloud reads: {type(error).__name__}: {error}"
             ) from error
         with self._lock:
-            self._known.learn(segments, since)
+            # A step from before the key was given, or changed, is not what new ones may rest on.
+            if made.sealed == self.store.sealed:
+                self._known.learn(segments, since)
+            else:
+                self._known.forget()
         return loaded
 
     def _fetch_live(

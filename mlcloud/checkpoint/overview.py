@@ -47,17 +47,22 @@ def overview(checkpoints: Checkpoints, last: int | None) -> Series:
                 raise made
             info = info_of(made)
         except errors.StoreError as error:
-            fault = "damaged" if isinstance(error, errors.Damaged) else "unreadable"
+            fault = _FAULTS.get(type(error), "unreadable")
             lines.append(Line(step, fault=fault, problem=str(error)))
             continue
         lines.append(
             Line(step, info.bytes, info.new_bytes, info.created, info.metric, info.complete)
         )
+    if lines and all(line.fault == "sealed" for line in lines):
+        raise errors.Sealed(lines[-1].problem)
     first = shown[0] if shown else 0
     curve = [(each.step, each.metric) for each in lines if each.metric is not None]
     now = datetime.now(timezone.utc)
     newest = [each for each in lines if each.step >= first]
     return Series(name, store.url, len(steps), newest, curve, now)
+
+
+_FAULTS = {errors.Damaged: "damaged", errors.Sealed: "sealed"}
 
 
 def _spread(steps: Sequence[int], count: int) -> list[int]:
