@@ -129,6 +129,8 @@ class Checkpoints:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # It is a place, not what lies there: a notebook's variable comes back with its session.
+        if not self.store.by_url:
+            return self.store.__reduce__()  # refused: it may hold a key
         return _again, (self.store.url, self.name, self.keep, self._verify_by)
 
     # --- saving -----------------------------------------------------------------------------------

@@ -149,6 +149,11 @@ class Store:
         """The fingerprint of the key that what is written here takes to be read, or empty."""
         return "" if self._keys is None else self._keys.fingerprint
 
+    @property
+    def by_url(self) -> bool:
+        """Whether its URL alone opens it: there is no key, and no options."""
+        return self._keys is None and self._options is None
+
     # --- chunks -----------------------------------------------------------------------------------
 
     def put_chunk(

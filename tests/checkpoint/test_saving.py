@@ -243,6 +243,9 @@ def test_it_travels_as_a_place(ckpts: Checkpoints) -> None:
     again = pickle.loads(pickle.dumps(Checkpoints(ckpts.store, ckpts.name, keep=3, verify="xxh3")))
     assert again.load() == {"n": 1}
     assert (again.keep.last, again._verify_by) == (3, "xxh3")
+    sealed = Checkpoints(Store(ckpts.store.url, key=b"k" * 32), ckpts.name)
+    with pytest.raises(errors.NotPicklable, match="may hold a key"):
+        pickle.dumps(sealed)
 
 
 LAST_LINE = """
