@@ -60,7 +60,11 @@ def encode(value: Any, put: PutBlob, refuse: Refuse) -> dict[str, Any] | None:
 def _encode_tensor(torch: Any, value: Any, put: PutBlob, refuse: Refuse) -> dict[str, Any]:
     if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         # DTensor and the like hold one rank's part; their plain bytes would not be their value.
-        raise refuse("is a kind of tensor that is not supported yet")
+        raise refuse(
+            "is a kind of tensor that is not supported yet (one rank's shard is not its value: "
+            "call Checkpoints.save on every rank of an initialized torch.distributed group, with "
+            "models and optimizers as entries of the state)"
+        )
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
         raise refuse("is a sparse, quantized or meta tensor; make it dense first")
 

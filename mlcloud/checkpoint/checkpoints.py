@@ -18,6 +18,7 @@ segments: two saves of one step with equal digests saved the same, and the secon
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 import warnings
@@ -25,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
@@ -37,8 +38,12 @@ from mlcloud.checkpoint.listing import Difference, Row, differences, rows
 from mlcloud.store import ChunkRef, Store, chunks_of
 from mlcloud.store.manifest import Manifest, canonical
 
+if TYPE_CHECKING:
+    from mlcloud.checkpoint.distributed import StoreReader, StoreWriter
+
 KIND = "checkpoint"
 FORMAT = 1
+SHARDED = 2  # a step that several ranks wrote, or `torch.distributed.checkpoint`: `sharding`
 #: Content longer than this lies in chunks: a manifest stays small enough to list and read many.
 INLINE = 64 * 1024
 
@@ -65,6 +70,7 @@ class Loaded:
     state: dict[Any, Any]
     random: dict[str, Any]
     start: dict[str, Any] | None
+    sharded: bool = False
 
 
 class Checkpoints:
@@ -133,6 +139,12 @@ class Checkpoints:
         """`save` for `resumable`: also whether the loop ended, and how its random state began."""
         began = time.monotonic()
         step, metric = int(step), None if metric is None else float(metric)
+        note = {"metric": _encode_note(metric, "metric"), "extra": _encode_note(extra, "extra")}
+        if _in_shards(state):
+            from mlcloud.checkpoint import collective
+
+            with self._lock:
+                return collective.save(self, state, step, {**note, "complete": complete}, start)
         if not isinstance(state, dict):
             raise errors.NotCheckpointable(
                 f"state is a {type(state).__name__}; it has to be a dict, such as "
@@ -145,7 +157,6 @@ class Checkpoints:
                 "random": encoder.encode(randomness.capture(), "random"),
                 "start": encoder.encode(start, "start"),
             }
-            note = {"metric": _encode_note(metric, "metric"), "extra": _encode_note(extra, "extra")}
 
             def write() -> tuple[Manifest, int]:
                 since = self.store.begin()
@@ -166,19 +177,13 @@ class Checkpoints:
                 # The committed step cannot be loaded: ours takes its place.
                 self.store.discard(KIND, self.name, step)
                 made, new_bytes = write()
-            if self.keep is not None:
-                self._remove(self.keep)
-        info = _info(made)
-        return CheckpointInfo(
-            info.step,
-            info.bytes,
-            new_bytes,
-            time.monotonic() - began,
-            info.created,
-            info.metric,
-            info.extra,
-            info.complete,
-        )
+            self.tidy()
+        return info_of(made, new_bytes, time.monotonic() - began)
+
+    def tidy(self) -> None:
+        """Remove what `keep` does not want."""
+        if self.keep is not None:
+            self._remove(self.keep)
 
     def _write(self, encoder: Encoder, content: dict[str, Any]) -> dict[str, Any]:
         """Upload the chunks; returns the body that names them."""
@@ -222,6 +227,32 @@ class Checkpoints:
             "with another state; the committed one is kept. Save a later step, or use another name"
         )
 
+    # --- torch.distributed.checkpoint -------------------------------------------------------------
+
+    def writer(
+        self, step: int, *, metric: float | None = None, extra: dict[str, Any] | None = None
+    ) -> StoreWriter:
+        """`dcp.save(state, storage_writer=checkpoints.writer(step))`, on every rank.
+
+        What is no tensor has to be plain data. dcp raises CheckpointException on all ranks when one
+        fails; nothing is committed then.
+        """
+        from mlcloud.checkpoint.distributed import StoreWriter
+
+        note = {"metric": _encode_note(metric, "metric"), "extra": _encode_note(extra, "extra")}
+        return StoreWriter(self.store, self.name, step, note=note, committed=lambda _: self.tidy())
+
+    def reader(self, step: int | None = None) -> StoreReader:
+        """`dcp.load(state, storage_reader=checkpoints.reader())`, on every rank.
+
+        With None, the newest step. Where it is damaged dcp raises CheckpointException on all ranks,
+        and the tensors in `state` are partly overwritten: load an older step into them. (`restore`
+        does that by itself.)
+        """
+        from mlcloud.checkpoint.distributed import StoreReader
+
+        return StoreReader(self.store, self.name, step)
+
     # --- loading ----------------------------------------------------------------------------------
 
     def restore(self, state: dict[Any, Any], step: int | None = None) -> int:
@@ -232,6 +263,10 @@ class Checkpoints:
         set to where they were. Raises NoCheckpoint, Damaged, or UsageError when `state` does not
         fit, and then nothing was changed.
         """
+        if _in_shards(state):
+            from mlcloud.checkpoint import collective
+
+            return collective.load(self, state, step)
         loaded = self.read(step)
         apply(loaded, state, self.name)
         return loaded.info.step
@@ -256,14 +291,15 @@ class Checkpoints:
                 why.append(str(error))
                 continue
             if why:
-                self._fell_back(steps[-1], candidate, why[0])
+                self.fell_back(steps[-1], candidate, why[0])
             return loaded
         raise errors.Damaged(
             f"none of the {len(steps)} steps of {self.name!r} in the store at {self.store.url} can "
             f"be loaded; the newest: {why[0]}"
         )
 
-    def _fell_back(self, newest: int, step: int, why: str) -> None:
+    def fell_back(self, newest: int, step: int, why: str) -> None:
+        """Tell that the newest step was passed over."""
         warnings.warn(
             f"checkpoint {self.name!r}: step {newest} cannot be loaded ({why}); "
             f"going back to step {step}",
@@ -273,7 +309,9 @@ class Checkpoints:
 
     def _read(self, step: int) -> Loaded:
         made = self.store.manifest(KIND, self.name, step)
-        info = _info(made)
+        info = info_of(made)
+        if made.body["format"] == SHARDED:
+            return self._read_sharded(made, info)
         try:
             segments = [[ChunkRef.parse(text) for text in refs] for refs in made.body["segments"]]
             content = made.body["content"]
@@ -304,6 +342,14 @@ class Checkpoints:
                 f"that this mlcloud reads: {type(error).__name__}: {error}"
             ) from error
 
+    def _read_sharded(self, made: Manifest, info: CheckpointInfo) -> Loaded:
+        from mlcloud.checkpoint import whole
+        from mlcloud.checkpoint.sharding import parse
+
+        where = f"step {made.step} of {made.name!r} in the store at {self.store.url}"
+        state, random, start = whole.read(self.store, parse(self.store, made.body, where))
+        return Loaded(info, state, random, start, sharded=True)
+
     def _segment(self, refs: list[ChunkRef]) -> memoryview:
         return self.store.get_buffer(refs, into=arrays.allocate(_size(refs)))
 
@@ -320,7 +366,7 @@ class Checkpoints:
     def _infos(self) -> Iterator[CheckpointInfo]:
         for step in self.steps():
             try:
-                yield _info(self.store.manifest(KIND, self.name, step))
+                yield info_of(self.store.manifest(KIND, self.name, step))
             except (errors.Damaged, errors.NoCheckpoint) as error:
                 warnings.warn(f"checkpoint {self.name!r}: {error}", stacklevel=3)
 
@@ -390,24 +436,46 @@ class Checkpoints:
 
 def apply(loaded: Loaded, state: dict[Any, Any], name: str) -> None:
     """Put a step that was read into the objects of `state`, and the random generators back."""
-    restore.restore(state, loaded.state, f"step {loaded.info.step} of {name!r}")
+    where, targets = f"step {loaded.info.step} of {name!r}", state
+    if loaded.sharded:
+        from mlcloud.checkpoint import whole
+
+        targets = whole.stand_ins(state, loaded.state, where)
+    live = dict(targets)
+    restore.restore(targets, loaded.state, where)
+    state.update({key: value for key, value in targets.items() if live[key] is not value})
     randomness.put_back(loaded.random)
 
 
-def _info(made: Manifest) -> CheckpointInfo:
+def _in_shards(state: Any) -> bool:
+    """Whether this process is one of several that save the state together."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return False
+    if not torch.distributed.is_initialized():
+        return False
+    from mlcloud.checkpoint import collective
+
+    return collective.concerns(state)
+
+
+def info_of(
+    made: Manifest, new_bytes: int | None = None, seconds: float | None = None
+) -> CheckpointInfo:
+    """What a manifest says. `new_bytes` and `seconds` where this process knows better."""
     body = made.body
-    if isinstance(body.get("format"), int) and body["format"] > FORMAT:
+    if isinstance(body.get("format"), int) and body["format"] > SHARDED:
         raise errors.StoreError(
             f"step {made.step} of {made.name!r} was saved by a newer mlcloud (format "
-            f"{body['format']}, this one reads up to {FORMAT}): upgrade mlcloud"
+            f"{body['format']}, this one reads up to {SHARDED}): upgrade mlcloud"
         )
     try:
         decoder = Decoder(_no_blobs)
         return CheckpointInfo(
             made.step,
             int(body["bytes"]),
-            int(body["new_bytes"]),
-            float(body["seconds"]),
+            int(body["new_bytes"]) if new_bytes is None else new_bytes,
+            float(body["seconds"]) if seconds is None else seconds,
             made.created,
             decoder.decode(body["metric"]),
             plain(decoder.decode(body["extra"])),

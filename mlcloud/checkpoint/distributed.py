@@ -1,0 +1,439 @@
+"""Sharded states: `torch.distributed.checkpoint` on the store, by its own planners.
+
+    dcp.save(state, storage_writer=checkpoints.writer(step))
+    dcp.load(state, storage_reader=checkpoints.reader())
+
+    all ranks     look at the store (`begin`) ─► plan ──┐
+    coordinator                        who writes what ─┴─► scatter
+    all ranks     pack ─► upload, in parallel ─► where it lies ──┐
+    coordinator                             one manifest, once ──┴─► committed
+
+A save in which a rank fails or dies commits nothing. Each tensor below 1 MiB goes into a slab with
+others of its part of the state (parameters, optimizer), so that a part that did not change is the
+same chunks again. What is no tensor is written by `codec`: nothing is pickled. Stock planners want
+bytes of `torch.save` for it, so the reader makes these from the decoded value: what `torch.load`
+gets was written in this process.
+
+Every read is checked. `dcp` raises `CheckpointException` on all ranks when one of them fails; its
+`failures` hold our errors (`Damaged`, …). What was loaded into is then partly overwritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
+
+from mlcloud import errors
+from mlcloud.checkpoint import packing, regions
+from mlcloud.checkpoint.arrays import Blob
+from mlcloud.checkpoint.checkpoints import KIND, SHARDED
+from mlcloud.checkpoint.codec import Decoder, Encoder
+from mlcloud.checkpoint.regions import Region
+from mlcloud.checkpoint.sharding import (
+    Chunk,
+    Item,
+    Place,
+    Run,
+    Sharded,
+    Written,
+    describe,
+    parse,
+)
+from mlcloud.store import CHUNK_BYTES, Store
+from mlcloud.store.blocks import digests
+from mlcloud.store.manifest import Manifest
+
+
+@dataclasses.dataclass
+class Value:
+    """A value that may hold objects with a state, as `Checkpoints.save` writes them."""
+
+    value: Any
+
+
+@runtime_checkable
+class TakesValues(Protocol):
+    """A planner that takes decoded values, so that they need not become `torch.save`'s bytes."""
+
+    def load_value(self, read_item: ReadItem, value: Any) -> None: ...
+
+
+@dataclasses.dataclass
+class Told:
+    """What ranks and coordinator tell each other in their plans."""
+
+    step: int | None
+    suspects: frozenset[str] = frozenset()
+
+
+class StoreWriter(StorageWriter):
+    """Writes one step; use a new one for each (`Checkpoints.writer`).
+
+    Args:
+        note: what else is in the manifest's body.
+        frozen: names of tensors that do not change, which get slabs of their own.
+        committed: is called on the coordinator with the manifest.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        step: int,
+        *,
+        note: dict[str, Any] | None = None,
+        frozen: frozenset[str] = frozenset(),
+        committed: Callable[[Manifest], object] | None = None,
+    ) -> None:
+        self.store, self.name, self.step = store, name, int(step)
+        self.made: Manifest | None = None
+        self.new_bytes = 0
+        self._note = {"metric": None, "extra": None, "complete": False} | (note or {})
+        self._frozen, self._committed = frozen, committed
+        self._since: int | None = None
+        self._began = time.monotonic()
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        self._began, self._since, self.made = time.monotonic(), None, None
+        if checkpoint_id is not None:
+            self.step = _step(checkpoint_id)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return str(checkpoint_id).isdecimal()
+
+    def storage_meta(self) -> StorageMeta | None:
+        return None
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        if not kwargs.get("use_collectives", True):
+            raise errors.UsageError(
+                "use_collectives=False would commit one step from each rank: leave it out"
+            )
+        # Before any rank puts anything: none does before the plans were gathered.
+        self._since = self.store.begin()
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        told = Told(self.step, self.store.take_suspects())
+        return dataclasses.replace(plan, storage_data=told)
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """All ranks save the same step, and what one found damaged all of them write again."""
+        told = [plan.storage_data for plan in plans if isinstance(plan.storage_data, Told)]
+        _agree({each.step for each in told})
+        suspects = frozenset[str]().union(*(each.suspects for each in told))
+        return [dataclasses.replace(plan, storage_data=Told(self.step, suspects)) for plan in plans]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        if isinstance(plan.storage_data, Told):
+            self.store.distrust(plan.storage_data.suspects)
+        paths = plan.planner_data if isinstance(plan.planner_data, dict) else {}
+        slots: dict[tuple[str, bool], list[tuple[Written, Blob]]] = {}
+        results = []
+        for item in sorted(plan.items, key=_order):
+            fqn = item.index.fqn
+            path = paths.get(fqn, (fqn,))
+            slot = slots.setdefault(
+                (str(path[0]) if len(path) > 1 else "", fqn in self._frozen), []
+            )
+            if item.type == WriteItemType.BYTE_IO:
+                written = _object(item, planner, slot)
+            else:
+                written = _tensor(item, planner, slot)
+            results.append(WriteResult(item.index, written.nbytes, written))
+        for _, slot in sorted(slots.items()):
+            self._upload(slot)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+    def _upload(self, slot: list[tuple[Written, Blob]]) -> None:
+        """Put the blobs of a slot, and note where each lies."""
+        layout = packing.plan([blob.nbytes for _, blob in slot])
+        runs = [Run() for _ in layout.segments]
+        for (written, _), (segment, offset, _) in zip(slot, layout.places, strict=True):
+            written.run, written.offset = runs[segment], offset
+
+        def chunks() -> Iterator[tuple[Run, memoryview]]:
+            data = packing.buffers(layout, [blob for _, blob in slot])
+            for run, view in zip(runs, data, strict=True):
+                for at in range(0, view.nbytes, CHUNK_BYTES):
+                    yield run, view[at : at + CHUNK_BYTES]
+
+        def put(task: tuple[Run, memoryview]) -> tuple[Run, Chunk]:
+            return task[0], Chunk(self.store.put_chunk(task[1]), digests(task[1]))
+
+        for run, chunk in self.store.each(put, chunks()):
+            run.chunks.append(chunk)
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        body = describe(self.store, metadata, results)
+        body |= self._note | {"seconds": time.monotonic() - self._began}
+        try:
+            self.made = self.store.commit(KIND, self.name, self.step, body, since=self._since)
+            self.new_bytes = body["new_bytes"]
+        except errors.StepExists:
+            self.made = self._settle(body["digest"])
+        if self._committed is not None:
+            self._committed(self.made)
+
+    def _settle(self, digest: str) -> Manifest:
+        """The step that was there, if it is the same. A damaged one is removed."""
+        try:
+            found = self.store.manifest(KIND, self.name, self.step)
+            problems = self.store.verify(KIND, self.name, self.step)
+        except errors.Damaged as error:
+            problems = [str(error)]
+        if problems:
+            self.store.discard(KIND, self.name, self.step)
+            raise errors.Collected(
+                f"step {self.step} of {self.name!r} was there and damaged ({problems[0]}); it has "
+                "been removed: save again"
+            )
+        if found.body.get("digest") == digest:
+            return found
+        raise errors.StepExists(
+            f"step {self.step} of {self.name!r} in the store at {self.store.url} was committed "
+            "before, with other content; it stays as it is. Save under another step or name"
+        )
+
+
+class StoreReader(StorageReader):
+    """Reads a step, with `step=None` the newest (`Checkpoints.reader`).
+
+    `bytes_read` counts what this rank read of the chunks, `bytes_needed` what it wanted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        step: int | None = None,
+        *,
+        described: Sharded | None = None,
+    ) -> None:
+        self.store, self.name, self.step = store, name, step
+        self.bytes_read = self.bytes_needed = 0
+        self._asked, self._known = step, described
+        self._error: errors.MLCloudError | None = None
+        self._sharded: Sharded | None = None
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        self.bytes_read = self.bytes_needed = 0
+        self._error, self._sharded = None, self._known
+        self.step = self._asked if checkpoint_id is None else _step(checkpoint_id)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return str(checkpoint_id).isdecimal()
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        # dcp takes an error here for "there is none", and buries it: it is raised by the next call.
+        try:
+            self.step = newest(self.store, self.name) if self.step is None else self.step
+            self._sharded = self._sharded or sharded(self.store, self.name, self.step)
+            return self._sharded.metadata
+        except errors.MLCloudError as error:
+            self._error = error
+            return Metadata({})
+
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return dataclasses.replace(plan, storage_data=Told(self.step))
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        _agree({plan.storage_data.step for plan in plans if isinstance(plan.storage_data, Told)})
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        step = self._sharded
+        assert step is not None
+        places = cast(dict[MetadataIndex, Place | Item], step.metadata.storage_data)
+        tensors: list[tuple[ReadItem, torch.Tensor]] = []
+        values: list[tuple[ReadItem, Item, list[memoryview]]] = []
+
+        def wanted() -> Iterator[Region]:
+            for item in plan.items:
+                place = places[item.storage_index]
+                if isinstance(place, Item):
+                    made = [_memory(blob) for blob in place.blobs]
+                    values.append((item, place, [regions.memory(each) for each in made]))
+                    for blob, memory in zip(place.blobs, made, strict=True):
+                        yield Region(blob, (0,), torch.uint8, memory)
+                    continue
+                what = step.metadata.state_dict_metadata[item.storage_index.fqn]
+                assert isinstance(what, TensorStorageMetadata)
+                target = planner.resolve_tensor(item).detach()
+                tensors.append((item, target))
+                region = Region(place, item.storage_offsets, what.properties.dtype, target)
+                self.bytes_needed += region.nbytes
+                yield region
+
+        self.bytes_read += regions.read(self.store, step, wanted())
+        for item, target in tensors:
+            planner.commit_tensor(item, target)
+        for item, place, blobs in values:
+            value = Decoder(blobs.__getitem__).decode(place.tree)
+            if isinstance(planner, TakesValues):
+                planner.load_value(item, value)
+            else:
+                planner.load_bytes(item, _pickled(value))
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+def newest(store: Store, name: str) -> int:
+    """The newest step. Raises NoCheckpoint."""
+    step = store.latest(KIND, name)
+    if step is None:
+        raise errors.NoCheckpoint(f"no step of {name!r} in the store at {store.url}")
+    return step
+
+
+def sharded(store: Store, name: str, step: int) -> Sharded:
+    """A step's description. Raises NoCheckpoint, Damaged; UsageError for one that is whole."""
+    body = store.read(KIND, name, step)
+    where = f"step {step} of {name!r} in the store at {store.url}"
+    if body.get("format") != SHARDED:
+        raise errors.UsageError(
+            f"{where} was saved by one process, whole: read it by Checkpoints.load or restore"
+        )
+    return parse(store, body, where)
+
+
+# --- items ----------------------------------------------------------------------------------------
+
+
+def _order(item: WriteItem) -> tuple[str, tuple[int, ...]]:
+    return item.index.fqn, tuple(item.index.offset or ())
+
+
+def _tensor(item: WriteItem, planner: SavePlanner, slot: list[tuple[Written, Blob]]) -> Written:
+    data = item.tensor_data
+    assert data is not None
+    nbytes = math.prod(data.chunk.sizes) * data.properties.dtype.itemsize
+    cut = [n != whole for n, whole in zip(data.chunk.sizes, data.size, strict=True)]
+    axis = cut.index(True) if any(cut) else 0
+
+    def bytes_of() -> memoryview:
+        value = planner.resolve_data(item)
+        place = f"state[{item.index.fqn!r}]"
+        if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+            raise errors.NotCheckpointable(
+                f"{place} has shards of the kind {type(value).__name__}, which have no plain bytes"
+            )
+        assert isinstance(value, torch.Tensor)
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise errors.NotCheckpointable(f"{place} is sparse, quantized or meta: make it dense")
+        value = value.detach()
+        moved = value.movedim(axis, 0) if value.dim() else value
+        flat = moved.cpu().resolve_conj().resolve_neg().contiguous()
+        if flat.nbytes != nbytes:
+            raise errors.NotCheckpointable(
+                f"{place} has {flat.nbytes} bytes where its plan says {nbytes}"
+            )
+        return regions.memory(flat)
+
+    written = Written(Run(), 0, nbytes, axis)
+    slot.append((written, Blob(nbytes, bytes_of)))
+    return written
+
+
+def _object(item: WriteItem, planner: SavePlanner, slot: list[tuple[Written, Blob]]) -> Written:
+    path = f"state[{item.index.fqn!r}]"
+    lookup = getattr(planner, "lookup_object", None)
+    if lookup is not None:
+        value = lookup(item.index)
+    else:
+        value = _unpickled(planner.resolve_data(item), path)
+    encoder = Encoder()
+    if isinstance(value, Value):
+        tree = encoder.encode(value.value, "state")
+    else:
+        tree = encoder.encode(value, path)
+        if _has_object(tree):
+            raise errors.NotCheckpointable(
+                f"{path} ({type(value).__name__}) is an object with a state: put its state_dict() "
+                "into the state, or save by Checkpoints.save"
+            )
+    written = Written(Run(), 0, len(json.dumps(tree)), tree=tree)
+    for blob in encoder.blobs:
+        place = Written(Run(), 0, blob.nbytes)
+        written.blobs.append(place)
+        slot.append((place, blob))
+    return written
+
+
+def _has_object(node: Any) -> bool:
+    if isinstance(node, list):
+        return any(map(_has_object, node))
+    if not isinstance(node, dict):
+        return False
+    return node.get("$") == "object" or any(map(_has_object, node.values()))
+
+
+def _unpickled(data: Any, path: str) -> Any:
+    """What a planner without `lookup_object` has pickled just now, if it is plain data."""
+    try:
+        data.seek(0)
+        return torch.load(data, weights_only=True)
+    except Exception as error:
+        raise errors.NotCheckpointable(f"{path} is no plain data: {error}") from error
+
+
+def _pickled(value: Any) -> io.BytesIO:
+    data = io.BytesIO()
+    torch.save(value, data)
+    data.seek(0)
+    return data
+
+
+def _memory(place: Place) -> torch.Tensor:
+    return torch.empty(place.nbytes, dtype=torch.uint8)
+
+
+def _agree(steps: set[int | None]) -> None:
+    if len(steps) > 1:
+        raise errors.UsageError(
+            f"the ranks are at different steps ({', '.join(map(str, sorted(map(str, steps))))}): "
+            "pass the same step on all of them"
+        )
+
+
+def _step(checkpoint_id: str | os.PathLike[str]) -> int:
+    if not str(checkpoint_id).isdecimal():
+        raise errors.UsageError(
+            f"checkpoint_id={checkpoint_id!r}: for a store it is the number of the step"
+        )
+    return int(str(checkpoint_id))
