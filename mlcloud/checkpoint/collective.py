@@ -29,7 +29,8 @@ from mlcloud import errors
 from mlcloud.checkpoint import entries, randomness, restore, whole
 from mlcloud.checkpoint.checkpoints import CheckpointInfo, info_of
 from mlcloud.checkpoint.codec import plain
-from mlcloud.checkpoint.distributed import StoreReader, StoreWriter, Value, sharded
+from mlcloud.checkpoint.distributed import StoreReader, StoreWriter, sharded
+from mlcloud.checkpoint.items import Value
 from mlcloud.checkpoint.sharding import Sharded
 from mlcloud.checkpoint.whole import RANDOM, REST
 

@@ -21,9 +21,6 @@ Every read is checked. `dcp` raises `CheckpointException` on all ranks when one 
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -42,17 +39,16 @@ from torch.distributed.checkpoint.planner import (
     ReadItem,
     SavePlan,
     SavePlanner,
-    WriteItem,
     WriteItemType,
 )
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
 from mlcloud import errors
-from mlcloud.checkpoint import packing, regions
-from mlcloud.checkpoint.arrays import Blob
+from mlcloud.checkpoint import items, packing, regions
 from mlcloud.checkpoint.checkpoints import KIND, SHARDED
-from mlcloud.checkpoint.codec import Decoder, Encoder
+from mlcloud.checkpoint.codec import Decoder
+from mlcloud.checkpoint.items import Slot
 from mlcloud.checkpoint.regions import Region
 from mlcloud.checkpoint.sharding import (
     Chunk,
@@ -60,20 +56,12 @@ from mlcloud.checkpoint.sharding import (
     Place,
     Run,
     Sharded,
-    Written,
     describe,
     parse,
 )
 from mlcloud.store import CHUNK_BYTES, Store
 from mlcloud.store.blocks import digests
 from mlcloud.store.manifest import Manifest
-
-
-@dataclasses.dataclass
-class Value:
-    """A value that may hold objects with a state, as `Checkpoints.save` writes them."""
-
-    value: Any
 
 
 @runtime_checkable
@@ -153,18 +141,18 @@ class StoreWriter(StorageWriter):
         if isinstance(plan.storage_data, Told):
             self.store.distrust(plan.storage_data.suspects)
         paths = plan.planner_data if isinstance(plan.planner_data, dict) else {}
-        slots: dict[tuple[str, bool], list[tuple[Written, Blob]]] = {}
+        slots: dict[tuple[str, bool], Slot] = {}
         results = []
-        for item in sorted(plan.items, key=_order):
+        for item in sorted(plan.items, key=items.order):
             fqn = item.index.fqn
             path = paths.get(fqn, (fqn,))
             slot = slots.setdefault(
                 (str(path[0]) if len(path) > 1 else "", fqn in self._frozen), []
             )
             if item.type == WriteItemType.BYTE_IO:
-                written = _object(item, planner, slot)
+                written = items.other(item, planner, slot)
             else:
-                written = _tensor(item, planner, slot)
+                written = items.tensor(item, planner, slot)
             results.append(WriteResult(item.index, written.nbytes, written))
         for _, slot in sorted(slots.items()):
             self._upload(slot)
@@ -172,7 +160,7 @@ class StoreWriter(StorageWriter):
         done.set_result(results)
         return done
 
-    def _upload(self, slot: list[tuple[Written, Blob]]) -> None:
+    def _upload(self, slot: Slot) -> None:
         """Put the blobs of a slot, and note where each lies."""
         layout = packing.plan([blob.nbytes for _, blob in slot])
         runs = [Run() for _ in layout.segments]
@@ -286,7 +274,7 @@ class StoreReader(StorageReader):
             for item in plan.items:
                 place = places[item.storage_index]
                 if isinstance(place, Item):
-                    made = [_memory(blob) for blob in place.blobs]
+                    made = [torch.empty(blob.nbytes, dtype=torch.uint8) for blob in place.blobs]
                     values.append((item, place, [regions.memory(each) for each in made]))
                     for blob, memory in zip(place.blobs, made, strict=True):
                         yield Region(blob, (0,), torch.uint8, memory)
@@ -307,7 +295,7 @@ class StoreReader(StorageReader):
             if isinstance(planner, TakesValues):
                 planner.load_value(item, value)
             else:
-                planner.load_bytes(item, _pickled(value))
+                planner.load_bytes(item, items.pickled(value))
         done: Future[None] = Future()
         done.set_result(None)
         return done
@@ -332,95 +320,7 @@ def sharded(store: Store, name: str, step: int) -> Sharded:
     return parse(store, body, where)
 
 
-# --- items ----------------------------------------------------------------------------------------
-
-
-def _order(item: WriteItem) -> tuple[str, tuple[int, ...]]:
-    return item.index.fqn, tuple(item.index.offset or ())
-
-
-def _tensor(item: WriteItem, planner: SavePlanner, slot: list[tuple[Written, Blob]]) -> Written:
-    data = item.tensor_data
-    assert data is not None
-    nbytes = math.prod(data.chunk.sizes) * data.properties.dtype.itemsize
-    cut = [n != whole for n, whole in zip(data.chunk.sizes, data.size, strict=True)]
-    axis = cut.index(True) if any(cut) else 0
-
-    def bytes_of() -> memoryview:
-        value = planner.resolve_data(item)
-        place = f"state[{item.index.fqn!r}]"
-        if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
-            raise errors.NotCheckpointable(
-                f"{place} has shards of the kind {type(value).__name__}, which have no plain bytes"
-            )
-        assert isinstance(value, torch.Tensor)
-        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            raise errors.NotCheckpointable(f"{place} is sparse, quantized or meta: make it dense")
-        value = value.detach()
-        moved = value.movedim(axis, 0) if value.dim() else value
-        flat = moved.cpu().resolve_conj().resolve_neg().contiguous()
-        if flat.nbytes != nbytes:
-            raise errors.NotCheckpointable(
-                f"{place} has {flat.nbytes} bytes where its plan says {nbytes}"
-            )
-        return regions.memory(flat)
-
-    written = Written(Run(), 0, nbytes, axis)
-    slot.append((written, Blob(nbytes, bytes_of)))
-    return written
-
-
-def _object(item: WriteItem, planner: SavePlanner, slot: list[tuple[Written, Blob]]) -> Written:
-    path = f"state[{item.index.fqn!r}]"
-    lookup = getattr(planner, "lookup_object", None)
-    if lookup is not None:
-        value = lookup(item.index)
-    else:
-        value = _unpickled(planner.resolve_data(item), path)
-    encoder = Encoder()
-    if isinstance(value, Value):
-        tree = encoder.encode(value.value, "state")
-    else:
-        tree = encoder.encode(value, path)
-        if _has_object(tree):
-            raise errors.NotCheckpointable(
-                f"{path} ({type(value).__name__}) is an object with a state: put its state_dict() "
-                "into the state, or save by Checkpoints.save"
-            )
-    written = Written(Run(), 0, len(json.dumps(tree)), tree=tree)
-    for blob in encoder.blobs:
-        place = Written(Run(), 0, blob.nbytes)
-        written.blobs.append(place)
-        slot.append((place, blob))
-    return written
-
-
-def _has_object(node: Any) -> bool:
-    if isinstance(node, list):
-        return any(map(_has_object, node))
-    if not isinstance(node, dict):
-        return False
-    return node.get("$") == "object" or any(map(_has_object, node.values()))
-
-
-def _unpickled(data: Any, path: str) -> Any:
-    """What a planner without `lookup_object` has pickled just now, if it is plain data."""
-    try:
-        data.seek(0)
-        return torch.load(data, weights_only=True)
-    except Exception as error:
-        raise errors.NotCheckpointable(f"{path} is no plain data: {error}") from error
-
-
-def _pickled(value: Any) -> io.BytesIO:
-    data = io.BytesIO()
-    torch.save(value, data)
-    data.seek(0)
-    return data
-
-
-def _memory(place: Place) -> torch.Tensor:
-    return torch.empty(place.nbytes, dtype=torch.uint8)
+# --- steps ----------------------------------------------------------------------------------------
 
 
 def _agree(steps: set[int | None]) -> None:
