@@ -32,7 +32,7 @@ from mlcloud.checkpoint.codec import plain
 from mlcloud.checkpoint.distributed import StoreReader, StoreWriter, sharded
 from mlcloud.checkpoint.items import Value
 from mlcloud.checkpoint.sharding import Sharded
-from mlcloud.checkpoint.whole import RANDOM, REST
+from mlcloud.checkpoint.whole import ENTRIES, OWN, RANDOM, REST
 
 if TYPE_CHECKING:
     from mlcloud.checkpoint.checkpoints import Checkpoints
@@ -60,22 +60,24 @@ def save(
 
     def prepare() -> dict[str, Any]:
         made: dict[str, Any] = {}
-        rest: dict[str, Any] = {"entries": [], "values": {}, "start": start}
+        kinds: list[tuple[Any, str]] = []
+        rest: dict[Any, Any] = {}
         for key, value in state.items():
             if not entries.is_sharded(value):
-                rest["entries"].append((key, "rest"))
-                rest["values"][key] = value
+                kinds.append((key, "rest"))
+                rest[key] = value
                 continue
             name = str(key)
-            if name in made or name.startswith("mlcloud:"):
+            if name in made or name.startswith(OWN):
                 raise errors.NotCheckpointable(f"state[{key!r}]: another entry has this name")
             made[name] = entries.named(value, state)
             if isinstance(value, torch.nn.Module):
                 still.update(f"{name}.{each}" for each in entries.frozen(value, made[name]))
-            rest["entries"].append((key, entries.kind(value)))
+            kinds.append((key, entries.kind(value)))
         if dist.get_rank() == 0:
-            made[REST] = Value(rest)
-        made[f"{RANDOM}{dist.get_rank()}"] = Value(randomness.capture())
+            made[REST] = Value(rest, "state")
+            made[ENTRIES] = Value({"kinds": kinds, "start": start}, "state")
+        made[f"{RANDOM}{dist.get_rank()}"] = Value(randomness.capture(), "random")
         return made
 
     content = together(prepare)
@@ -141,7 +143,7 @@ def _restore(checkpoints: Checkpoints, state: dict[Any, Any], step: int) -> None
 
     def prepare() -> tuple[Sharded, dict[str, Any], dict[Any, Any], Any]:
         described = sharded(store, name, step)
-        rest = (whole.value(store, described, REST) or {"values": {}})["values"]
+        rest = whole.value(store, described, REST) or {}
         targets = _targets(state, rest, described, where, undo)
         restore.check({k: v for k, v in state.items() if str(k) not in targets}, rest, where)
         random = None

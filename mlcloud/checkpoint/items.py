@@ -28,9 +28,13 @@ Slot = list[tuple[Written, Blob]]
 
 @dataclasses.dataclass
 class Value:
-    """A value that may hold objects with a state, as `Checkpoints.save` writes them."""
+    """A value that may hold objects with a state, as `Checkpoints.save` writes them.
+
+    `path` is what a refusal calls it.
+    """
 
     value: Any
+    path: str
 
 
 def order(item: WriteItem) -> tuple[str, tuple[int, ...]]:
@@ -77,7 +81,7 @@ def other(item: WriteItem, planner: SavePlanner, slot: Slot) -> Written:
         value = _unpickled(planner.resolve_data(item), path)
     encoder = Encoder()
     if isinstance(value, Value):
-        tree = encoder.encode(value.value, "state")
+        tree = encoder.encode(value.value, value.path)
     else:
         tree = encoder.encode(value, path)
         if _has_object(tree):

@@ -20,32 +20,35 @@ from mlcloud.checkpoint.regions import Region
 from mlcloud.checkpoint.sharding import Item, Place, Sharded
 from mlcloud.store import Store
 
-#: Items that `Checkpoints.save` adds: all that has no shards, and each rank's random generators.
-REST, RANDOM = "mlcloud:rest", "mlcloud:random:"
+#: Items that `Checkpoints.save` adds: all that has no shards, what each entry is, and each rank's
+#: random generators.
+OWN = "mlcloud:"
+REST, ENTRIES, RANDOM = f"{OWN}rest", f"{OWN}entries", f"{OWN}random:"
 #: How an entry is restored that is named by a model's names.
 _NAMED = {"module", "optimizer"}
 
 
 def read(store: Store, step: Sharded) -> tuple[dict[Any, Any], dict[str, Any], Any]:
     """(state, random states, start) of a step. Raises Damaged."""
-    rest = value(store, step, REST) or {"entries": [], "values": {}, "start": None}
+    rest = value(store, step, REST) or {}
+    about = value(store, step, ENTRIES) or {"kinds": [], "start": None}
     nested: dict[str, Any] = {}
     for name, item in _all(store, step):
         set_element(nested, path_of(step, name), item)
-    kinds = [(key, str(kind)) for key, kind in rest["entries"]]
+    kinds = [(key, str(kind)) for key, kind in about["kinds"]]
     known = {str(key) for key, _ in kinds}
     kinds += [(name, "data") for name in nested if name not in known]
     state = {}
     for key, kind in kinds:
         if kind == "rest":
-            state[key] = rest["values"][key]
+            state[key] = rest[key]
             continue
         found = nested.get(str(key), {})
         if kind != "data":
             found = ObjectState(kind if kind in _NAMED else "state_dict", found)
         state[key] = found
     random = value(store, step, f"{RANDOM}0") if step.world == 1 else None
-    return state, plain(random or {}), plain(rest["start"])
+    return state, plain(random or {}), plain(about["start"])
 
 
 def value(store: Store, step: Sharded, name: str) -> Any:
@@ -93,7 +96,7 @@ def _all(store: Store, step: Sharded) -> Iterator[tuple[str, Any]]:
     for name in step.metadata.state_dict_metadata:
         if name in made:
             yield name, made[name]
-        elif not name.startswith((REST, RANDOM)):
+        elif not name.startswith(OWN):
             yield name, plain(value(store, step, name))
 
 

@@ -18,9 +18,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-# What the ranks use, so that the server has it before it forks them.
+# What the ranks use (fully_shard imports dynamo), so that the server has it before it forks them.
+import torch._dynamo
+import torch.distributed as dist
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 import torch.distributed.tensor
