@@ -107,7 +107,6 @@ class StoreWriter(StorageWriter):
         self._began = time.monotonic()
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        self._began, self._since, self.made = time.monotonic(), None, None
         if checkpoint_id is not None:
             self.step = _step(checkpoint_id)
 
@@ -123,6 +122,7 @@ class StoreWriter(StorageWriter):
             raise errors.UsageError(
                 "use_collectives=False would commit one step from each rank: leave it out"
             )
+        self._began, self.made, self.new_bytes = time.monotonic(), None, 0
         # Before any rank puts anything: none does before the plans were gathered.
         self._since = self.store.begin()
 
@@ -232,19 +232,20 @@ class StoreReader(StorageReader):
         self._sharded: Sharded | None = None
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        self.bytes_read = self.bytes_needed = 0
-        self._error, self._sharded = None, self._known
-        self.step = self._asked if checkpoint_id is None else _step(checkpoint_id)
+        if checkpoint_id is not None:
+            self._asked = _step(checkpoint_id)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         return str(checkpoint_id).isdecimal()
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        self.bytes_read = self.bytes_needed = 0
+        self._error, self.step = None, self._asked
         # dcp takes an error here for "there is none", and buries it: it is raised by the next call.
         try:
             self.step = newest(self.store, self.name) if self.step is None else self.step
-            self._sharded = self._sharded or sharded(self.store, self.name, self.step)
+            self._sharded = self._known or sharded(self.store, self.name, self.step)
             return self._sharded.metadata
         except errors.MLCloudError as error:
             self._error = error

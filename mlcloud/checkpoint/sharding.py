@@ -204,12 +204,17 @@ def parse(store: Store, body: dict[str, Any], where: str) -> Sharded:
             blobs = [_place(place, chunks) for place in node["blobs"]]
             places[MetadataIndex(fqn)] = Item(node["tree"], blobs)
         decoder = Decoder(lambda number: memoryview(b""))
+        planner = decoder.decode(content["planner"])
+        if isinstance(planner, dict):  # the order of the state: JSON's keys are sorted
+            order = {name: number for number, name in enumerate(planner)}
+            last = len(order)
+            metadata = dict(sorted(metadata.items(), key=lambda pair: order.get(pair[0], last)))
         meta = content["meta"] and decoder.decode(content["meta"])
         return Sharded(
             chunks,
             Metadata(
                 metadata,
-                decoder.decode(content["planner"]),
+                planner,
                 places,
                 StorageMeta(**meta) if meta else None,
                 content["version"],

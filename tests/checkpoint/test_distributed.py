@@ -196,6 +196,7 @@ def test_one_process_loads_whole_tensors(saved: tuple[str, list[Any]], tmp_path:
     model, opt = reference(3)
     assert list(loaded) == ["model", "opt", "sched", "epoch", "seen"]
     same(loaded["model"], dict(model.state_dict()))
+    assert list(loaded["model"]) == list(model.state_dict())
     same(
         loaded["opt"]["state"]["2.weight"]["exp_avg"],
         opt.state[model[2].weight]["exp_avg"],
@@ -293,26 +294,39 @@ def restore_damaged(rank: int, path: str) -> Any:
     model, opt = fsdp()
     before = full({n: v.clone() for n, v in model.state_dict().items()})
     ckpts = Checkpoints(path, "exp")
-    state = {"model": model, "opt": opt, "epoch": 0}
+    sched = torch.optim.lr_scheduler.StepLR(opt, 2)
+    state = {"model": model, "opt": opt, "sched": sched, "epoch": 0, "seen": [1]}
     error = raised(lambda: ckpts.restore(state, 2))
     untouched = not opt.state and state["epoch"] == 0
     same(full(dict(model.state_dict())), before)
-    stock = raised(lambda: dcp.load({"model": model.state_dict()}, storage_reader=ckpts.reader(2)))
+    weights = {"model": dict(model.state_dict())}
+    stock = raised(lambda: dcp.load(weights, storage_reader=ckpts.reader(2)))
     assert isinstance(stock, CheckpointException)
     causes = {type(pair[0]).__name__ for pair in stock.failures.values()}
-    # Saved again, by who knows nothing of the damage but what was said above.
+    # Saved again. Each rank knows of the damage what it met, and tells the others.
     ckpts.restore(state, 1)
     train(model, opt, range(3, 6))
-    torch.manual_seed(rank)
-    info = ckpts.save(state, 2)
-    return type(error).__name__, untouched, causes, info.new_bytes > 0, ckpts.verify(2)
+    torch.manual_seed(200 + rank)
+    ckpts.save(state, 2)
+    healed = ckpts.verify(2)
+    # With other content, over a step that cannot be loaded.
+    dist.barrier()
+    if rank == 0:
+        flip(next(Path(path).rglob("000000000001.json")), 200)
+    dist.barrier()
+    ckpts.save({"model": model}, 1)
+    replaced = ckpts.verify(1)
+    kept = type(raised(lambda: ckpts.save({"model": model, "more": 1}, 1))).__name__
+    return type(error).__name__, untouched, causes, healed, replaced, kept
 
 
 def test_a_damaged_step_changes_nothing_and_is_replaced(copy: str) -> None:
     flip(shard_of(copy, 2, "model.0.weight"))
     for found in good(4, restore_damaged, copy):
-        assert found == ("Damaged", True, {"Damaged"}, True, [])
-    same(Checkpoints(copy, "exp").load(2)["model"], dict(reference(6)[0].state_dict()))
+        assert found == ("Damaged", True, {"Damaged"}, [], [], "StepExists")
+    ckpts = Checkpoints(copy, "exp")
+    same(ckpts.load(2)["model"], dict(reference(6)[0].state_dict()))
+    assert list(ckpts.load(1)) == ["model"]
 
 
 def die_in_save(rank: int, path: str) -> Any:
