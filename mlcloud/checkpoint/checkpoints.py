@@ -123,6 +123,11 @@ class Checkpoints:
 
         Saving a step again with the same content is no error; with another content it raises
         StepExists, and the committed one stays. A committed step that is damaged is replaced.
+
+        In a `torch.distributed` group, a state that holds shards (FSDP2 models and their
+        optimizers, DTensors; as entries of the state, not deeper) is saved by all ranks together:
+        each has to call. What has no shards is rank 0's. A state without shards (DDP) is saved by
+        who calls, so call on one rank.
         """
         return self.save_loop(state, step, metric=metric, extra=extra)
 
@@ -262,6 +267,10 @@ class Checkpoints:
         warning. What `state` does not name stays in the store. The global random generators are
         set to where they were. Raises NoCheckpoint, Damaged, or UsageError when `state` does not
         fit, and then nothing was changed.
+
+        In a `torch.distributed` group, each rank has to call for a state that holds shards, and
+        all come to the same step or the same error. Any number of ranks can restore a step; the
+        random generators go on where there are as many ranks as saved it.
         """
         if _in_shards(state):
             from mlcloud.checkpoint import collective

@@ -26,6 +26,7 @@ from mlcloud.store import CHUNK_BYTES, Part, Store
 from mlcloud.store.blocks import BLOCK_BYTES
 
 LINE_BYTES = 64
+PIECE_BYTES = 4 * 2**20  # whole blocks: nothing is read twice
 #: (parts to read, what to do when they are read)
 Job = tuple[list[Part], Callable[[], None]]
 
@@ -170,11 +171,22 @@ def _job(step: Sharded, span: Span) -> Job:
 
 
 def _parts(step: Sharded, span: Span, into: memoryview) -> list[Part]:
-    parts, at = [], 0
+    parts, at = list[Part](), 0
     for chunk, start, size in step.pieces(span.place, span.start, span.nbytes):
-        parts.append(Part(chunk.ref, chunk.blocks, start, into[at : at + size]))
+        parts += _cut(Part(chunk.ref, chunk.blocks, start, into[at : at + size]))
         at += size
     return parts
+
+
+def _cut(part: Part) -> Iterator[Part]:
+    """Whole chunks go into their place as they are read; less of one by a copy, so piecewise."""
+    at, size = 0, part.into.nbytes
+    while at < size:
+        took = min(size - at, PIECE_BYTES - (part.start + at) % PIECE_BYTES)
+        if size == part.ref.size:
+            took = size
+        yield Part(part.ref, part.blocks, part.start + at, part.into[at : at + took])
+        at += took
 
 
 def _slabs(step: Sharded, spans: list[Span]) -> Iterator[Job]:
@@ -206,7 +218,7 @@ def _slab(chunk: Chunk, spans: list[Span], end: int) -> Job:
             # A copy, for its alignment: elements of 8 bytes may lie at any byte of the buffer.
             span.put(buffer[at : at + span.nbytes].clone())
 
-    return [Part(chunk.ref, chunk.blocks, start, memory(buffer))], put
+    return list(_cut(Part(chunk.ref, chunk.blocks, start, memory(buffer)))), put
 
 
 def _begin(span: Span) -> int:

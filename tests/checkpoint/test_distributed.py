@@ -329,6 +329,22 @@ def test_a_damaged_step_changes_nothing_and_is_replaced(copy: str) -> None:
     assert list(ckpts.load(1)) == ["model"]
 
 
+def heard(rank: int, path: str) -> Any:
+    model, _ = fsdp()
+    ckpts = Checkpoints(path, "exp")
+    ckpts.save({"model": model}, 1)
+    if rank == 1:  # it alone meets the damage of what rank 0 will write
+        flip(shard_of(path, 1, "model.0.weight", 0))
+        assert isinstance(raised(ckpts.load), errors.Damaged)
+    dist.barrier()
+    sizes = [ckpts.save({"model": model}, step).new_bytes for step in (2, 3)]
+    return ckpts.verify(), sizes[0] > sizes[1]
+
+
+def test_what_one_rank_found_damaged_another_writes_again(tmp_path: Path) -> None:
+    assert good(2, heard, str(tmp_path / "store")) == [([], True)] * 2
+
+
 def die_in_save(rank: int, path: str) -> Any:
     model, opt = fsdp()
     ckpts = Checkpoints(path, "exp")
