@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from datetime import datetime, timezone
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from mlcloud import __version__
 from mlcloud.errors import MLCloudError
+
+KEY_VARIABLE = "MLCLOUD_ENCRYPTION_KEY"  # a key's file, or the key in base64
+
+_FORMATS = click.Choice(["safetensors", "pt", "dcp"])
 
 
 class Group(click.Group):
@@ -153,7 +160,13 @@ def preempt(target: str, notice: str) -> None:
 
 @main.group()
 def checkpoints() -> None:
-    """Series of checkpoints in a store: a folder, s3://…, gs://… or az://…"""
+    """Series of checkpoints in a store: a folder, s3://…, gs://… or az://…
+
+    \b
+    mlcloud checkpoints ls s3://bucket/runs --name exp/7
+    mlcloud checkpoints export s3://bucket/runs model.safetensors --part model
+    mlcloud checkpoints import ./runs ./llama-3-8b --part model
+    """
 
 
 def _series(function: Any) -> Any:
@@ -161,36 +174,52 @@ def _series(function: Any) -> Any:
     function = click.option("--name", metavar="SERIES", help="Which, where the store has several.")(
         function
     )
+    function = click.option(
+        *("--key", "key"),
+        metavar="FILE",
+        expose_value=False,
+        callback=lambda context, _, value: context.meta.update({"mlcloud.key": value}),
+        help=f"The key of a sealed store, or env:VARIABLE. Default: ${KEY_VARIABLE}.",
+    )(function)
     return click.argument("store")(function)
+
+
+@checkpoints.command("new-key")
+@click.argument("file", type=click.Path(dir_okay=False))
+def checkpoints_new_key(file: str) -> None:
+    """Make the key of a store that is sealed.
+
+    Python takes it by Store(url, key=FILE), these commands by --key FILE.
+    """
+    from mlcloud.store import new_key
+
+    click.echo(f"{file} holds the key {new_key(file)}. Keep a copy elsewhere, not in the store:")
+    click.echo("without it nobody can read what is sealed with it.")
 
 
 @checkpoints.command("ls")
 @_series
-def checkpoints_ls(store: str, name: str | None) -> None:
-    """Its steps: size, what was new, age, metric."""
-    from mlcloud.units import format_bytes, format_seconds
+@click.option("--last", type=click.IntRange(min=1), help="Only so many of the newest.")
+def checkpoints_ls(store: str, name: str | None, last: int | None) -> None:
+    """Its steps: size, what was new, age, metric.
 
-    found = _checkpoints(store, name).info()
-    now = datetime.now(timezone.utc)
-    lines = [
-        (
-            *(each.step, format_bytes(each.bytes), format_bytes(each.new_bytes)),
-            format_seconds((now - each.created).total_seconds()),
-            "" if each.metric is None else f"{each.metric:g}",
-        )
-        for each in found
-    ]
-    _table(("step", "bytes", "new", "age", "metric"), lines)
+    Damaged ones are listed too, with what is wrong.
+    """
+    click.echo(repr(_checkpoints(store, name).overview(last)))
 
 
 @checkpoints.command("show")
 @_series
 @click.argument("step", type=int, required=False)
 def checkpoints_show(store: str, name: str | None, step: int | None) -> None:
-    """What a step has in it; the newest, where none is named."""
+    """What a step has in it.
+
+    Without STEP, the newest that is undamaged.
+    """
     from mlcloud.units import format_bytes
 
-    rows = _checkpoints(store, name).show(step)
+    with _told():
+        rows = _checkpoints(store, name).show(step)
     lines = [
         (
             *(each.name, each.kind, "" if each.shape is None else list(each.shape)),
@@ -206,8 +235,14 @@ def checkpoints_show(store: str, name: str | None, step: int | None) -> None:
 @click.argument("before", type=int)
 @click.argument("after", type=int)
 def checkpoints_diff(store: str, name: str | None, before: int, after: int) -> None:
-    """The values that differ between two steps."""
+    """The values that differ between two steps.
+
+    And by how much at most, where they are numbers.
+    """
     found = _checkpoints(store, name).diff(before, after)
+    if not found:
+        click.echo(f"steps {before} and {after} hold the same")
+        return
     lines = [
         (
             *(each.name, each.what, each.before, each.after),
@@ -222,7 +257,10 @@ def checkpoints_diff(store: str, name: str | None, before: int, after: int) -> N
 @_series
 @click.argument("step", type=int, required=False)
 def checkpoints_verify(store: str, name: str | None, step: int | None) -> None:
-    """Read every byte of a step, or of all. Exit code 1 where something is wrong."""
+    """Read every byte of a step, or of all.
+
+    Exit code 1 where something is wrong.
+    """
     series = _checkpoints(store, name)
     wrong = series.verify(step)
     for line in wrong:
@@ -235,14 +273,55 @@ def checkpoints_verify(store: str, name: str | None, step: int | None) -> None:
 
 @checkpoints.command("export")
 @_series
-@click.argument("path", type=click.Path(dir_okay=False))
-@click.option("--step", type=int, help="Default: the newest.")
+@click.argument("path", type=click.Path())
+@click.option("--step", type=int, help="Default: the newest that is undamaged.")
 @click.option("--part", help="One entry of the state, such as `model`.")
+@click.option("--format", type=_FORMATS, help="Where the name of PATH does not say it.")
 def checkpoints_export(
-    store: str, name: str | None, path: str, step: int | None, part: str | None
+    store: str, name: str | None, path: str, step: int | None, part: str | None, format: Any
 ) -> None:
-    """Write a step's tensors to a .safetensors or .pt file."""
-    click.echo(f"written to {_checkpoints(store, name).export(path, step, part=part)}")
+    """Write a step for other tools.
+
+    PATH says in which form. It appears whole or not at all.
+
+    \b
+    x.safetensors   its tensors and arrays
+    x.pt, x.pth     its state dicts, for torch.load
+    a folder        for torch.distributed.checkpoint.load (a path without suffix)
+    """
+    with _told():
+        made = _checkpoints(store, name).export(path, step, part=part, format=format)
+    click.echo(f"written to {made}")
+
+
+@checkpoints.command("import")
+@_series
+@click.argument("path", type=click.Path())
+@click.option("--step", type=int, help="Default: what an export noted in PATH, else the next.")
+@click.option("--part", help="The entry of the state that it becomes, such as `model`.")
+@click.option("--metric", type=float, help="To remember with the step.")
+@click.option("--format", type=_FORMATS, help="Where the name of PATH does not say it.")
+def checkpoints_import(
+    store: str, name: str | None, path: str, format: Any, part: str | None, **of_step: Any
+) -> None:
+    """Commit what another tool wrote as a step.
+
+    The series may be new. PATH is one of
+
+    \b
+    x.safetensors            its tensors
+    x.pt .pth .bin .ckpt     what torch's safe unpickler takes; no code is run
+    a folder                 of torch.distributed.checkpoint, or a Hugging Face
+                             model in one or several safetensors files
+    """
+    from mlcloud.units import format_bytes
+
+    series = _checkpoints(store, name, new=True)
+    made = series.import_from(path, part=part, format=format, **of_step)
+    click.echo(
+        f"step {made.step} of {series.name}: {format_bytes(made.bytes)}, "
+        f"{format_bytes(made.new_bytes)} of it new"
+    )
 
 
 @checkpoints.command("prune")
@@ -254,25 +333,36 @@ def checkpoints_export(
 def checkpoints_prune(
     store: str, name: str | None, keep: int, best: int, mode: Any, every: str | None
 ) -> None:
-    """Remove all other steps; their chunks go when nobody else names them."""
+    """Remove all steps but those to keep.
+
+    Their chunks go when nobody else names them. Refused where none that would stay can be loaded.
+    """
     from mlcloud.checkpoint import Keep
 
     series = _checkpoints(store, name)
-    removed = series.prune(Keep(keep, best, mode, every))
-    found = series.store.prune()
+    with _told():
+        removed = series.prune(Keep(keep, best, mode, every))
+        found = series.store.prune()
     click.echo(f"removed {len(removed)} step{'s' if len(removed) != 1 else ''}")
     if found.marked and found.due:
         click.echo(f"{found.marked} chunks go with a prune after {found.due:%Y-%m-%d %H:%M} UTC")
 
 
-def _checkpoints(store: str, name: str | None) -> Any:
+def _checkpoints(store: str, name: str | None, *, new: bool = False) -> Any:
+    """The series that is meant; with `new`, it need not be there yet."""
     from mlcloud import Checkpoints
     from mlcloud.checkpoint.checkpoints import KIND
     from mlcloud.errors import NotFound, UsageError
     from mlcloud.store import Store
+    from mlcloud.units import suggest
 
-    opened = Store(store)
+    key = click.get_current_context().meta.get("mlcloud.key")
+    if key is None and os.environ.get(KEY_VARIABLE):
+        key = f"env:{KEY_VARIABLE}"
+    opened = Store(store, key=key)
     names = opened.names(KIND)
+    if new and (name or not names):
+        return Checkpoints(opened, *([name] if name else []))
     if name is None:
         if len(names) != 1:
             raise UsageError(
@@ -281,12 +371,28 @@ def _checkpoints(store: str, name: str | None) -> Any:
             )
         name = names[0]
     if name not in names:
-        raise NotFound(f"the store at {opened.url} has no checkpoints {name!r}, but {names}")
+        there = f"it has {', '.join(names)}" if names else "it has none at all"
+        raise NotFound(
+            f"the store at {opened.url} has no checkpoints {name!r}; {there}{suggest(name, names)}"
+        )
     return Checkpoints(opened, name)
 
 
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Warnings are lines for the user here, without the code that gave them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for each in caught:
+                if issubclass(each.category, UserWarning):
+                    click.echo(f"warning: {each.message}", err=True)
+
+
 def _table(heads: tuple[str, ...], lines: list[tuple[Any, ...]]) -> None:
-    from mlcloud.client.tables import table
+    from mlcloud.widgets.tables import table
 
     numbers = {"step", "bytes", "new", "age", "metric", "most"}
     click.echo(table(heads, lines, numbers=numbers)["text/plain"])

@@ -121,6 +121,28 @@ class Settings(BaseSettings):
         "nothing runs. 1: save after each cell.",
     )
 
+    prune_every: timedelta = Field(
+        timedelta(hours=1),
+        description="How often the gateway removes from its store what no session can come back to "
+        "and nobody names. `0s`: never.",
+    )
+    prune_grace: timedelta = Field(
+        timedelta(days=1),
+        description="How long nobody must have named or written a chunk before it is marked, and "
+        "again before it is removed.",
+    )
+    closed_keep: timedelta = Field(
+        timedelta(days=1),
+        description="How long the states, logs and loops' checkpoints of a closed session stay in "
+        "the store.",
+    )
+    history_keep: int = Field(
+        50,
+        ge=1,
+        description="States of an open session that stay: so many of the newest; of older ones the "
+        "last of each hour for a day, and the last of each day.",
+    )
+
     def __init__(self, **values: Any) -> None:
         """Raises `UsageError`, naming the variable, where a setting cannot be understood."""
         try:
@@ -140,6 +162,9 @@ class Settings(BaseSettings):
         "node_idle",
         "dead_man",
         "notice_poll",
+        "prune_every",
+        "prune_grace",
+        "closed_keep",
         mode="before",
     )
     @classmethod

@@ -135,6 +135,14 @@ class Damaged(StoreError):
     """A chunk or manifest is missing, cut short, or does not match its hash."""
 
 
+class Sealed(StoreError):
+    """What was to be read is sealed with a key that was not given. Nothing is wrong with it."""
+
+
+class CredentialsExpired(StoreError):
+    """The cloud does not take the credentials any more. What was committed before is intact."""
+
+
 class Collected(StoreError):
     """What was being saved lost chunks meanwhile, which nobody had named: save again."""
 
@@ -145,3 +153,7 @@ class NoCheckpoint(StoreError):
 
 class NotCheckpointable(MLCloudError, TypeError):
     """A part of the training state has no safe form. The message names its path in the state."""
+
+
+class NotImportable(MLCloudError, ValueError):
+    """A file or folder of another tool that cannot be read, or not safely. Nothing was saved."""

@@ -150,8 +150,8 @@ def _show_rows(rows: list[Any]) -> None:
     """What `--dry` found, a name a line."""
     from IPython.display import display
 
-    from mlcloud.client.tables import table
     from mlcloud.units import format_bytes
+    from mlcloud.widgets.tables import table
 
     heads = ("name", "type", "bytes", "changed since", "where from", "action", "why")
     lines = [

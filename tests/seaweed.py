@@ -10,12 +10,14 @@ import http.client
 import random
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -101,7 +103,11 @@ def _make_bucket(endpoint: str) -> None:
 
 
 class Line(ThreadingHTTPServer):
-    """Passes requests on to `endpoint`; some it answers itself (503), all it delays."""
+    """Passes requests on to `endpoint`; some it breaks in one of the `ways`, all it delays.
+
+    A way is the status that it answers with, or `reset` (the request is lost, and the connection),
+    `lost` (the answer is), `stall` (no answer for `stall_s`).
+    """
 
     daemon_threads = True
 
@@ -109,9 +115,14 @@ class Line(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = endpoint.removeprefix("http://")
         self.fails, self.delay_s = 0.0, 0.0
+        self.ways, self.stall_s = ("503",), 3.0
         self.drops = ""  # a header
         self.refused = 0
+        self.broken: Counter[str] = Counter()  # by way
         self.random = random.Random(1)
+        # Session tokens, and how many more requests each is good for; then it has expired.
+        self.good_for: dict[str, int] = {}
+        self.seen: list[tuple[str, str, dict[str, str]]] = []  # method, path, headers in small
 
     @property
     def endpoint(self) -> str:
@@ -132,10 +143,27 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.seen.append((self.command, self.path, headers))
         time.sleep(self.server.delay_s)
+        token = headers.get("x-amz-security-token", "")
+        if token in self.server.good_for:
+            self.server.good_for[token] -= 1
+            if self.server.good_for[token] < 0:
+                self._refuse("ExpiredToken", "The provided token has expired.")
+                return
+        way = ""
         if self.server.random.random() < self.server.fails:
+            way = self.server.random.choice(self.server.ways)
             self.server.refused += 1
-            self._answer(503, [("Content-Type", "text/plain")], b"not now")
+            self.server.broken[way] += 1
+        if way.isdigit():
+            self._answer(int(way), [("Content-Type", "text/plain")], b"not now")
+            return
+        if way == "stall":
+            time.sleep(self.server.stall_s)
+        if way in ("stall", "reset"):
+            self._hang_up()
             return
         connection = http.client.HTTPConnection(self.server.target, timeout=60)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -144,8 +172,23 @@ class _Handler(BaseHTTPRequestHandler):
                 connection.putheader(name, value)
         connection.endheaders(body or None)
         response = connection.getresponse()
-        self._answer(response.status, response.getheaders(), response.read())
+        content = response.read()
         connection.close()
+        if way == "lost":
+            self._hang_up()
+        else:
+            self._answer(response.status, response.getheaders(), content)
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        # Nothing is sent any more, not even what would end the connection in order.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def _refuse(self, code: str, message: str) -> None:
+        """As S3 does; the answer to a HEAD request has no body."""
+        body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+        self._answer(403, [("Content-Type", "application/xml")], body)
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)

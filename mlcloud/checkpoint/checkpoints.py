@@ -3,49 +3,61 @@
     save     state ─ codec ─► tree + blobs ─ packing ─► segments ─ store ─► chunks, then manifest
     restore  newest manifest ─► chunks, all read and verified ─► codec ─► into the live objects
 
-Nothing of the user's state is touched before a whole step has been read and verified; a damaged
-step is passed over for the one before it, with a warning. A step's manifest body:
+A damaged step is passed over for the one before it, with a warning. Of the user's state nothing is
+touched before it is clear that the step is there and fits; then large arrays are read to where they
+belong, and everything is verified. A step's manifest body:
 
-    {"format": 1, "segments": [["blake3:<hash>:<size>", …], …], "content": {…} or ["blake3:…", …],
+    {"format": 2, "segments": [["blake3:<hash>:<size>", …], …], "content": {…} or ["blake3:…", …],
      "digest": "…", "bytes": …, "new_bytes": …, "seconds": …, "metric": …, "extra": …,
      "complete": …}
 
-`content` holds `tree`, `random` (and `start`, for loops) and `blobs`, the places of the blobs in
-the segments; it moves into chunks of its own when it is long. `digest` is over content and
-segments: two saves of one step with equal digests saved the same, and the second is no error.
+`content` holds `tree`, `random` (and `start`, for loops), `blobs`, the places of the blobs in the
+segments, and `xxh3`, the digests of the segments' blocks (not in format 1); it moves into chunks of
+its own when it is long. `digest` is over content and segments: two saves of one step with equal
+digests saved the same, and the second is no error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+import psutil
 from blake3 import blake3
 
 from mlcloud import errors
-from mlcloud.checkpoint import arrays, context, packing, randomness, restore
-from mlcloud.checkpoint.codec import Decoder, Encoder, plain
+from mlcloud.checkpoint import arrays, context, packing, randomness, restore, staging
+from mlcloud.checkpoint.codec import Decoder, Encoder, Outline, plain
 from mlcloud.checkpoint.keep import Keep, rule
 from mlcloud.checkpoint.listing import Difference, Row, differences, rows
-from mlcloud.store import ChunkRef, Store, chunks_of
+from mlcloud.checkpoint.places import places as live_places
+from mlcloud.checkpoint.saving import Saving
+from mlcloud.checkpoint.segments import Known, Segment, parts
+from mlcloud.checkpoint.staging import Stage
+from mlcloud.store import ChunkRef, Store
 from mlcloud.store.manifest import Manifest, canonical
+from mlcloud.widgets.series import Series
 
 if TYPE_CHECKING:
     from mlcloud.checkpoint.distributed import StoreReader, StoreWriter
 
 KIND = "checkpoint"
-FORMAT = 1
-SHARDED = 2  # a step that several ranks wrote, or `torch.distributed.checkpoint`: `sharding`
+FORMAT = 2
+SHARDED = 3  # a step of several ranks, or of `torch.distributed.checkpoint`: `sharding`
 #: Content longer than this lies in chunks: a manifest stays small enough to list and read many.
 INLINE = 64 * 1024
+#: A copy of the state may take so much of the memory that is free.
+STAGE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,14 @@ class Loaded:
     sharded: bool = False
 
 
+@dataclass
+class Target:
+    """A live state, and whether something was read to it already."""
+
+    state: dict[Any, Any]
+    touched: bool = False
+
+
 class Checkpoints:
     """A series of checkpoints.
 
@@ -80,6 +100,8 @@ class Checkpoints:
         store: a Store or its URL.
         name: tells series in one store apart; may have parts, `"exp/run-3"`.
         keep: which steps stay after each save, a number of the newest or a `Keep`; None: all.
+        verify: by which hashes what is read is checked: blake3, by which it is named, or xxh3,
+            several times as fast, which damage does not escape but a forger could.
         report: gets the events `fell_back` (see `context.RunContext`); by default they go to the
             remote cell that runs here, if any.
 
@@ -93,19 +115,52 @@ class Checkpoints:
         name: str = "checkpoints",
         *,
         keep: int | Keep | None = None,
+        verify: Literal["blake3", "xxh3"] = "blake3",
         report: context.Report | None = None,
     ) -> None:
         self.store = Store(store) if isinstance(store, str) else store
         self.name = name
         self.keep = None if keep is None else rule(keep)
+        if verify not in ("blake3", "xxh3"):
+            raise errors.UsageError(f"verify is 'blake3' or 'xxh3', not {verify!r}")
+        self._verify_by = verify
         self._report = report
         self._lock = threading.Lock()
+        self._known = Known(self.store)
+        self._stage = Stage()
+        self._pending: Saving | None = None
         self.store.steps(KIND, name)  # a wrong name or URL is found here, not after hours
 
     def __repr__(self) -> str:
         return f"Checkpoints({self.store.url!r}, {self.name!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It is a place, not what lies there: a notebook's variable comes back with its session.
+        return _again, (self.store.url, self.name, self.keep, self._verify_by)
+
     # --- saving -----------------------------------------------------------------------------------
+
+    @overload
+    def save(
+        self,
+        state: dict[Any, Any],
+        step: int,
+        *,
+        metric: float | None = None,
+        extra: dict[str, Any] | None = None,
+        wait: Literal[True] = True,
+    ) -> CheckpointInfo: ...
+
+    @overload
+    def save(
+        self,
+        state: dict[Any, Any],
+        step: int,
+        *,
+        metric: float | None = None,
+        extra: dict[str, Any] | None = None,
+        wait: Literal[False],
+    ) -> Saving: ...
 
     def save(
         self,
@@ -114,12 +169,17 @@ class Checkpoints:
         *,
         metric: float | None = None,
         extra: dict[str, Any] | None = None,
-    ) -> CheckpointInfo:
+        wait: bool = True,
+    ) -> CheckpointInfo | Saving:
         """Commit the state as `step`.
 
         The values of `state` are objects with `state_dict()`/`load_state_dict()`, tensors, arrays,
         generators, or plain data; else NotCheckpointable names the place. `extra` is small plain
         data to remember with the step.
+
+        `wait=False` returns as soon as the state is copied, and a thread writes it: what the
+        training does next is not in it. A `Saving` tells when it is committed, or raises what went
+        wrong. The next save waits for it; so does the end of the process.
 
         Saving a step again with the same content is no error; with another content it raises
         StepExists, and the committed one stays. A committed step that is damaged is replaced.
@@ -127,11 +187,12 @@ class Checkpoints:
         In a `torch.distributed` group, a state that holds shards (FSDP2 models and their
         optimizers, DTensors; as entries of the state, not deeper) is saved by all ranks together:
         each has to call. What has no shards is rank 0's. A state without shards (DDP) is saved by
-        who calls, so call on one rank.
+        who calls, so call on one rank. Where all ranks save, `wait=False` waits too.
         """
-        return self.save_loop(state, step, metric=metric, extra=extra)
+        saving = self.begin_save(state, step, metric=metric, extra=extra, wait=wait)
+        return saving.result() if wait else saving
 
-    def save_loop(
+    def begin_save(
         self,
         state: dict[Any, Any],
         step: int,
@@ -140,81 +201,171 @@ class Checkpoints:
         extra: dict[str, Any] | None = None,
         complete: bool = False,
         start: dict[str, Any] | None = None,
-    ) -> CheckpointInfo:
-        """`save` for `resumable`: also whether the loop ended, and how its random state began."""
+        random: dict[str, Any] | None = None,
+        wait: bool = False,
+    ) -> Saving:
+        """`save` for `resumable`: also whether the loop ended, and how its random state began.
+
+        `random`: the states of the global generators; None: those of now.
+        """
         began = time.monotonic()
         step, metric = int(step), None if metric is None else float(metric)
-        note = {"metric": _encode_note(metric, "metric"), "extra": _encode_note(extra, "extra")}
+        note = {
+            "metric": _encode_note(metric, "metric"),
+            "extra": _encode_note(extra, "extra"),
+            "complete": complete,
+        }
         if _in_shards(state):
             from mlcloud.checkpoint import collective
 
-            with self._lock:
-                return collective.save(self, state, step, {**note, "complete": complete}, start)
+            self._await_pending()
+            together = partial(collective.save, self, state, step, note, start, random)
+            return self._start(step, together, began, here=True)
         if not isinstance(state, dict):
             raise errors.NotCheckpointable(
                 f"state is a {type(state).__name__}; it has to be a dict, such as "
                 '{"model": model, "opt": opt}'
             )
-        with self._lock:
-            encoder = Encoder()
-            content = {
-                "tree": encoder.encode(dict(state), "state"),
-                "random": encoder.encode(randomness.capture(), "random"),
-                "start": encoder.encode(start, "start"),
-            }
+        self._await_pending()
+        encoder = Encoder()
+        content = {
+            "tree": encoder.encode(dict(state), "state"),
+            "random": encoder.encode(randomness.capture() if random is None else random, "random"),
+            "start": encoder.encode(start, "start"),
+        }
+        layout = packing.plan(encoder.blobs)
+        content["blobs"] = layout.places
+        buffers: Callable[[], Iterable[memoryview]]
+        here = wait or not self._fits(staging.size_of(layout))
+        if here:
+            buffers = partial(packing.buffers, layout, encoder.blobs)
+        else:
+            staged = self._stage.stage(layout, encoder.blobs)
+            encoder.blobs.clear()
 
-            def write() -> tuple[Manifest, int]:
-                since = self.store.begin()
-                body = self._write(encoder, content)
-                new = body["new_bytes"]
-                body |= {**note, "complete": complete, "seconds": time.monotonic() - began}
-                try:
-                    return self.store.commit(KIND, self.name, step, body, since=since), new
-                except errors.StepExists:
-                    return self._settle(step, body["digest"]), 0
+            def buffers() -> Iterable[memoryview]:
+                return staged
 
+        def write() -> CheckpointInfo:
+            with self._lock:
+                return self._save(step, content, buffers, note, began)
+
+        return self._start(step, write, began, here=here)
+
+    def prepare(self, state: dict[Any, Any]) -> None:
+        """Get the memory for saves of such a state ready, in the background.
+
+        Else the first `save(…, wait=False)` does, while the training waits.
+        """
+        encoder = Encoder()
+        encoder.encode(dict(state), "state")
+        size = staging.size_of(packing.plan(encoder.blobs))
+        if self._fits(size):
+            self._stage.prepare(size)
+
+    def wait(self) -> None:
+        """Until what was begun by `save(…, wait=False)` is committed. Raises what went wrong."""
+        pending = self._pending
+        if pending is not None:
+            pending.result()
+
+    def _fits(self, size: int) -> bool:
+        """Whether a copy of the state may be made; else the training waits for the whole save."""
+        more = size - self._stage.nbytes
+        return more <= 0 or more <= psutil.virtual_memory().available * STAGE_SHARE
+
+    def _start(
+        self, step: int, write: Callable[[], CheckpointInfo], began: float, *, here: bool
+    ) -> Saving:
+        saving = Saving(step, write)
+        if not here:
+            self._pending = saving
+        saving.start(here=here)
+        saving.stall_s = time.monotonic() - began
+        return saving
+
+    def _await_pending(self) -> None:
+        """Let the save before this one end. What went wrong with it is said, if nobody was told."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        error = pending.exception()
+        if error is not None and not pending.told:
+            warnings.warn(
+                f"checkpoint {self.name!r}: step {pending.step} was not saved: {error}",
+                stacklevel=4,
+            )
+
+    def _save(
+        self,
+        step: int,
+        content: dict[str, Any],
+        buffers: Callable[[], Iterable[memoryview]],
+        note: dict[str, Any],
+        began: float,
+    ) -> CheckpointInfo:
+        def write() -> tuple[Manifest, int]:
+            since = self.store.begin()
+            body, segments = self._write(content, buffers(), since)
+            new = body["new_bytes"]
+            body |= {**note, "seconds": time.monotonic() - began}
             try:
-                try:
-                    made, new_bytes = write()
-                except errors.Collected:  # a prune came in between: what is missing goes again
-                    made, new_bytes = write()
-            except errors.Damaged:
-                # The committed step cannot be loaded: ours takes its place.
-                self.store.discard(KIND, self.name, step)
+                made = self.store.commit(KIND, self.name, step, body, since=since)
+            except errors.StepExists:
+                made, new = self._settle(step, body["digest"]), 0
+            self._known.learn(segments, since)
+            return made, new
+
+        try:
+            try:
                 made, new_bytes = write()
-            self.tidy()
-        return info_of(made, new_bytes, time.monotonic() - began)
+            except errors.Collected:  # a prune came in between: what is missing goes again
+                self._known.forget()
+                made, new_bytes = write()
+        except errors.Damaged:
+            # The committed step cannot be loaded: ours takes its place.
+            self._known.forget()
+            self.store.discard(KIND, self.name, step)
+            made, new_bytes = write()
+        self.tidy()
+        seconds = time.monotonic() - began
+        return replace(info_of(made), new_bytes=new_bytes, seconds=seconds)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Known]:
+        """For a save that does not go by `_save`: no other writes meanwhile."""
+        with self._lock:
+            yield self._known
 
     def tidy(self) -> None:
         """Remove what `keep` does not want."""
         if self.keep is not None:
             self._remove(self.keep)
 
-    def _write(self, encoder: Encoder, content: dict[str, Any]) -> dict[str, Any]:
+    def _write(
+        self, content: dict[str, Any], buffers: Iterable[memoryview], since: int
+    ) -> tuple[dict[str, Any], list[Segment]]:
         """Upload the chunks; returns the body that names them."""
-        layout = packing.plan([blob.nbytes for blob in encoder.blobs])
-        refs = self.store.put_buffers(packing.buffers(layout, encoder.blobs))
-        segments, taken = [], 0
-        for segment in layout.segments:
-            count = chunks_of(segment.size)
-            segments.append([str(ref) for ref in refs[taken : taken + count]])
-            taken += count
-        text = canonical({**content, "blobs": layout.places})
-        digest = blake3(canonical([segments, blake3(text).hexdigest()])).hexdigest()
-        inline: Any = {**content, "blobs": layout.places}
+        segments = self._known.write(buffers, since)
+        refs = [ref for segment in segments for ref in segment.refs]
+        names = [[str(ref) for ref in segment.refs] for segment in segments]
+        inline: Any = {**content, "xxh3": [segment.text() for segment in segments]}
+        text = canonical(inline)
+        digest = blake3(canonical([names, blake3(text).hexdigest()])).hexdigest()
         if len(text) > INLINE:
             content_refs = self.store.put_buffers([text])
             refs = refs + content_refs
             inline = [str(ref) for ref in content_refs]
-        return {
+        body = {
             "format": FORMAT,
-            "segments": segments,
+            "segments": names,
             "content": inline,
             "digest": digest,
             "bytes": sum(ref.size for ref in refs),
             # The same content twice in one state is uploaded once.
             "new_bytes": sum({ref.hash: ref.size for ref in refs if ref.new}.values()),
         }
+        return body, segments
 
     def _settle(self, step: int, digest: str) -> Manifest:
         """The step that was committed first, if it holds the same; StepExists if it does not.
@@ -245,7 +396,7 @@ class Checkpoints:
         from mlcloud.checkpoint.distributed import StoreWriter
 
         note = {"metric": _encode_note(metric, "metric"), "extra": _encode_note(extra, "extra")}
-        return StoreWriter(self.store, self.name, step, note=note, committed=lambda _: self.tidy())
+        return StoreWriter(self.store, self.name, step, note=note, committed=self.tidy)
 
     def reader(self, step: int | None = None) -> StoreReader:
         """`dcp.load(state, storage_reader=checkpoints.reader())`, on every rank.
@@ -265,18 +416,33 @@ class Checkpoints:
 
         With `step=None`, the newest that loads completely: a damaged one is passed over, with a
         warning. What `state` does not name stays in the store. The global random generators are
-        set to where they were. Raises NoCheckpoint, Damaged, or UsageError when `state` does not
-        fit, and then nothing was changed.
+        set to where they were.
+
+        Raises NoCheckpoint, UsageError when `state` does not fit, Damaged when chunks are missing
+        or cut short: then nothing was changed. Large arrays are read to where they belong and
+        checked there; when one turns out to be damaged and no other step loads either, Damaged
+        says that the state was partly overwritten.
 
         In a `torch.distributed` group, each rank has to call for a state that holds shards, and
-        all come to the same step or the same error. Any number of ranks can restore a step; the
-        random generators go on where there are as many ranks as saved it.
+        all come to the same step or the same error; nothing is overwritten then before all ranks
+        have all of it. Any number of ranks can restore a step; the random generators go on where
+        there are as many ranks as saved it.
         """
         if _in_shards(state):
             from mlcloud.checkpoint import collective
 
+            self._ended()
             return collective.load(self, state, step)
-        loaded = self.read(step)
+        target = Target(state)
+        try:
+            loaded = self._find(step, partial(self._read, only=state, into=target))
+        except errors.Damaged as error:
+            if not target.touched:
+                raise
+            raise errors.Damaged(
+                f"{error}. Arrays of the state hold parts of it now: make the state anew before "
+                "you go on with it"
+            ) from error
         apply(loaded, state, self.name)
         return loaded.info.step
 
@@ -285,17 +451,29 @@ class Checkpoints:
         state: dict[Any, Any] = plain(self.read(step).state)
         return state
 
-    def read(self, step: int | None = None) -> Loaded:
-        """A step, verified and decoded. With None, the newest that is undamaged."""
+    def read(self, step: int | None = None, *, only: Collection[Any] | None = None) -> Loaded:
+        """A step, verified and decoded. With None, the newest that is undamaged.
+
+        `only`: these entries of the state; what belongs to others alone is not read.
+        """
+        return self._find(step, partial(self._read, only=only))
+
+    def _ended(self) -> None:
+        """Let a save that goes on end: what was just saved is the newest."""
+        if self._pending is not None:
+            self._pending.exception()
+
+    def _find(self, step: int | None, read: Callable[[int], Loaded]) -> Loaded:
+        self._ended()
         if step is not None:
-            return self._read(step)
+            return read(step)
         steps = self.steps()
         if not steps:
             raise errors.NoCheckpoint(f"no step of {self.name!r} in the store at {self.store.url}")
         why: list[str] = []
         for candidate in reversed(steps):
             try:
-                loaded = self._read(candidate)
+                loaded = read(candidate)
             except (errors.Damaged, errors.NoCheckpoint) as error:
                 why.append(str(error))
                 continue
@@ -316,19 +494,42 @@ class Checkpoints:
         )
         context.report({"type": "fell_back", "from": newest, "to": step, "why": why}, self._report)
 
-    def _read(self, step: int) -> Loaded:
+    def _read(
+        self,
+        step: int,
+        only: Collection[Any] | None = None,
+        into: Target | None = None,
+    ) -> Loaded:
+        """`into`: whose arrays may be read to directly, once it is clear that all fits."""
+        since = self.store.begin()
         made = self.store.manifest(KIND, self.name, step)
         info = info_of(made)
         if made.body["format"] == SHARDED:
-            return self._read_sharded(made, info)
+            return self._read_sharded(made, info, only)
         try:
-            segments = [[ChunkRef.parse(text) for text in refs] for refs in made.body["segments"]]
             content = made.body["content"]
             if isinstance(content, list):
                 text = self.store.get_buffer([ChunkRef.parse(ref) for ref in content])
                 content = json.loads(bytes(text))
+            names = made.body["segments"]
+            digests = content.get("xxh3") or [""] * len(names)
+            segments = [Segment.parse(*both) for both in zip(names, digests, strict=True)]
             places = [(int(s), int(o), int(n)) for s, o, n in content["blobs"]]
-            memory = [self._segment(refs) for refs in segments]
+            tree = content["tree"] if only is None else _only(content["tree"], only)
+            wanted = _numbers([tree, content["random"], content.get("start")])
+            ready: dict[int, memoryview] = {}
+            if into is not None:
+                outline = Outline()
+                live = live_places(into.state, outline.decode(tree), outline.numbers)
+                ready = {
+                    places[number][0]: view
+                    for number, view in live.items()
+                    if view.nbytes == places[number][2] >= packing.SMALL
+                }
+            needed = {places[number][0] for number in wanted}
+            new = {n: arrays.allocate(segments[n].nbytes) for n in needed - ready.keys()}
+            self._fetch(segments, new)
+            memory = ready | new
 
             def blob(number: int) -> memoryview:
                 segment, offset, size = places[number]
@@ -343,24 +544,75 @@ class Checkpoints:
                 return part
 
             decoder = Decoder(blob)
-            tree, random = decoder.decode(content["tree"]), decoder.decode(content["random"])
-            return Loaded(info, tree, plain(random), plain(decoder.decode(content.get("start"))))
+            state, random = decoder.decode(tree), decoder.decode(content["random"])
+            loaded = Loaded(info, state, plain(random), plain(decoder.decode(content.get("start"))))
+            if into is not None and ready:
+                self._fetch_live(step, state, into, segments, ready)
+        except errors.MLCloudError:
+            raise
         except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
             raise errors.Damaged(
                 f"step {step} of {self.name!r} in the store at {self.store.url} is no checkpoint "
                 f"that this mlcloud reads: {type(error).__name__}: {error}"
             ) from error
+        with self._lock:
+            # A step from before the key was given, or changed, is not what new ones may rest on.
+            if made.sealed == self.store.sealed:
+                self._known.learn(segments, since)
+            else:
+                self._known.forget()
+        return loaded
 
-    def _read_sharded(self, made: Manifest, info: CheckpointInfo) -> Loaded:
+    def _read_sharded(
+        self, made: Manifest, info: CheckpointInfo, only: Collection[Any] | None
+    ) -> Loaded:
         from mlcloud.checkpoint import whole
         from mlcloud.checkpoint.sharding import parse
 
         where = f"step {made.step} of {made.name!r} in the store at {self.store.url}"
-        state, random, start = whole.read(self.store, parse(self.store, made.body, where))
+        step = parse(self.store, made.body, where)
+        state, random, start = whole.read(self.store, step, only)
         return Loaded(info, state, random, start, sharded=True)
 
-    def _segment(self, refs: list[ChunkRef]) -> memoryview:
-        return self.store.get_buffer(refs, into=arrays.allocate(_size(refs)))
+    def _fetch_live(
+        self,
+        step: int,
+        state: dict[Any, Any],
+        into: Target,
+        segments: Sequence[Segment],
+        memory: dict[int, memoryview],
+    ) -> None:
+        """Read to where it belongs what is large, once it is clear that all is there and fits."""
+        restore.check(into.state, state, f"step {step} of {self.name!r}")
+        missing = self.store.missing(ref for number in memory for ref in segments[number].refs)
+        if missing:
+            raise errors.Damaged(
+                f"chunk {missing[0].hash} of the store at {self.store.url} is missing or cut short"
+            )
+        into.touched = True
+        self._fetch(segments, memory)
+
+    def _fetch(self, segments: Sequence[Segment], memory: dict[int, memoryview]) -> None:
+        """Read segments, verified, each to its memory."""
+        checked = {
+            number: self._verify_by == "xxh3" and bool(segments[number].blocks) for number in memory
+        }
+        tasks = [
+            task
+            for number, view in memory.items()
+            if not checked[number]
+            for task in _tasks(segments[number].refs, view)
+        ]
+        for _ in self.store.fill(tasks):
+            pass
+        quick = (
+            part
+            for number, view in memory.items()
+            if checked[number]
+            for part in parts(segments[number], view)
+        )
+        for _ in self.store.read_parts(quick):
+            pass
 
     # --- looking and tidying ----------------------------------------------------------------------
 
@@ -378,6 +630,23 @@ class Checkpoints:
                 yield info_of(self.store.manifest(KIND, self.name, step))
             except (errors.Damaged, errors.NoCheckpoint) as error:
                 warnings.warn(f"checkpoint {self.name!r}: {error}", stacklevel=3)
+
+    def overview(self, last: int | None = 20) -> Series:
+        """The newest `last` steps (None: all) with sizes, what was new, age and metric.
+
+        A table in a notebook, and by `print`; a step whose manifest cannot be read is one of its
+        lines. Of a long series the metric's curve takes a sample, so that few manifests are read.
+        """
+        from mlcloud.checkpoint.overview import overview
+
+        return overview(self, last)
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        try:
+            series = self.overview()
+        except errors.MLCloudError as error:  # a cell's end is no place to fail
+            return {"text/plain": f"{self!r}\n{type(error).__name__}: {error}"}
+        return {"text/plain": repr(series), "text/html": series._repr_html_()}
 
     def verify(self, step: int | None = None) -> list[str]:
         """Read every chunk of a step, or of all; returns what is wrong, in words."""
@@ -432,15 +701,67 @@ class Checkpoints:
         """The names whose values differ between two steps, and by how much at most."""
         return differences(self.load(before), self.load(after))
 
-    def export(self, path: str | Path, step: int | None = None, *, part: str | None = None) -> Path:
-        """Write the tensors of a step to a `.safetensors` or `.pt` file for other tools.
+    def export(
+        self,
+        path: str | Path,
+        step: int | None = None,
+        *,
+        part: str | None = None,
+        format: Literal["safetensors", "pt", "dcp"] | None = None,
+    ) -> Path:
+        """Write a step for other tools; returns the path, where it appears whole or not at all.
 
-        `part` takes one entry of the state, `part="model"`; without it names are dotted,
-        `model.layer.weight`. A `.pt` file is a pickle, as torch makes it.
+        `.safetensors` takes its tensors and arrays, `.pt` and `.pth` its state dicts (a pickle, as
+        torch makes it), and a path without suffix becomes a folder that
+        `torch.distributed.checkpoint.load` reads; `format` says so where the name does not. `part`
+        takes one entry of the state, `part="model"`; without it names are dotted,
+        `model.layer.weight`. A file is replaced, a folder that holds something never.
         """
         from mlcloud.checkpoint.export import export
 
-        return export(self.load(step), Path(path), part)
+        loaded = self.read(step)
+        notes = {"step": str(loaded.info.step)}
+        if loaded.info.metric is not None:
+            notes["metric"] = repr(loaded.info.metric)
+        return export(plain(loaded.state), path, part, format, notes)
+
+    def import_from(
+        self,
+        path: str | Path,
+        step: int | None = None,
+        *,
+        part: str | None = None,
+        metric: float | None = None,
+        extra: dict[str, Any] | None = None,
+        format: Literal["safetensors", "pt", "dcp"] | None = None,
+    ) -> CheckpointInfo:
+        """Commit as a step what another tool wrote: a `.safetensors` file, a `.pt` file, a folder
+        of `torch.distributed.checkpoint`, or one of Hugging Face's safetensors.
+
+        `part="model"` makes it that entry of the state, for `restore({"model": model})`; without it
+        the file's own entries are the state's. `step` and `metric` are those that an export noted
+        in the file; else the step after the newest, and none. Random generators are left alone when
+        it is restored.
+
+        No code of the file's is run: a `.pt` file that needs more than torch's safe unpickler
+        knows is refused. Raises NotImportable for what is damaged, or is none of these, and
+        StepExists; then nothing was committed.
+        """
+        from mlcloud.checkpoint.importing import read
+
+        found = read(path, part, format)
+        if step is None:
+            step = found.step if found.step is not None else max(self.steps(), default=-1) + 1
+        if metric is None:
+            metric = found.metric
+        saving = self.begin_save(
+            found.state, step, metric=metric, extra=extra, random={}, wait=True
+        )
+        return saving.result()
+
+
+def _again(url: str, name: str, keep: Keep | None, verify: Any) -> Checkpoints:
+    return Checkpoints(url, name, keep=keep, verify=verify)
 
 
 def apply(loaded: Loaded, state: dict[Any, Any], name: str) -> None:
@@ -468,10 +789,8 @@ def _in_shards(state: Any) -> bool:
     return collective.concerns(state)
 
 
-def info_of(
-    made: Manifest, new_bytes: int | None = None, seconds: float | None = None
-) -> CheckpointInfo:
-    """What a manifest says. `new_bytes` and `seconds` where this process knows better."""
+def info_of(made: Manifest) -> CheckpointInfo:
+    """What a manifest tells of its step. Raises Damaged, and StoreError for a newer format."""
     body = made.body
     if isinstance(body.get("format"), int) and body["format"] > SHARDED:
         raise errors.StoreError(
@@ -483,8 +802,8 @@ def info_of(
         return CheckpointInfo(
             made.step,
             int(body["bytes"]),
-            int(body["new_bytes"]) if new_bytes is None else new_bytes,
-            float(body["seconds"]) if seconds is None else seconds,
+            int(body["new_bytes"]),
+            float(body["seconds"]),
             made.created,
             decoder.decode(body["metric"]),
             plain(decoder.decode(body["extra"])),
@@ -508,5 +827,28 @@ def _no_blobs(number: int) -> memoryview:
     raise KeyError(number)
 
 
-def _size(refs: list[ChunkRef]) -> int:
-    return sum(ref.size for ref in refs)
+def _tasks(refs: Sequence[ChunkRef], into: memoryview) -> Iterator[tuple[ChunkRef, memoryview]]:
+    at = 0
+    for ref in refs:
+        yield ref, into[at : at + ref.size]
+        at += ref.size
+
+
+def _only(tree: Any, keys: Collection[Any]) -> Any:
+    """The tree of a state with some of its entries."""
+    decoder = Decoder(_no_blobs)
+    return {**tree, "v": [pair for pair in tree["v"] if decoder.decode(pair[0]) in keys]}
+
+
+def _numbers(node: Any) -> set[int]:
+    """The blobs that a tree names."""
+    found, todo = set[int](), [node]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, list):
+            todo.extend(node)
+        elif isinstance(node, dict):
+            if "at" in node:
+                found.add(int(node["at"]))
+            todo.extend(node.values())
+    return found

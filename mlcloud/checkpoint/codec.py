@@ -5,11 +5,12 @@
                    └──► blobs  the bytes of tensors, arrays and long strings, by that number
     tree + blobs ── decode ──► plain data, with `ObjectState` where an object stood
 
-What has `state_dict()` and `load_state_dict()` is replaced by its state dict, at any depth. JSON's
-own null, booleans, whole numbers, finite floats, strings and lists stand for themselves; everything
-else is an object with a tag under "$" (`_TAGS` below). Floats come back bit for bit: JSON's
-shortest decimal form is exact for finite ones, the others are kept as hex. Dicts are lists of
-pairs, so that keys keep their type and order (optimizers use whole numbers as keys).
+Objects are replaced by their state, at any depth (`objects`): what has `state_dict()` and
+`load_state_dict()`, generators, fitted estimators, dataclasses, members of enums. JSON's own null,
+booleans, whole numbers, finite floats, strings and lists stand for themselves; everything else is
+an object with a tag under "$" (`_TAGS` below). Floats come back bit for bit: JSON's shortest
+decimal form is exact for finite ones, the others are kept as hex. Dicts are lists of pairs, so that
+keys keep their type and order (optimizers use whole numbers as keys).
 
 Bytes are taken when the blob is written, not when it is found: a state on a GPU is copied to the
 host one tensor at a time. Tensors that are the same memory (tied weights) are one blob.
@@ -19,16 +20,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import math
 import struct
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlcloud import errors
-from mlcloud.checkpoint import arrays, randomness
+from mlcloud.checkpoint import arrays, estimators, objects, randomness, scalars
 from mlcloud.checkpoint.arrays import Blob
 from mlcloud.store.manifest import canonical
 
@@ -46,15 +48,20 @@ _FACTORIES: dict[str, Callable[[], Any] | None] = {
     "int": int,
     "float": float,
     "str": str,
+    "odict": OrderedDict,
 }
 
 
 @dataclass
 class ObjectState:
-    """The state of an object that is restored in place: `how` it was asked for, and the state."""
+    """The state of an object that is restored in place: `how` it was asked for, and the state.
+
+    `made` is for `restore`: what it made of the state before it changes anything.
+    """
 
     how: str
     state: Any
+    made: Any = field(default=None, compare=False, repr=False)
 
 
 class Encoder:
@@ -64,9 +71,13 @@ class Encoder:
         self.blobs: list[Blob] = []
         self._seen: dict[tuple[Any, ...], int] = {}
         self._open: set[int] = set()
+        self._frozen: set[int] = set()
+        self._part = ""
 
     def encode(self, value: Any, path: str) -> Any:
         """JSON for a value. Raises NotCheckpointable, naming the place below `path`."""
+        if not self._open:
+            self._part = path
         kind = type(value)
         if value is None or kind is bool:
             return value
@@ -103,6 +114,9 @@ class Encoder:
             return self._items(value, path)
         if kind is tuple:
             return {"$": "tuple", "v": self._items(value, path)}
+        if issubclass(kind, tuple) and kind.__bases__ == (tuple,) and hasattr(kind, "_fields"):
+            names = {"$": "named", "name": kind.__name__, "fields": list(kind._fields)}
+            return {**names, "v": self._items(value, path)}
         if kind is deque:
             return {"$": "deque", "max": value.maxlen, "v": self._items(value, path)}
         if kind in (set, frozenset):
@@ -131,14 +145,35 @@ class Encoder:
         array = arrays.encode(value, self._blob, refuse)
         if array is not None:
             return array
-        stateful = randomness.state_of(value)
-        if stateful is not None:
-            how, state = stateful
-            return {"$": "object", "how": how, "v": self.encode(state, path)}
-        if has_state_dict(value):
-            state = self.encode(value.state_dict(), f"{path}.state_dict()")
-            return {"$": "object", "how": "state_dict", "v": state}
+        small = scalars.encode(value, refuse)
+        if small is not None:
+            return small
+        how = objects.how_of(value)
+        if how is not None:
+            return {"$": "object", "how": how, "v": self._object(value, how, path, refuse)}
+        if kind.__module__.startswith("pandas."):
+            raise _refuse(path, value, "is pandas' (save .to_numpy() or .to_dict('list') of it)")
         raise _refuse(path, value, "has no form that can be saved safely")
+
+    def _object(self, value: Any, how: str, path: str, refuse: arrays.Refuse) -> Any:
+        if how == "state_dict":
+            self._frozen |= arrays.frozen(value)
+            return self.encode(value.state_dict(), f"{path}.state_dict()")
+        kind = type(value).__qualname__
+        if how == "dataclass":
+            fields = [
+                [name, self.encode(each, f"{path}.{name}")]
+                for name, each in objects.fields(value).items()
+            ]
+            pairs = [["class", kind], ["fields", {"$": "dict", "v": fields}]]
+            return {"$": "dict", "v": pairs}
+        if how == "enum":
+            state: Any = {"class": kind, "name": value.name, "value": value.value}
+        elif how in estimators.KINDS:
+            state = estimators.state_of(value, how, refuse)
+        else:
+            state = randomness.state_of(value, how)
+        return self.encode(state, path)
 
     def _items(self, values: Iterable[Any], path: str) -> list[Any]:
         return [self.encode(value, f"{path}[{i}]") for i, value in enumerate(values)]
@@ -151,6 +186,8 @@ class Encoder:
                     path, key, "is a key, and only plain scalars and tuples of them can be"
                 )
             below = f"{path}[{_spell(key)}]"
+            if path == "state":  # an entry of it
+                self._part = below
             pairs.append([self.encode(key, below), self.encode(value, below)])
         return pairs
 
@@ -161,6 +198,8 @@ class Encoder:
         """The number of a blob; one number for one `key`."""
         if key is not None and key in self._seen:
             return self._seen[key]
+        still = key is not None and key[1] in self._frozen
+        blob.group = f"{self._part} frozen" if still else self._part
         self.blobs.append(blob)
         number = len(self.blobs) - 1
         if key is not None:
@@ -202,12 +241,16 @@ class Decoder:
         tag = node["$"]
         if tag in ("tensor", "array"):
             # Same memory when saved, same object when loaded.
-            key = (tag, node["at"], node["dtype"], tuple(node["shape"]))
+            key = (tag, node["at"], str(node["dtype"]), tuple(node["shape"]))
             if key not in self._made:
                 self._made[key] = arrays.decode(node, self._blob(node["at"]))
             return self._made[key]
-        if tag in ("numpy", "size", "dtype", "device"):
+        if tag in ("numpy", "npdtype", "size", "dtype", "device", "lazy"):
             return arrays.decode(node, None)
+        if tag == "sparse":
+            return arrays.decode_sparse(node, [self._decode(part) for part in node["parts"]])
+        if tag in scalars.TAGS:
+            return scalars.decode(node)
         return _TAGS[tag](self, node)
 
     def _data(self, node: dict[str, Any]) -> bytes:
@@ -217,6 +260,9 @@ class Decoder:
 
     def _list(self, node: dict[str, Any]) -> list[Any]:
         return [self._decode(item) for item in node["v"]]
+
+    def _named(self, node: dict[str, Any]) -> Any:
+        return _namedtuple(node["name"], tuple(node["fields"]))._make(self._list(node))
 
     def _dict(self, node: dict[str, Any]) -> dict[Any, Any]:
         return {self._decode(key): self._decode(value) for key, value in node["v"]}
@@ -236,6 +282,7 @@ _TAGS: dict[str, Callable[[Decoder, dict[str, Any]], Any]] = {
     "bytes": lambda self, node: self._data(node),
     "bytearray": lambda self, node: bytearray(self._data(node)),
     "tuple": lambda self, node: tuple(self._list(node)),
+    "named": Decoder._named,
     "deque": lambda self, node: deque(self._list(node), node["max"]),
     "set": lambda self, node: set(self._list(node)),
     "frozenset": lambda self, node: frozenset(self._list(node)),
@@ -247,26 +294,53 @@ _TAGS: dict[str, Callable[[Decoder, dict[str, Any]], Any]] = {
 }
 
 
+class Outline(Decoder):
+    """Decodes a tree without its blobs: arrays have their shape and type, and any content.
+
+    `numbers` has the blob of each by the id of what stands for it. Keep it while these are used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(lambda number: memoryview(b""))
+
+    @property
+    def numbers(self) -> dict[int, int]:
+        return {id(value): key[1] for key, value in self._made.items()}
+
+    def _data(self, node: dict[str, Any]) -> bytes:
+        return b"" if "at" in node else super()._data(node)
+
+
+@functools.lru_cache(maxsize=256)
+def _namedtuple(name: str, fields: tuple[str, ...]) -> Any:
+    """A class like the saved one: nothing is imported. It takes no names but identifiers."""
+    return namedtuple(name, fields)
+
+
 def plain(value: Any) -> Any:
-    """A decoded value without `ObjectState`: state dicts stand where objects stood."""
+    """A decoded value without `ObjectState`: plain data stands where objects stood.
+
+    That is the state dict; the fields of a dataclass; the value of an enum's member; for an
+    estimator, its class's name and the bytes in its library's own format.
+    """
     if isinstance(value, ObjectState):
-        return plain(value.state)
+        if value.how == "dataclass":
+            return plain(value.state["fields"])
+        return plain(value.state["value"] if value.how == "enum" else value.state)
     if type(value) in (list, deque):
         for i, item in enumerate(value):
             value[i] = plain(item)
     elif isinstance(value, dict):
         for key, item in value.items():
             value[key] = plain(item)
-    elif type(value) is tuple:
-        return tuple(plain(item) for item in value)
+    elif type(value) is tuple or (isinstance(value, tuple) and hasattr(value, "_make")):
+        return same_tuple(value, (plain(item) for item in value))
     return value
 
 
-def has_state_dict(value: Any) -> bool:
-    """True for an object (not a class) with `state_dict()` and `load_state_dict()`."""
-    return not isinstance(value, type) and all(
-        callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")
-    )
+def same_tuple(like: Any, items: Iterable[Any]) -> Any:
+    """The items in a tuple, or in a named tuple of the same class."""
+    return like._make(items) if hasattr(like, "_make") else tuple(items)
 
 
 def _is_key(key: Any) -> bool:
@@ -274,8 +348,10 @@ def _is_key(key: Any) -> bool:
         return all(_is_key(item) for item in key)
     if key is None or type(key) in (bool, int, float, complex, str, bytes):
         return True
+    if type(key) in scalars.HASHABLE:
+        return True
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(key, numpy.generic) and key.dtype.kind in "biuf"
+    return numpy is not None and isinstance(key, numpy.generic) and key.dtype.kind in "biufcSUMm"
 
 
 def _spell(key: Any) -> str:

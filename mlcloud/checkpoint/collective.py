@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
@@ -31,6 +32,7 @@ from mlcloud.checkpoint.checkpoints import CheckpointInfo, info_of
 from mlcloud.checkpoint.codec import plain
 from mlcloud.checkpoint.distributed import StoreReader, StoreWriter, sharded
 from mlcloud.checkpoint.items import Value
+from mlcloud.checkpoint.segments import Known
 from mlcloud.checkpoint.sharding import Sharded
 from mlcloud.checkpoint.whole import ENTRIES, OWN, RANDOM, REST
 
@@ -54,8 +56,22 @@ def save(
     step: int,
     note: dict[str, Any],
     start: dict[str, Any] | None,
+    random: dict[str, Any] | None,
 ) -> CheckpointInfo:
     """Commit the state as `step`; called on every rank. `note` and `start` are rank 0's."""
+    with checkpoints.alone() as known:
+        return _save(checkpoints, state, step, note, start, random, known)
+
+
+def _save(
+    checkpoints: Checkpoints,
+    state: dict[Any, Any],
+    step: int,
+    note: dict[str, Any],
+    start: dict[str, Any] | None,
+    random: dict[str, Any] | None,
+    known: Known,
+) -> CheckpointInfo:
     still: set[str] = set()
 
     def prepare() -> dict[str, Any]:
@@ -77,7 +93,9 @@ def save(
         if dist.get_rank() == 0:
             made[REST] = Value(rest, "state")
             made[ENTRIES] = Value({"kinds": kinds, "start": start}, "state")
-        made[f"{RANDOM}{dist.get_rank()}"] = Value(randomness.capture(), "random")
+        made[f"{RANDOM}{dist.get_rank()}"] = Value(
+            randomness.capture() if random is None else random, "random"
+        )
         return made
 
     content = together(prepare)
@@ -89,7 +107,8 @@ def save(
             step,
             note=note,
             frozen=frozenset(still),
-            committed=lambda _: checkpoints.tidy(),
+            known=known,
+            committed=checkpoints.tidy,
         )
         with agreed():
             dcp_save(content, storage_writer=writer)
@@ -98,13 +117,15 @@ def save(
     try:
         writer = write()
     except errors.Collected:  # on all ranks: what is missing goes again
+        known.forget()
         writer = write()
-    return first(lambda: info_of(_made(writer), writer.new_bytes))
+    writer.learn()
 
+    def info() -> CheckpointInfo:
+        assert writer.made is not None
+        return replace(info_of(writer.made), new_bytes=writer.new_bytes)
 
-def _made(writer: StoreWriter) -> Any:
-    assert writer.made is not None
-    return writer.made
+    return first(info)
 
 
 # --- restoring ------------------------------------------------------------------------------------

@@ -48,19 +48,10 @@ from mlcloud import errors
 from mlcloud.checkpoint import items, packing, regions
 from mlcloud.checkpoint.checkpoints import KIND, SHARDED
 from mlcloud.checkpoint.codec import Decoder
-from mlcloud.checkpoint.items import Slot
 from mlcloud.checkpoint.regions import Region
-from mlcloud.checkpoint.sharding import (
-    Chunk,
-    Item,
-    Place,
-    Run,
-    Sharded,
-    describe,
-    parse,
-)
-from mlcloud.store import CHUNK_BYTES, Store
-from mlcloud.store.blocks import digests
+from mlcloud.checkpoint.segments import Known, Segment
+from mlcloud.checkpoint.sharding import Item, Place, Sharded, describe, parse
+from mlcloud.store import Store
 from mlcloud.store.manifest import Manifest
 
 
@@ -77,6 +68,7 @@ class Told:
 
     step: int | None
     suspects: frozenset[str] = frozenset()
+    since: int | None = None
 
 
 class StoreWriter(StorageWriter):
@@ -85,7 +77,8 @@ class StoreWriter(StorageWriter):
     Args:
         note: what else is in the manifest's body.
         frozen: names of tensors that do not change, which get slabs of their own.
-        committed: is called on the coordinator with the manifest.
+        known: what need not be put again.
+        committed: is called on the coordinator when the step is committed.
     """
 
     def __init__(
@@ -96,14 +89,18 @@ class StoreWriter(StorageWriter):
         *,
         note: dict[str, Any] | None = None,
         frozen: frozenset[str] = frozenset(),
-        committed: Callable[[Manifest], object] | None = None,
+        known: Known | None = None,
+        committed: Callable[[], object] | None = None,
     ) -> None:
         self.store, self.name, self.step = store, name, int(step)
         self.made: Manifest | None = None
         self.new_bytes = 0
         self._note = {"metric": None, "extra": None, "complete": False} | (note or {})
         self._frozen, self._committed = frozen, committed
-        self._since: int | None = None
+        self._known = Known(store) if known is None else known
+        self.segments: list[Segment] = []
+        self._since: int | None = None  # of this rank, and of the first of all
+        self._asked: int | None = None
         self._began = time.monotonic()
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -127,7 +124,7 @@ class StoreWriter(StorageWriter):
         self._since = self.store.begin()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        told = Told(self.step, self.store.take_suspects())
+        told = Told(self.step, self.store.take_suspects(), self._since)
         return dataclasses.replace(plan, storage_data=told)
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -135,60 +132,50 @@ class StoreWriter(StorageWriter):
         told = [plan.storage_data for plan in plans if isinstance(plan.storage_data, Told)]
         _agree({each.step for each in told})
         suspects = frozenset[str]().union(*(each.suspects for each in told))
+        # What a rank knows to be there was there when it looked.
+        self._asked = min(each.since for each in told if each.since is not None)
         return [dataclasses.replace(plan, storage_data=Told(self.step, suspects)) for plan in plans]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         if isinstance(plan.storage_data, Told):
             self.store.distrust(plan.storage_data.suspects)
         paths = plan.planner_data if isinstance(plan.planner_data, dict) else {}
-        slots: dict[tuple[str, bool], Slot] = {}
+        blobs: items.Blobs = []
         results = []
         for item in sorted(plan.items, key=items.order):
             fqn = item.index.fqn
             path = paths.get(fqn, (fqn,))
-            slot = slots.setdefault(
-                (str(path[0]) if len(path) > 1 else "", fqn in self._frozen), []
-            )
-            if item.type == WriteItemType.BYTE_IO:
-                written = items.other(item, planner, slot)
-            else:
-                written = items.tensor(item, planner, slot)
+            # Slabs of their own for each entry of the state, and for what is not trained of it.
+            part = str(path[0]) if len(path) > 1 else ""
+            group = f"{part} frozen" if fqn in self._frozen else part
+            write = items.other if item.type == WriteItemType.BYTE_IO else items.tensor
+            written = write(item, planner, blobs, group)
             results.append(WriteResult(item.index, written.nbytes, written))
-        for _, slot in sorted(slots.items()):
-            self._upload(slot)
+        assert self._since is not None
+        layout = packing.plan([blob for _, blob in blobs])
+        data = packing.buffers(layout, [blob for _, blob in blobs])
+        self.segments = self._known.write(data, self._since)
+        for (written, _), (segment, offset, _) in zip(blobs, layout.places, strict=True):
+            written.run, written.offset = self.segments[segment], offset
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
 
-    def _upload(self, slot: Slot) -> None:
-        """Put the blobs of a slot, and note where each lies."""
-        layout = packing.plan([blob.nbytes for _, blob in slot])
-        runs = [Run() for _ in layout.segments]
-        for (written, _), (segment, offset, _) in zip(slot, layout.places, strict=True):
-            written.run, written.offset = runs[segment], offset
-
-        def chunks() -> Iterator[tuple[Run, memoryview]]:
-            data = packing.buffers(layout, [blob for _, blob in slot])
-            for run, view in zip(runs, data, strict=True):
-                for at in range(0, view.nbytes, CHUNK_BYTES):
-                    yield run, view[at : at + CHUNK_BYTES]
-
-        def put(task: tuple[Run, memoryview]) -> tuple[Run, Chunk]:
-            return task[0], Chunk(self.store.put_chunk(task[1]), digests(task[1]))
-
-        for run, chunk in self.store.each(put, chunks()):
-            run.chunks.append(chunk)
+    def learn(self) -> None:
+        """This rank's chunks are named by a step now."""
+        if self._since is not None:
+            self._known.learn(self.segments, self._since)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         body = describe(self.store, metadata, results)
         body |= self._note | {"seconds": time.monotonic() - self._began}
         try:
-            self.made = self.store.commit(KIND, self.name, self.step, body, since=self._since)
+            self.made = self.store.commit(KIND, self.name, self.step, body, since=self._asked)
             self.new_bytes = body["new_bytes"]
         except errors.StepExists:
             self.made = self._settle(body["digest"])
         if self._committed is not None:
-            self._committed(self.made)
+            self._committed()
 
     def _settle(self, digest: str) -> Manifest:
         """The step that was there, if it is the same. A damaged one is removed."""

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from mlcloud import errors
-from mlcloud.checkpoint.codec import has_state_dict
+from mlcloud.checkpoint.objects import has_state_dict
 
 Kind = Literal["module", "optimizer", "object", "data"]
 

@@ -20,10 +20,11 @@ from mlcloud import errors
 from mlcloud.checkpoint import regions
 from mlcloud.checkpoint.arrays import Blob
 from mlcloud.checkpoint.codec import Encoder
-from mlcloud.checkpoint.sharding import Run, Written
+from mlcloud.checkpoint.segments import Segment
+from mlcloud.checkpoint.sharding import Written
 
-#: What goes into slabs together: where each blob was put is noted in its `Written`.
-Slot = list[tuple[Written, Blob]]
+#: What a rank writes: where each blob was put is noted in its `Written`.
+Blobs = list[tuple[Written, Blob]]
 
 
 @dataclasses.dataclass
@@ -41,7 +42,7 @@ def order(item: WriteItem) -> tuple[str, tuple[int, ...]]:
     return item.index.fqn, tuple(item.index.offset or ())
 
 
-def tensor(item: WriteItem, planner: SavePlanner, slot: Slot) -> Written:
+def tensor(item: WriteItem, planner: SavePlanner, blobs: Blobs, group: str) -> Written:
     data = item.tensor_data
     assert data is not None
     nbytes = math.prod(data.chunk.sizes) * data.properties.dtype.itemsize
@@ -67,12 +68,12 @@ def tensor(item: WriteItem, planner: SavePlanner, slot: Slot) -> Written:
             )
         return regions.memory(flat)
 
-    written = Written(Run(), 0, nbytes, axis)
-    slot.append((written, Blob(nbytes, bytes_of)))
+    written = Written(Segment([]), 0, nbytes, axis)
+    blobs.append((written, Blob(nbytes, bytes_of, group)))
     return written
 
 
-def other(item: WriteItem, planner: SavePlanner, slot: Slot) -> Written:
+def other(item: WriteItem, planner: SavePlanner, blobs: Blobs, group: str) -> Written:
     path = f"state[{item.index.fqn!r}]"
     lookup = getattr(planner, "lookup_object", None)
     if lookup is not None:
@@ -89,11 +90,12 @@ def other(item: WriteItem, planner: SavePlanner, slot: Slot) -> Written:
                 f"{path} ({type(value).__name__}) is an object with a state: put its state_dict() "
                 "into the state, or save by Checkpoints.save"
             )
-    written = Written(Run(), 0, len(json.dumps(tree)), tree=tree)
+    written = Written(Segment([]), 0, len(json.dumps(tree)), tree=tree)
     for blob in encoder.blobs:
-        place = Written(Run(), 0, blob.nbytes)
+        place = Written(Segment([]), 0, blob.nbytes)
         written.blobs.append(place)
-        slot.append((place, blob))
+        blob.group = group
+        blobs.append((place, blob))
     return written
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mlcloud.checkpoint.arrays import is_array, sparse_parts
+
 SHOWN = 60  # characters of a plain value
 
 
@@ -51,7 +53,7 @@ def differences(before: Any, after: Any) -> list[Difference]:
             found.append(Difference(name, "removed", _brief(old[name]), ""))
         elif name not in old:
             found.append(Difference(name, "added", "", _brief(new[name])))
-        elif not _same(old[name], new[name]):
+        elif not same(old[name], new[name]):
             most = _most(old[name], new[name])
             found.append(Difference(name, "changed", _brief(old[name]), _brief(new[name]), most))
     return found
@@ -68,53 +70,56 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _array(value: Any) -> bool:
-    """Whether it is a tensor or an array."""
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    return (numpy is not None and isinstance(value, numpy.ndarray)) or (
-        torch is not None and isinstance(value, torch.Tensor)
-    )
-
-
 def _row(name: str, value: Any) -> Row:
-    if not _array(value):
+    if not is_array(value):
         return Row(name, type(value).__name__, None, 0, _brief(value))
     kind = str(value.dtype).removeprefix("torch.")
-    return Row(name, kind, tuple(value.shape), int(value.nbytes))
+    nbytes = sum(part.nbytes for part in _parts(value))
+    return Row(name, kind, tuple(value.shape), int(nbytes))
 
 
 def _brief(value: Any) -> str:
-    if _array(value):
+    if is_array(value):
         kind = str(value.dtype).removeprefix("torch.")
         return f"{kind} {list(value.shape)}"
     text = repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
-def _same(a: Any, b: Any) -> bool:
-    if _array(a) and _array(b):
+def same(a: Any, b: Any) -> bool:
+    """Whether two plain values, tensors or arrays are equal in type and every bit."""
+    if is_array(a) and is_array(b):
         return (
             type(a) is type(b) and a.dtype == b.dtype and tuple(a.shape) == tuple(b.shape)
         ) and _bytes(a) == _bytes(b)
-    if _array(a) or _array(b) or type(a) is not type(b):
+    if is_array(a) or is_array(b) or type(a) is not type(b):
         return False
     if isinstance(a, float) and math.isnan(a):
         return math.isnan(b)
     return bool(a == b)
 
 
+def _parts(value: Any) -> list[Any]:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor) or value.layout is torch.strided:
+        return [value]
+    return sparse_parts(value)
+
+
 def _bytes(value: Any) -> bytes:
     """Its memory: NaNs that are the same bits are the same."""
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        flat = value.contiguous().reshape(-1)
-        value = flat.view(torch.uint8).numpy() if flat.numel() else flat.to(torch.uint8).numpy()
-    made: bytes = value.tobytes()
+    made = b""
+    for part in _parts(value):
+        if torch is not None and isinstance(part, torch.Tensor):
+            flat = part.detach().contiguous().reshape(-1)
+            part = flat.view(torch.uint8).numpy() if flat.numel() else flat.to(torch.uint8).numpy()
+        made += part.tobytes()
     return made
 
 
 def _most(a: Any, b: Any) -> float | None:
-    if not (_array(a) and _array(b)) or tuple(a.shape) != tuple(b.shape):
+    if not (is_array(a) and is_array(b)) or tuple(a.shape) != tuple(b.shape):
         return None
     try:
         torch = sys.modules.get("torch")

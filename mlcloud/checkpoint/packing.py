@@ -3,7 +3,10 @@
 A store pays for each write, so two hundred small optimizer states must not be two hundred files;
 and an unchanged weight should be found again in the next step, so large blobs are cut at places of
 their own. Hence: blobs below 1 MiB are packed, in order, into slabs of at most one chunk; the
-others are a segment each. The layout follows from the sizes alone.
+others are a segment each. The layout follows from sizes and groups alone.
+
+Blobs of different groups share no slab: what is frozen, what is trained and what an optimizer
+remembers change at different times, and a slab that is the same in the next step is not uploaded.
 """
 
 from __future__ import annotations
@@ -35,11 +38,12 @@ class Layout:
     segments: list[Segment]
 
 
-def plan(sizes: Sequence[int]) -> Layout:
+def plan(blobs: Sequence[Blob]) -> Layout:
     """Where each blob goes."""
     layout = Layout([], [])
-    slab: int | None = None
-    for number, size in enumerate(sizes):
+    slabs: dict[str, int] = {}
+    for number, blob in enumerate(blobs):
+        size, slab = blob.nbytes, slabs.get(blob.group)
         if size >= SMALL:
             layout.segments.append(Segment(size, [(number, 0)]))
             layout.places.append((len(layout.segments) - 1, 0, size))
@@ -50,6 +54,7 @@ def plan(sizes: Sequence[int]) -> Layout:
         if slab is None or offset + size > CHUNK_BYTES:
             layout.segments.append(Segment())
             slab, offset = len(layout.segments) - 1, 0
+            slabs[blob.group] = slab
         layout.segments[slab].size = offset + size
         layout.segments[slab].blobs.append((number, offset))
         layout.places.append((slab, offset, size))

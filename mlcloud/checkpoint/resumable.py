@@ -7,13 +7,17 @@
       item ─► body ─► asked for the next: the item is done ─► notice? due? ─► save ─► next item
     end ──► save, complete: the same execution run again restores the state and yields nothing
 
+The loop stands still while its state is copied, and goes on while a thread writes the copy; on a
+notice, and at the end, it waits until the step is committed.
+
 A step is the number of items done. State is saved only between items, never in the middle of one:
 `break` and exceptions save nothing, and the item they left is done again.
 
 A shuffled DataLoader draws its order when its iterator is made. So each checkpoint also holds the
 random state at the loop's begin; on resume the iterator is made under that one, the done items are
-skipped, and then the random state of the step is set. Ranges and sequences are indexed, so that
-skipping costs nothing.
+skipped, and then the random state of the step is set. Ranges and sequences are indexed, and an
+iterable that has `state_dict()` and `load_state_dict()` (torchdata's StatefulDataLoader, a
+streaming data set) is set to its place, so that skipping costs nothing.
 
 A save that fails in the middle is reported and tried again when the next is due: training is worth
 more than the save. At the end it is raised.
@@ -29,13 +33,16 @@ from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar
 
 from mlcloud import errors
-from mlcloud.checkpoint import context, randomness
+from mlcloud.checkpoint import context, objects, randomness
 from mlcloud.checkpoint.checkpoints import Checkpoints, apply
-from mlcloud.checkpoint.codec import Encoder
+from mlcloud.checkpoint.codec import Encoder, plain
 from mlcloud.checkpoint.context import DEFAULT_MEAN_TIME_TO_PREEMPTION_S, Loop, RunContext
+from mlcloud.checkpoint.saving import Saving
 from mlcloud.checkpoint.schedule import Every, Schedule
 
 T = TypeVar("T")
+#: Beside the random state at the loop's begin, `start` holds these, which are the step's.
+_OF_STEP = ("position", "generators_now")
 OWN_KEPT = 5  # steps of a series that the user did not make
 
 
@@ -49,7 +56,8 @@ def resumable(
     """Iterate over `iterable` from the last committed step on, and commit `state` on the way.
 
     Args:
-        iterable: gives the same items in the same order each time.
+        iterable: gives the same items in the same order each time, or has `state_dict()` and
+            `load_state_dict()` for its position.
         state: what to save and restore, by name: objects with `state_dict()`/`load_state_dict()`,
             tensors, arrays, lists, numbers. Restored in place.
         every: a number of steps, a duration (`"30s"`), or `"auto"`, which weighs the measured cost
@@ -112,28 +120,46 @@ class _Run(Generic[T]):
         self._saved: int | None = None
         self._notice = 0
         self._start: dict[str, Any] = {}
+        self._saving: Saving | None = None
+        self._reason_of_saving, self._saving_step, self._began = "", 0, 0.0
+        self._indexed = isinstance(iterable, Sequence) and not isinstance(iterable, (str, bytes))
+        self._positioned = not self._indexed and objects.has_state_dict(iterable)
 
     def items(self) -> Generator[T, None, None]:
         # An object that cannot be saved is said before the first item, not after an hour.
         Encoder().encode(dict(self._state), "state")
-        self._start = randomness.capture()
+        self._start = {**randomness.capture(), "generators": self._drawn()}
         done, items = self._resume()
+        if self._positioned:
+            Encoder().encode(self._iterable.state_dict(), "the iterable")  # type: ignore[attr-defined]
         length = _length(self._iterable)
-        loop = Loop(self._checkpoints.name, done)
-        for item in items:
-            if self._context is not None:
-                loop.step, loop.inner = done, 0
-                self._context.enter(loop)
-            try:
-                yield item
-            finally:
+        loop, prepared = Loop(self._checkpoints.name, done), False
+        try:
+            for item in items:
                 if self._context is not None:
-                    self._context.leave(loop)
-            done += 1
-            # After the last item the save at the end follows at once.
-            reason = self._reason(done) if done != length else None
-            if reason is not None:
-                self._try_save(done, reason)
+                    loop.step, loop.inner = done, 0
+                    self._context.enter(loop)
+                began = time.monotonic()
+                try:
+                    yield item
+                finally:
+                    if self._context is not None:
+                        self._context.leave(loop)
+                done += 1
+                self._schedule.ran(time.monotonic() - began, beside=self._saving is not None)
+                if not prepared:
+                    # Only now is there all that an optimizer remembers.
+                    prepared = True
+                    self._checkpoints.prepare(self._state)
+                self._look()
+                # After the last item the save at the end follows at once.
+                reason = self._reason(done) if done != length else None
+                if reason is not None:
+                    self._try_save(done, reason)
+        except BaseException:
+            self._join()  # `break`: what was begun is committed when the loop is left
+            raise
+        self._join()
         if self._saved is None or self._saved < done:
             self._save(done, "end", complete=True)
 
@@ -142,7 +168,7 @@ class _Run(Generic[T]):
     def _resume(self) -> tuple[int, Iterator[T]]:
         """Restore the newest step; returns it and an iterator over the items after it."""
         try:
-            loaded = self._checkpoints.read()
+            loaded = self._checkpoints.read(only=self._state)
         except errors.NoCheckpoint:
             return 0, iter(self._iterable)
         except errors.Damaged as error:
@@ -151,7 +177,9 @@ class _Run(Generic[T]):
             self._report({"type": "fell_back", "from": newest, "to": 0, "why": str(error)})
             return 0, iter(self._iterable)
         step = loaded.info.step
-        self._start = loaded.start or self._start
+        start = loaded.start or {}
+        begun = {name: each for name, each in start.items() if name not in _OF_STEP}
+        self._start = begun or self._start
         length = _length(self._iterable)
         if length is not None and step > length:
             warnings.warn(
@@ -161,23 +189,45 @@ class _Run(Generic[T]):
             )
         ended = loaded.info.complete if length is None else step >= length
         items: Iterator[T] = iter(())
-        if not ended:
-            items = self._after(step, loaded.start)
-        # The state is restored after skipping: skipped items may have used what is in it.
-        apply(loaded, self._state, self._checkpoints.name)
+        if not ended and self._positioned and "position" in start:
+            # Before: the state may hold the iterable too, whose iterator is made only once.
+            apply(loaded, self._state, self._checkpoints.name)
+            items = self._at(start)
+            randomness.put_back(loaded.random)
+        else:
+            if not ended:
+                items = self._after(step, start)
+            # The state is restored after skipping: skipped items may have used what is in it.
+            apply(loaded, self._state, self._checkpoints.name)
+        self._put_drawn(start.get("generators_now"))
         self._saved = step
         self._report({"type": "resumed", "step": step, "bytes": loaded.info.bytes})
         return step, items
 
-    def _after(self, step: int, start: dict[str, Any] | None) -> Iterator[T]:
-        if isinstance(self._iterable, Sequence) and not isinstance(self._iterable, (str, bytes)):
-            sequence = self._iterable
+    def _after(self, step: int, start: dict[str, Any]) -> Iterator[T]:
+        if self._indexed:
+            sequence: Any = self._iterable
             return (sequence[i] for i in range(step, len(sequence)))
-        if start:
-            randomness.put_back(start)
+        randomness.put_back(start)
+        self._put_drawn(start.get("generators"))
         items = iter(self._iterable)
         next(itertools.islice(items, step, step), None)
         return items
+
+    def _at(self, start: dict[str, Any]) -> Iterator[T]:
+        """An iterator of an iterable that knows its position."""
+        randomness.put_back(start)  # workers get the seeds that they had
+        self._put_drawn(start.get("generators"))
+        self._iterable.load_state_dict(start["position"])  # type: ignore[attr-defined]
+        return iter(self._iterable)
+
+    def _drawn(self) -> list[Any]:
+        """The states of the generators that the iterable draws from, if it has its own."""
+        return [randomness.state_of(each, kind) for each, kind in _generators(self._iterable)]
+
+    def _put_drawn(self, states: list[Any] | None) -> None:
+        for (each, kind), state in zip(_generators(self._iterable), states or [], strict=False):
+            randomness.put_state(each, kind, plain(state))
 
     # --- saving -----------------------------------------------------------------------------------
 
@@ -188,15 +238,22 @@ class _Run(Generic[T]):
         if notice is not None and deadline is not None and notice.number != self._notice:
             self._notice = notice.number
             left = (deadline - datetime.now(timezone.utc)).total_seconds()
-            cost = self._schedule.cost_s
-            if cost is None or cost <= left:
+            self._join()  # what is on its way comes first
+            takes = self._schedule.takes_s
+            if takes is None or takes <= left:
                 return "notice"
             self._failed(
-                f"step {done} is not saved on the notice: a save takes {cost:.1f} s and the node "
+                f"step {done} is not saved on the notice: a save takes {takes:.1f} s and the node "
                 f"goes away in {max(left, 0):.1f} s; the last committed step is {self._saved}"
             )
             return None
-        return "interval" if self._schedule.due(done, time.monotonic()) else None
+        if not self._schedule.due(done, time.monotonic()):
+            return None
+        if self._saving is not None:
+            if self._schedule.interval_s is not None:
+                return None  # one after the other, as fast as the store takes them
+            self._join()  # the user counts steps
+        return "interval"
 
     def _try_save(self, done: int, reason: str) -> None:
         try:
@@ -205,29 +262,62 @@ class _Run(Generic[T]):
             self._failed(f"step {done} could not be saved: {error}; training goes on")
 
     def _save(self, done: int, reason: str, *, complete: bool = False) -> None:
+        """Save here (`notice`, `end`), or begin to."""
         began = time.monotonic()
+        self._schedule.began(began)
+        start = {**self._start, "generators_now": self._drawn()}
+        if self._positioned:
+            start["position"] = self._iterable.state_dict()  # type: ignore[attr-defined]
+        wait = reason != "interval"
         try:
-            info = self._checkpoints.save_loop(
-                self._state, done, complete=complete, start=self._start
+            saving = self._checkpoints.begin_save(
+                self._state, done, complete=complete, start=start, wait=wait
             )
+        except errors.MLCloudError:
+            # A failed attempt costs time as well: it must not be repeated every second.
+            self._schedule.saved(time.monotonic() - began, time.monotonic() - began)
+            raise
+        saving.told = True  # by us
+        self._saving, self._began, self._reason_of_saving = saving, began, reason
+        if saving.done():
+            self._end_saving(saving)
+
+    def _look(self) -> None:
+        """Whether the save that goes on beside the loop has ended."""
+        if self._saving is not None and self._saving.done():
+            try:
+                self._end_saving(self._saving)
+            except errors.MLCloudError as error:
+                self._failed(
+                    f"step {self._saving_step} could not be saved: {error}; training goes on"
+                )
+
+    def _join(self) -> None:
+        if self._saving is not None:
+            self._saving.exception()
+            self._look()
+
+    def _end_saving(self, saving: Saving) -> None:
+        """What came of it. Raises what went wrong."""
+        self._saving, self._saving_step = None, saving.step
+        self._schedule.saved(saving.stall_s, saving.ended - self._began)
+        try:
+            info = saving.result()
         except errors.StepExists as error:
             # Another process of the same execution was here, such as one on a node that was given
             # up for dead. What it committed is as good a place to resume from as ours.
             self._failed(str(error))
             return
-        finally:
-            # A failed attempt costs time as well: it must not be repeated every second.
-            now = time.monotonic()
-            self._schedule.saved(now - began, now)
-        self._saved = done
+        self._saved = saving.step
         self._report(
             {
                 "type": "checkpoint",
-                "step": done,
+                "step": saving.step,
                 "bytes": info.bytes,
                 "new_bytes": info.new_bytes,
                 "seconds": info.seconds,
-                "reason": reason,
+                "stall": saving.stall_s,
+                "reason": self._reason_of_saving,
             }
         )
 
@@ -244,3 +334,13 @@ def _length(iterable: Any) -> int | None:
         return len(iterable)
     except TypeError:
         return None
+
+
+def _generators(iterable: Any) -> list[tuple[Any, str]]:
+    """A loader's own generators, each with its kind; samplers may share the loader's."""
+    batches = getattr(iterable, "batch_sampler", None)
+    owners = [iterable, getattr(iterable, "sampler", None), batches]
+    owners.append(getattr(batches, "sampler", None))
+    found = {id(each): each for each in (getattr(owner, "generator", None) for owner in owners)}
+    kinds = ((each, randomness.kind_of(each)) for each in found.values())
+    return [(each, kind) for each, kind in kinds if kind is not None]

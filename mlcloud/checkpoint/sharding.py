@@ -1,7 +1,7 @@
 """A sharded step in JSON: what torch pickles as `.metadata`, without pickle.
 
-    {"format": 2, "chunks": ["blake3:<hash>:<size>", …], "blocks": "…" or ["blake3:…", …],
-     "content": {…} or ["blake3:…", …], "digest": "…", "bytes": …, …}     the rest as in format 1
+    {"format": 3, "chunks": ["blake3:<hash>:<size>", …], "blocks": "…" or ["blake3:…", …],
+     "content": {…} or ["blake3:…", …], "digest": "…", "bytes": …, …}   more: `checkpoints`
 
 `blocks` holds the digests of the chunks' blocks (`store.blocks`), one chunk after the other, as
 base64 or, when long, in chunks. `content` moves into chunks of its own too:
@@ -42,6 +42,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from mlcloud import errors
 from mlcloud.checkpoint.checkpoints import INLINE, SHARDED
 from mlcloud.checkpoint.codec import Decoder, Encoder
+from mlcloud.checkpoint.segments import Segment
 from mlcloud.store import CHUNK_BYTES, ChunkRef, Store, chunks_of
 from mlcloud.store.blocks import BLOCK_BYTES, DIGEST_BYTES
 from mlcloud.store.manifest import canonical
@@ -57,18 +58,11 @@ class Chunk:
     blocks: bytes
 
 
-@dataclass(eq=False)
-class Run:
-    """Chunks that one rank wrote one after the other; all but the last are full."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-
-
 @dataclass
 class Written:
     """Where a rank put an item: what a writer tells the coordinator. `tree`: of an object."""
 
-    run: Run
+    run: Segment
     offset: int
     nbytes: int
     axis: int = 0
@@ -126,7 +120,7 @@ def describe(
     def place(of: Written) -> list[int]:
         if id(of.run) not in firsts:
             firsts[id(of.run)] = len(chunks)
-            chunks.extend(of.run.chunks)
+            chunks.extend(Chunk(ref, blocks) for ref, blocks in of.run.pairs())
         return [firsts[id(of.run)], of.offset, of.nbytes, of.axis]
 
     found = {result.index: result.storage_data for each in results for result in each}

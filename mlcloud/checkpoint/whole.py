@@ -6,7 +6,7 @@ named by the model's names is given to torch's setters, which find the parameter
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -28,18 +28,23 @@ REST, ENTRIES, RANDOM = f"{OWN}rest", f"{OWN}entries", f"{OWN}random:"
 _NAMED = {"module", "optimizer"}
 
 
-def read(store: Store, step: Sharded) -> tuple[dict[Any, Any], dict[str, Any], Any]:
-    """(state, random states, start) of a step. Raises Damaged."""
+def read(
+    store: Store, step: Sharded, only: Collection[Any] | None = None
+) -> tuple[dict[Any, Any], dict[str, Any], Any]:
+    """(state, random states, start) of a step, with `only` some entries of it. Raises Damaged."""
+    keys = None if only is None else {str(key) for key in only}
     rest = value(store, step, REST) or {}
     about = value(store, step, ENTRIES) or {"kinds": [], "start": None}
     nested: dict[str, Any] = {}
-    for name, item in _all(store, step):
+    for name, item in _all(store, step, keys):
         set_element(nested, path_of(step, name), item)
     kinds = [(key, str(kind)) for key, kind in about["kinds"]]
     known = {str(key) for key, _ in kinds}
     kinds += [(name, "data") for name in nested if name not in known]
     state = {}
     for key, kind in kinds:
+        if only is not None and key not in only:
+            continue
         if kind == "rest":
             state[key] = rest[key]
             continue
@@ -75,12 +80,17 @@ def path_of(step: Sharded, name: str) -> tuple[Any, ...]:
     return tuple(path) if isinstance(path, list | tuple) and path else (name,)
 
 
-def _all(store: Store, step: Sharded) -> Iterator[tuple[str, Any]]:
+def _all(store: Store, step: Sharded, keys: set[str] | None) -> Iterator[tuple[str, Any]]:
     places: dict[MetadataIndex, Place] = step.metadata.storage_data or {}
     made: dict[str, torch.Tensor] = {}
+    names = [
+        (name, what)
+        for name, what in step.metadata.state_dict_metadata.items()
+        if not name.startswith(OWN) and (keys is None or str(path_of(step, name)[0]) in keys)
+    ]
 
     def wanted() -> Iterator[Region]:
-        for name, what in step.metadata.state_dict_metadata.items():
+        for name, what in names:
             if not isinstance(what, TensorStorageMetadata):
                 continue
             dtype = what.properties.dtype
@@ -93,11 +103,8 @@ def _all(store: Store, step: Sharded) -> Iterator[tuple[str, Any]]:
                 yield Region(place, [0] * len(shard.sizes), dtype, target)
 
     regions.read(store, step, wanted())
-    for name in step.metadata.state_dict_metadata:
-        if name in made:
-            yield name, made[name]
-        elif not name.startswith(OWN):
-            yield name, plain(value(store, step, name))
+    for name, _ in names:
+        yield name, made[name] if name in made else plain(value(store, step, name))
 
 
 def _numpy(view: memoryview) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlcloud.client.tables import table
 from mlcloud.models import Boundary
 from mlcloud.units import format_bytes
+from mlcloud.widgets.tables import table
 
 LONG = 60
 

@@ -21,7 +21,7 @@ from blake3 import blake3
 from mlcloud.client.connection import Connection, error_in
 from mlcloud.client.progress import Progress
 from mlcloud.client.transfer import STEP_BYTES, Count, Piece, Transfer
-from mlcloud.errors import Damaged
+from mlcloud.errors import Damaged, NotFound
 from mlcloud.values.digests import chunk_digests, pieces, whole
 from mlcloud.values.memory import fresh
 from mlcloud.values.messages import Blob, Group
@@ -76,7 +76,10 @@ def _send(connection: Connection, every: dict[str, Piece], title: str) -> None:
 def download(
     connection: Connection, groups: Iterable[Group], objects: dict[str, list[str]]
 ) -> Inbox:
-    """Fetch the blobs that did not travel along. Raises `ConnectionFailed`, `Damaged`."""
+    """Fetch the blobs that did not travel along. Raises `ConnectionFailed`, `Damaged`.
+
+    What the store has no more, since nobody came for it in days, `take` raises `NotFound` for.
+    """
     inbox = Inbox()
     left: list[Piece] = []
     names: list[str] = []
@@ -86,16 +89,27 @@ def download(
                 left += inbox.expect(blob, objects[blob.digest])
                 names += [name for name in group.names if name not in names]
     if left:
-        total = sum(len(piece.memory) for piece in left)
-        with Progress(f"fetching {_listed(names)}", total) as progress:
-            _Download(connection, left, progress).run()
+        try:
+            _fetch(connection, left, names)
+        except NotFound:
+            gone = set(_missing(connection, map(_name, left)))
+            inbox.gone.update(name.partition(":")[0] for name in gone)
+            if there := [piece for piece in left if _name(piece) not in gone]:
+                _fetch(connection, there, names)
     return inbox
 
 
+def _fetch(connection: Connection, left: list[Piece], names: list[str]) -> None:
+    total = sum(len(piece.memory) for piece in left)
+    with Progress(f"fetching {_listed(names)}", total) as progress:
+        _Download(connection, left, progress).run()
+
+
 class Inbox:
-    """Blobs that arrived, each in memory of its own."""
+    """Blobs that arrived, each in memory of its own. `gone`: pieces that the store has no more."""
 
     def __init__(self) -> None:
+        self.gone: set[str] = set()
         self._memory: dict[int, tuple[Blob, memoryview]] = {}
 
     def expect(self, blob: Blob, names: list[str]) -> Iterator[Piece]:
@@ -113,7 +127,9 @@ class Inbox:
             start += size
 
     def take(self, blob: Blob) -> memoryview:
-        """The blob's bytes; the memory is the taker's from now on."""
+        """The blob's bytes; the memory is the taker's from now on. Raises `NotFound`."""
+        if not self.gone.isdisjoint(blob.chunks):
+            raise NotFound("the store does not keep it any more; it is in the session still")
         return self._memory.pop(id(blob))[1]
 
 

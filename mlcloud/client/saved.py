@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from mlcloud.client.tables import TABLE, table
 from mlcloud.models import SavedState, SessionInfo, Variable
 from mlcloud.units import format_bytes, format_seconds
+from mlcloud.widgets.tables import TABLE, table
 
 MOST_SHARES = 3
 

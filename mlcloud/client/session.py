@@ -190,11 +190,12 @@ class Session:
             display = Display(Here(result_hook=result_hook))
             shipment = self._prepare(code, display, wanted, options)
             done, answer = self._execute("cell", code, shipment, options, display, durable=durable)
-            if fresh or not answer.get("fresh_kernel"):
+            if fresh or not (answer.get("fresh_kernel") or done.get("ename") == "Collected"):
                 break
-            # The kernel was lost before anything of it was in the store: nothing ran, send it all.
-            self._side.reset()
-            self._labels.reset()
+            if answer.get("fresh_kernel"):
+                # It was lost before anything of it was in the store: nothing ran, send it all.
+                self._side.reset()
+                self._labels.reset()
         self._end(done, answer, display, quiet=quiet)
         return shipment
 
@@ -390,11 +391,14 @@ class Session:
 
     def _get(self, name: str, binding: int | None = None) -> Any:
         options = {"name": name, "binding": binding}
-        done, answer = self._execute("get", "", None, options, Display())
-        if done["status"] != "ok":
-            raise self._error(done, answer)
-        group = Group.from_wire(answer["group"]["wire"])
-        inbox = download(self._connection, [group], answer["group"]["objects"])
+        for again in (False, True):
+            done, answer = self._execute("get", "", None, options, Display())
+            if done["status"] != "ok":
+                raise self._error(done, answer)
+            group = Group.from_wire(answer["group"]["wire"])
+            inbox = download(self._connection, [group], answer["group"]["objects"])
+            if again or not inbox.gone:  # else it was removed from the store at that moment
+                break
         return self._side.open(group, inbox.take)
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -411,6 +415,8 @@ class Session:
             else:
                 namespace[name] = before
         done, answer = self._execute("load", "", shipment, {}, Display())
+        if done.get("ename") == "Collected":
+            done, answer = self._execute("load", "", shipment, {}, Display())
         if done["status"] != "ok":
             raise self._error(done, answer)
 

@@ -14,18 +14,22 @@ import msgpack
 
 from mlcloud import __version__
 from mlcloud.cluster.clouds.base import Instance
+from mlcloud.cluster.clouds.local import now
+from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.config import Settings
 from mlcloud.errors import MLCloudError, NotFound, StoreError
 from mlcloud.gateway.billing import Billing, is_worker
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
+from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
 from mlcloud.gateway.links import Links
 from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
+from mlcloud.gateway.upkeep import Upkeep
 from mlcloud.models import ClusterInfo, ExecutionInfo, NodeInfo
 from mlcloud.store import Signer, Store, load_or_create_key
 
@@ -63,6 +67,7 @@ class Gateway:
         self.cluster = EmbeddedCluster(settings, on_end=self._node_ended, on_attempt=self._attempt)
         self.billing = Billing(self.engine, self.cluster.cloud.offers())
         self.billing.recall(self.record.nodes(), self.cluster.cloud.instances())
+        self.preemptions = Preemptions()
         self.sessions = Sessions(
             Services(
                 engine=self.engine,
@@ -73,6 +78,8 @@ class Gateway:
                 snapshots=SnapshotLog(self.store, signer),
                 record=self.record,
                 lease=self.lease,
+                inputs=Inputs(self.store),
+                preemptions=self.preemptions,
                 store_url=settings.store_url,
                 ray_dir=settings.ray_dir,
                 idle_timeout_s=settings.idle_timeout.total_seconds(),
@@ -81,6 +88,7 @@ class Gateway:
                 snapshot_limits=settings.snapshot_limits,
             )
         )
+        self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
         self._on_idle = on_idle
         self._last_used = time.monotonic()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -88,7 +96,7 @@ class Gateway:
 
     def start(self) -> None:
         """Begin serving: the cluster comes up in the background."""
-        self.billing.see(self.cluster.cloud.instances())
+        self._see(self.cluster.cloud.instances())
         self.sessions.adopt_all()
         self._tasks = [
             asyncio.create_task(self.cluster.start()),
@@ -97,6 +105,7 @@ class Gateway:
             asyncio.create_task(self._keep_books()),
             asyncio.create_task(self._keep_record()),
             asyncio.create_task(self._keep_lease()),
+            asyncio.create_task(self.upkeep.run()),
         ]
 
     def used(self) -> None:
@@ -150,7 +159,7 @@ class Gateway:
     async def _keep_books(self) -> None:
         while True:
             await asyncio.sleep(BILLING_S)
-            self.billing.see(await asyncio.to_thread(self.cluster.cloud.instances))
+            self._see(await asyncio.to_thread(self.cluster.cloud.instances))
 
     async def _keep_record(self) -> None:
         """Into the store: a cell's end at once, what it shows within seconds, all every 30 s."""
@@ -213,8 +222,12 @@ class Gateway:
                 log.warning("whose session %s is could not be read: %s", session.id, error)
         self.lease.looked()
 
+    def _see(self, instances: list[Instance]) -> None:
+        self.billing.see(instances)
+        self.preemptions.see(instances, now())
+
     def _node_ended(self, instance: Instance) -> None:
-        self.billing.see(self.cluster.cloud.instances())
+        self._see(self.cluster.cloud.instances())
         self.sessions.on_node_end(instance)
 
     def _attempt(self, attempt: dict[str, Any]) -> None:

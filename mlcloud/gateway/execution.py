@@ -63,6 +63,12 @@ class Execution:
         return bool(self.shipment and self.shipment.get("wire", {}).get("groups"))
 
     @property
+    def objects(self) -> list[str]:
+        """The chunks of what comes with it and does not travel along, as `hash:size`."""
+        named = ((self.shipment or {}).get("objects") or {}).values()
+        return [chunk for chunks in named for chunk in chunks]
+
+    @property
     def ended(self) -> bool:
         return self.state in (
             ExecutionState.FINISHED,
@@ -70,7 +76,7 @@ class Execution:
             ExecutionState.FAILED,
         )
 
-    def request(self) -> bytes:
+    def request(self, mean_time_to_preemption_s: float) -> bytes:
         """What the kernel gets with the code."""
         packed: bytes = msgpack.packb(
             {
@@ -82,6 +88,7 @@ class Execution:
                 "name": self.options.get("name"),
                 "binding": self.options.get("binding"),
                 "cell": self.options.get("cell"),
+                "mean_time_to_preemption_s": mean_time_to_preemption_s,
             }
         )
         return packed

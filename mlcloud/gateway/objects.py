@@ -1,7 +1,8 @@
 """Objects: chunks of at most 16 MiB, named by the blake3 of their content, on their way to and from
 the store.
 
-    POST /v1/objects/missing   which of these are not there: one question for all that is to be sent
+    POST /v1/objects/missing   which of these are not there, or would not stay: one question for all
+                               that is to be sent
     PUT  /v1/objects/{digest}  body ─► a buffer of this process ─► hashed ─► the store, then visible
     GET  /v1/objects/{digest}  the store ─► body; who asked verifies the hash, as after any wire
 
@@ -154,7 +155,7 @@ def routes(store: Store) -> APIRouter:
     @router.post("/missing")
     async def missing_objects(names: ObjectNames) -> ObjectNames:
         refs = [_ref(name) for name in names.names]
-        missing = await asyncio.to_thread(store.missing, refs)
+        missing = await asyncio.to_thread(store.wanted, refs)
         return ObjectNames(names=[f"{ref.hash}:{ref.size}" for ref in missing])
 
     @router.head("/{digest}")

@@ -2,6 +2,7 @@
 
     tables ─ what is new ─► one chunk ─► manifests/records/<session id>/<n>.json   (signed)
     cloud's records ─────► manifests/records/cluster-<name>/<n>.json               every 30 s
+    closed long ago ─► what it cost ─► the only record that stays of it            `upkeep`
 
 The store is the record, the database its cache: a new head with an empty database reads all of it
 back (`rebuild`), and another cluster with the same store takes up a session whose own is gone
@@ -11,18 +12,19 @@ succeed, and the one that does not has lost the session.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
 import msgpack
-from sqlalchemy import Engine, delete, func, insert, select
+from sqlalchemy import Connection, Engine, delete, func, insert, select
 
 from mlcloud.cluster.offers import Offer
 from mlcloud.cost.ledger import NodeSpan
@@ -89,11 +91,7 @@ class Record:
                     db.executions.c.session_id == session_id, db.executions.c.changed == 1
                 )
             ).all()
-            spans = [
-                [each.id, each.kind, each.entry]
-                for each in connection.execute(select(db.ledger).where(db.ledger.c.id > entry))
-                if json.loads(each.entry)["session_id"] == session_id
-            ]
+            spans = _spans(connection, session_id, entry)
         session = _plain(row)
         body: dict[str, Any] = {"cluster": self.cluster, "session": session}
         if events or executions or spans:
@@ -105,8 +103,6 @@ class Record:
                 }
             )
             body["chunks"] = [str(ref) for ref in self._store.put_buffers([packed])]
-            # What cells bring is named here too, so that nobody takes it for left over.
-            body["objects"] = sorted({ref for each in executions for ref in _objects(each.request)})
         self._commit(session_id, step + 1, body)
         last = events[-1].seq if events else event
         mark = {
@@ -178,6 +174,63 @@ class Record:
         if step > 2:
             self._store.discard(KIND, name, step - 2)  # each has all of them
         self._nodes = plain
+
+    # --- sessions that are over -------------------------------------------------------------------
+
+    def closed(self, but: Collection[str] = ()) -> dict[str, datetime]:
+        """This cluster's closed sessions whose record is there in full; when it was written."""
+        found = {}
+        for session_id in self._store.names(KIND):
+            if session_id.startswith("cluster-") or session_id in but:
+                continue
+            *older, last = self._store.steps(KIND, session_id)
+            try:
+                latest = self._store.manifest(KIND, session_id, last, verify=self._signer.verify)
+            except Damaged as error:
+                log.warning("whether %s is closed cannot be read: %s", session_id, error)
+                continue
+            if latest.body["cluster"] != self.cluster:
+                continue
+            if latest.body.get("folded"):
+                for step in older:  # it was interrupted here
+                    self._store.discard(KIND, session_id, step)
+            elif latest.body["session"]["state"] == SessionState.CLOSED.value:
+                found[session_id] = latest.created
+            elif self._is_over(session_id):  # its end could not be recorded
+                with contextlib.suppress(Fenced):
+                    self.write(session_id)
+        return found
+
+    def _is_over(self, session_id: str) -> bool:
+        query = select(db.sessions.c.state).where(db.sessions.c.id == session_id)
+        with self._engine.connect() as connection:
+            return bool(connection.execute(query).scalar() == SessionState.CLOSED.value)
+
+    def fold(self, session_id: str) -> None:
+        """Of a closed session's record only what it cost stays, here and in the store."""
+        with self._lock:
+            *_, last = steps = self._store.steps(KIND, session_id)
+            session = self._read(session_id, last)["session"]
+            with self._engine.connect() as connection:
+                ledger = [each[1:] for each in _spans(connection, session_id)]
+            packed = msgpack.packb({"executions": [], "events": [], "ledger": ledger})
+            body = {"cluster": self.cluster, "session": session, "folded": True}
+            body["chunks"] = [str(ref) for ref in self._store.put_buffers([packed])]
+            self._commit(session_id, last + 1, body)
+            with self._engine.begin() as connection:
+                for table in _TABLES.values():
+                    connection.execute(delete(table).where(table.c.session_id == session_id))
+                recorded = db.recorded
+                connection.execute(
+                    recorded.update().where(recorded.c.id == session_id).values(step=last + 1)
+                )
+            for step in steps:
+                self._store.discard(KIND, session_id, step)
+            name = session["name"].partition("#")[0]
+            for step in self._store.steps(NAMES, name):
+                body = self._store.read(NAMES, name, step, verify=self._signer.verify)
+                if body["session_id"] == session_id:
+                    self._store.discard(NAMES, name, step)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -334,10 +387,13 @@ def _taken(cluster: Any) -> str:
     )
 
 
-def _objects(request: bytes) -> list[str]:
-    shipment, _ = msgpack.unpackb(request, strict_map_key=False)
-    named = ((shipment or {}).get("objects") or {}).values()
-    return [f"blake3:{chunk}" for chunks in named for chunk in chunks]
+def _spans(connection: Connection, session_id: str, after: int = 0) -> list[list[Any]]:
+    """The ledger's entries of a session: id, kind, entry."""
+    return [
+        [each.id, each.kind, each.entry]
+        for each in connection.execute(select(db.ledger).where(db.ledger.c.id > after))
+        if json.loads(each.entry)["session_id"] == session_id
+    ]
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -28,9 +28,11 @@ from typing import Any
 from sqlalchemy import Engine
 
 from mlcloud.cluster.clouds.local import now
+from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.cluster.shapes import HostRequest
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import (
+    Collected,
     Conflict,
     MLCloudError,
     SessionClosed,
@@ -40,6 +42,7 @@ from mlcloud.gateway import adoption, db, hosting, restoring
 from mlcloud.gateway.billing import Billing
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
+from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.journal import Journal
 from mlcloud.gateway.lease import Lease
 from mlcloud.gateway.links import HostError, Links
@@ -76,6 +79,8 @@ class Services:
     snapshots: SnapshotLog
     record: Record
     lease: Lease
+    inputs: Inputs
+    preemptions: Preemptions
     store_url: str
     ray_dir: Path
     idle_timeout_s: float
@@ -123,6 +128,7 @@ class Session:
         self.successor: asyncio.Task[LiveHost] | None = None
         self._work = asyncio.Event()
         self.turn = asyncio.Lock()
+        self.past = asyncio.Lock()  # none of its states goes while one is gone back to
         self.safe = asyncio.Event()
         self.unsafe: set[str] = set()  # executions that finished and are not in the store yet
         self.pending: dict[str, int] = {}  # bytes that they may have changed
@@ -153,7 +159,6 @@ class Session:
         """Queue an execution; the same id again is the same execution, and runs nothing twice."""
         if execution_id in self.known:
             return self.known[execution_id]
-        over = self.state in (SessionState.CLOSED, SessionState.FAILED)
         execution = Execution(
             execution_id,
             self.id,
@@ -166,7 +171,7 @@ class Session:
         )
         free = self._free_host()
         begin = None if free is None else self._mark_running(execution)
-        if over or not self.services.executions.add(execution, begin):
+        if self.over or not self.services.executions.add(execution, begin):
             known = self.services.executions.get(execution_id)
             if known is not None and known.session_id == self.id:
                 return known
@@ -180,6 +185,8 @@ class Session:
         self.known[execution_id] = execution
         if free is None or begin is None:
             self.queue.append(execution)
+            if execution.objects:  # it may wait for long
+                self.spawn(self._hold(execution))
         else:
             self.services.billing.ledger.append(begin)
             self.current, self.begun = execution, (free, self._send_off(execution, free))
@@ -433,7 +440,7 @@ class Session:
 
     def fenced(self, error: MLCloudError) -> None:
         """Another head has this session: nothing of it goes on here."""
-        if self.state in (SessionState.CLOSED, SessionState.FAILED):
+        if self.over:
             return
         log.error("session %s: %s", self.request.name, error)
         self.detail = str(error)
@@ -452,12 +459,14 @@ class Session:
             self.spawn(hosting.release(self, self.host))
 
     async def submit(self, host: LiveHost, execution: Execution) -> None:
-        if execution.brings_names:  # they are in the store before the cell starts
-            await self.write_record()
+        # In the store before the cell starts.
+        if execution.brings_names and not await self._keep_inputs(execution):
+            host.resolve(execution.id, {"status": "error"})
+            return
         try:
             await host.call(
                 "submit",
-                execution.request(),
+                execution.request(self.services.preemptions.mean_time_s(host.instance)),
                 execution.code,
                 execution.id,
                 bool(execution.options.get("allow_stdin")),
@@ -467,6 +476,27 @@ class Session:
             log.info("submitting %s failed: %s", execution.id, error)
             if isinstance(error, HostError):  # it said so itself: nothing of the cell has begun
                 host.lose(f"it could not take the cell: {error}")
+
+    async def _keep_inputs(self, execution: Execution) -> bool:
+        """What comes with it is recorded, and its objects named. False: some are gone, and so it
+        has ended."""
+        lost, _ = await asyncio.gather(self._hold(execution), self.write_record())
+        if lost is not None:
+            self.outcomes.finish_with(execution, lost)
+        return lost is None
+
+    async def _hold(self, execution: Execution) -> Collected | None:
+        """Name the objects that come with it in the store; why not, where some are gone."""
+        hold, objects = self.services.inputs.hold, execution.objects
+        if not objects:
+            return None
+        try:
+            await asyncio.to_thread(hold, self.id, execution.ordinal, objects)
+        except Collected as error:
+            return error
+        except MLCloudError as error:  # as for the record: the cell may run all the same
+            log.warning("what comes with %s could not be named: %s", execution.id, error)
+        return None
 
     async def _until_ended(
         self,
@@ -550,6 +580,11 @@ class Session:
 
     # --- small things -----------------------------------------------------------------------------
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended for good, here."""
+        return self.state in (SessionState.CLOSED, SessionState.FAILED)
+
     def place(self, host: LiveHost) -> str:
         return self.place_of(host.instance)
 
@@ -560,8 +595,7 @@ class Session:
         return f"{offer.instance_type} {offer.market} {offer.zone} ({price}{simulated})"
 
     def set_state(self, state: SessionState) -> None:
-        over = self.state in (SessionState.CLOSED, SessionState.FAILED)
-        if over and (state is not SessionState.CLOSED or self.state is state):
+        if self.over and (state is not SessionState.CLOSED or self.state is state):
             return
         self.state = state
         if state in (SessionState.IDLE, SessionState.BUSY):

@@ -17,6 +17,7 @@ from mlcloud.cluster.clouds.local import now
 from mlcloud.cluster.shapes import HostRequest, choose
 from mlcloud.errors import Conflict, MLCloudError, NotFound
 from mlcloud.gateway import db, environments, reshaping
+from mlcloud.gateway.inputs import WHEELS
 from mlcloud.gateway.session import Services, Session
 from mlcloud.models import SessionInfo, SessionRequest, SessionState, ShapeRequest
 from mlcloud.units import parse_duration, parse_gpu, parse_size
@@ -77,8 +78,18 @@ class Sessions:
         try:
             await asyncio.to_thread(self.services.record.name, session.request.name, session.id)
             await session.write_record()
+            await self._hold_wheels(session)
         except MLCloudError as error:
             log.warning("session %s could not be named in the store: %s", session.id, error)
+
+    async def _hold_wheels(self, session: Session) -> None:
+        """They are needed on each new node."""
+        spec = session.request.environment
+        names = [name for wheel in spec.wheels for name in wheel.objects] if spec else []
+        try:
+            await asyncio.to_thread(self.services.inputs.hold, session.id, WHEELS, names)
+        except MLCloudError as error:
+            log.warning("the wheels of session %s could not be named: %s", session.id, error)
 
     async def find(self, name: str) -> Session:
         """The session of this name, also of another cluster that is gone and had this store.
@@ -195,6 +206,7 @@ class Sessions:
             last_event=row.last_event,
             adopted_number=row.host_number,
         )
+        self._by_name[request.name].spawn(self._hold_wheels(self._by_name[request.name]))
 
     def on_notice(self, instance_id: str, deadline: datetime, kind: str) -> None:
         for session in self:

@@ -5,8 +5,8 @@
     fork    ─► a copy of it is committed as another session's first one
 
 The copy comes first: whatever dies meanwhile, the session comes up in the state that was asked for.
-Nothing is ever removed: what was given up is in the history still. A copy is a manifest: the chunks
-are the same.
+What was given up is in the history still. A copy is a manifest: the chunks are the same. Old states
+go in time (`retention`), but none that is being gone back to (`Session.past`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def restore(session: Session, step: int) -> Rewound:
         raise Conflict(
             f"session {session.request.name!r} is busy; interrupt the cell first, or wait for it"
         )
-    async with session.turn:
+    async with session.turn, session.past:
         await session.until_safe()
         body = await _read(session, step)
         session.ordinal += 1
@@ -101,6 +101,11 @@ async def fork(sessions: Sessions, session: Session, name: str, step: int | None
         raise Conflict(f"there is a session {name!r} already; choose another name, or close it")
     if session.current is None:
         await session.until_safe()
+    async with session.past:
+        return await _fork(sessions, session, name, step)
+
+
+async def _fork(sessions: Sessions, session: Session, name: str, step: int | None) -> Session:
     if step is not None:
         body: dict[str, Any] | None = await _read(session, step)
     else:

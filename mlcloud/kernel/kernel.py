@@ -59,7 +59,8 @@ from mlcloud.values.messages import Shipment
 from mlcloud.values.pickling import Enough, dump, up_to
 from mlcloud.values.scan import Stopped
 
-DEFAULT_PREEMPTION_S = 2 * 3600.0
+_MEAN_S = run_context.DEFAULT_MEAN_TIME_TO_PREEMPTION_S  # a gateway of before says none
+MOST_RETAKEN = 3
 MAX_PICKLED_BYTES = 1 << 20  # of an exception, or a result
 
 
@@ -115,6 +116,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self._inlet, self._outlet = inlet, outlet
         self._due: _Due | None = None
         self._busy, self._handled = False, 0
+        self._mean_s = _MEAN_S
+        self._retaken = 0  # in a row
 
     def start(self) -> None:
         super().start()
@@ -138,6 +141,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self._settle(request)
             self._saving.detach()
             self._request = request
+            self._mean_s = request.get("mean_time_to_preemption_s") or _MEAN_S
             content = parent["content"]
             reply = await self.do_execute(
                 content["code"], False, allow_stdin=content["allow_stdin"]
@@ -341,7 +345,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             series=f"{self.session_id}/{execution_id}",
             report=lambda event: self._publish("mlcloud_event", event, parent),
             notice=self.notice,
-            mean_time_to_preemption_s=DEFAULT_PREEMPTION_S,
+            mean_time_to_preemption_s=self._mean_s,
         )
         try:
             with run_context.use(context):
@@ -422,6 +426,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         """Nothing runs: save the state, unless that is done."""
         if self._due is not due:
             return
+        if self.occupied:  # by a cell that awaits
+            self._await_rest(due)
+            return
         try:
             self._take_snapshot(self._inlet.waits)
         except Stopped:
@@ -448,9 +455,17 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         def tell(content: dict[str, Any]) -> None:
             if body := content.get("body"):
                 body["labels"] = labels
+                self._retaken = 0
             content["execution_id"] = request["execution_id"]
             self._publish("mlcloud_snapshot", content, parent)
 
+        def again() -> bool:
+            self._retaken += 1
+            if self._retaken <= MOST_RETAKEN:
+                loop.call_soon_threadsafe(self._retake, request, parent)
+            return self._retaken <= MOST_RETAKEN
+
+        loop = asyncio.get_running_loop()
         labels = dict(self.shell.compile.labels)
         previous = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -462,11 +477,17 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 partial(self._tell_of, parent), together(self._runs), stop
             )
             self._runs.clear()
-            self._saving.start(taking, tell)
+            self._saving.start(taking, tell, again)
         except Exception as error:
             tell(failure(error))
         finally:
             signal.signal(signal.SIGINT, previous)
+
+    def _retake(self, request: dict[str, Any], parent: dict[str, Any]) -> None:
+        """What was to be saved was not, unless a cell that has run since saves it anyway."""
+        if self._due is None:
+            self._due = _Due(request, parent, must=True)
+            self._await_rest(self._due)
 
     # --- notices ----------------------------------------------------------------------------------
 

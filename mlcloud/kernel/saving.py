@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from mlcloud.errors import Collected
 from mlcloud.kernel.snapshot import Taking
 
 
@@ -21,18 +22,33 @@ class Saving:
         self._taking: Taking | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self, taking: Taking, tell: Callable[[dict[str, Any]], None]) -> None:
-        """Write it; `tell` hears how that ended."""
+    def start(
+        self,
+        taking: Taking,
+        tell: Callable[[dict[str, Any]], None],
+        again: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Write it; `tell` hears how that ended.
+
+        `again`: asked where chunks of it were removed meanwhile. If it says so, another one is
+        taken, and `tell` hears nothing of this one.
+        """
         self._taking = taking
         self._thread = threading.Thread(
-            target=self._write, args=(taking, tell), name="mlcloud-snapshot", daemon=True
+            target=self._write, args=(taking, tell, again), name="mlcloud-snapshot", daemon=True
         )
         self._thread.start()
 
     @staticmethod
-    def _write(taking: Taking, tell: Callable[[dict[str, Any]], None]) -> None:
+    def _write(
+        taking: Taking, tell: Callable[[dict[str, Any]], None], again: Callable[[], bool]
+    ) -> None:
         try:
             content = {"status": "ok", "body": taking.body()}
+        except Collected as error:
+            if again():
+                return
+            content = failure(error)
         except Exception as error:
             content = failure(error)
         tell(content)

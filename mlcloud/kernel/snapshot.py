@@ -18,11 +18,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import msgpack
 
-from mlcloud.errors import StoreError
+from mlcloud.errors import Collected
 from mlcloud.kernel import ambient
 from mlcloud.kernel.files import Files
 from mlcloud.kernel.namespace import RemoteSide
@@ -135,7 +135,10 @@ class Snapshots:
             since = self._store.begin()
             self._still_there(since)
             written = self._written(found, outgoing)
-            return {**self._describe(found, written), "since": since}
+            body = self._describe(found, written)
+            if not self._store.keeps(since, body):
+                self._gone()
+            return {**body, "since": since}
         except BaseException:
             self._names.undumped()
             raise
@@ -148,11 +151,14 @@ class Snapshots:
         blobs = [blob for group in self._saved.values() for blob in _blobs(group)]
         refs = [ChunkRef.parse(text) for blob in blobs for text in blob["chunks"]]
         if self._store.missing(refs):
-            self._saved = {}
-            raise StoreError(
-                "parts of the state saved before were removed from the store; with the next cell "
-                "all of it is saved again"
-            )
+            self._gone()
+
+    def _gone(self) -> NoReturn:
+        self._saved = {}
+        raise Collected(
+            "parts of the state saved before were removed from the store: all of it is to be saved "
+            "again"
+        )
 
     def _written(self, found: _Found, outgoing: Outgoing) -> dict[str, list[str]]:
         """The chunks of all blobs by digest."""

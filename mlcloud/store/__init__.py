@@ -2,12 +2,14 @@
 
 `Store(url)` holds immutable chunks, named by the hash of their content, and manifests, each of
 which commits one step. `store.py` tells the protocol, `manifest.py` the format, `backends.py` how
-each kind of place keeps the promise, `signing.py` who may vouch for a manifest.
+each kind of place keeps the promise, `signing.py` who may vouch for a manifest, `sealing.py` what
+is encrypted and how, `keys.py` where its key comes from.
 """
 
 from __future__ import annotations
 
 from mlcloud.store.blocks import Part
+from mlcloud.store.keys import new_key
 from mlcloud.store.manifest import ChunkRef, Manifest, refs_in
 from mlcloud.store.signing import Signer, load_or_create_key
 from mlcloud.store.store import CHUNK_BYTES, Store, Usage, chunks_of, join
@@ -23,5 +25,6 @@ __all__ = [
     "chunks_of",
     "join",
     "load_or_create_key",
+    "new_key",
     "refs_in",
 ]

@@ -17,6 +17,8 @@ and two writers that race there both believe they won.
 
 Backends raise plain `OSError`s (`FileExistsError`, `FileNotFoundError`, ENOSPC, …); `Store` turns
 them into `mlcloud.errors`. Transient remote errors are tried four times with exponential backoff.
+Credentials that have expired are looked for once more where they come from: an environment, a
+profile or a function that was renewed meanwhile is taken up without a new process.
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlcloud import errors
 from mlcloud.store.allocation import reserve
-from mlcloud.store.failures import is_transient, says_exists
+from mlcloud.store.failures import is_transient, says_exists, says_expired, says_only_no
+from mlcloud.store.options import Options
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 T = TypeVar("T")
+Connect = Callable[[bool], "tuple[AbstractFileSystem, str]"]
 
 #: Protocols whose `pipe_file(mode="create")` is decided by the server.
 CONDITIONAL = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
@@ -63,6 +67,7 @@ class Backend(ABC):
 
     parallel: int
     clock_s = 2.0  # by which times of files may be too early
+    in_place = False  # whether `read` fills `into` without a copy
 
     @abstractmethod
     def read(self, path: str, into: memoryview | None = None) -> bytes | memoryview:
@@ -119,6 +124,7 @@ class LocalBackend(Backend):
 
     parallel = 4
     clock_s = 0.0
+    in_place = True
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
@@ -249,8 +255,9 @@ class ConditionalBackend(Backend):
     parallel = 8
     attempts = 4
 
-    def __init__(self, connect: Callable[[], tuple[AbstractFileSystem, str]]) -> None:
+    def __init__(self, connect: Connect) -> None:
         self._connect = connect
+        self._fresh = False  # not an instance that was made with earlier credentials
         self._lock = threading.Lock()
         self._fs: tuple[int, AbstractFileSystem, str] | None = None
         self._decides = False  # the server was seen to refuse the second of two creates
@@ -264,8 +271,14 @@ class ConditionalBackend(Backend):
         pid = os.getpid()
         with self._lock:
             if self._fs is None or self._fs[0] != pid:
-                self._fs = (pid, *self._connect())
+                self._fs = (pid, *self._connect(self._fresh))
             return self._fs[1], self._fs[2]
+
+    def _renew(self, old: AbstractFileSystem) -> None:
+        """Connect anew, with the credentials of now, unless another thread has done so."""
+        with self._lock:
+            if self._fs is not None and self._fs[1] is old:
+                self._fs, self._fresh = None, True
 
     def _at(self, path: str) -> str:
         return f"{self._connected()[1].rstrip('/')}/{path}"
@@ -361,16 +374,34 @@ class ConditionalBackend(Backend):
             self._retry(lambda: self.fs.rm_file(self._at(path)))
 
     def _retry(self, call: Callable[[], T]) -> T:
-        for attempt in range(1, self.attempts + 1):
+        attempt, renewed = 1, False
+        while True:
+            fs: AbstractFileSystem | None = None
             try:
+                fs = self._connected()[0]
                 return call()
             except Exception as error:
                 if says_exists(error):
                     raise FileExistsError(errno.EEXIST, str(error)) from error
-                if attempt == self.attempts or not is_transient(error):
-                    raise
+                why = self._why(fs, error) if fs and says_only_no(error) else error
+                if says_expired(why) and fs and not renewed:
+                    renewed = True
+                    self._renew(fs)
+                    continue
+                if attempt == self.attempts or not is_transient(why):
+                    raise why from why.__cause__
             time.sleep(min(5.0, 0.2 * 4 ** (attempt - 1)) * (0.5 + random.random()))
-        raise AssertionError("unreachable")
+            attempt += 1
+
+    def _why(self, fs: AbstractFileSystem, error: Exception) -> Exception:
+        """The reason of a refusal that came without one, as those of HEAD requests do."""
+        try:
+            # A range, since for the whole of a file s3fs asks its size first, by HEAD.
+            fs.cat_file(self._at("marks/why"), start=0, end=1)
+        except Exception as told:
+            if not says_only_no(told) and not isinstance(told, FileNotFoundError):
+                return told
+        return error
 
 
 class MemoryBackend(ConditionalBackend):
@@ -388,8 +419,11 @@ class MemoryBackend(ConditionalBackend):
             self.fs.pipe_file(self._at(path), data)
 
 
-def open_backend(url: str) -> tuple[Backend, str]:
-    """The backend for a URL or a plain path, and the URL in its full form."""
+def open_backend(url: str, options: Options | None = None) -> tuple[Backend, str]:
+    """The backend for a URL or a plain path, and the URL in its full form.
+
+    `options` go to the filesystem of a cloud.
+    """
     match = re.match(r"^([a-z0-9+.-]+)://", url, re.IGNORECASE)
     protocol = match.group(1).lower() if match else "file"
     rest = url[match.end() :] if match else url
@@ -400,6 +434,8 @@ def open_backend(url: str) -> tuple[Backend, str]:
             "a store URL must not hold a password: it is shown and logged. Put the credentials "
             "where the cloud's own tools find them (environment, profile, instance role)"
         )
+    if options is not None and protocol not in CONDITIONAL:
+        raise errors.UsageError(f"store {url!r} takes no options: they are for a cloud's client")
     if protocol in {"file", "local"}:
         path = os.path.abspath(os.path.expanduser(rest))
         return LocalBackend(path), f"file://{path}"
@@ -410,14 +446,17 @@ def open_backend(url: str) -> tuple[Backend, str]:
             f"could both believe they committed. Use one of: {known}"
         )
 
-    def connect() -> tuple[AbstractFileSystem, str]:
+    def connect(fresh: bool) -> tuple[AbstractFileSystem, str]:
         try:
             from fsspec.core import url_to_fs
         except ImportError as error:
             raise errors.StoreError(f"store {url!r} needs fsspec: pip install fsspec") from error
         try:
+            given = {} if options is None else options.now()
+            if fresh:
+                given["skip_instance_cache"] = True
             # Listings must be fresh: another process commits steps while we run.
-            fs, root = url_to_fs(url, use_listings_cache=False)
+            fs, root = url_to_fs(url, **given, use_listings_cache=False)
         except ImportError as error:
             raise errors.StoreError(f"store {url!r} cannot be opened: {error}") from error
         return fs, str(root)

@@ -22,6 +22,7 @@ requests: nobody was told of that step, and a reader notices that it is damaged.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ GRACE_S = 24 * 3600.0
 ABANDONED_S = 900.0  # a sweep that is this old was left by a collector that died
 WAIT_S = 60.0  # that a writer waits for a sweep
 POLL_S = 0.2
+VIEW_S = 60.0  # so old a writer's look may be: much less than any grace
 BATCH = 64
 
 
@@ -72,6 +74,7 @@ class Collector:
         self._store = store
         self.seen: Phase | None = None
         self._first = -1
+        self._looked = 0.0
 
     @property
     def first(self) -> int:
@@ -87,6 +90,7 @@ class Collector:
 
     def look(self) -> Phase:
         """The newest step; one listing, and a read where it is another than before."""
+        self._looked = time.monotonic()
         newest = self._store.latest(KIND, NAME)
         if newest is None:
             self.seen = Phase()
@@ -103,6 +107,24 @@ class Collector:
         assert self.seen is not None
         return self.seen
 
+    def keep_in_view(self) -> None:
+        """Before a chunk is put: what is condemned is known, as of not long ago."""
+        _ = self.first
+        if time.monotonic() - self._looked > VIEW_S:
+            with contextlib.suppress(errors.StoreError):  # what is put next says so
+                self.look()
+
+    def settled(self, refs: Iterable[manifests.ChunkRef]) -> Phase:
+        """The newest step; waits while a sweep is about some of these chunks, within reason."""
+        refs = list(refs)
+        now, until = self.look(), time.monotonic() + WAIT_S
+        while now.phase == "sweeping" and any(ref.hash in now.condemned for ref in refs):
+            if time.monotonic() > until:
+                break
+            time.sleep(POLL_S)
+            now = self.look()
+        return now
+
     def is_condemned(self, hash_: str) -> bool:
         """Whether a chunk that is there may go: it is to be written anew, not taken as there."""
         seen = self.seen
@@ -114,12 +136,9 @@ class Collector:
         if now.step == since and now.phase != "sweeping":
             return True
         refs = manifests.refs_in(raw)
-        until = time.monotonic() + WAIT_S
-        while now.phase == "sweeping" and any(ref.hash in now.condemned for ref in refs):
-            if time.monotonic() > until:
-                return False  # it goes on, and may remove them yet
-            time.sleep(POLL_S)
-            now = self.look()
+        now = self.settled(refs)
+        if now.phase == "sweeping" and any(ref.hash in now.condemned for ref in refs):
+            return False  # it goes on, and may remove them yet
         return not self._store.missing(refs)
 
     # --- what collectors do -----------------------------------------------------------------------

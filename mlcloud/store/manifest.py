@@ -12,6 +12,11 @@ whose conditional create was refused reads the winner back and knows whether it 
 Bodies name chunks as strings, `blake3:<hash>:<size>` (`ChunkRef`), anywhere and at any depth. So
 whoever collects garbage or verifies a step finds the chunks of every kind of manifest without
 knowing its body.
+
+A store with a key (`sealing`) hides the body. Its manifests have format 2, the other fields in the
+clear, and this body, whose `objects` are the chunks that the hidden one names:
+
+    {"key": "<fingerprint>", "objects": ["blake3:<hash>:<size>", …], "sealed": "<base64>"}
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from blake3 import blake3
 from mlcloud import errors
 
 FORMAT = 1
+SEALED = 2
 
 #: More steps than any loop will see; twelve digits keep the names in the order of the numbers.
 MAX_STEP = 10**12 - 1
@@ -39,6 +45,7 @@ Verify = Callable[[bytes, str], bool]
 _REF = re.compile(r"blake3:([0-9a-f]{64}):([0-9]{1,9})")
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@=+-]{0,199}")
 _FIELDS = {"format", "id", "created", "kind", "name", "step", "body"}
+_SEALED_BODY = {"key": str, "objects": list, "sealed": str}
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class ChunkRef:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A committed step."""
+    """A committed step. `sealed`: the fingerprint of the key that its body takes, or empty."""
 
     kind: str
     name: str
@@ -73,12 +80,17 @@ class Manifest:
     created: datetime
     body: dict[str, Any]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    sealed: str = ""
+
+    @property
+    def created_text(self) -> str:
+        return self.created.astimezone(timezone.utc).isoformat(timespec="microseconds")
 
     def to_bytes(self, sign: Sign | None = None) -> bytes:
         content = {
-            "format": FORMAT,
+            "format": SEALED if self.sealed else FORMAT,
             "id": self.id,
-            "created": self.created.astimezone(timezone.utc).isoformat(timespec="microseconds"),
+            "created": self.created_text,
             "kind": self.kind,
             "name": self.name,
             "step": self.step,
@@ -118,9 +130,9 @@ def parse(
     if again != raw or checksum != blake3(plain).hexdigest():
         raise damaged("its checksum does not match")
     version = document.get("format")
-    if isinstance(version, int) and version > FORMAT:
+    if isinstance(version, int) and version > SEALED:
         raise errors.StoreError(
-            f"manifest {where} has format {version}, this mlcloud reads up to {FORMAT}: "
+            f"manifest {where} has format {version}, this mlcloud reads up to {SEALED}: "
             "upgrade mlcloud"
         )
     if set(document) != _FIELDS or not isinstance(document["body"], dict):
@@ -133,7 +145,23 @@ def parse(
         created = datetime.fromisoformat(document["created"])
     except (ValueError, TypeError) as error:
         raise damaged("its time is no time") from error
-    return Manifest(kind, name, step, created, document["body"], str(document["id"]))
+    body, sealed = document["body"], ""
+    if version == SEALED:
+        if {key: type(value) for key, value in body.items()} != _SEALED_BODY:
+            raise damaged("its body is not that of a sealed one")
+        sealed = body["key"]
+    return Manifest(kind, name, step, created, body, str(document["id"]), sealed)
+
+
+def body_of(text: bytes, where: str) -> dict[str, Any]:
+    """A body that was sealed, from its JSON."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise errors.Damaged(f"manifest {where} is damaged: what is sealed in it is no body")
+    return body
 
 
 def canonical(value: Any) -> bytes:

@@ -55,16 +55,8 @@ def load_or_create_key(path: str | os.PathLike[str]) -> bytes:
     """
     path = Path(path)
     if not path.exists():
-        _create(path)
-    try:
-        if os.name != "nt" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise errors.StoreError(
-                f"the signing key {path} can be read by others; run: chmod 600 {path} "
-                "(and make a new one if somebody may have read it)"
-            )
-        key = path.read_bytes()
-    except OSError as error:
-        raise errors.StoreError(f"the signing key {path} cannot be read: {error}") from error
+        write_private(path, secrets.token_bytes(KEY_BYTES), "the signing key")
+    key = read_private(path, "the signing key")
     if len(key) != KEY_BYTES:
         raise errors.StoreError(
             f"the signing key {path} is damaged: {len(key)} bytes, expected {KEY_BYTES}. Restore "
@@ -73,20 +65,37 @@ def load_or_create_key(path: str | os.PathLike[str]) -> bytes:
     return key
 
 
-def _create(path: Path) -> None:
+def read_private(path: Path, what: str) -> bytes:
+    """A secret file. Raises StoreError where others may read it, or it cannot be read."""
+    try:
+        if os.name != "nt" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise errors.StoreError(
+                f"{what} {path} can be read by others; run: chmod 600 {path} "
+                "(and make a new one if somebody may have read it)"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise errors.StoreError(f"{what} {path} cannot be read: {error}") from error
+
+
+def write_private(path: Path, data: bytes, what: str) -> bool:
+    """Write a secret file with mode 0600; False, and nothing is written, where there is one."""
     temp = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         # A link, not a rename: the first of several processes wins and all read its key.
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(temp, path)
+        except FileExistsError:
+            return False
+        return True
     except OSError as error:
-        raise errors.StoreError(f"the signing key {path} cannot be made: {error}") from error
+        raise errors.StoreError(f"{what} {path} cannot be made: {error}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             temp.unlink()

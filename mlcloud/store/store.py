@@ -20,30 +20,37 @@ Nothing here is pickled, and no credential is held: they come from the filesyste
 
 Chunks that no manifest names are removed by `prune` (`collector`), while others go on writing: a
 writer looks after its commit whether something was removed meanwhile.
+
+With a key (`keys`, `sealing`) chunks and the bodies of manifests are encrypted before they leave
+this process; marks, and what commits kinds, names and steps, are not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from blake3 import blake3
 
 from mlcloud import errors
 from mlcloud.store import manifest as manifests
+from mlcloud.store import sealing
 from mlcloud.store.backends import open_backend
 from mlcloud.store.blocks import Part, agrees
 from mlcloud.store.collector import GRACE_S, Collector, Pruned
 from mlcloud.store.collector import KIND as SWEEPS
-from mlcloud.store.failures import says_full
+from mlcloud.store.failures import causes, told
+from mlcloud.store.keys import KeySource, load_keys
 from mlcloud.store.manifest import ChunkRef, Manifest, Sign, Verify
+from mlcloud.store.options import Options, OptionsSource
 
 CHUNK_BYTES = 16 * 2**20
 
@@ -80,7 +87,8 @@ _STEP_FILE = re.compile(r"([0-9]{12})\.json")
 class Usage:
     """What lies in a store: counts, and bytes of the chunks.
 
-    `kinds`: the bytes that manifests of each kind name (what several name counts for each of them);
+    `kinds`: the bytes that manifests of each kind name (what several name counts for each of them),
+    as far as they are there;
     `unnamed`: those that none does, which `prune` removes.
     """
 
@@ -96,13 +104,27 @@ class Store:
 
     Args:
         url: a path, `file://`, `s3://`, `gs://`, `az://`, or `memory://` (tests).
+        key: seal what is written, and read what is sealed: 32 bytes, the name of a file that holds
+            them, `env:VARIABLE`, a function that gives them, or a list of these, of which the first
+            seals and all open (`keys.new_key` makes one). Steps that are not sealed are read too.
+        options: for the cloud's own client, a dict or a function that gives one (`options`).
 
     Methods may be called from several threads. They raise StoreFull when there is no room, Damaged
-    when what was read is not what was written, and StoreError, with the cause, for the rest.
+    when what was read is not what was written, Sealed when it takes a key that was not given,
+    CredentialsExpired when the cloud does not take the present ones, and StoreError, with the
+    cause, for the rest.
     """
 
-    def __init__(self, url: str) -> None:
-        self._backend, self.url = open_backend(url)
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: KeySource | None = None,
+        options: OptionsSource | None = None,
+    ) -> None:
+        self._keys = None if key is None else load_keys(key)
+        self._options = None if options is None else Options(options)
+        self._backend, self.url = open_backend(url, self._options)
         self._lock = threading.Lock()
         # Chunks that were found damaged here: the next writer of that content replaces them.
         self._suspect: set[str] = set()
@@ -112,10 +134,21 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
 
+    def __reduce__(self) -> NoReturn:
+        raise errors.NotPicklable(
+            f"a Store is not pickled, since it may hold a key: pass its URL ({self.url}) and open "
+            "it where it is used"
+        )
+
     @property
     def folder(self) -> str:
         """Where it lies on this machine; empty for one that is elsewhere."""
         return str(getattr(self._backend, "root", ""))
+
+    @property
+    def sealed(self) -> str:
+        """The fingerprint of the key that what is written here takes to be read, or empty."""
+        return "" if self._keys is None else self._keys.fingerprint
 
     # --- chunks -----------------------------------------------------------------------------------
 
@@ -133,22 +166,28 @@ class Store:
             raise errors.UsageError(
                 f"a chunk holds at most {CHUNK_BYTES} bytes, not {view.nbytes}; use put_buffers"
             )
-        hash_ = blake3(view).hexdigest()
+        keys = self._keys
+        hash_ = blake3(view).hexdigest() if keys is None else keys.name(view)
+        size = view.nbytes + (0 if keys is None else sealing.OVERHEAD)
         if expected is not None and hash_ != expected:
             raise errors.UsageError(
                 f"the content of object {expected} does not match its name; send it again"
             )
         path = _chunk_path(hash_)
-        _ = self._collector.first
+        self._collector.keep_in_view()
         with self._doing("write"):
             # A chunk of the right size is taken as good: it became visible only when whole. What
             # was found damaged since is written again.
             known = hash_ not in self._suspect and not self._collector.is_condemned(hash_)
-            if known and self._backend.size(path) == view.nbytes:
+            if known and self._backend.size(path) == size:
                 if durable:
                     self._backend.settle(path)
                 return ChunkRef(hash_, view.nbytes)
-            self._backend.put(path, view, durable=durable)
+            if keys is None:
+                self._backend.put(path, view, durable=durable)
+            else:
+                with keys.sealed(hash_, view) as raw:
+                    self._backend.put(path, raw, durable=durable)
         with self._lock:
             self._suspect.discard(hash_)
         return ChunkRef(hash_, view.nbytes, new=True)
@@ -176,10 +215,22 @@ class Store:
 
         def absent(ref: ChunkRef) -> ChunkRef | None:
             with self._doing("read"):
-                there = self._backend.size(_chunk_path(ref.hash)) == ref.size
+                size = self._backend.size(_chunk_path(ref.hash))
+            # A collector need not have the key, so that it is sealed must not matter here.
+            there = size in (ref.size, ref.size + sealing.OVERHEAD)
             return None if there and ref.hash not in self._suspect else ref
 
         return [ref for ref in self.each(absent, refs) if ref is not None]
+
+    def wanted(self, refs: Iterable[ChunkRef]) -> list[ChunkRef]:
+        """Those of these chunks that whoever needs them has to put: missing, or about to go.
+
+        What is not wanted stays for as long as `prune` gives grace, and longer if it is named.
+        """
+        refs = list(refs)
+        self._collector.settled(refs)
+        absent = set(self.missing(refs))
+        return [r for r in refs if r in absent or self._collector.is_condemned(r.hash)]
 
     def settle(self, refs: Iterable[ChunkRef]) -> None:
         """Make chunks that were put with `durable=False` survive a power loss."""
@@ -233,9 +284,16 @@ class Store:
     def read_parts(self, parts: Iterable[Part]) -> Iterator[int]:
         """Read parts of chunks, in parallel, into their memory; yields how much each took to read.
 
-        Each is checked by the digests of the blocks that it touches. Raises Damaged.
+        Each is checked by the digests of the blocks that it touches. Raises Damaged. With a key,
+        whole chunks are read, since nothing less can be opened: parts of one chunk that follow each
+        other take one read, which counts for the first.
         """
-        return self.each(self._read_part, parts)
+        if self._keys is None:
+            yield from self.each(self._read_part, parts)
+            return
+        groups = itertools.groupby(parts, key=lambda part: part.ref)
+        for took in self.each(self._read_whole, ((ref, list(group)) for ref, group in groups)):
+            yield from took
 
     def _read_part(self, part: Part) -> int:
         ref, (start, end) = part.ref, part.span
@@ -251,27 +309,84 @@ class Store:
             raise self._damaged(ref.hash, "it is missing")
         view = memoryview(data)
         if not agrees(part, view):
+            self._refuse_sealed(ref.hash, path)
             raise self._damaged(ref.hash, "what was read of it does not match its digests")
         if data is not part.into:
             part.into[:] = view[part.start - start : part.start - start + part.into.nbytes]
         return end - start
 
+    def _read_whole(self, task: tuple[ChunkRef, list[Part]]) -> list[int]:
+        """Read a chunk, which may be sealed, once for all these parts of it."""
+        assert self._keys is not None
+        ref, parts = task
+        if len(parts) == 1 and parts[0].into.nbytes == ref.size:
+            self._get(ref.hash, ref.size, parts[0].into)
+        else:
+            with self._keys.memory(ref.size) as whole:
+                self._get(ref.hash, ref.size, whole)
+                for part in parts:
+                    part.into[:] = whole[part.start : part.start + part.into.nbytes]
+        return [ref.size, *[0] * (len(parts) - 1)]
+
+    def _refuse_sealed(self, hash_: str, path: str) -> None:
+        """Raise Sealed where the chunk is, which without a key looks like damage."""
+        with self._doing("read"), contextlib.suppress(FileNotFoundError):
+            fingerprint = sealing.sealed_with(
+                self._backend.read_range(path, 0, sealing.HEADER_BYTES)
+            )
+            if fingerprint is not None:
+                where = f"chunk {hash_} of the store at {self.url}"
+                raise sealing.refusal(where, fingerprint, None)
+
     def _get(self, hash_: str, size: int | None, into: memoryview | None) -> bytes | memoryview:
-        path = _chunk_path(hash_)
-        why = "it is missing"
-        with self._doing("read"):
-            try:
-                data = self._backend.read(path, into)
-            except FileNotFoundError:
-                data = None
-        if data is not None:
-            if size is not None and len(data) != size:
-                why = f"it has {len(data)} bytes instead of {size}"
-            elif blake3(data).hexdigest() != hash_:
-                why = "its content does not match its hash"
-            else:
+        """A chunk's content, verified, in `into` (which has its size) or in new memory."""
+        if self._keys is None:
+            return self._checked(hash_, size, into, into)
+        if size is None or not self._backend.in_place:
+            return self._checked(hash_, size, into, None)
+        with self._keys.memory(size + sealing.OVERHEAD) as room:
+            return self._checked(hash_, size, into, room)
+
+    def _checked(
+        self, hash_: str, size: int | None, into: memoryview | None, room: memoryview | None
+    ) -> bytes | memoryview:
+        """As `_get`, reading into `room` if the file has its size."""
+        data: bytes | memoryview | None = None
+        with self._doing("read"), contextlib.suppress(FileNotFoundError):
+            data = self._backend.read(_chunk_path(hash_), room)
+        if data is None:
+            raise self._damaged(hash_, "it is missing")
+        # Content of unknown size may look sealed and not be: then its own hash is its name.
+        if (
+            len(data) != size
+            and sealing.sealed_with(data) is not None
+            and (size is not None or blake3(data).hexdigest() != hash_)
+        ):
+            return self._opened(hash_, size, memoryview(data), into)
+        if size is not None and len(data) != size:
+            why = f"it has {len(data)} bytes instead of {size}"
+        elif blake3(data).hexdigest() != hash_:
+            why = "its content does not match its hash"
+        else:
+            if into is None or data is into:
                 return data
+            into[:] = data
+            return into
         raise self._damaged(hash_, why)
+
+    def _opened(
+        self, hash_: str, size: int | None, raw: memoryview, into: memoryview | None
+    ) -> memoryview:
+        """The content of a sealed chunk."""
+        where, length = f"chunk {hash_} of the store at {self.url}", raw.nbytes - sealing.OVERHEAD
+        if self._keys is None:
+            raise sealing.refusal(where, sealing.sealed_with(raw) or "", None)
+        if length < 0 or (size is not None and length != size):
+            raise self._damaged(hash_, f"it has {raw.nbytes} bytes, and was sealed with others")
+        content = memoryview(bytearray(length)) if into is None else into
+        if not self._keys.open(where, hash_, raw, content):
+            raise self._damaged(hash_, "it is not what its key sealed under this name")
+        return content
 
     def _damaged(self, hash_: str, why: str) -> errors.Damaged:
         with self._lock:
@@ -315,8 +430,11 @@ class Store:
         whether they are there after each prune that this process has seen.
         """
         path = manifests.path_of(kind, name, step)
-        made = Manifest(kind, name, step, datetime.now(timezone.utc), body)
-        raw = made.to_bytes(sign)
+        made = stored = Manifest(kind, name, step, datetime.now(timezone.utc), body)
+        # Collectors need no key, so what they tell each other is not sealed.
+        if self._keys is not None and kind != SWEEPS:
+            stored = self._keys.close_body(made)
+        raw = stored.to_bytes(sign)
         if kind != SWEEPS and since is None:
             since = self._collector.first
         with self._doing("commit to"):
@@ -336,7 +454,14 @@ class Store:
                 f"step {step} of {kind} {name!r} was not committed: chunks of it, which nobody "
                 f"named any more, were removed from the store at {self.url} meanwhile; save again"
             )
-        return made
+        return replace(stored, body=made.body)
+
+    def keeps(self, since: int, body: dict[str, Any]) -> bool:
+        """Whether all chunks that `body` names are there; `since` as for `commit`.
+
+        For who puts chunks, and has somebody else commit them: while it can still put them again.
+        """
+        return self._collector.check(since, manifests.canonical(body))
 
     def begin(self) -> int:
         """What `commit` is to be told of the time before something was put (`since`)."""
@@ -346,7 +471,8 @@ class Store:
     def manifest(
         self, kind: str, name: str, step: int, *, verify: Verify | None = None
     ) -> Manifest:
-        """A committed step, checked. Raises NoCheckpoint when there is none, Damaged when wrong.
+        """A committed step, checked. Raises NoCheckpoint when there is none, Damaged when wrong,
+        and Sealed when it takes a key that this store was not given.
 
         With `verify`, the signature is checked before anything else of it is used.
         """
@@ -358,7 +484,18 @@ class Store:
                 raise errors.NoCheckpoint(
                     f"the store at {self.url} has no step {step} of {kind} {name!r}"
                 ) from error
-        return manifests.parse(raw, f"{self.url}/{path}", kind, name, step, verify)
+        return self._parsed(path, raw, kind, name, step, verify)
+
+    def _parsed(
+        self, path: str, raw: bytes, kind: str, name: str, step: int, verify: Verify | None = None
+    ) -> Manifest:
+        where = f"{self.url}/{path}"
+        found = manifests.parse(raw, where, kind, name, step, verify)
+        if not found.sealed:
+            return found
+        if self._keys is None:
+            raise sealing.refusal(where, found.sealed, None)
+        return self._keys.open_body(found, where)
 
     def read(
         self, kind: str, name: str, step: int, *, verify: Verify | None = None
@@ -377,11 +514,13 @@ class Store:
         """The newest committed step, or None."""
         return max(self.steps(kind, name), default=None)
 
-    def names(self, kind: str) -> list[str]:
-        """The names that have a committed step."""
+    def names(self, kind: str, under: str = "") -> list[str]:
+        """The names that have a committed step; `under`: this one, and those that begin with
+        `<under>/`."""
         folder = manifests.folder_of(kind, "_").rpartition("/")[0]
+        within = manifests.folder_of(kind, under) if under else folder
         with self._doing("read"):
-            paths = [path for path, _ in self._backend.list(folder, deep=True)]
+            paths = [path for path, _ in self._backend.list(within, deep=True)]
         parts = [path.removeprefix(folder + "/").rpartition("/") for path in paths]
         return sorted({name for name, _, file in parts if name and _STEP_FILE.fullmatch(file)})
 
@@ -391,7 +530,7 @@ class Store:
         """Read a step and all its chunks; returns what is wrong, in words. Empty: all is well.
 
         Without a step all of that name, without a name all of that kind, without a kind all there
-        is; each chunk once.
+        is; each chunk once. Raises Sealed where it takes a key that this store was not given.
         """
         if kind is not None and name is not None and step is not None:
             return self._verify(kind, name, step)
@@ -405,7 +544,9 @@ class Store:
             try:
                 if number is not None:
                     place = (of, "/".join(parts), int(number.group(1)))
-                    manifests.parse(raw, f"{self.url}/{path}", *place, None)
+                    self._parsed(path, raw, *place)
+            except errors.Sealed:
+                raise
             except errors.MLCloudError as error:
                 wrong.append(str(error))
             refs |= manifests.refs_in(raw)
@@ -457,22 +598,27 @@ class Store:
 
     def usage(self) -> Usage:
         """Counts and sizes, by listing everything and reading the manifests."""
-        kinds: dict[str, set[ChunkRef]] = {}
+        kinds: dict[str, set[str]] = {}
         for path, raw in self.read_manifests():
-            kinds.setdefault(path.split("/")[1], set()).update(manifests.refs_in(raw))
+            names = {ref.hash for ref in manifests.refs_in(raw)}
+            kinds.setdefault(path.split("/")[1], set()).update(names)
         kinds.pop(SWEEPS, None)
-        named = {ref.hash for refs in kinds.values() for ref in refs}
+        named = {name for names in kinds.values() for name in names}
         with self._doing("read"):
-            chunks = list(self._backend.list("chunks", deep=True))
+            # As they lie there: a sealed one is a little longer than its reference says.
+            chunks = {
+                path.rpartition("/")[2]: size
+                for path, size in self._backend.list("chunks", deep=True)
+            }
             own = manifests.folder_of(SWEEPS, "_").rpartition("/")[0] + "/"
             paths = [path for path, _ in self._backend.list("manifests", deep=True)]
             count = sum(not path.startswith(own) for path in paths)
         return Usage(
             len(chunks),
-            sum(size for _, size in chunks),
+            sum(chunks.values()),
             count,
-            {kind: sum(ref.size for ref in refs) for kind, refs in sorted(kinds.items())},
-            sum(size for path, size in chunks if path.rpartition("/")[2] not in named),
+            {kind: sum(chunks.get(name, 0) for name in kinds[kind]) for kind in sorted(kinds)},
+            sum(size for name, size in chunks.items() if name not in named),
         )
 
     def prune(self, *, grace_s: float = GRACE_S) -> Pruned:
@@ -543,14 +689,13 @@ class Store:
         except errors.MLCloudError:
             raise
         except Exception as error:
-            if says_full(error):
-                raise errors.StoreFull(
-                    f"the store at {self.url} is full ({_brief(error)}); free space or pass "
-                    "store=...; what was committed before is intact"
-                ) from error
-            raise errors.StoreError(
-                f"could not {verb} the store at {self.url}: {_brief(error)}"
-            ) from error
+            hidden = self._options
+            brief = f"{type(error).__name__}: {error}"
+            made = told(verb, self.url, error, hidden.without_secrets(brief) if hidden else brief)
+            # A cloud's client may put into its message what it was given.
+            if hidden and any(hidden.hides(str(each)) for each in causes(error)):
+                raise made from None
+            raise made from error
 
     def each(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """`map` with a few threads and a bounded number of items in flight; results in order."""
@@ -604,7 +749,3 @@ def _chunk_path(hash_: str) -> str:
 
 def _mark_path(name: str) -> str:
     return f"marks/{manifests.folder_of('marks', name).rpartition('/')[2]}"
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip().rstrip(".")[:300]

@@ -221,14 +221,27 @@ class TestDamage:
         assert anew.verify(2) == []
         assert anew.load()["epoch"] == 2
 
-    def test_when_none_loads_it_is_said_and_nothing_is_touched(self, saved: Checkpoints) -> None:
+    @pytest.mark.parametrize("how", ["cut", "gone"])
+    def test_when_none_loads_it_is_said_and_nothing_is_touched(
+        self, saved: Checkpoints, how: str
+    ) -> None:
         for file in chunk_files(saved):
-            self.hurt(file, "flip")
+            self.hurt(file, how)
         state: dict[str, Any] = {"w": np.zeros(3_000_000, int), "epoch": 0}
-        with pytest.raises(errors.Damaged, match="none of the 2 steps"):
+        with pytest.raises(errors.Damaged, match="none of the 2 steps") as raised:
             saved.restore(state)
+        assert "make the state anew" not in str(raised.value)
         assert state["epoch"] == 0
         assert not state["w"].any()
+
+    def test_when_none_loads_and_something_was_read_it_is_said(self, saved: Checkpoints) -> None:
+        for file in chunk_files(saved):
+            if file.stat().st_size > 2**20:
+                self.hurt(file, "flip")
+        state: dict[str, Any] = {"w": np.zeros(3_000_000, int), "epoch": 0}
+        with pytest.raises(errors.Damaged, match=r"none of the 2 steps.*make the state anew"):
+            saved.restore(state)
+        assert state["epoch"] == 0
 
 
 class TestSteps:

@@ -82,6 +82,35 @@ for point in range(200):
 print(killed, committed)
 """
 
+# Saves go on beside the next state's making, and old steps are removed meanwhile.
+BESIDE = """
+path, committed, times = sys.argv[1], 0, random.Random(11)
+for point in range(POINTS):
+    receive, send = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        ckpts, before = Checkpoints(path, keep=3, verify="xxh3"), None
+        ckpts.restore({}) if ckpts.steps() else None
+        os.write(send, b".")
+        for step in range(committed + 1, committed + 100):
+            saving = ckpts.save(state_of(step), step, wait=False)
+            if before is not None:
+                assert before.done()
+                os.write(send, b".")
+            before = saving
+    os.close(send)
+    os.read(receive, 1)
+    time.sleep(times.uniform(0, 0.5))  # the point of the kill, not a wait for something
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    said = 0
+    while data := os.read(receive, 4096):
+        said += len(data)
+    os.close(receive)
+    committed = check(path, committed + said)
+print(POINTS, committed)
+"""
+
 RANDOM_TIMES = """
 path, committed, times = sys.argv[1], 0, random.Random(7)
 began = time.monotonic()
@@ -140,3 +169,19 @@ class TestKill:
         assert killed == 15
         assert committed >= 1
         assert Checkpoints(str(tmp_path / "store")).verify() == []
+
+    def test_of_saves_beside_the_training(self, tmp_path: Path) -> None:
+        self._beside(tmp_path / "store", 12)
+
+    @pytest.mark.slow
+    def test_of_saves_beside_the_training_at_a_hundred_points(self, tmp_path: Path) -> None:
+        self._beside(tmp_path / "store", 100)
+
+    def _beside(self, path: Path, points: int) -> None:
+        killed, committed = drive(BESIDE.replace("POINTS", str(points)), path)
+        assert killed == points
+        assert committed >= 1
+        assert Checkpoints(str(path)).verify() == []
+        assert (
+            len(Checkpoints(str(path)).steps()) <= 4
+        )  # a kill may come before the last is removed

@@ -243,15 +243,15 @@ class TestFailures:
         self, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         events: list[dict[str, Any]] = []
-        real, calls = Store.put_buffers, []
+        real, calls = Store.put_chunk, []
 
-        def full_once(self: Store, buffers: Any) -> Any:
+        def full_once(self: Store, data: Any) -> Any:
             calls.append(1)
             if len(calls) == 1:
                 raise errors.StoreFull("the store is full; free space or pass store=...")
-            return real(self, buffers)
+            return real(self, data)
 
-        monkeypatch.setattr(Store, "put_buffers", full_once)
+        monkeypatch.setattr(Store, "put_chunk", full_once)
         run = run_of(url, events)
         with context.use(run), pytest.warns(UserWarning, match="training goes on"):
             assert list(resumable(range(6), {"a": 1}, every=2)) == list(range(6))
@@ -261,10 +261,10 @@ class TestFailures:
     def test_at_the_end_it_is_raised(
         self, ckpts: Checkpoints, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(self: Store, buffers: Any) -> Any:
+        def full(self: Store, data: Any) -> Any:
             raise errors.StoreFull("full")
 
-        monkeypatch.setattr(Store, "put_buffers", full)
+        monkeypatch.setattr(Store, "put_chunk", full)
         done: list[int] = []
 
         def train() -> None:
@@ -308,17 +308,33 @@ class TestSchedule:
         schedule = Schedule("auto", 7200.0, now=100.0)
         assert not schedule.due(1, 100.9)
         assert schedule.due(2, 101.0)
-        schedule.saved(4.0, 105.0)
+        schedule.began(101.0)
+        schedule.saved(4.0, 4.0)
         assert schedule.interval_s == pytest.approx(240.0)  # sqrt(2 * 4 * 7200)
         assert not schedule.due(3, 344.0)
         assert schedule.due(4, 345.0)
-        schedule.saved(1e-9, 345.0)
+        schedule.began(345.0)
+        schedule.saved(1e-9, 1e-9)
         assert schedule.interval_s == 1.0
+
+    def test_what_is_written_beside_the_loop_costs_what_it_slows_down(self) -> None:
+        schedule = Schedule("auto", 7200.0, now=0.0)
+        for _ in range(50):
+            schedule.ran(1.0, beside=False)
+        schedule.began(50.0)
+        for _ in range(10):
+            schedule.ran(1.3, beside=True)
+        schedule.saved(0.5, 13.5)  # it stood still for 0.5 s, and ten items took 3 s more
+        assert schedule.interval_s == pytest.approx((2 * 3.5 * 7200) ** 0.5)
+        schedule.began(400.0)
+        schedule.saved(0.0, 500.0)  # never more often than a save takes
+        assert schedule.interval_s == 500.0
 
     def test_durations_and_steps(self) -> None:
         schedule = Schedule("30s", 7200.0, now=0.0)
         assert [schedule.due(1, t) for t in (29.0, 30.0)] == [False, True]
-        schedule.saved(5.0, 35.0)
+        schedule.began(30.0)
+        schedule.saved(5.0, 40.0)
         assert [schedule.due(1, t) for t in (64.0, 65.0)] == [False, True]
         assert [n for n in range(1, 7) if Schedule(3, 7200.0, now=0.0).due(n, 1e9)] == [3, 6]
 
@@ -388,7 +404,7 @@ class TestTraining:
             check=False,
         )
         assert done.returncode == -signal.SIGKILL
-        assert Checkpoints(url).steps() == [5, 10, 15]
+        assert Checkpoints(url).steps() in ([5, 10], [5, 10, 15])  # 15 may have been on its way
         space: dict[str, Any] = {"__name__": "training"}
         exec(TRAINING, space)
         parameters, losses = space["train"](url)

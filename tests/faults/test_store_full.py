@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import disk
 from tests.live import Embedded, open_notebook, stories, until
 
 pytestmark = [
@@ -20,24 +19,8 @@ pytestmark = [
 
 @pytest.fixture
 def small_store(tmp_path: Path) -> Iterator[Path]:
-    """8 MiB."""
-    folder = tmp_path / "store"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    ballast = folder / "ballast"
-    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"\0" * 4096)
-    return ballast
+    with disk.small(tmp_path / "store") as folder:
+        yield folder
 
 
 def test_cells_run_on_and_nothing_committed_is_lost(
@@ -47,7 +30,7 @@ def test_cells_run_on_and_nothing_committed_is_lost(
     with open_notebook(embedded) as notebook:
         notebook.ok("import mlcloud")
         notebook.ok("%%remote --session s --durable\nkept = list(range(100))")
-        ballast = fill(small_store)
+        ballast = disk.fill(small_store)
         cell = notebook.ok("%%remote --session s\nextra = 'x' * 3_000_000\nlen(extra)")
         assert cell.result == "3000000"
         session = embedded.connect().attach("s")
@@ -88,7 +71,7 @@ def test_a_loop_goes_on_without_its_checkpoints(
     with open_notebook(embedded) as notebook:
         notebook.ok("import numpy as np\nw = np.zeros(1000)")
         notebook.ok("%%remote --session s --durable\nw = w")
-        ballast = fill(small_store)
+        ballast = disk.fill(small_store)
         cell = notebook.run(
             "%%remote --session s\nimport mlcloud, os, warnings\n"
             "for step in mlcloud.resumable(range(6), state={'w': w}, every=2):\n"

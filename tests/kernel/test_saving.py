@@ -184,3 +184,30 @@ def test_what_could_not_be_saved_goes_with_the_next_one(session: Session, store:
     saving.wait()
     back = session.back()
     assert all(np.array_equal(back[name], array) for name, array in session.names.items())
+
+
+def test_what_was_removed_meanwhile_is_written_again(session: Session, store: SlowStore) -> None:
+    """Nobody has committed it, and what nobody names goes: before the save, and in the middle."""
+    saving = Saving(100 * MB)
+    store.open()
+    session.begin(saving)
+    saving.wait()
+    Store(store.url).prune(grace_s=0)
+    session.begin(saving, ())
+    saving.wait()
+    assert session.told[-1]["ename"] == "Collected"
+
+    store.gate = threading.Semaphore(1)
+    session.begin(saving, ())
+    until(lambda: not store.gate._value, "one is there, the next on its way")
+    until(lambda: Store(store.url).prune(grace_s=0).chunks, "it goes again")
+    store.open()
+    saving.wait()
+    assert session.told[-1]["ename"] == "Collected"
+
+    session.begin(saving, ())
+    saving.wait()
+    assert session.told[-1]["status"] == "ok"
+    back = session.back()
+    assert back.keys() == session.names.keys()
+    assert all(np.array_equal(back[name], array) for name, array in session.names.items())

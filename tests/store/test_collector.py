@@ -162,6 +162,9 @@ class Slow(Backend):
             raise FileNotFoundError(path)
         return self.files[path][0]
 
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        return self.read(path)[start:end]
+
     def size(self, path: str) -> int | None:
         self._now()
         return len(self.files[path][0]) if path in self.files else None

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from mlcloud import errors
@@ -99,6 +100,23 @@ def test_what_nobody_names_is_removed(store: Store) -> None:
     time.sleep(store.clock_s + 1)
     assert store.prune(grace_s=0).bytes == len(b"left over")
     assert store.verify("checkpoint", "a", 1) == []
+
+
+def test_options_are_the_clients_own(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment said elsewhere in these tests, said to the store."""
+    options: dict[str, Any]
+    if bucket.startswith("gs:"):
+        options = dict(fsspec.config.conf["gs"])
+        for protocol in ("gs", "gcs"):
+            monkeypatch.setitem(fsspec.config.conf, protocol, {})
+    else:
+        options = {"connection_string": os.environ["AZURE_STORAGE_CONNECTION_STRING"]}
+        monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING")
+    store = Store(f"{bucket}/options", options=options, key=b"k" * 32)
+    (ref,) = store.put_buffers([b"content"])
+    store.commit("checkpoint", "a", 1, {"c": str(ref)})
+    assert store.verify("checkpoint", "a", 1) == []
+    assert store.get_chunk(ref.hash) == b"content"
 
 
 def test_signs_of_life(store: Store) -> None:
