@@ -443,6 +443,26 @@ def test_fresh_optimizers_frozen_parameters_and_repeated_saves(tmp_path: Path) -
         assert shard_of(path, 2, head, rank) != shard_of(path, 3, head, rank)
 
 
+def sealed(rank: int, path: str) -> Any:
+    model, opt = fsdp()
+    train(model, opt, range(3))
+    ckpts = Checkpoints(Store(path, key=b"k" * 32), "exp")
+    saving = ckpts.save({"model": model, "opt": opt}, 1, wait=False)
+    committed = saving.done()  # together they save at once
+    again, other = fsdp()
+    ckpts.restore({"model": again, "opt": other})
+    same(full(dict(again.state_dict())), dict(reference(3)[0].state_dict()))
+    keyless = raised(lambda: Checkpoints(path, "exp").restore({"model": again}))
+    return committed, type(keyless).__name__
+
+
+def test_sealed_stores(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    assert good(2, sealed, path) == [(True, "Sealed")] * 2
+    loaded = Checkpoints(Store(path, key=b"k" * 32), "exp").load()
+    same(loaded["model"], dict(reference(3)[0].state_dict()))
+
+
 def lone_rank(rank: int, path: str) -> Any:
     ckpts = Checkpoints(path, "ddp")
     model = net()
