@@ -3,6 +3,8 @@
 `Checkpoints` saves and restores; `resumable` makes a loop do it by itself. `codec.py` tells what a
 state may hold and how it is written without pickle, `checkpoints.py` the format of a step,
 `resumable.py` when a loop saves, `context.py` what it learns from the remote cell it runs in.
+States that several ranks hold: `distributed.py` puts `torch.distributed.checkpoint` on the store,
+`collective.py` saves and restores them from all ranks at once, `sharding.py` tells their format.
 torch and numpy are used when the state holds something of theirs, and not imported before.
 """
 

@@ -90,7 +90,11 @@ def _encode_tensor(torch: Any, value: Any, put: PutBlob, refuse: Refuse) -> dict
         return {"$": "lazy", "of": type(value).__name__, "dtype": _name(value.dtype)}
     if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         # DTensor and the like hold one rank's part; their plain bytes would not be their value.
-        raise refuse("is a kind of tensor that is not supported yet")
+        raise refuse(
+            "is a kind of tensor that is not supported yet (one rank's shard is not its value: "
+            "call Checkpoints.save on every rank of an initialized torch.distributed group, with "
+            "models and optimizers as entries of the state)"
+        )
     if value.is_quantized:
         raise refuse("is a quantized tensor; save its int_repr(), scale and zero point")
     if value.is_meta:

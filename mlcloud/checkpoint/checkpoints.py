@@ -19,7 +19,9 @@ digests saved the same, and the second is no error.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import threading
 import time
 import warnings
@@ -28,7 +30,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import psutil
 from blake3 import blake3
@@ -46,8 +48,12 @@ from mlcloud.store import ChunkRef, Store
 from mlcloud.store.manifest import Manifest, canonical
 from mlcloud.widgets.series import Series
 
+if TYPE_CHECKING:
+    from mlcloud.checkpoint.distributed import StoreReader, StoreWriter
+
 KIND = "checkpoint"
 FORMAT = 2
+SHARDED = 3  # a step of several ranks, or of `torch.distributed.checkpoint`: `sharding`
 #: Content longer than this lies in chunks: a manifest stays small enough to list and read many.
 INLINE = 64 * 1024
 #: A copy of the state may take so much of the memory that is free.
@@ -76,6 +82,7 @@ class Loaded:
     state: dict[Any, Any]
     random: dict[str, Any]
     start: dict[str, Any] | None
+    sharded: bool = False
 
 
 @dataclass
@@ -178,6 +185,11 @@ class Checkpoints:
 
         Saving a step again with the same content is no error; with another content it raises
         StepExists, and the committed one stays. A committed step that is damaged is replaced.
+
+        In a `torch.distributed` group, a state that holds shards (FSDP2 models and their
+        optimizers, DTensors; as entries of the state, not deeper) is saved by all ranks together:
+        each has to call. What has no shards is rank 0's. A state without shards (DDP) is saved by
+        who calls, so call on one rank. Where all ranks save, `wait=False` waits too.
         """
         saving = self.begin_save(state, step, metric=metric, extra=extra, wait=wait)
         return saving.result() if wait else saving
@@ -200,6 +212,17 @@ class Checkpoints:
         """
         began = time.monotonic()
         step, metric = int(step), None if metric is None else float(metric)
+        note = {
+            "metric": _encode_note(metric, "metric"),
+            "extra": _encode_note(extra, "extra"),
+            "complete": complete,
+        }
+        if _in_shards(state):
+            from mlcloud.checkpoint import collective
+
+            self._await_pending()
+            together = partial(collective.save, self, state, step, note, start, random)
+            return self._start(step, together, began, here=True)
         if not isinstance(state, dict):
             raise errors.NotCheckpointable(
                 f"state is a {type(state).__name__}; it has to be a dict, such as "
@@ -211,11 +234,6 @@ class Checkpoints:
             "tree": encoder.encode(dict(state), "state"),
             "random": encoder.encode(randomness.capture() if random is None else random, "random"),
             "start": encoder.encode(start, "start"),
-        }
-        note = {
-            "metric": _encode_note(metric, "metric"),
-            "extra": _encode_note(extra, "extra"),
-            "complete": complete,
         }
         layout = packing.plan(encoder.blobs)
         content["blobs"] = layout.places
@@ -311,10 +329,20 @@ class Checkpoints:
             self._known.forget()
             self.store.discard(KIND, self.name, step)
             made, new_bytes = write()
-        if self.keep is not None:
-            self._remove(self.keep)
+        self.tidy()
         seconds = time.monotonic() - began
         return replace(info_of(made), new_bytes=new_bytes, seconds=seconds)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Known]:
+        """For a save that does not go by `_save`: no other writes meanwhile."""
+        with self._lock:
+            yield self._known
+
+    def tidy(self) -> None:
+        """Remove what `keep` does not want."""
+        if self.keep is not None:
+            self._remove(self.keep)
 
     def _write(
         self, content: dict[str, Any], buffers: Iterable[memoryview], since: int
@@ -357,6 +385,32 @@ class Checkpoints:
             "with another state; the committed one is kept. Save a later step, or use another name"
         )
 
+    # --- torch.distributed.checkpoint -------------------------------------------------------------
+
+    def writer(
+        self, step: int, *, metric: float | None = None, extra: dict[str, Any] | None = None
+    ) -> StoreWriter:
+        """`dcp.save(state, storage_writer=checkpoints.writer(step))`, on every rank.
+
+        What is no tensor has to be plain data. dcp raises CheckpointException on all ranks when one
+        fails; nothing is committed then.
+        """
+        from mlcloud.checkpoint.distributed import StoreWriter
+
+        note = {"metric": _encode_note(metric, "metric"), "extra": _encode_note(extra, "extra")}
+        return StoreWriter(self.store, self.name, step, note=note, committed=self.tidy)
+
+    def reader(self, step: int | None = None) -> StoreReader:
+        """`dcp.load(state, storage_reader=checkpoints.reader())`, on every rank.
+
+        With None, the newest step. Where it is damaged dcp raises CheckpointException on all ranks,
+        and the tensors in `state` are partly overwritten: load an older step into them. (`restore`
+        does that by itself.)
+        """
+        from mlcloud.checkpoint.distributed import StoreReader
+
+        return StoreReader(self.store, self.name, step)
+
     # --- loading ----------------------------------------------------------------------------------
 
     def restore(self, state: dict[Any, Any], step: int | None = None) -> int:
@@ -370,7 +424,17 @@ class Checkpoints:
         or cut short: then nothing was changed. Large arrays are read to where they belong and
         checked there; when one turns out to be damaged and no other step loads either, Damaged
         says that the state was partly overwritten.
+
+        In a `torch.distributed` group, each rank has to call for a state that holds shards, and
+        all come to the same step or the same error; nothing is overwritten then before all ranks
+        have all of it. Any number of ranks can restore a step; the random generators go on where
+        there are as many ranks as saved it.
         """
+        if _in_shards(state):
+            from mlcloud.checkpoint import collective
+
+            self._ended()
+            return collective.load(self, state, step)
         target = Target(state)
         try:
             loaded = self._find(step, partial(self._read, only=state, into=target))
@@ -396,9 +460,13 @@ class Checkpoints:
         """
         return self._find(step, partial(self._read, only=only))
 
-    def _find(self, step: int | None, read: Callable[[int], Loaded]) -> Loaded:
+    def _ended(self) -> None:
+        """Let a save that goes on end: what was just saved is the newest."""
         if self._pending is not None:
-            self._pending.exception()  # what was just saved is the newest
+            self._pending.exception()
+
+    def _find(self, step: int | None, read: Callable[[int], Loaded]) -> Loaded:
+        self._ended()
         if step is not None:
             return read(step)
         steps = self.steps()
@@ -412,14 +480,15 @@ class Checkpoints:
                 why.append(str(error))
                 continue
             if why:
-                self._fell_back(steps[-1], candidate, why[0])
+                self.fell_back(steps[-1], candidate, why[0])
             return loaded
         raise errors.Damaged(
             f"none of the {len(steps)} steps of {self.name!r} in the store at {self.store.url} can "
             f"be loaded; the newest: {why[0]}"
         )
 
-    def _fell_back(self, newest: int, step: int, why: str) -> None:
+    def fell_back(self, newest: int, step: int, why: str) -> None:
+        """Tell that the newest step was passed over."""
         warnings.warn(
             f"checkpoint {self.name!r}: step {newest} cannot be loaded ({why}); "
             f"going back to step {step}",
@@ -437,6 +506,8 @@ class Checkpoints:
         since = self.store.begin()
         made = self.store.manifest(KIND, self.name, step)
         info = info_of(made)
+        if made.body["format"] == SHARDED:
+            return self._read_sharded(made, info, only)
         try:
             content = made.body["content"]
             if isinstance(content, list):
@@ -493,6 +564,17 @@ class Checkpoints:
             else:
                 self._known.forget()
         return loaded
+
+    def _read_sharded(
+        self, made: Manifest, info: CheckpointInfo, only: Collection[Any] | None
+    ) -> Loaded:
+        from mlcloud.checkpoint import whole
+        from mlcloud.checkpoint.sharding import parse
+
+        where = f"step {made.step} of {made.name!r} in the store at {self.store.url}"
+        step = parse(self.store, made.body, where)
+        state, random, start = whole.read(self.store, step, only)
+        return Loaded(info, state, random, start, sharded=True)
 
     def _fetch_live(
         self,
@@ -686,17 +768,36 @@ def _again(url: str, name: str, keep: Keep | None, verify: Any) -> Checkpoints:
 
 def apply(loaded: Loaded, state: dict[Any, Any], name: str) -> None:
     """Put a step that was read into the objects of `state`, and the random generators back."""
-    restore.restore(state, loaded.state, f"step {loaded.info.step} of {name!r}")
+    where, targets = f"step {loaded.info.step} of {name!r}", state
+    if loaded.sharded:
+        from mlcloud.checkpoint import whole
+
+        targets = whole.stand_ins(state, loaded.state, where)
+    live = dict(targets)
+    restore.restore(targets, loaded.state, where)
+    state.update({key: value for key, value in targets.items() if live[key] is not value})
     randomness.put_back(loaded.random)
+
+
+def _in_shards(state: Any) -> bool:
+    """Whether this process is one of several that save the state together."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return False
+    if not torch.distributed.is_initialized():
+        return False
+    from mlcloud.checkpoint import collective
+
+    return collective.concerns(state)
 
 
 def info_of(made: Manifest) -> CheckpointInfo:
     """What a manifest tells of its step. Raises Damaged, and StoreError for a newer format."""
     body = made.body
-    if isinstance(body.get("format"), int) and body["format"] > FORMAT:
+    if isinstance(body.get("format"), int) and body["format"] > SHARDED:
         raise errors.StoreError(
             f"step {made.step} of {made.name!r} was saved by a newer mlcloud (format "
-            f"{body['format']}, this one reads up to {FORMAT}): upgrade mlcloud"
+            f"{body['format']}, this one reads up to {SHARDED}): upgrade mlcloud"
         )
     try:
         decoder = Decoder(_no_blobs)

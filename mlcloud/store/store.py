@@ -128,6 +128,7 @@ class Store:
         self._lock = threading.Lock()
         # Chunks that were found damaged here: the next writer of that content replaces them.
         self._suspect: set[str] = set()
+        self._untold: set[str] = set()
         self._collector = Collector(self)
 
     def __repr__(self) -> str:
@@ -395,11 +396,23 @@ class Store:
     def _damaged(self, hash_: str, why: str) -> errors.Damaged:
         with self._lock:
             self._suspect.add(hash_)
+            self._untold.add(hash_)
         return errors.Damaged(f"chunk {hash_} of the store at {self.url} is damaged: {why}")
 
     def is_suspect(self, hash_: str) -> bool:
         """Whether this process found the chunk damaged, and has not written it again since."""
         return hash_ in self._suspect
+
+    def take_suspects(self) -> frozenset[str]:
+        """The chunks that were found damaged here since this was asked last: others should know."""
+        with self._lock:
+            found, self._untold = frozenset(self._untold), set()
+        return found
+
+    def distrust(self, hashes: Iterable[str]) -> None:
+        """Take chunks for damaged that another process found so."""
+        with self._lock:
+            self._suspect.update(hashes)
 
     # --- manifests --------------------------------------------------------------------------------
 
