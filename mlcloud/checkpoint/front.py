@@ -186,6 +186,11 @@ def _distributed() -> Any:
     return dist if dist.get_world_size() > 1 else None
 
 
+def distributed() -> bool:
+    """Whether this is one of several processes that can agree on something."""
+    return _distributed() is not None
+
+
 def rank() -> int:
     dist = _distributed()
     return 0 if dist is None else int(dist.get_rank())

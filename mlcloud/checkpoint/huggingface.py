@@ -4,7 +4,7 @@
     trainer = Trainer(..., callbacks=[callback])
     trainer.train(resume_from_checkpoint=callback.resume(trainer))    # the first time: None
 
-    between two steps ─► notice? due? ─► model, optimizer, scheduler, scaler, trainer's state, random
+    between two steps ─► notice? due? ─► model, optimizer, scheduler, scaler, trainer, random state
     resume ─► newest step that loads ─► a folder as Trainer writes them, for Trainer's own resuming
 
 Trainer finds its place in the data before its callbacks are called, so a callback cannot resume it;
