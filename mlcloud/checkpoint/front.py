@@ -59,7 +59,7 @@ class Front:
 
     def newest(self) -> Loaded | None:
         """The newest step that loads, the same one on all ranks; None when there is none."""
-        found = self._newest() if rank() == 0 else None
+        found = self.find() if rank() == 0 else None
         step = share(None if found is None else found.info.step)
         if step is None:
             return None
@@ -68,7 +68,8 @@ class Front:
         self.saved = step
         return found
 
-    def _newest(self) -> Loaded | None:
+    def find(self) -> Loaded | None:
+        """The newest step that loads, as this process sees it."""
         try:
             return self.checkpoints.read()
         except errors.NoCheckpoint:

@@ -47,7 +47,7 @@ except ImportError as error:
     ) from error
 
 
-class ResumableCallback(TrainerCallback):  # type: ignore[misc]
+class ResumableCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Saves a `Trainer.train` into `checkpoints`; `resume(trainer)` lets it go on from there.
 
     Args:

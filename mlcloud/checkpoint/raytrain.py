@@ -1,4 +1,4 @@
-"""Ray Train's workers, resumed at the last step that was committed and reported.
+"""Ray Train's workers (Ray Train v2), resumed at the last committed step.
 
     def train(config):                                   # runs on each worker
         run = Resumable(mlcloud.Checkpoints("s3://bucket/exp"))
@@ -8,17 +8,18 @@
 
     report ── due? ─► rank 0 saves to the store ─► ray.train.report(metrics, Checkpoint: store,
                                                      series and step, in a file of 100 bytes)
-    a worker dies ─► Ray Train starts the workers anew ─► restore ─► ray.train.get_checkpoint()
-                                                          ─► that step, on all workers
+    a worker dies ─► Ray Train starts the workers anew ─► restore ─► the newest step, on all workers
 
-Ray Train decides when to start anew and knows which reports came in; the store has the bytes. With
-a process group (`TorchTrainer`) the workers agree on when to save, and each keeps its random state.
-Without one, rank 0 saves alone, and the other workers' random states start anew.
+Ray Train decides when to start anew; the store has the bytes, and knows best how far they go: a
+report of the moment before a kill is often lost on its way to Ray Train's controller. So `restore`
+takes the series' newest step, as rank 0 sees it. Ray Train's own checkpoint says where to begin
+when the series is still empty: another run's, `DataParallelTrainer(resume_from_checkpoint=…)`.
 
-A fit that is started again from nothing has no checkpoint of Ray Train's: it goes on from the
-series' newest step. Ray Train's own storage, `RunConfig(storage_path=…)`, is needed all the same,
-for the small files; on an fsspec filesystem it wants
-`pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))`.
+With a process group (`TorchTrainer`) the workers agree on when to save, and each keeps its random
+state. Without one, rank 0 saves alone, and the other workers' random states start anew.
+
+Ray Train's storage, `RunConfig(storage_path=…)`, is needed all the same, for the small files; on
+an fsspec filesystem it wants `pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Resumable:
         self._front = Front(checkpoints, every, "mlcloud.checkpoint.raytrain")
         self._train: Any = ray.train
         self._writes = distributed() or self._train.get_context().get_world_rank() == 0
+        self._restored: dict[str, Any] | None = None  # to be reported: Ray Train may not know it
 
     def restore(self, state: dict[Any, Any]) -> int:
         """Put the step to go on from into the objects of `state`; returns it, 0 for none.
@@ -82,7 +84,7 @@ class Resumable:
 
         To be called by all workers at the same steps, as Ray Train wants it.
         """
-        pointer = None
+        pointer, self._restored = self._restored, None
         reason = self._front.reason(step) if self._writes else None
         if reason is not None:
             saved = self._front.save(state, step, reason, own=randomness.capture())
@@ -100,9 +102,27 @@ class Resumable:
         return {"store": checkpoints.store.url, "series": checkpoints.name, "step": step}
 
     def _loaded(self) -> Loaded | None:
+        """The step to go on from, the same one on all workers."""
+        from ray.train.collective import barrier, broadcast_from_rank_zero
+
+        found = self._find() if self._train.get_context().get_world_rank() == 0 else None
+        where = broadcast_from_rank_zero(found and found[0])
+        if where is None:
+            return None
+        place = (where["store"], where["series"], int(where["step"]))
+        loaded = self._read(*place) if found is None else found[1]
+        barrier()  # rank 0 does not save, and remove old steps, before all have read this one
+        return loaded
+
+    def _find(self) -> tuple[dict[str, Any], Loaded] | None:
+        loaded = self._front.find()
+        if loaded is not None:
+            self._front.saved = loaded.info.step
+            self._restored = self._pointer(loaded.info.step)
+            return self._restored, loaded
         reported = self._train.get_checkpoint()
         if reported is None:
-            return self._front.newest()
+            return None
         with reported.as_directory() as folder:
             path = Path(folder) / POINTER
             if not path.is_file():
@@ -111,12 +131,10 @@ class Resumable:
                     "with ray.train.get_checkpoint(), or start a run without it"
                 )
             pointer = json.loads(path.read_text(encoding="utf-8"))
-        step, checkpoints = int(pointer["step"]), self._front.checkpoints
-        if pointer != self._pointer(step):  # of another run, given by the user to start from
-            return Checkpoints(pointer["store"], pointer["series"]).read(step)
-        try:
-            loaded = checkpoints.read(step)
-        except (errors.Damaged, errors.NoCheckpoint):
-            return self._front.newest()
-        self._front.saved = step
-        return loaded
+        return pointer, self._read(pointer["store"], pointer["series"], int(pointer["step"]))
+
+    def _read(self, store: str, series: str, step: int) -> Loaded:
+        checkpoints = self._front.checkpoints
+        if (store, series) != (checkpoints.store.url, checkpoints.name):
+            checkpoints = Checkpoints(store, series)
+        return checkpoints.read(step)

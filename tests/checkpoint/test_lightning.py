@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -456,4 +457,59 @@ def test_killed_processes_of_either_package(package: str, tmp_path: Path) -> Non
     want = weights(run(tmp_path / "whole", -1))
     assert run(tmp_path / "cut", 14).returncode == -9
     assert Checkpoints(str(tmp_path / "cut")).steps() == [3, 6, 9, 12]
+    assert weights(run(tmp_path / "cut", -1)) == want
+
+
+DISTRIBUTED = """
+import os, sys
+import torch
+import lightning.pytorch as pl
+from mlcloud.checkpoint import Checkpoints
+from mlcloud.checkpoint.lightning import ResumableCallback
+
+class Model(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
+    def training_step(self, batch, batch_idx):
+        if self.global_step == int(sys.argv[2]):
+            os._exit(9)
+        return self.net(batch[0]).pow(2).mean()
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+torch.manual_seed(0)
+data = torch.utils.data.TensorDataset(torch.rand(40, 4))
+torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))  # other dropout masks on each rank
+model = Model()
+pl.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False,
+    enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
+    callbacks=[ResumableCallback(Checkpoints(sys.argv[1]), every=3)],
+).fit(model, torch.utils.data.DataLoader(data, batch_size=4, shuffle=True))
+if model.global_rank == 0:
+    print("weights", model.net[0].weight.flatten().tolist(), flush=True)
+"""
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(DISTRIBUTED)
+
+    def run(url: Path, killed_at: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", str(script), str(url), str(killed_at)],
+            env={**os.environ, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    def weights(result: subprocess.CompletedProcess[str]) -> str:
+        assert result.returncode == 0, result.stderr
+        return next(line for line in result.stdout.splitlines() if line.startswith("weights"))
+
+    want = weights(run(tmp_path / "whole", -1))
+    assert run(tmp_path / "cut", 8).returncode != 0
+    assert Checkpoints(str(tmp_path / "cut")).steps() == [3, 6]
     assert weights(run(tmp_path / "cut", -1)) == want

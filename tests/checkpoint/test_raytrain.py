@@ -1,4 +1,4 @@
-"""Ray Train starts killed workers anew, and they go on at the last step that was reported."""
+"""Ray Train starts killed workers anew, and they go on at the last committed step."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ finally:
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_worker(killed: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory):
+def test_a_killed_worker(
+    killed: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     short = tmp_path_factory.mktemp("r")  # Ray's sockets want a short path
     environment = {
         **os.environ,
@@ -101,8 +103,10 @@ def test_a_killed_worker(killed: int, tmp_path: Path, tmp_path_factory: pytest.T
                 each.kill()
     assert process.returncode == 0, text
     assert (tmp_path / "killed").exists()
-    for rank in (0, 1):
-        assert (tmp_path / f"began-{rank}").read_text().split() == ["0", "6"], text
+    began = [(tmp_path / f"began-{rank}").read_text().split() for rank in (0, 1)]
+    # Rank 0, which saves, may have come a step further before Ray Train ended it too.
+    assert began[0] == began[1], text
+    assert began[0] == ["0", "6"] or (killed == 1 and began[0] == ["0", "8"]), text
     weights, seen = json.loads((tmp_path / "result").read_text())
     assert seen == list(range(9))  # each step once
 
