@@ -213,6 +213,10 @@ class _Run:
         """Batches of this epoch that are done, in the step that was resumed."""
         return int(self._saved_loops["epoch_loop.batch_progress"]["current"]["completed"])
 
+    @property
+    def epoch(self) -> int:
+        return int(self._saved_loops["epoch_progress"]["current"]["processed"])
+
     # --- saving -----------------------------------------------------------------------------------
 
     def between(self) -> None:
@@ -300,6 +304,7 @@ def _loader_class(package: str) -> Any:
                 made = super().__iter__()
             else:
                 run.start = replay
+                _set_epoch(self, run.epoch)  # Lightning does so after this, which is too late
                 self._put(replay["iter"])
                 made = super().__iter__()
                 for _ in range(run.done):
@@ -357,12 +362,24 @@ def _catch_class(package: str) -> Any:
     return Catch
 
 
+def _samplers(loader: Any) -> list[Any]:
+    batches = getattr(loader, "batch_sampler", None)
+    return [getattr(loader, "sampler", None), getattr(batches, "sampler", None)]
+
+
+def _set_epoch(loader: Any, epoch: int) -> None:
+    """Distributed samplers shuffle by the epoch's number."""
+    for each in loader.flattened:
+        for sampler in _samplers(each):
+            if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+                set_epoch(epoch)
+
+
 def _generators(loader: Any) -> list[Any]:
     """The generators from which the loaders draw, each once. They are not the global ones."""
     found: list[Any] = []
     for each in loader.flattened if loader is not None else ():
-        batches = getattr(each, "batch_sampler", None)
-        for holder in (each, getattr(each, "sampler", None), getattr(batches, "sampler", None)):
+        for holder in (each, *_samplers(each)):
             generator = getattr(holder, "generator", None)
             known = any(generator is other for other in found)
             if not known and randomness.state_of(generator) is not None:
