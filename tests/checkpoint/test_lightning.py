@@ -63,11 +63,15 @@ class Model(LightningModule):
         self.seen: list[float] = []
         self.automatic_optimization = optimizers != "manual"
 
+    def on_train_start(self) -> None:
+        torch.rand(1)  # between the making of the loader's iterator and its first batch
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.trainer.fit_loop.total_batch_idx == self.preempted_at:
             raise Preempted
         loss = (self.net(batch / 14) - batch).pow(2).mean()
         self.seen.append(loss.item())
+        self.log("loss", loss)
         if not self.automatic_optimization:
             optimizer = self.optimizers()
             optimizer.zero_grad()
@@ -97,7 +101,7 @@ class Model(LightningModule):
             return {"optimizer": optimizer, "lr_scheduler": each}
         if self.made == "plateau-step":
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-            each = {"scheduler": scheduler, "monitor": "val", "interval": "step", "strict": False}
+            each = {"scheduler": scheduler, "monitor": "loss", "interval": "step"}
             return {"optimizer": optimizer, "lr_scheduler": each}
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.95)
         interval = "step" if self.made == "step" else "epoch"
@@ -386,6 +390,21 @@ def test_a_notice_saves_at_once(tmp_path: Path) -> None:
         fit(tmp_path, "plain", None, Notice(), every="1h")
     saved = [(e["step"], e["reason"]) for e in events if e["type"] == "checkpoint"]
     assert saved == [(5, "notice"), (15, "end")]
+
+
+def test_no_save_between_two_halves_of_a_step(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    run = RunContext(str(tmp_path), "s/e", events.append)
+
+    class Notice(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, i: int) -> None:
+            if i == 2 and trainer.current_epoch == 0:
+                run.notice.set(datetime.now(timezone.utc) + timedelta(seconds=60))
+
+    with context.use(run):
+        fit(tmp_path, "accumulated", None, Notice(), every="1h")
+    saved = [(e["step"], e["reason"]) for e in events if e["type"] == "checkpoint"]
+    assert saved == [(2, "notice"), (9, "end")]
 
 
 def test_a_failed_save_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
