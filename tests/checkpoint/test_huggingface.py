@@ -253,6 +253,21 @@ def test_a_notice_saves_at_once(tmp_path: Path) -> None:
     assert saved == [(5, "notice"), (14, "end")]
 
 
+def test_no_save_once_an_epochs_data_is_shuffled(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    run = RunContext(str(tmp_path), "s/e", events.append)
+
+    class Notice(TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 7:  # after ours has been asked
+                run.notice.set(datetime.now(timezone.utc) + timedelta(seconds=60))
+
+    with context.use(run):
+        train(tmp_path / "run", Notice(), every="1h")
+    saved = [(e["step"], e["reason"]) for e in events if e["type"] == "checkpoint"]
+    assert saved == [(8, "notice"), (14, "end")]
+
+
 SCRIPT = """
 import os, signal, sys
 import torch
