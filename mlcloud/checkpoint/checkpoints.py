@@ -41,7 +41,7 @@ from mlcloud.checkpoint.codec import Decoder, Encoder, Outline, plain
 from mlcloud.checkpoint.keep import Keep, rule
 from mlcloud.checkpoint.listing import Difference, Row, differences, rows
 from mlcloud.checkpoint.places import places as live_places
-from mlcloud.checkpoint.saving import Saving
+from mlcloud.checkpoint.saving import Saving, await_series
 from mlcloud.checkpoint.segments import Known, Segment, parts
 from mlcloud.checkpoint.staging import Stage
 from mlcloud.store import ChunkRef, Store
@@ -279,7 +279,7 @@ class Checkpoints:
     def _start(
         self, step: int, write: Callable[[], CheckpointInfo], began: float, *, here: bool
     ) -> Saving:
-        saving = Saving(step, write)
+        saving = Saving((self.store.url, self.name), step, write)
         if not here:
             self._pending = saving
         saving.start(here=here)
@@ -288,6 +288,7 @@ class Checkpoints:
 
     def _await_pending(self) -> None:
         """Let the save before this one end. What went wrong with it is said, if nobody was told."""
+        self._ended()
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -461,9 +462,8 @@ class Checkpoints:
         return self._find(step, partial(self._read, only=only))
 
     def _ended(self) -> None:
-        """Let a save that goes on end: what was just saved is the newest."""
-        if self._pending is not None:
-            self._pending.exception()
+        """Let a save that goes on end, whoever began it: what was just saved is the newest."""
+        await_series((self.store.url, self.name))
 
     def _find(self, step: int | None, read: Callable[[int], Loaded]) -> Loaded:
         self._ended()

@@ -19,8 +19,7 @@ skipped, and then the random state of the step is set. Ranges and sequences are 
 iterable that has `state_dict()` and `load_state_dict()` (torchdata's StatefulDataLoader, a
 streaming data set) is set to its place, so that skipping costs nothing.
 
-A save that fails in the middle is reported and tried again when the next is due: training is worth
-more than the save. At the end it is raised.
+When it saves, and what becomes of it: `saver`.
 """
 
 from __future__ import annotations
@@ -29,15 +28,14 @@ import itertools
 import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar
 
 from mlcloud import errors
 from mlcloud.checkpoint import context, objects, randomness
 from mlcloud.checkpoint.checkpoints import Checkpoints, apply
 from mlcloud.checkpoint.codec import Encoder, plain
-from mlcloud.checkpoint.context import DEFAULT_MEAN_TIME_TO_PREEMPTION_S, Loop, RunContext
-from mlcloud.checkpoint.saving import Saving
+from mlcloud.checkpoint.context import Loop, RunContext
+from mlcloud.checkpoint.saver import END, Saver
 from mlcloud.checkpoint.schedule import Every, Schedule
 
 T = TypeVar("T")
@@ -115,13 +113,8 @@ class _Run(Generic[T]):
     ) -> None:
         self._iterable, self._state, self._checkpoints = iterable, state, checkpoints
         self._context = run
-        mean = run.mean_time_to_preemption_s if run else DEFAULT_MEAN_TIME_TO_PREEMPTION_S
-        self._schedule = Schedule(every, mean, time.monotonic())
-        self._saved: int | None = None
-        self._notice = 0
+        self._saver = Saver(checkpoints, every, "mlcloud.resumable", run)
         self._start: dict[str, Any] = {}
-        self._saving: Saving | None = None
-        self._reason_of_saving, self._saving_step, self._began = "", 0, 0.0
         self._indexed = isinstance(iterable, Sequence) and not isinstance(iterable, (str, bytes))
         self._positioned = not self._indexed and objects.has_state_dict(iterable)
 
@@ -146,22 +139,19 @@ class _Run(Generic[T]):
                     if self._context is not None:
                         self._context.leave(loop)
                 done += 1
-                self._schedule.ran(time.monotonic() - began, beside=self._saving is not None)
+                self._saver.ran(time.monotonic() - began)
                 if not prepared:
                     # Only now is there all that an optimizer remembers.
                     prepared = True
                     self._checkpoints.prepare(self._state)
-                self._look()
                 # After the last item the save at the end follows at once.
-                reason = self._reason(done) if done != length else None
+                reason = self._saver.reason(done) if done != length else None
                 if reason is not None:
-                    self._try_save(done, reason)
-        except BaseException:
-            self._join()  # `break`: what was begun is committed when the loop is left
-            raise
-        self._join()
-        if self._saved is None or self._saved < done:
-            self._save(done, "end", complete=True)
+                    self._save(done, reason)
+        finally:
+            self._saver.join()  # `break`: what was begun is committed when the loop is left
+        if self._saver.saved is None or self._saver.saved < done:
+            self._save(done, END)
 
     # --- beginning --------------------------------------------------------------------------------
 
@@ -174,7 +164,7 @@ class _Run(Generic[T]):
         except errors.Damaged as error:
             newest = self._checkpoints.steps()[-1]
             warnings.warn(f"mlcloud.resumable: starting from the beginning: {error}", stacklevel=2)
-            self._report({"type": "fell_back", "from": newest, "to": 0, "why": str(error)})
+            self._saver.report({"type": "fell_back", "from": newest, "to": 0, "why": str(error)})
             return 0, iter(self._iterable)
         step = loaded.info.step
         start = loaded.start or {}
@@ -200,8 +190,8 @@ class _Run(Generic[T]):
             # The state is restored after skipping: skipped items may have used what is in it.
             apply(loaded, self._state, self._checkpoints.name)
         self._put_drawn(start.get("generators_now"))
-        self._saved = step
-        self._report({"type": "resumed", "step": step, "bytes": loaded.info.bytes})
+        self._saver.saved = step
+        self._saver.report({"type": "resumed", "step": step, "bytes": loaded.info.bytes})
         return step, items
 
     def _after(self, step: int, start: dict[str, Any]) -> Iterator[T]:
@@ -231,102 +221,11 @@ class _Run(Generic[T]):
 
     # --- saving -----------------------------------------------------------------------------------
 
-    def _reason(self, done: int) -> str | None:
-        """Why to save now, or None."""
-        notice = self._context.notice if self._context is not None else None
-        deadline = notice.deadline if notice is not None else None
-        if notice is not None and deadline is not None and notice.number != self._notice:
-            self._notice = notice.number
-            left = (deadline - datetime.now(timezone.utc)).total_seconds()
-            self._join()  # what is on its way comes first
-            takes = self._schedule.takes_s
-            if takes is None or takes <= left:
-                return "notice"
-            self._failed(
-                f"step {done} is not saved on the notice: a save takes {takes:.1f} s and the node "
-                f"goes away in {max(left, 0):.1f} s; the last committed step is {self._saved}"
-            )
-            return None
-        if not self._schedule.due(done, time.monotonic()):
-            return None
-        if self._saving is not None:
-            if self._schedule.interval_s is not None:
-                return None  # one after the other, as fast as the store takes them
-            self._join()  # the user counts steps
-        return "interval"
-
-    def _try_save(self, done: int, reason: str) -> None:
-        try:
-            self._save(done, reason)
-        except errors.MLCloudError as error:
-            self._failed(f"step {done} could not be saved: {error}; training goes on")
-
-    def _save(self, done: int, reason: str, *, complete: bool = False) -> None:
-        """Save here (`notice`, `end`), or begin to."""
-        began = time.monotonic()
-        self._schedule.began(began)
+    def _save(self, done: int, why: str) -> None:
         start = {**self._start, "generators_now": self._drawn()}
         if self._positioned:
             start["position"] = self._iterable.state_dict()  # type: ignore[attr-defined]
-        wait = reason != "interval"
-        try:
-            saving = self._checkpoints.begin_save(
-                self._state, done, complete=complete, start=start, wait=wait
-            )
-        except errors.MLCloudError:
-            # A failed attempt costs time as well: it must not be repeated every second.
-            self._schedule.saved(time.monotonic() - began, time.monotonic() - began)
-            raise
-        saving.told = True  # by us
-        self._saving, self._began, self._reason_of_saving = saving, began, reason
-        if saving.done():
-            self._end_saving(saving)
-
-    def _look(self) -> None:
-        """Whether the save that goes on beside the loop has ended."""
-        if self._saving is not None and self._saving.done():
-            try:
-                self._end_saving(self._saving)
-            except errors.MLCloudError as error:
-                self._failed(
-                    f"step {self._saving_step} could not be saved: {error}; training goes on"
-                )
-
-    def _join(self) -> None:
-        if self._saving is not None:
-            self._saving.exception()
-            self._look()
-
-    def _end_saving(self, saving: Saving) -> None:
-        """What came of it. Raises what went wrong."""
-        self._saving, self._saving_step = None, saving.step
-        self._schedule.saved(saving.stall_s, saving.ended - self._began)
-        try:
-            info = saving.result()
-        except errors.StepExists as error:
-            # Another process of the same execution was here, such as one on a node that was given
-            # up for dead. What it committed is as good a place to resume from as ours.
-            self._failed(str(error))
-            return
-        self._saved = saving.step
-        self._report(
-            {
-                "type": "checkpoint",
-                "step": saving.step,
-                "bytes": info.bytes,
-                "new_bytes": info.new_bytes,
-                "seconds": info.seconds,
-                "stall": saving.stall_s,
-                "reason": self._reason_of_saving,
-            }
-        )
-
-    def _failed(self, message: str) -> None:
-        warnings.warn(f"mlcloud.resumable: {message}", stacklevel=2)
-        self._report({"type": "checkpoint_failed", "message": message})
-
-    def _report(self, event: dict[str, Any]) -> None:
-        context.report(event, self._context.report if self._context is not None else None)
+        self._saver.save(self._state, done, why, start=start)
 
 
 def _length(iterable: Any) -> int | None:

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 
 
 class Saving:
-    """A save of `step`. `stall_s`: for how many seconds the training stood still for it."""
+    """A save of `step`. `stall_s`: for how many seconds the training stood still for it.
 
-    def __init__(self, step: int, write: Callable[[], CheckpointInfo]) -> None:
-        self.step = step
+    `series`: the store's URL and the name.
+    """
+
+    def __init__(
+        self, series: tuple[str, str], step: int, write: Callable[[], CheckpointInfo]
+    ) -> None:
+        self.series, self.step = series, step
         self.stall_s = 0.0
         self.told = False  # somebody was told how it ended
         self.ended = 0.0  # by the monotonic clock
@@ -83,6 +88,13 @@ class Saving:
 
 _RUNNING: weakref.WeakSet[Saving] = weakref.WeakSet()
 _registered = False
+
+
+def await_series(series: tuple[str, str]) -> None:
+    """Until no save of this series goes on in this process, whoever began it."""
+    for saving in list(_RUNNING):
+        if saving.series == series:
+            saving.exception()
 
 
 def _at_exit() -> None:

@@ -88,6 +88,13 @@ def test_the_newest_is_what_is_on_its_way(ckpts: Checkpoints, gate: threading.Ev
     assert ckpts.load() == {"n": 1}
 
 
+def test_whoever_reads_the_series_waits_for_it(ckpts: Checkpoints, gate: threading.Event) -> None:
+    """As a notebook does that trains again, after an interrupt, with a `Checkpoints` of its own."""
+    ckpts.save({"n": 1}, 1, wait=False)
+    threading.Timer(0.2, gate.set).start()
+    assert Checkpoints(ckpts.store.url, ckpts.name).load() == {"n": 1}
+
+
 def test_a_failure_is_raised_by_who_asks_and_else_told_by_the_next(
     ckpts: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
