@@ -2,19 +2,21 @@
 
     mlcloud    `Checkpoints.save(wait=False)`, its memory made ready by `prepare`
     dcp        torch.distributed.checkpoint's `async_save`, as it is by default
-    dcp kept   the same with a stager that keeps its memory (`BlockingAsyncStager`)
+    dcp kept   the same with a stager of its own (`DefaultStager`), which keeps its memory
     torch      `torch.save` to a file and fsync
     tensors    `safetensors.torch.save_file` and fsync
 
-Each way runs in a process of its own, on the same state of `--mib` MiB (tensors of 16 MiB and 200
-small ones), which changes wholly from one save to the next unless said otherwise:
+Each way runs in a process of its own, on the same state of `--mib` MiB (tensors of 64 MiB, four of
+16, and 200 small ones), which changes wholly from one save to the next unless said otherwise:
 
     first ms, stall ms   the call that saves, the first time and after (median)
-    slower ms            by how much longer training steps took in all while a save went on
+    slower ms            by how much longer training steps took in all while a save went on; they
+                         compute on `--threads` threads (1: as where a GPU does the work)
+    both ms              `stall` and `slower`
     save s               from the call until the state is safe, with nothing beside it
-    lora s, MiB          1/22 of the state changes (as 48 MiB beside 1 GiB that is frozen)
+    lora s, MiB          48 MiB of the state change
     same s, MiB          nothing does
-    load s               back into the tensors; `xxh3` with `verify="xxh3"`
+    load s               back into the tensors, from the page cache; `xxh3` with `verify="xxh3"`
     beyond MiB           memory at its highest while it saves, beyond the state and the copy of it
 
 `memcpy` is a bare copy of the state into memory that was touched before. With `--s3` the state goes
@@ -45,7 +47,7 @@ from report import report
 
 WAYS = ("mlcloud", "dcp", "dcp kept", "torch", "tensors")
 PIECE = 4 * 2**20  # floats: 16 MiB
-LORA = 22
+LORA = 3 * PIECE  # floats
 
 
 class Way:
@@ -94,14 +96,14 @@ class DCP(Way):
         super().__init__(folder, state)
         import torch.distributed as dist
         import torch.distributed.checkpoint as dcp
-        from torch.distributed.checkpoint.staging import BlockingAsyncStager
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
         self.dcp = dcp
         store = dist.HashStore()
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         self.options: dict[str, Any] = {}
         if self.kept:
-            stager = BlockingAsyncStager(cache_staged_state_dict=True)
+            stager = DefaultStager(StagingOptions(False, False, False, False))  # no GPU
             self.options["async_stager"] = stager
 
     def _writer(self, step: int) -> Any:
@@ -172,17 +174,20 @@ KINDS: dict[str, type[Way]] = {
 def make_state(mib: int) -> dict[str, Any]:
     import torch
 
-    state = {f"layer.{n:03}.weight": torch.randn(PIECE) for n in range(mib // 16)}
+    state = {f"layer.{n:03}.weight": torch.randn(4 * PIECE) for n in range(mib // 64 - 1)}
+    state |= {f"layer.{n:03}.adapter": torch.randn(PIECE) for n in range(4)}
     return state | {f"layer.{n:03}.bias": torch.randn(500) for n in range(200)}
 
 
-def change(state: dict[str, Any], one_in: int = 1) -> int:
-    """Changes one in so many of the large tensors; returns their bytes."""
-    large = [tensor for tensor in state.values() if tensor.numel() == PIECE]
-    chosen = large[: max(1, round(len(large) / one_in))]
-    for tensor in chosen:
-        tensor.add_(1.0)
-    return sum(tensor.nbytes for tensor in chosen)
+def change(state: dict[str, Any], most: int | None = None) -> None:
+    """Changes all tensors, or so many floats of the adapters."""
+    left = most or 0
+    for name, tensor in state.items():
+        if most is None:
+            tensor.add_(1.0)
+        elif "adapter" in name and left >= tensor.numel():
+            tensor.add_(1.0)
+            left -= tensor.numel()
 
 
 def training_step() -> Callable[[], float]:
@@ -227,9 +232,12 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def measure(name: str, mib: int, rounds: int, folder: Path) -> dict[str, Any]:
+def measure(name: str, mib: int, rounds: int, folder: Path, threads: int) -> dict[str, Any]:
     """One way, in this process."""
+    import torch
+
     state = make_state(mib)
+    torch.set_num_threads(threads)
     way = KINDS[name](folder, state)
     way.prepare()
     time.sleep(3.0)  # the steps before the first save
@@ -329,7 +337,12 @@ def objects(mib: int, rounds: int) -> list[dict[str, Any]]:
         state = make_state(mib)
         way = MLCloud(Path(), state, f"{url}/ours")
         way.prepare()
-        pieces = [tensor for tensor in state.values() if tensor.numel() == PIECE]
+        pieces = [
+            piece
+            for tensor in state.values()
+            if tensor.numel() >= PIECE
+            for piece in tensor.split(PIECE)
+        ]
         took: dict[str, list[float]] = {name: [] for name in ("puts", "save", "gets", "load")}
 
         def each(call: Callable[[int], Any]) -> None:
@@ -360,6 +373,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default=",".join(WAYS))
     parser.add_argument("--s3", action="store_true")
     parser.add_argument("--folder")
@@ -370,18 +384,19 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="mlc-ckpt-", dir=options.folder) as folder:
         if options.way:
-            row = measure(options.way, options.mib, options.rounds, Path(folder))
+            row = measure(options.way, options.mib, options.rounds, Path(folder), options.threads)
             print(json.dumps(row))
             return
         rows = [memcpy(options.mib, 5)]
         for way in options.only.split(","):
             command = [sys.executable, __file__, "--way", way, "--mib", str(options.mib)]
             command += ["--rounds", str(options.rounds), "--folder", folder]
+            command += ["--threads", str(options.threads)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{way}:\n{done.stderr[-3000:]}")
             rows.append(json.loads(done.stdout.rstrip().rpartition("\n")[2]))
-    report("checkpoint", rows, mib=options.mib, rounds=options.rounds)
+    report("checkpoint", rows, mib=options.mib, rounds=options.rounds, threads=options.threads)
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ class Checkpoints:
 
         def write() -> CheckpointInfo:
             with self._lock:
-                return self._save(step, content, buffers, note, began)
+                return self._save(step, content, buffers, note, began, beside=not here)
 
         return self._start(step, write, began, here=here)
 
@@ -306,10 +306,12 @@ class Checkpoints:
         buffers: Callable[[], Iterable[memoryview]],
         note: dict[str, Any],
         began: float,
+        *,
+        beside: bool,
     ) -> CheckpointInfo:
         def write() -> tuple[Manifest, int]:
             since = self.store.begin()
-            body, segments = self._write(content, buffers(), since)
+            body, segments = self._write(content, buffers(), since, beside=beside)
             new = body["new_bytes"]
             body |= {**note, "seconds": time.monotonic() - began}
             try:
@@ -346,10 +348,15 @@ class Checkpoints:
             self._remove(self.keep)
 
     def _write(
-        self, content: dict[str, Any], buffers: Iterable[memoryview], since: int
+        self,
+        content: dict[str, Any],
+        buffers: Iterable[memoryview],
+        since: int,
+        *,
+        beside: bool,
     ) -> tuple[dict[str, Any], list[Segment]]:
         """Upload the chunks; returns the body that names them."""
-        segments = self._known.write(buffers, since)
+        segments = self._known.write(buffers, since, beside=beside)
         refs = [ref for segment in segments for ref in segment.refs]
         names = [[str(ref) for ref in segment.refs] for segment in segments]
         inline: Any = {**content, "xxh3": [segment.text() for segment in segments]}

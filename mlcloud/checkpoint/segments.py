@@ -13,10 +13,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mlcloud.store import CHUNK_BYTES, ChunkRef, Part, Store
 from mlcloud.store.blocks import BLOCK_BYTES, DIGEST_BYTES, digests
 
+#: So many threads write to a disk beside a training.
+BESIDE = 2
 PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES * DIGEST_BYTES
 
 
@@ -71,8 +74,13 @@ class Known:
     def forget(self) -> None:
         self._refs = {}
 
-    def write(self, buffers: Iterable[memoryview], since: int) -> list[Segment]:
-        """Store each buffer. Those chunks are trusted to be there that were since `since`."""
+    def write(
+        self, buffers: Iterable[memoryview], since: int, *, beside: bool = False
+    ) -> list[Segment]:
+        """Store each buffer. Those chunks are trusted to be there that were since `since`.
+
+        `beside`: a training goes on, which is to have this machine's cores and caches.
+        """
         if self._since != since:
             self.forget()
         segments: list[Segment] = []
@@ -86,18 +94,20 @@ class Known:
 
         counts: list[int] = []
         current = 0
-        for ref, blocks in self._store.each(self._put, pieces()):
+        put = partial(self._put, cached=not beside)
+        width = BESIDE if beside and self._store.folder else None
+        for ref, blocks in self._store.each(put, pieces(), width=width):
             while len(segments[current].refs) == counts[current]:
                 current += 1
             segments[current].refs.append(ref)
             segments[current].blocks += blocks
         return segments
 
-    def _put(self, piece: memoryview) -> tuple[ChunkRef, bytes]:
+    def _put(self, piece: memoryview, *, cached: bool) -> tuple[ChunkRef, bytes]:
         blocks = digests(piece)
         ref = self._refs.get(blocks)
         if ref is None or ref.size != piece.nbytes or self._store.is_suspect(ref.hash):
-            ref = self._store.put_chunk(piece)
+            ref = self._store.put_chunk(piece, cached=cached)
         return ref, blocks
 
 

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlcloud import errors
+from mlcloud.store import direct
 from mlcloud.store.allocation import reserve
 from mlcloud.store.failures import is_transient, says_exists, says_expired, says_only_no
 from mlcloud.store.options import Options
@@ -86,10 +87,13 @@ class Backend(ABC):
         """The file's size in bytes, or None when there is none."""
 
     @abstractmethod
-    def put(self, path: str, data: memoryview, *, durable: bool = True) -> None:
+    def put(
+        self, path: str, data: memoryview, *, durable: bool = True, cached: bool = True
+    ) -> None:
         """Write or replace the file, atomically.
 
-        It survives a power loss; with `durable=False`, not before `settle`.
+        It survives a power loss; with `durable=False`, not before `settle`. `cached=False`: nobody
+        is about to read it here, so it need not take this machine's time and memory to be at hand.
         """
 
     @abstractmethod
@@ -157,9 +161,11 @@ class LocalBackend(Backend):
         except FileNotFoundError:
             return None
 
-    def put(self, path: str, data: memoryview, *, durable: bool = True) -> None:
+    def put(
+        self, path: str, data: memoryview, *, durable: bool = True, cached: bool = True
+    ) -> None:
         final = self.root / path
-        temp = self._write_temp(data, durable)
+        temp = self._write_temp(data, durable, cached)
         try:
             _make_dirs(final.parent)
             os.replace(temp, final)
@@ -220,7 +226,7 @@ class LocalBackend(Backend):
         _fsync(final)
         _fsync_dir(final.parent)
 
-    def _write_temp(self, data: memoryview, durable: bool = True) -> Path:
+    def _write_temp(self, data: memoryview, durable: bool = True, cached: bool = True) -> Path:
         folder = self.root / "tmp"
         _make_dirs(folder)
         self._clean(folder)
@@ -228,7 +234,7 @@ class LocalBackend(Backend):
         try:
             with open(temp, "xb", buffering=0) as file:
                 reserve(file.fileno(), data.nbytes)
-                done = 0
+                done = 0 if cached else direct.write(file.fileno(), data)
                 while done < data.nbytes:
                     done += file.write(data[done:])
                 if durable:
@@ -300,7 +306,9 @@ class ConditionalBackend(Backend):
         except FileNotFoundError:
             return None
 
-    def put(self, path: str, data: memoryview, *, durable: bool = True) -> None:
+    def put(
+        self, path: str, data: memoryview, *, durable: bool = True, cached: bool = True
+    ) -> None:
         # Clients want bytes: one copy of one chunk, for each of the few uploads in flight.
         body = bytes(data)
         self._retry(lambda: self.fs.pipe_file(self._at(path), body))

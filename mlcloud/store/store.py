@@ -158,13 +158,19 @@ class Store:
     # --- chunks -----------------------------------------------------------------------------------
 
     def put_chunk(
-        self, data: Bytes, *, expected: str | None = None, durable: bool = True
+        self,
+        data: Bytes,
+        *,
+        expected: str | None = None,
+        durable: bool = True,
+        cached: bool = True,
     ) -> ChunkRef:
         """Store at most 16 MiB, unless they are there; returns their reference.
 
         `expected`: the hash they must have, else UsageError and nothing is stored.
         `durable=False`: a power loss may take them until `settle`, or until they are put again.
         Use it for what a manifest does not name, or not yet: naming it puts it again.
+        `cached=False`: write it past the page cache, where that can be done (`direct`).
         """
         view = _flat(data)
         if view.nbytes > CHUNK_BYTES:
@@ -189,10 +195,10 @@ class Store:
                     self._backend.settle(path)
                 return ChunkRef(hash_, view.nbytes)
             if keys is None:
-                self._backend.put(path, view, durable=durable)
+                self._backend.put(path, view, durable=durable, cached=cached)
             else:
                 with keys.sealed(hash_, view) as raw:
-                    self._backend.put(path, raw, durable=durable)
+                    self._backend.put(path, raw, durable=durable, cached=cached)
         with self._lock:
             self._suspect.discard(hash_)
         return ChunkRef(hash_, view.nbytes, new=True)
@@ -702,9 +708,11 @@ class Store:
                 raise made from None
             raise made from error
 
-    def each(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def each(
+        self, call: Callable[[T], R], items: Iterable[T], *, width: int | None = None
+    ) -> Iterator[R]:
         """`map` with a few threads and a bounded number of items in flight; results in order."""
-        width = self._backend.parallel
+        width = min(self._backend.parallel, width or self._backend.parallel)
         if width == 1:
             yield from map(call, items)
             return

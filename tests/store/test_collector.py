@@ -169,7 +169,7 @@ class Slow(Backend):
         self._now()
         return len(self.files[path][0]) if path in self.files else None
 
-    def put(self, path: str, data: memoryview, *, durable: bool = True) -> None:
+    def put(self, path: str, data: memoryview, **how: bool) -> None:
         now = self._now()
         self.files[path] = bytes(data), now
 
