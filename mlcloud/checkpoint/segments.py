@@ -60,6 +60,7 @@ class Known:
         self._store = store
         self._since = -1
         self._refs: dict[bytes, ChunkRef] = {}
+        self._firsts: set[bytes] = set()  # the digests of their first blocks
 
     def learn(self, segments: Iterable[Segment], since: int) -> None:
         """These chunks are named by a step that was there after `since` (`Store.begin`)."""
@@ -69,10 +70,11 @@ class Known:
             for ref, blocks in segment.pairs()
             if blocks
         }
+        self._firsts = {blocks[:DIGEST_BYTES] for blocks in self._refs}
         self._since = since
 
     def forget(self) -> None:
-        self._refs = {}
+        self._refs, self._firsts = {}, set()
 
     def write(
         self, buffers: Iterable[memoryview], since: int, *, beside: bool = False
@@ -104,6 +106,14 @@ class Known:
         return segments
 
     def _put(self, piece: memoryview, *, cached: bool) -> tuple[ChunkRef, bytes]:
+        first = digests(piece[:BLOCK_BYTES])
+        if first not in self._firsts:  # then none of it is known: both hashes, block by block
+            name, blocks = self._store.naming(), b""
+            for at in range(0, piece.nbytes, BLOCK_BYTES):
+                block = piece[at : at + BLOCK_BYTES]
+                blocks += digests(block)
+                name.update(block)
+            return self._store.put_chunk(piece, name=name.hexdigest(), cached=cached), blocks
         blocks = digests(piece)
         ref = self._refs.get(blocks)
         if ref is None or ref.size != piece.nbytes or self._store.is_suspect(ref.hash):

@@ -76,9 +76,9 @@ class Key:
             "not: load it where it is used (a file, env:VARIABLE or a function)"
         )
 
-    def name(self, data: memoryview) -> str:
-        """What a chunk of this content is called."""
-        return blake3(data, key=self._naming).hexdigest()
+    def naming(self) -> blake3:
+        """To be given a chunk's content: its `hexdigest` is what the chunk is called."""
+        return blake3(key=self._naming)
 
     def seal(self, name: bytes, data: memoryview, into: memoryview) -> None:
         """Write the sealed form of `data` into memory that is `OVERHEAD` longer."""
@@ -132,8 +132,8 @@ class Keys:
         """Of the key that seals."""
         return self._seals.fingerprint
 
-    def name(self, data: memoryview) -> str:
-        return self._seals.name(data)
+    def naming(self) -> blake3:
+        return self._seals.naming()
 
     @contextlib.contextmanager
     def sealed(self, name: str, data: memoryview) -> Iterator[memoryview]:

@@ -157,17 +157,23 @@ class Store:
 
     # --- chunks -----------------------------------------------------------------------------------
 
+    def naming(self) -> blake3:
+        """To be given a chunk's content, in pieces: its `hexdigest` is the chunk's name here."""
+        return blake3() if self._keys is None else self._keys.naming()
+
     def put_chunk(
         self,
         data: Bytes,
         *,
         expected: str | None = None,
+        name: str | None = None,
         durable: bool = True,
         cached: bool = True,
     ) -> ChunkRef:
         """Store at most 16 MiB, unless they are there; returns their reference.
 
         `expected`: the hash they must have, else UsageError and nothing is stored.
+        `name`: what `naming` made of just this content.
         `durable=False`: a power loss may take them until `settle`, or until they are put again.
         Use it for what a manifest does not name, or not yet: naming it puts it again.
         `cached=False`: write it past the page cache, where that can be done (`direct`).
@@ -178,7 +184,7 @@ class Store:
                 f"a chunk holds at most {CHUNK_BYTES} bytes, not {view.nbytes}; use put_buffers"
             )
         keys = self._keys
-        hash_ = blake3(view).hexdigest() if keys is None else keys.name(view)
+        hash_ = self.naming().update(view).hexdigest() if name is None else name
         size = view.nbytes + (0 if keys is None else sealing.OVERHEAD)
         if expected is not None and hash_ != expected:
             raise errors.UsageError(
