@@ -113,7 +113,10 @@ class Known:
                 block = piece[at : at + BLOCK_BYTES]
                 blocks += digests(block)
                 name.update(block)
-            return self._store.put_chunk(piece, name=name.hexdigest(), cached=cached), blocks
+            # A step was before this one, and has nothing like it: another will hardly have it.
+            fresh = bool(self._refs)
+            named = name.hexdigest()
+            return self._store.put_chunk(piece, name=named, fresh=fresh, cached=cached), blocks
         blocks = digests(piece)
         ref = self._refs.get(blocks)
         if ref is None or ref.size != piece.nbytes or self._store.is_suspect(ref.hash):

@@ -40,7 +40,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mlcloud import errors
 from mlcloud.store import direct
 from mlcloud.store.allocation import reserve
-from mlcloud.store.failures import is_transient, says_exists, says_expired, says_only_no
+from mlcloud.store.failures import (
+    is_transient,
+    says_beyond,
+    says_exists,
+    says_expired,
+    says_only_no,
+)
 from mlcloud.store.options import Options
 
 if TYPE_CHECKING:
@@ -290,8 +296,17 @@ class ConditionalBackend(Backend):
         return f"{self._connected()[1].rstrip('/')}/{path}"
 
     def read(self, path: str, into: memoryview | None = None) -> bytes | memoryview:
-        data: bytes = self._retry(lambda: self.fs.cat_file(self._at(path)))
-        if into is None or into.nbytes != len(data):
+        if into is None:
+            data: bytes = self._retry(lambda: self.fs.cat_file(self._at(path)))
+            return data
+        # By its range, or s3fs asks for the size first. One byte more shows a file that is longer.
+        try:
+            data = self.read_range(path, 0, into.nbytes + 1)
+        except Exception as error:
+            if not says_beyond(error):
+                raise
+            data = b""
+        if into.nbytes != len(data):
             return data
         into[:] = data
         return into

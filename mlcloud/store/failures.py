@@ -15,6 +15,7 @@ from mlcloud import errors
 
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 _FULL_CODES = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
+_RANGE_CODES = {"InvalidRange", "416"}
 _EXISTS_CODES = {"PreconditionFailed", "412"}
 # Credentials that were good and are not any more: of S3, of Azure; and exceptions of clients that
 # could not renew them.
@@ -73,6 +74,11 @@ def says_full(error: BaseException) -> bool:
         (isinstance(e, OSError) and e.errno in _FULL_ERRNOS) or _code(e) in _FULL_CODES
         for e in causes(error)
     )
+
+
+def says_beyond(error: BaseException) -> bool:
+    """True when a range begins where the file has ended."""
+    return any(_code(e) in _RANGE_CODES for e in causes(error))
 
 
 def says_exists(error: BaseException) -> bool:

@@ -167,13 +167,15 @@ class Store:
         *,
         expected: str | None = None,
         name: str | None = None,
+        fresh: bool = False,
         durable: bool = True,
         cached: bool = True,
     ) -> ChunkRef:
         """Store at most 16 MiB, unless they are there; returns their reference.
 
         `expected`: the hash they must have, else UsageError and nothing is stored.
-        `name`: what `naming` made of just this content.
+        `name`: what `naming` made of just this content. `fresh`: it is not expected to be there,
+        so that is not asked.
         `durable=False`: a power loss may take them until `settle`, or until they are put again.
         Use it for what a manifest does not name, or not yet: naming it puts it again.
         `cached=False`: write it past the page cache, where that can be done (`direct`).
@@ -196,7 +198,7 @@ class Store:
             # A chunk of the right size is taken as good: it became visible only when whole. What
             # was found damaged since is written again.
             known = hash_ not in self._suspect and not self._collector.is_condemned(hash_)
-            if known and self._backend.size(path) == size:
+            if known and not fresh and self._backend.size(path) == size:
                 if durable:
                     self._backend.settle(path)
                 return ChunkRef(hash_, view.nbytes)
