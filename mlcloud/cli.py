@@ -351,7 +351,7 @@ def checkpoints_prune(
 def _checkpoints(store: str, name: str | None, *, new: bool = False) -> Any:
     """The series that is meant; with `new`, it need not be there yet."""
     from mlcloud import Checkpoints
-    from mlcloud.checkpoint.checkpoints import KIND
+    from mlcloud.checkpoint.step import KIND
     from mlcloud.errors import NotFound, UsageError
     from mlcloud.store import Store
     from mlcloud.units import suggest

@@ -10,10 +10,11 @@ torch and numpy are used when the state holds something of theirs, and not impor
 
 from __future__ import annotations
 
-from mlcloud.checkpoint.checkpoints import CheckpointInfo, Checkpoints
+from mlcloud.checkpoint.checkpoints import Checkpoints
 from mlcloud.checkpoint.context import Notice, RunContext
 from mlcloud.checkpoint.keep import Keep
 from mlcloud.checkpoint.resumable import Resumable, resumable
+from mlcloud.checkpoint.step import CheckpointInfo
 
 __all__ = [
     "CheckpointInfo",

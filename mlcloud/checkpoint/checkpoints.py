@@ -20,14 +20,12 @@ digests saved the same, and the second is no error.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -36,61 +34,33 @@ import psutil
 from blake3 import blake3
 
 from mlcloud import errors
-from mlcloud.checkpoint import arrays, context, packing, randomness, restore, staging
-from mlcloud.checkpoint.codec import Decoder, Encoder, Outline, plain
+from mlcloud.checkpoint import context, packing, randomness, restore, staging
+from mlcloud.checkpoint.codec import Encoder, plain
 from mlcloud.checkpoint.keep import Keep, rule
 from mlcloud.checkpoint.listing import Difference, Row, differences, rows
-from mlcloud.checkpoint.places import places as live_places
+from mlcloud.checkpoint.reading import Reader
 from mlcloud.checkpoint.saving import Saving, await_series
-from mlcloud.checkpoint.segments import Known, Segment, parts
+from mlcloud.checkpoint.segments import Known, Segment
 from mlcloud.checkpoint.staging import Stage
-from mlcloud.store import ChunkRef, Store
+from mlcloud.checkpoint.step import (
+    FORMAT,
+    INLINE,
+    KIND,
+    CheckpointInfo,
+    Loaded,
+    Target,
+    encode_note,
+    info_of,
+)
+from mlcloud.store import Store
 from mlcloud.store.manifest import Manifest, canonical
 from mlcloud.widgets.series import Series
 
 if TYPE_CHECKING:
     from mlcloud.checkpoint.distributed import StoreReader, StoreWriter
 
-KIND = "checkpoint"
-FORMAT = 2
-SHARDED = 3  # a step of several ranks, or of `torch.distributed.checkpoint`: `sharding`
-#: Content longer than this lies in chunks: a manifest stays small enough to list and read many.
-INLINE = 64 * 1024
 #: A copy of the state may take so much of the memory that is free.
 STAGE_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """A committed step. `new_bytes` is what had to be uploaded of `bytes`."""
-
-    step: int
-    bytes: int
-    new_bytes: int
-    seconds: float
-    created: datetime
-    metric: float | None = None
-    extra: dict[str, Any] | None = None
-    complete: bool = False
-
-
-@dataclass
-class Loaded:
-    """A step read and verified, decoded, and not yet put anywhere."""
-
-    info: CheckpointInfo
-    state: dict[Any, Any]
-    random: dict[str, Any]
-    start: dict[str, Any] | None
-    sharded: bool = False
-
-
-@dataclass
-class Target:
-    """A live state, and whether something was read to it already."""
-
-    state: dict[Any, Any]
-    touched: bool = False
 
 
 class Checkpoints:
@@ -213,8 +183,8 @@ class Checkpoints:
         began = time.monotonic()
         step, metric = int(step), None if metric is None else float(metric)
         note = {
-            "metric": _encode_note(metric, "metric"),
-            "extra": _encode_note(extra, "extra"),
+            "metric": encode_note(metric, "metric"),
+            "extra": encode_note(extra, "extra"),
             "complete": complete,
         }
         if _in_shards(state):
@@ -405,7 +375,7 @@ class Checkpoints:
         """
         from mlcloud.checkpoint.distributed import StoreWriter
 
-        note = {"metric": _encode_note(metric, "metric"), "extra": _encode_note(extra, "extra")}
+        note = {"metric": encode_note(metric, "metric"), "extra": encode_note(extra, "extra")}
         return StoreWriter(self.store, self.name, step, note=note, committed=self.tidy)
 
     def reader(self, step: int | None = None) -> StoreReader:
@@ -504,126 +474,19 @@ class Checkpoints:
         context.report({"type": "fell_back", "from": newest, "to": step, "why": why}, self._report)
 
     def _read(
-        self,
-        step: int,
-        only: Collection[Any] | None = None,
-        into: Target | None = None,
+        self, step: int, only: Collection[Any] | None = None, into: Target | None = None
     ) -> Loaded:
-        """`into`: whose arrays may be read to directly, once it is clear that all fits."""
         since = self.store.begin()
         made = self.store.manifest(KIND, self.name, step)
-        info = info_of(made)
-        if made.body["format"] == SHARDED:
-            return self._read_sharded(made, info, only)
-        try:
-            content = made.body["content"]
-            if isinstance(content, list):
-                text = self.store.get_buffer([ChunkRef.parse(ref) for ref in content])
-                content = json.loads(bytes(text))
-            names = made.body["segments"]
-            digests = content.get("xxh3") or [""] * len(names)
-            segments = [Segment.parse(*both) for both in zip(names, digests, strict=True)]
-            places = [(int(s), int(o), int(n)) for s, o, n in content["blobs"]]
-            tree = content["tree"] if only is None else _only(content["tree"], only)
-            wanted = _numbers([tree, content["random"], content.get("start")])
-            ready: dict[int, memoryview] = {}
-            if into is not None:
-                outline = Outline()
-                live = live_places(into.state, outline.decode(tree), outline.numbers)
-                ready = {
-                    places[number][0]: view
-                    for number, view in live.items()
-                    if view.nbytes == places[number][2] >= packing.SMALL
-                }
-            needed = {places[number][0] for number in wanted}
-            new = {n: arrays.allocate(segments[n].nbytes) for n in needed - ready.keys()}
-            self._fetch(segments, new)
-            memory = ready | new
-
-            def blob(number: int) -> memoryview:
-                segment, offset, size = places[number]
-                part = memory[segment][offset : offset + size]
-                if part.nbytes != size:
-                    raise ValueError(f"blob {number} ends outside its segment")
-                # A packed one gets memory of its own, or it would hold the whole slab.
-                if size < packing.SMALL:
-                    own = arrays.allocate(size)
-                    own[:] = part
-                    return own
-                return part
-
-            decoder = Decoder(blob)
-            state, random = decoder.decode(tree), decoder.decode(content["random"])
-            loaded = Loaded(info, state, plain(random), plain(decoder.decode(content.get("start"))))
-            if into is not None and ready:
-                self._fetch_live(step, state, into, segments, ready)
-        except errors.MLCloudError:
-            raise
-        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-            raise errors.Damaged(
-                f"step {step} of {self.name!r} in the store at {self.store.url} is no checkpoint "
-                f"that this mlcloud reads: {type(error).__name__}: {error}"
-            ) from error
-        with self._lock:
-            # A step from before the key was given, or changed, is not what new ones may rest on.
-            if made.sealed == self.store.sealed:
-                self._known.learn(segments, since)
-            else:
-                self._known.forget()
+        loaded, segments = Reader(self.store, self._verify_by).read(made, only, into)
+        if segments:
+            with self._lock:
+                # A step from before the key was given, or changed, is not what new ones rest on.
+                if made.sealed == self.store.sealed:
+                    self._known.learn(segments, since)
+                else:
+                    self._known.forget()
         return loaded
-
-    def _read_sharded(
-        self, made: Manifest, info: CheckpointInfo, only: Collection[Any] | None
-    ) -> Loaded:
-        from mlcloud.checkpoint import whole
-        from mlcloud.checkpoint.sharding import parse
-
-        where = f"step {made.step} of {made.name!r} in the store at {self.store.url}"
-        step = parse(self.store, made.body, where)
-        state, random, start = whole.read(self.store, step, only)
-        return Loaded(info, state, random, start, sharded=True)
-
-    def _fetch_live(
-        self,
-        step: int,
-        state: dict[Any, Any],
-        into: Target,
-        segments: Sequence[Segment],
-        memory: dict[int, memoryview],
-    ) -> None:
-        """Read to where it belongs what is large, once it is clear that all is there and fits."""
-        restore.check(into.state, state, f"step {step} of {self.name!r}")
-        refs = (ref for number in memory for ref in segments[number].refs)
-        # Elsewhere each answer would take as long as a part of the chunk.
-        missing = self.store.missing(refs) if self.store.folder else []
-        if missing:
-            raise errors.Damaged(
-                f"chunk {missing[0].hash} of the store at {self.store.url} is missing or cut short"
-            )
-        into.touched = True
-        self._fetch(segments, memory)
-
-    def _fetch(self, segments: Sequence[Segment], memory: dict[int, memoryview]) -> None:
-        """Read segments, verified, each to its memory."""
-        checked = {
-            number: self._verify_by == "xxh3" and bool(segments[number].blocks) for number in memory
-        }
-        tasks = [
-            task
-            for number, view in memory.items()
-            if not checked[number]
-            for task in _tasks(segments[number].refs, view)
-        ]
-        for _ in self.store.fill(tasks):
-            pass
-        quick = (
-            part
-            for number, view in memory.items()
-            if checked[number]
-            for part in parts(segments[number], view)
-        )
-        for _ in self.store.read_parts(quick):
-            pass
 
     # --- looking and tidying ----------------------------------------------------------------------
 
@@ -798,68 +661,3 @@ def _in_shards(state: Any) -> bool:
     from mlcloud.checkpoint import collective
 
     return collective.concerns(state)
-
-
-def info_of(made: Manifest) -> CheckpointInfo:
-    """What a manifest tells of its step. Raises Damaged, and StoreError for a newer format."""
-    body = made.body
-    if isinstance(body.get("format"), int) and body["format"] > SHARDED:
-        raise errors.StoreError(
-            f"step {made.step} of {made.name!r} was saved by a newer mlcloud (format "
-            f"{body['format']}, this one reads up to {SHARDED}): upgrade mlcloud"
-        )
-    try:
-        decoder = Decoder(_no_blobs)
-        return CheckpointInfo(
-            made.step,
-            int(body["bytes"]),
-            int(body["new_bytes"]),
-            float(body["seconds"]),
-            made.created,
-            decoder.decode(body["metric"]),
-            plain(decoder.decode(body["extra"])),
-            bool(body["complete"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise errors.Damaged(f"step {made.step} of {made.name!r} is no checkpoint") from error
-
-
-def _encode_note(value: Any, path: str) -> Any:
-    encoder = Encoder()
-    node = encoder.encode(value, path)
-    if encoder.blobs:
-        raise errors.NotCheckpointable(
-            f"{path} is too large or holds arrays: put them in the state"
-        )
-    return node
-
-
-def _no_blobs(number: int) -> memoryview:
-    raise KeyError(number)
-
-
-def _tasks(refs: Sequence[ChunkRef], into: memoryview) -> Iterator[tuple[ChunkRef, memoryview]]:
-    at = 0
-    for ref in refs:
-        yield ref, into[at : at + ref.size]
-        at += ref.size
-
-
-def _only(tree: Any, keys: Collection[Any]) -> Any:
-    """The tree of a state with some of its entries."""
-    decoder = Decoder(_no_blobs)
-    return {**tree, "v": [pair for pair in tree["v"] if decoder.decode(pair[0]) in keys]}
-
-
-def _numbers(node: Any) -> set[int]:
-    """The blobs that a tree names."""
-    found, todo = set[int](), [node]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, list):
-            todo.extend(node)
-        elif isinstance(node, dict):
-            if "at" in node:
-                found.add(int(node["at"]))
-            todo.extend(node.values())
-    return found

@@ -28,12 +28,12 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from mlcloud import errors
 from mlcloud.checkpoint import entries, randomness, restore, whole
-from mlcloud.checkpoint.checkpoints import CheckpointInfo, info_of
 from mlcloud.checkpoint.codec import plain
 from mlcloud.checkpoint.distributed import StoreReader, StoreWriter, sharded
 from mlcloud.checkpoint.items import Value
 from mlcloud.checkpoint.segments import Known
 from mlcloud.checkpoint.sharding import Sharded
+from mlcloud.checkpoint.step import CheckpointInfo, info_of
 from mlcloud.checkpoint.whole import ENTRIES, OWN, RANDOM, REST
 
 if TYPE_CHECKING:

@@ -46,11 +46,11 @@ from torch.futures import Future
 
 from mlcloud import errors
 from mlcloud.checkpoint import items, packing, regions
-from mlcloud.checkpoint.checkpoints import KIND, SHARDED
 from mlcloud.checkpoint.codec import Decoder
 from mlcloud.checkpoint.regions import Region
 from mlcloud.checkpoint.segments import Known, Segment
 from mlcloud.checkpoint.sharding import Item, Place, Sharded, describe, parse
+from mlcloud.checkpoint.step import KIND, SHARDED
 from mlcloud.store import Store
 from mlcloud.store.manifest import Manifest
 

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 from mlcloud import errors
 from mlcloud.checkpoint import context
-from mlcloud.checkpoint.checkpoints import Checkpoints, Loaded
+from mlcloud.checkpoint.checkpoints import Checkpoints
 from mlcloud.checkpoint.codec import Encoder
 from mlcloud.checkpoint.saver import Saver
 from mlcloud.checkpoint.schedule import Every
+from mlcloud.checkpoint.step import Loaded
 
 T = TypeVar("T")
 #: The state's entry with what differs between the ranks: a list, by rank.

@@ -36,10 +36,11 @@ from typing import Any
 
 from mlcloud import errors
 from mlcloud.checkpoint import randomness
-from mlcloud.checkpoint.checkpoints import Checkpoints, Loaded
+from mlcloud.checkpoint.checkpoints import Checkpoints
 from mlcloud.checkpoint.codec import plain
 from mlcloud.checkpoint.front import RANKS, Front, check, fits, own_of
 from mlcloud.checkpoint.schedule import Every
+from mlcloud.checkpoint.step import Loaded
 
 #: Ours beside Lightning's own entries.
 OURS = "mlcloud"

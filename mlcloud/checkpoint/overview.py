@@ -22,7 +22,7 @@ CURVE = 100
 
 def overview(checkpoints: Checkpoints, last: int | None) -> Series:
     """The series, with its newest `last` steps."""
-    from mlcloud.checkpoint.checkpoints import KIND, info_of
+    from mlcloud.checkpoint.step import KIND, info_of
 
     if last is not None and last < 1:
         raise errors.UsageError(f"last={last}: how many of the newest steps are wanted?")

@@ -31,10 +31,11 @@ from typing import Any
 
 from mlcloud import errors
 from mlcloud.checkpoint import randomness
-from mlcloud.checkpoint.checkpoints import Checkpoints, Loaded, apply
+from mlcloud.checkpoint.checkpoints import Checkpoints, apply
 from mlcloud.checkpoint.codec import plain
 from mlcloud.checkpoint.front import RANKS, Front, check, distributed, own_of
 from mlcloud.checkpoint.schedule import Every
+from mlcloud.checkpoint.step import Loaded
 
 #: The file in Ray Train's checkpoint.
 POINTER = "mlcloud.json"

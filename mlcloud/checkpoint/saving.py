@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from mlcloud.checkpoint.staging import low_priority
 
 if TYPE_CHECKING:
-    from mlcloud.checkpoint.checkpoints import CheckpointInfo
+    from mlcloud.checkpoint.step import CheckpointInfo
 
 
 class Saving:

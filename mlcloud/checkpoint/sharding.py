@@ -40,9 +40,9 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from mlcloud import errors
-from mlcloud.checkpoint.checkpoints import INLINE, SHARDED
 from mlcloud.checkpoint.codec import Decoder, Encoder
 from mlcloud.checkpoint.segments import Segment
+from mlcloud.checkpoint.step import INLINE, SHARDED
 from mlcloud.store import CHUNK_BYTES, ChunkRef, Store, chunks_of
 from mlcloud.store.blocks import BLOCK_BYTES, DIGEST_BYTES
 from mlcloud.store.manifest import canonical

@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
-from mlcloud.checkpoint.checkpoints import KIND as CHECKPOINTS
+from mlcloud.checkpoint.step import KIND as CHECKPOINTS
 from mlcloud.config import Settings
 from mlcloud.errors import Conflict, Damaged, MLCloudError, NoCheckpoint
 from mlcloud.gateway import inputs, retention

@@ -245,11 +245,11 @@ class TestFailures:
         events: list[dict[str, Any]] = []
         real, calls = Store.put_chunk, []
 
-        def full_once(self: Store, data: Any) -> Any:
+        def full_once(self: Store, data: Any, **options: Any) -> Any:
             calls.append(1)
             if len(calls) == 1:
                 raise errors.StoreFull("the store is full; free space or pass store=...")
-            return real(self, data)
+            return real(self, data, **options)
 
         monkeypatch.setattr(Store, "put_chunk", full_once)
         run = run_of(url, events)
@@ -261,7 +261,7 @@ class TestFailures:
     def test_at_the_end_it_is_raised(
         self, ckpts: Checkpoints, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(self: Store, data: Any) -> Any:
+        def full(self: Store, data: Any, **options: Any) -> Any:
             raise errors.StoreFull("full")
 
         monkeypatch.setattr(Store, "put_chunk", full)
