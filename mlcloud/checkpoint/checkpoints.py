@@ -54,6 +54,7 @@ from mlcloud.checkpoint.step import (
 )
 from mlcloud.store import Store
 from mlcloud.store.manifest import Manifest, canonical
+from mlcloud.store.progress import shown
 from mlcloud.widgets.series import Series
 
 if TYPE_CHECKING:
@@ -326,7 +327,9 @@ class Checkpoints:
         beside: bool,
     ) -> tuple[dict[str, Any], list[Segment]]:
         """Upload the chunks; returns the body that names them."""
-        segments = self._known.write(buffers, since, beside=beside)
+        total = sum(size for _, _, size in content["blobs"])
+        with shown(f"saving {self.name}", total) as told:
+            segments = self._known.write(buffers, since, beside=beside, told=told)
         refs = [ref for segment in segments for ref in segment.refs]
         names = [[str(ref) for ref in segment.refs] for segment in segments]
         inline: Any = {**content, "xxh3": [segment.text() for segment in segments]}

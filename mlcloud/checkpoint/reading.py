@@ -22,6 +22,7 @@ from mlcloud.checkpoint.segments import Segment, parts
 from mlcloud.checkpoint.step import SHARDED, Loaded, Target, info_of, no_blobs
 from mlcloud.store import ChunkRef, Store
 from mlcloud.store.manifest import Manifest
+from mlcloud.store.progress import Told, shown
 
 
 @dataclass
@@ -75,28 +76,30 @@ class Reader:
             }
         needed = {places[number][0] for number in wanted}
         new = {n: arrays.allocate(segments[n].nbytes) for n in needed - ready.keys()}
-        self._fetch(segments, new)
-        memory = ready | new
+        total = sum(segments[n].nbytes for n in new.keys() | ready.keys())
+        with shown(f"reading step {made.step}", total) as told:
+            self._fetch(segments, new, told)
+            memory = ready | new
 
-        def blob(number: int) -> memoryview:
-            segment, offset, size = places[number]
-            part = memory[segment][offset : offset + size]
-            if part.nbytes != size:
-                raise ValueError(f"blob {number} ends outside its segment")
-            # A packed one gets memory of its own, or it would hold the whole slab.
-            if size < packing.SMALL:
-                own = arrays.allocate(size)
-                own[:] = part
-                return own
-            return part
+            def blob(number: int) -> memoryview:
+                segment, offset, size = places[number]
+                part = memory[segment][offset : offset + size]
+                if part.nbytes != size:
+                    raise ValueError(f"blob {number} ends outside its segment")
+                # A packed one gets memory of its own, or it would hold the whole slab.
+                if size < packing.SMALL:
+                    own = arrays.allocate(size)
+                    own[:] = part
+                    return own
+                return part
 
-        decoder = Decoder(blob)
-        state, random = decoder.decode(tree), decoder.decode(content["random"])
-        loaded = Loaded(info, state, plain(random), plain(decoder.decode(content.get("start"))))
-        if into is not None and ready:
-            restore.check(into.state, state, f"step {made.step} of {made.name!r}")
-            self._fetch_live(into, segments, ready)
-        return loaded, segments
+            decoder = Decoder(blob)
+            state, random = decoder.decode(tree), decoder.decode(content["random"])
+            loaded = Loaded(info, state, plain(random), plain(decoder.decode(content.get("start"))))
+            if into is not None and ready:
+                restore.check(into.state, state, f"step {made.step} of {made.name!r}")
+                self._fetch_live(into, segments, ready, told)
+            return loaded, segments
 
     def _read_sharded(self, made: Manifest, only: Collection[Any] | None) -> Loaded:
         from mlcloud.checkpoint import whole
@@ -107,7 +110,11 @@ class Reader:
         return Loaded(info_of(made), state, random, start, sharded=True)
 
     def _fetch_live(
-        self, into: Target, segments: Sequence[Segment], memory: dict[int, memoryview]
+        self,
+        into: Target,
+        segments: Sequence[Segment],
+        memory: dict[int, memoryview],
+        told: Told,
     ) -> None:
         """Read to where it belongs what is large, once it is clear that it is there."""
         refs = (ref for number in memory for ref in segments[number].refs)
@@ -118,9 +125,11 @@ class Reader:
                 f"chunk {missing[0].hash} of the store at {self.store.url} is missing or cut short"
             )
         into.touched = True
-        self._fetch(segments, memory)
+        self._fetch(segments, memory, told)
 
-    def _fetch(self, segments: Sequence[Segment], memory: dict[int, memoryview]) -> None:
+    def _fetch(
+        self, segments: Sequence[Segment], memory: dict[int, memoryview], told: Told
+    ) -> None:
         """Read segments, verified, each to its memory."""
         quick = {n for n in memory if self.verify == "xxh3" and segments[n].blocks}
         tasks = [
@@ -129,11 +138,11 @@ class Reader:
             if number not in quick
             for task in _tasks(segments[number].refs, view)
         ]
-        for _ in self.store.fill(tasks):
-            pass
+        for size in self.store.fill(tasks):
+            told(size)
         checked = (part for number in quick for part in parts(segments[number], memory[number]))
-        for _ in self.store.read_parts(checked):
-            pass
+        for size in self.store.read_parts(checked):
+            told(size)
 
     def _where(self, made: Manifest) -> str:
         return f"step {made.step} of {made.name!r} in the store at {self.store.url}"

@@ -17,6 +17,7 @@ from functools import partial
 
 from mlcloud.store import CHUNK_BYTES, ChunkRef, Part, Store
 from mlcloud.store.blocks import BLOCK_BYTES, DIGEST_BYTES, digests
+from mlcloud.store.progress import Told
 
 #: So many threads write to a disk beside a training.
 BESIDE = 2
@@ -77,11 +78,17 @@ class Known:
         self._refs, self._firsts = {}, set()
 
     def write(
-        self, buffers: Iterable[memoryview], since: int, *, beside: bool = False
+        self,
+        buffers: Iterable[memoryview],
+        since: int,
+        *,
+        beside: bool = False,
+        told: Told = lambda done: None,
     ) -> list[Segment]:
         """Store each buffer. Those chunks are trusted to be there that were since `since`.
 
-        `beside`: a training goes on, which is to have this machine's cores and caches.
+        `beside`: a training goes on, which is to have this machine's cores and caches. `told` gets
+        the bytes that are stored.
         """
         if self._since != since:
             self.forget()
@@ -101,6 +108,7 @@ class Known:
         for ref, blocks in self._store.each(put, pieces(), width=width):
             while len(segments[current].refs) == counts[current]:
                 current += 1
+            told(ref.size)
             segments[current].refs.append(ref)
             segments[current].blocks += blocks
         return segments

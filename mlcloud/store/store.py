@@ -51,6 +51,7 @@ from mlcloud.store.failures import causes, told
 from mlcloud.store.keys import KeySource, load_keys
 from mlcloud.store.manifest import ChunkRef, Manifest, Sign, Verify
 from mlcloud.store.options import Options, OptionsSource
+from mlcloud.store.progress import shown
 
 CHUNK_BYTES = 16 * 2**20
 
@@ -569,16 +570,22 @@ class Store:
             except errors.MLCloudError as error:
                 wrong.append(str(error))
             refs |= manifests.refs_in(raw)
-        found = self.each(self._problem, sorted(refs, key=str))
-        return wrong + [problem for problem in found if problem]
+        return wrong + self._problems(refs)
 
     def _verify(self, kind: str, name: str, step: int) -> list[str]:
         try:
             body = self.read(kind, name, step)
         except errors.Damaged as error:
             return [str(error)]
-        refs = sorted(manifests.refs_in(manifests.canonical(body)), key=str)
-        return [problem for problem in self.each(self._problem, refs) if problem]
+        return self._problems(manifests.refs_in(manifests.canonical(body)))
+
+    def _problems(self, refs: Iterable[ChunkRef]) -> list[str]:
+        ordered, wrong = sorted(refs, key=str), list[str]()
+        with shown("verifying", sum(ref.size for ref in ordered)) as told:
+            for ref, problem in zip(ordered, self.each(self._problem, ordered), strict=True):
+                told(ref.size)
+                wrong += [problem] if problem else []
+        return wrong
 
     def _problem(self, ref: ChunkRef) -> str | None:
         try:
