@@ -19,7 +19,9 @@ from mlcloud.store import CHUNK_BYTES, ChunkRef, Part, Store
 from mlcloud.store.blocks import BLOCK_BYTES, DIGEST_BYTES, digests
 from mlcloud.store.progress import Told
 
-#: So many threads write to a disk beside a training.
+#: So many chunks are on their way: each is held up to three times by a cloud's client.
+WIDTH = 4
+#: The same to a disk, beside a training.
 BESIDE = 2
 PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES * DIGEST_BYTES
 
@@ -104,7 +106,7 @@ class Known:
         counts: list[int] = []
         current = 0
         put = partial(self._put, cached=not beside)
-        width = BESIDE if beside and self._store.folder else None
+        width = BESIDE if beside and self._store.folder else WIDTH
         for ref, blocks in self._store.each(put, pieces(), width=width):
             while len(segments[current].refs) == counts[current]:
                 current += 1
