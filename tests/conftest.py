@@ -3,11 +3,15 @@ for those that need the running system one embedded cluster a worker, taken down
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+# Read where gcsfs is first imported: else it asks emulators by gRPC, a minute for each call.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 if TYPE_CHECKING:
     from mlcloud.client.api import Client

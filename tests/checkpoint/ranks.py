@@ -17,6 +17,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
+import pytest
 import torch
 
 # What the ranks use (fully_shard imports dynamo), so that the server has it before it forks them.
@@ -50,7 +51,10 @@ def run(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
             ours, theirs = context.Pipe(duplex=False)
             task = (rank, world, f"{folder}/group", theirs, work, args)
             process = context.Process(target=_rank, args=task, daemon=True)
-            process.start()
+            with pytest.MonkeyPatch.context() as patch:
+                # Their server stays until this process ends: it is no part of a cluster under test.
+                patch.delenv("MLCLOUD_HOME", raising=False)
+                process.start()
             theirs.close()
             ranks.append(process)
             pipes.append(ours)

@@ -129,7 +129,8 @@ def test_the_notice_is_what_ec2_would_say(
     # The agent saw it as well, told the gateway, and the node is gone when it said.
     until(lambda: s.state in ("moving", "idle"), "the session heard of it", 5)
     until(lambda: node["id"] not in {e["id"] for e in cluster.workers()}, "it is gone", 15)
-    assert datetime.now(timezone.utc) >= notice.deadline
+    # Before that only because the session had left it, and nothing more was to be paid for.
+    assert datetime.now(timezone.utc) >= notice.deadline or s.info.node != node["id"]
 
 
 def test_a_node_has_exactly_the_processes_it_started(
