@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     node_idle: timedelta = Field(
         timedelta(minutes=1), description="A node without a session is given back after this long."
     )
+    offer_cooldown: timedelta = Field(
+        timedelta(minutes=5),
+        description="An offer whose spot node was taken back is passed over for this long.",
+    )
     dead_man: timedelta = Field(
         timedelta(minutes=3),
         description="A node whose gateway has not answered for this long ends itself.",
@@ -160,6 +164,7 @@ class Settings(BaseSettings):
         "idle_timeout",
         "input_timeout",
         "node_idle",
+        "offer_cooldown",
         "dead_man",
         "notice_poll",
         "prune_every",

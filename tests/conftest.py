@@ -36,7 +36,9 @@ def cluster(mlcloud_home: str) -> Iterator[Embedded]:
     """
     from tests.live import Embedded
 
-    with Embedded(Path(mlcloud_home), max_nodes="6", node_idle="20s") as embedded:
+    # Drills take back more nodes within minutes than there are offers.
+    options = {"max_nodes": "6", "node_idle": "20s", "offer_cooldown": "20s"}
+    with Embedded(Path(mlcloud_home), **options) as embedded:
         yield embedded
 
 

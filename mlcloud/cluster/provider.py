@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ray.autoscaler.tags import (
 
 from mlcloud.cluster.clouds.base import Instance, LaunchRequest
 from mlcloud.cluster.clouds.local import HEAD, LocalCloud, now
-from mlcloud.cluster.offers import COOLDOWN, Cooldown, Offer, Shape, key_of, walk
+from mlcloud.cluster.offers import Cooldown, Offer, Shape, key_of, walk
 from mlcloud.errors import NoCapacity
 
 LISTED_AT_LEAST = 2  # times
@@ -41,6 +42,7 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
         self.cloud = LocalCloud(Path(provider_config["root"]))
+        self._cooldown = timedelta(seconds=provider_config["cooldown_s"])
         self._lock = threading.Lock()
         self._unseen: dict[str, int] = {}  # launched here: how often they are still to be listed
 
@@ -120,7 +122,9 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
     def _ranked(self, node_config: dict[str, Any]) -> list[Offer]:
         """The node type's offers, cheapest first; where all were taken back lately, all again."""
         cooling = {
-            key_of(instance.offer): Cooldown(instance.notice.given_at + COOLDOWN, "taken back")
+            key_of(instance.offer): Cooldown(
+                instance.notice.given_at + self._cooldown, "taken back"
+            )
             for instance in self.cloud.instances()
             if instance.notice is not None
         }

@@ -34,6 +34,7 @@ def write(
     connection_file: Path,
     max_nodes: int,
     node_idle_s: float,
+    cooldown_s: float,
     dead_man_s: float,
     notice_poll_s: float,
     spares: dict[str, int],
@@ -46,6 +47,7 @@ def write(
         head_instance_id=head_instance_id,
         max_nodes=max_nodes,
         node_idle_s=node_idle_s,
+        cooldown_s=cooldown_s,
         spares=spares,
     )
     write_json(autoscaling, config)  # JSON is YAML
@@ -103,6 +105,7 @@ def autoscaling_config(
     head_instance_id: str,
     max_nodes: int,
     node_idle_s: float,
+    cooldown_s: float,
     spares: dict[str, int],
 ) -> dict[str, Any]:
     available: dict[str, Any] = {
@@ -125,6 +128,7 @@ def autoscaling_config(
             "type": "external",
             "module": "mlcloud.cluster.provider.OfferProvider",
             "root": str(root),
+            "cooldown_s": cooldown_s,
             "head_node_id": head_instance_id,
             "disable_node_updaters": True,
             "launch_multiple": True,

@@ -138,6 +138,7 @@ class EmbeddedCluster:
             connection_file=self.settings.connection_file,
             max_nodes=self.settings.max_nodes,
             node_idle_s=self.settings.node_idle.total_seconds(),
+            cooldown_s=self.settings.offer_cooldown.total_seconds(),
             dead_man_s=self.settings.dead_man.total_seconds(),
             notice_poll_s=self.settings.notice_poll.total_seconds(),
             spares={smallest: self.settings.warm_spares},

@@ -28,7 +28,7 @@ def test_a_node_that_ended_before_it_was_listed_is_seen_to_end(
 
     monkeypatch.setattr(LocalCloud, "launch", launch)
     monkeypatch.setattr(LocalCloud, "instances", lambda cloud: list(there))
-    provider = OfferProvider({"root": str(tmp_path)}, "test")
+    provider = OfferProvider({"root": str(tmp_path), "cooldown_s": 300.0}, "test")
     config: dict[str, Any] = {"shape": {"cpus": 1}, "market": "spot"}
     provider.create_node(config, {TAG_RAY_USER_NODE_TYPE: "cpu2"}, 2)
     there[0] = dataclasses.replace(there[0], ended_at=now())
