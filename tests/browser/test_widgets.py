@@ -245,7 +245,7 @@ def test_widgets_survive_a_reload(book: Book) -> None:
     book.until(
         lambda: book.outputs(cell).locator(SLIDER).count() == 1, "it is drawn after the reload"
     )
-    assert value_of(book, cell) == before
+    book.until(lambda: value_of(book, cell) == before, "with its state")
     book.drag(book.outputs(cell).locator(SLIDER), 0.9)
     agrees(book, cell, "kept.value, heard[-1]")
     assert int(value_of(book, cell)) > 80
