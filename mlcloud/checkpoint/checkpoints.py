@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import psutil
 from blake3 import blake3
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
 #: A copy of the state may take so much of the memory that is free.
 STAGE_SHARE = 0.5
+
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -447,9 +449,10 @@ class Checkpoints:
 
     def _find(self, step: int | None, read: Callable[[int], Loaded]) -> Loaded:
         self._ended()
-        if step is not None:
-            return read(step)
-        steps = self.steps()
+        return read(step) if step is not None else self.newest(self.steps(), read)
+
+    def newest(self, steps: list[int], read: Callable[[int], T]) -> T:
+        """What `read` gives of the newest of the steps that is undamaged."""
         if not steps:
             raise errors.NoCheckpoint(f"no step of {self.name!r} in the store at {self.store.url}")
         why: list[str] = []

@@ -133,28 +133,12 @@ def _save(
 
 def load(checkpoints: Checkpoints, state: dict[Any, Any], step: int | None) -> int:
     """Put a step into the state; called on every rank. Returns the step."""
-    if step is not None:
-        _restore(checkpoints, state, step)
-        return step
-    steps = first(checkpoints.steps)
-    if not steps:
-        raise errors.NoCheckpoint(
-            f"no step of {checkpoints.name!r} in the store at {checkpoints.store.url}"
-        )
-    why: list[str] = []
-    for candidate in reversed(steps):
-        try:
-            _restore(checkpoints, state, candidate)
-        except (errors.Damaged, errors.NoCheckpoint) as error:
-            why.append(str(error))
-            continue
-        if why:
-            checkpoints.fell_back(steps[-1], candidate, why[0])
-        return candidate
-    raise errors.Damaged(
-        f"none of the {len(steps)} steps of {checkpoints.name!r} in the store at "
-        f"{checkpoints.store.url} can be loaded; the newest: {why[0]}"
-    )
+
+    def read(each: int) -> int:
+        _restore(checkpoints, state, each)
+        return each
+
+    return read(step) if step is not None else checkpoints.newest(first(checkpoints.steps), read)
 
 
 def _restore(checkpoints: Checkpoints, state: dict[Any, Any], step: int) -> None:

@@ -70,7 +70,7 @@ class Stage:
 
     def stage(self, layout: Layout, blobs: Sequence[Blob]) -> list[memoryview]:
         """Copy all blobs; returns the segments' bytes, in order, which stay until the next call."""
-        memory = self.take(_size(layout))
+        memory = self.take(size_of(layout))
         if any(blob.device == "cuda" for blob in blobs):
             self._pin()
         segments, at = [], 0
@@ -116,10 +116,6 @@ class Stage:
 
 def size_of(layout: Layout) -> int:
     """How much memory `Stage.stage` needs for it, in bytes."""
-    return _size(layout)
-
-
-def _size(layout: Layout) -> int:
     return sum(_aligned(segment.size) for segment in layout.segments)
 
 
