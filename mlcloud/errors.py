@@ -68,6 +68,22 @@ class NoCapacity(MLCloudError):
     """Offers exist, but none could be had."""
 
 
+class QuotaExceeded(NoCapacity):
+    """The account may not have more of this. The message names the quota and where to raise it."""
+
+
+class CloudRefused(MLCloudError):
+    """The cloud's API said no, for another reason than capacity. The message has its own."""
+
+
+class CredentialsMissing(CloudRefused):
+    """The cloud has no credentials here, or its SDK is not installed."""
+
+
+class CloudCredentialsExpired(CloudRefused):
+    """The cloud does not take the credentials any more. What runs goes on; nothing new starts."""
+
+
 # --- names ----------------------------------------------------------------------------------------
 
 

@@ -7,15 +7,18 @@
 An `Instance` is a fact sheet: what was bought, where, at what price, from when to when. The meter
 bills from these facts alone, so they are kept after the machine is gone.
 
-Powers that not every cloud has are separate classes (`CloudWithPreemption`): what a cloud can do is
-what it implements.
+Powers that not every cloud has are separate classes (`CloudWithPreemption`, `CloudThatPlans`): what
+a cloud can do is what it implements. The local cloud needs nothing to be told; the others are made
+from `CloudSettings`, which a cluster's specification fills in.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from mlcloud.cluster.offers import Offer
 
@@ -34,7 +37,8 @@ class Instance:
     """One machine, alive or gone.
 
     `ended_at` is None while it bills. `node_type` is the name under which Ray's autoscaler asked
-    for it (`"head"` for the head node), `tags` are Ray's node tags.
+    for it (`"head"` for the head node), `tags` are Ray's node tags. Addresses are None where the
+    cloud has not given any (yet); a node that only its network can reach has no `public_ip`.
     """
 
     id: str
@@ -46,6 +50,8 @@ class Instance:
     notice: Notice | None = None
     tags: dict[str, str] = field(default_factory=dict)
     pid: int | None = None
+    private_ip: str | None = None
+    public_ip: str | None = None
 
     @property
     def alive(self) -> bool:
@@ -54,20 +60,53 @@ class Instance:
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What an instance must run once it is up: a Ray node that joins (or is) the head."""
+    """What an instance must run once it is up: a Ray node that joins (or is) the head.
+
+    `bootstrap` is a shell script that the machine runs as root at its first boot (cloud-init's user
+    data, a startup script, or over SSH); the local cloud has none. `session` is the session that it
+    is launched for, where there is one: it becomes a tag.
+    """
 
     node_type: str
     resources: dict[str, float]
     labels: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     instance_id: str | None = None
+    bootstrap: str = ""
+    session: str = ""
+
+
+@dataclass(frozen=True)
+class CloudSettings:
+    """What a real cloud must know beside an offer, the same for every node of a cluster.
+
+    `regions` is the residency list: a cloud refuses to launch, store or copy anything outside it.
+    `image` None means the cloud's own choice (a current Ubuntu or deep learning image). `network`
+    holds the cloud's own names (`subnet`, `security_group`, `vpc`, `resource_group`, `project` …),
+    empty: the cloud makes or finds them. `endpoints` replaces a service's URL (tests, private
+    endpoints). `lifetime_s` is the longest that a node may live from its launch.
+    """
+
+    cluster: str
+    owner: str
+    regions: tuple[str, ...]
+    image: str | None = None
+    disk_gb: int = 100
+    ssh_user: str = "ubuntu"
+    ssh_public_key: str | None = None
+    network: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+    lifetime_s: float = 7 * 86400.0
 
 
 class Cloud(ABC):
     """Launch, list, terminate.
 
     Every method may block on the cloud's API (call it off the event loop) and raises
-    `mlcloud.errors.NoCapacity` where the cloud has none of the offer, `MLCloudError` otherwise.
+    `mlcloud.errors.NoCapacity` where the cloud has none of the offer, `QuotaExceeded` where the
+    account may not have more, `CredentialsMissing` or `CloudCredentialsExpired`, and `CloudRefused`
+    for everything else that the cloud says no to.
     """
 
     name: str
@@ -87,6 +126,26 @@ class Cloud(ABC):
     @abstractmethod
     def terminate(self, instance_id: str, reason: str) -> None:
         """End an instance. Idempotent: an ended or unknown instance is left as it is."""
+
+
+class CloudWithCredentials(ABC):
+    """A cloud that must know who asks."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Whether anything can be asked of the cloud at all, in one cheap call.
+
+        Raises `CredentialsMissing` (no credentials, or no SDK: the message says what to install or
+        set) before anything is started.
+        """
+
+
+class CloudThatPlans(ABC):
+    """A cloud that can show what it would send, before anything costs money."""
+
+    @abstractmethod
+    def configuration(self, offer: Offer, request: LaunchRequest) -> dict[str, Any]:
+        """The body of the launch request as the cloud's API takes it. Asks the cloud nothing."""
 
 
 class CloudWithPreemption(ABC):
