@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     )
     url: str | None = Field(None, description="A gateway to use instead of the embedded one.")
     token: str | None = Field(None, description="The token for `url`.", repr=False)
+    fingerprint: str | None = Field(
+        None, description="The SHA-256 of the certificate of `url`, 64 hexadecimal digits."
+    )
     port: int = Field(
         0, ge=0, le=65535, description="The gateway's loopback port; 0: any free one."
     )
@@ -196,8 +199,19 @@ class Settings(BaseSettings):
         }
 
     @property
+    def head_file(self) -> Path | None:
+        """What the head of a cluster with machines of its own is told; None: the local cloud."""
+        path = self.home / "head.json"
+        return path if path.exists() else None
+
+    @property
     def connection_file(self) -> Path:
         return self.home / "gateway.json"
+
+    @property
+    def clusters(self) -> Path:
+        """What `up` notes of each cluster elsewhere."""
+        return self.home / "clusters"
 
     @property
     def lock_file(self) -> Path:
@@ -231,7 +245,12 @@ class Settings(BaseSettings):
         at_home = self.home / "store.key"
         if self.store is None or at_home.exists():
             return at_home
-        digest = hashlib.blake2b(self.store.rstrip("/").encode(), digest_size=8).hexdigest()
+        return self.key_file_of(self.store)
+
+    @staticmethod
+    def key_file_of(store: str) -> Path:
+        """The file of the key of a store of one's own."""
+        digest = hashlib.blake2b(store.rstrip("/").encode(), digest_size=8).hexdigest()
         base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
         return Path(base) / "mlcloud" / "keys" / f"{digest}.key"
 

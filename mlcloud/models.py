@@ -316,6 +316,12 @@ class NoticeReport(Model):
     deadline: datetime
 
 
+class FailureReport(Model):
+    """Why a machine could not be made a node."""
+
+    why: str = Field(max_length=1000)
+
+
 class Heartbeat(Model):
     pid: int
 

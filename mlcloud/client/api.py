@@ -17,7 +17,7 @@ from mlcloud.client.cluster import Cluster
 from mlcloud.client.connection import Connection, fixed
 from mlcloud.client.session import Session, main_namespace
 from mlcloud.config import Settings
-from mlcloud.errors import NotFound, UsageError
+from mlcloud.errors import UsageError
 from mlcloud.models import SessionInfo, SessionRequest
 
 __all__ = ["Client", "Cluster", "Session", "attach", "connect", "cost", "session", "sessions"]
@@ -153,8 +153,14 @@ class Client:
         return self.cluster.status().info.usd
 
 
-def connect(target: str | None = None, *, token: str | None = None) -> Client:
-    """Connect to a gateway: None is the embedded cluster, started if need be; else its URL.
+def connect(
+    target: str | None = None, *, token: str | None = None, fingerprint: str | None = None
+) -> Client:
+    """Connect to a gateway: None is the embedded cluster, started if need be; else the name of a
+    cluster that `mlcloud up` made, through an SSH tunnel; else its URL.
+
+    `https://` to a gateway in the same network takes the `fingerprint` of its certificate, which
+    `mlcloud status` shows: where another one answers, nothing is sent.
 
     The connection becomes the default of `%%remote` and `mlcloud.session()`. Raises
     `ConnectionFailed` where none answers, `AuthenticationFailed` for a wrong token,
@@ -176,12 +182,12 @@ def connect(target: str | None = None, *, token: str | None = None) -> Client:
             connection.close()
             return _default
     elif target.startswith(("http://", "https://")):
-        connection = Connection(fixed(target, token or settings.token), embedded=False)
+        found = fixed(target, token or settings.token, fingerprint or settings.fingerprint)
+        connection = Connection(found, embedded=False)
     else:
-        raise NotFound(
-            f"no cluster {target!r}: this version knows the embedded cluster (leave the name out) "
-            "and gateways by URL (http://…)"
-        )
+        from mlcloud.client import launching
+
+        connection = launching.connect(target, settings)
     environments.check_basics(connection)
     _default = Client(connection)
     return _default

@@ -222,7 +222,7 @@ class Channel:
         address = self._connection.address
         url = address.url.replace("http", "ws", 1)
         path = f"/v1/sessions/{self._name}/channel?after={self.cursor}"
-        return Wire(url + path, address.headers)
+        return Wire(url + path, address.headers, address.tls)
 
     def _drop(self, link: Wire | None) -> None:
         """Forget a connection that broke, unless another has taken its place."""

@@ -11,16 +11,18 @@ import contextlib
 import http.client
 import json as _json
 import selectors
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from mlcloud import errors
+from mlcloud.client import pinned
 
 LANE_TIMEOUT_S = 60.0
 LANE_IDLE_S = 3.0  # uvicorn closes after 5
@@ -32,6 +34,8 @@ class Address:
 
     url: str
     token: str
+    #: TLS to a gateway whose certificate is pinned; None: who is on loopback, or has a bought one
+    tls: ssl.SSLContext | None = field(default=None, compare=False)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -43,7 +47,7 @@ class Address:
 
 class Connection:
     """`find` gives the gateway's present address, starting it where that is ours to do; `look`
-    gives it, or None, and starts nothing."""
+    gives it, or None, and starts nothing; `close` ends what it is reached by."""
 
     def __init__(
         self,
@@ -51,7 +55,9 @@ class Connection:
         *,
         embedded: bool,
         look: Callable[[], Address | None] | None = None,
+        close: Callable[[], None] | None = None,
     ) -> None:
+        self._on_close = close
         self._find = find
         self._look = look
         self.embedded = embedded
@@ -65,6 +71,7 @@ class Connection:
             base_url=self.address.url,
             headers=self.address.headers,
             timeout=httpx.Timeout(60.0, connect=5.0),
+            verify=self.address.tls or True,
             trust_env=False,
         )
 
@@ -122,7 +129,7 @@ class Connection:
                 host,
                 parts.port,
                 timeout=LANE_TIMEOUT_S,
-                context=httpx.create_ssl_context(trust_env=False),
+                context=self.address.tls or httpx.create_ssl_context(trust_env=False),
             )
         return http.client.HTTPConnection(host, parts.port, timeout=LANE_TIMEOUT_S)
 
@@ -189,6 +196,8 @@ class Connection:
     def close(self) -> None:
         self._http.close()
         self._close_lanes()
+        if self._on_close is not None:
+            self._on_close()
 
 
 def _ended(lane: http.client.HTTPConnection) -> bool:
@@ -224,9 +233,13 @@ def error_named(code: str, message: str) -> errors.MLCloudError:
     return errors.MLCloudError(f"{code}: {message}")
 
 
-def fixed(url: str, token: str | None) -> Callable[[], Address]:
-    """A gateway by URL: check it once at connect, with a clear word when it is not there."""
-    address = Address(url.rstrip("/"), token or "")
+def fixed(url: str, token: str | None, fingerprint: str | None = None) -> Callable[[], Address]:
+    """A gateway by URL: check it once at connect, with a clear word when it is not there.
+
+    `fingerprint` is its certificate's SHA-256: nothing is sent to who has another one.
+    """
+    tls = pinned.context(url, fingerprint) if fingerprint else None
+    address = Address(url.rstrip("/"), token or "", tls)
 
     def find() -> Address:
         until = time.monotonic() + 10
@@ -236,9 +249,15 @@ def fixed(url: str, token: str | None) -> Callable[[], Address]:
                     f"{address.url}/v1/sessions",
                     headers=address.headers,
                     timeout=5,
+                    verify=tls or True,
                     trust_env=False,
                 )
             except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                if fingerprint is None and "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    raise errors.ConnectionFailed(
+                        f"no authority vouches for the certificate of {address.url}: pass the "
+                        "gateway's own, `mlcloud.connect(url, token=…, fingerprint=…)`"
+                    ) from error
                 if time.monotonic() > until or not isinstance(error, httpx.ConnectError):
                     raise errors.ConnectionFailed(
                         f"no gateway answers at {address.url} ({error}); check the address, or use "

@@ -35,7 +35,9 @@ class Wire:
     `websockets.ConnectionClosed` once it is broken.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str], tls: ssl.SSLContext | None = None
+    ) -> None:
         uri = parse_uri(url)
         self._protocol = ClientProtocol(uri, max_size=None)
         self._events: deque[Any] = deque()  # frames; the handshake's response comes first
@@ -48,7 +50,7 @@ class Wire:
             # Else a small message waits up to 40 ms for the last one's acknowledgement.
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if uri.secure:
-                context = ssl.create_default_context()
+                context = tls or ssl.create_default_context()
                 self._socket = context.wrap_socket(plain, server_hostname=uri.host)
             self._shake_hands(headers)
             self._socket.settimeout(None)

@@ -10,8 +10,12 @@ The gateway may be killed and come back on another port: the agent reads the gat
 the connection file each time. On the local cloud the agent also plays the hypervisor: it kills its
 own group at a notice's deadline, whether or not anybody is watching.
 
-Started as `python -m mlcloud.cluster.agent RECORD`; imports the standard library alone, since one
-runs on every node for ever.
+A node of a real cloud shares no disk with its head: what it needs comes in its node file and in
+answer to its join (`nodefile.py`), and the gateway is reached at the head's private address by TLS
+with a pinned certificate.
+
+Started as `python -m mlcloud.cluster.agent RECORD_OR_NODE_FILE`; imports the standard library
+alone, since one runs on every node for ever.
 """
 
 from __future__ import annotations
@@ -30,11 +34,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mlcloud.cluster import lean
+from mlcloud.cluster import lean, nodefile, onlyhere
 from mlcloud.processes import become_subreaper, end_descendants
 
 TICK = 0.25
 HEARTBEAT = 3.0
+LEAVING = contextlib.ExitStack()
+GIVEN_UP = 410  # what the gateway answers a node that it believes to have ended
 
 # Ray's raylet waits 15 s for each agent of its own to say on which port it listens, and aborts: too
 # short on a busy machine, where their imports take longer. A port that is given is not waited for.
@@ -87,9 +93,13 @@ class Metadata:
 def main(record_path: str) -> int:
     path = Path(record_path)
     record = json.loads(path.read_text())
-    settings = json.loads((path.parent.parent / "cluster.json").read_text())
     signal.signal(signal.SIGTERM, lambda *_: _end())
     become_subreaper()
+    if nodefile.is_one(record):
+        settings = nodefile.join(record, path.parent)
+        LEAVING.callback(nodefile.leave, settings, path)
+    else:
+        settings = json.loads((path.parent.parent / "cluster.json").read_text())
     node = subprocess.Popen(ray_command(record, settings), env=ray_environment(record, settings))
 
     last_answer = time.monotonic()
@@ -115,6 +125,7 @@ def main(record_path: str) -> int:
         with contextlib.suppress(subprocess.TimeoutExpired):
             node.wait(TICK)
     end_descendants()
+    LEAVING.close()
     return node.returncode or 0
 
 
@@ -135,9 +146,11 @@ def ray_command(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
         "--max-worker-port=0",
         "--include-log-monitor=false",
         "--disable-usage-stats",
+        f"--temp-dir={settings['ray_dir']}",
         f"--labels={_labels(record)}",
     ]
-    command += [f"--{name}={port}" for name, port in zip(AGENT_PORTS, _free_ports(), strict=True)]
+    ports = _free_ports(settings["node_ip"])
+    command += [f"--{name}={port}" for name, port in zip(AGENT_PORTS, ports, strict=True)]
     if "memory" in resources:
         command.append(f"--memory={int(resources.pop('memory'))}")
     if resources:
@@ -147,19 +160,18 @@ def ray_command(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
             *command,
             "--head",
             f"--port={settings['gcs_port']}",
-            f"--temp-dir={settings['ray_dir']}",
             f"--autoscaling-config={settings['autoscaling_config']}",
             "--include-dashboard=false",
         ]
-    return [*command, f"--address={settings['node_ip']}:{settings['gcs_port']}"]
+    return [*command, f"--address={settings['head_ip']}:{settings['gcs_port']}"]
 
 
-def _free_ports() -> list[int]:
+def _free_ports(address: str) -> list[int]:
     """Ports that are free now, one for each of `AGENT_PORTS`."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in AGENT_PORTS]
         for probe in probes:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((address, 0))
         return [probe.getsockname()[1] for probe in probes]
 
 
@@ -169,8 +181,11 @@ def _labels(record: dict[str, Any]) -> str:
 
 
 def ray_environment(record: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
+    variables = lean.environment({**os.environ, **settings["ray_environment"]})
     return {
-        **lean.environment({**os.environ, **settings["ray_environment"]}),
+        **variables,
+        **onlyhere.preload(settings["node_ip"], Path(settings["ray_dir"]), variables),
+        **settings.get("node_environment", {}),
         "RAY_CLOUD_INSTANCE_ID": record["id"],
         "RAY_NODE_TYPE_NAME": record["node_type"],
     }
@@ -205,13 +220,20 @@ def _post(
         },
     )
     try:
-        with urllib.request.urlopen(request, timeout=2):
+        with urllib.request.urlopen(request, timeout=2, context=nodefile.pinned(settings)):
             return True
+    except urllib.error.HTTPError as error:
+        if error.code == GIVEN_UP:
+            print("this node was given up: it ends itself", flush=True)
+            _end()
+        return False
     except OSError:
         return False
 
 
 def _gateway(settings: dict[str, Any]) -> dict[str, str] | None:
+    if "gateway" in settings:
+        return {"url": settings["gateway"]["url"]}
     try:
         connection: dict[str, str] = json.loads(Path(settings["connection_file"]).read_text())
     except (OSError, ValueError):
@@ -232,6 +254,7 @@ def _overdue(path: Path) -> bool:
 def _end() -> None:
     """All at once, as when a machine is switched off; reaped, so that nothing of it stays."""
     end_descendants()
+    LEAVING.close()
     os._exit(0)
 
 

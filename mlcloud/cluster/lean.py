@@ -8,7 +8,8 @@ jsonschema goes on without it.
     the gateway           leave_out()
     head, nodes, workers  environment(): a folder in front of their path whose module of that name
                           says that it is not there
-    a session's kernel    restored(): as if nothing had been done; its cells may check addresses
+    a session's kernel    restored(): as if nothing had been done; its cells may check addresses,
+                          and listen where they like (`onlyhere`)
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from mlcloud.cluster import onlyhere
 
 FOLDER = Path(__file__).parent / "left_out"
 
@@ -39,7 +42,9 @@ def restored(variables: Mapping[str, str]) -> dict[str, str]:
     """The variables for a process in which everything is there again."""
     path = variables.get("PYTHONPATH", "").split(os.pathsep)
     kept = os.pathsep.join(each for each in path if each and each != str(FOLDER))
-    rest = {name: value for name, value in variables.items() if name != "PYTHONPATH"}
+    rest = {
+        name: value for name, value in onlyhere.removed(variables).items() if name != "PYTHONPATH"
+    }
     return {**rest, "PYTHONPATH": kept} if kept else rest
 
 

@@ -28,10 +28,11 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
+from mlcloud.cluster import clouds
 from mlcloud.cluster.clouds.base import Instance, LaunchRequest
-from mlcloud.cluster.clouds.local import HEAD, LocalCloud, now
+from mlcloud.cluster.clouds.local import HEAD, now
 from mlcloud.cluster.offers import Cooldown, Offer, Shape, key_of, walk
-from mlcloud.errors import NoCapacity
+from mlcloud.errors import CloudRefused, NoCapacity
 
 LISTED_AT_LEAST = 2  # times
 
@@ -41,7 +42,7 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
-        self.cloud = LocalCloud(Path(provider_config["root"]))
+        self.cloud = clouds.at_head(Path(provider_config["root"]), provider_config.get("head_file"))
         self._cooldown = timedelta(seconds=provider_config["cooldown_s"])
         self._lock = threading.Lock()
         self._unseen: dict[str, int] = {}  # launched here: how often they are still to be listed
@@ -73,7 +74,7 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
         return _tags(self.cloud.get(node_id))
 
     def external_ip(self, node_id: str) -> str:
-        return "127.0.0.1"
+        return self.cloud.get(node_id).private_ip or "127.0.0.1"
 
     internal_ip = external_ip
 
@@ -110,7 +111,7 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
             request = LaunchRequest(node_type, resources, labels, tags)
             try:
                 instance = self.cloud.launch(offer, request)
-            except NoCapacity as error:
+            except (NoCapacity, CloudRefused) as error:
                 tried.append(f"{offer.zone} {offer.market}: {error}")
                 self._log(node_type, offer, "no capacity", str(error))
                 continue

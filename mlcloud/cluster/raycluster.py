@@ -38,6 +38,9 @@ def write(
     dead_man_s: float,
     notice_poll_s: float,
     spares: dict[str, int],
+    node_ip: str = NODE_IP,
+    head_file: Path | None = None,
+    store_url: str = "",
 ) -> dict[str, Any]:
     """Write `autoscaling.json` and `cluster.json` under `root`; returns the latter."""
     autoscaling = root / "autoscaling.yaml"
@@ -49,11 +52,14 @@ def write(
         node_idle_s=node_idle_s,
         cooldown_s=cooldown_s,
         spares=spares,
+        head_file=head_file,
     )
     write_json(autoscaling, config)  # JSON is YAML
     settings = {
-        "node_ip": NODE_IP,
-        "gcs_port": free_port(),
+        "node_ip": node_ip,
+        "head_ip": node_ip,
+        "gcs_port": free_port(node_ip),
+        "store_url": store_url,
         "ray_dir": str(ray_dir),
         "autoscaling_config": str(autoscaling),
         "connection_file": str(connection_file),
@@ -107,6 +113,7 @@ def autoscaling_config(
     node_idle_s: float,
     cooldown_s: float,
     spares: dict[str, int],
+    head_file: Path | None = None,
 ) -> dict[str, Any]:
     available: dict[str, Any] = {
         HEAD: {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
@@ -128,6 +135,7 @@ def autoscaling_config(
             "type": "external",
             "module": "mlcloud.cluster.provider.OfferProvider",
             "root": str(root),
+            "head_file": str(head_file) if head_file else None,
             "cooldown_s": cooldown_s,
             "head_node_id": head_instance_id,
             "disable_node_updaters": True,
@@ -151,9 +159,9 @@ def autoscaling_config(
     }
 
 
-def free_port() -> int:
-    """A loopback port that is free now."""
+def free_port(address: str = NODE_IP) -> int:
+    """A port of this address that is free now."""
     with socket.socket() as probe:
-        probe.bind((NODE_IP, 0))
+        probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port

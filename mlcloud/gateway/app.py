@@ -6,6 +6,7 @@ is an `ErrorBody` whose `code` is a class of `mlcloud.errors`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -32,6 +33,7 @@ from mlcloud.models import (
     CompleteRequest,
     ErrorBody,
     ExecutionInfo,
+    FailureReport,
     ForkRequest,
     Health,
     Heartbeat,
@@ -118,6 +120,7 @@ def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
 
     app.include_router(user_routes(gateway, stop))
     app.include_router(node_routes(gateway))
+    app.include_router(join_routes(gateway))
     app.include_router(imds.router(gateway.cluster.cloud))
 
     @app.websocket("/v1/sessions/{name}/channel")
@@ -277,6 +280,27 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     return routes
 
 
+def join_routes(gateway: Gateway) -> APIRouter:
+    """What a machine calls that becomes a node, with the join token of its node file."""
+    routes = APIRouter(prefix="/v1/nodes/{node}", include_in_schema=False)
+    refused = "this join token is not that node's, or it was used"
+
+    @routes.post("/join")
+    async def join(node: str, request: Request) -> dict[str, Any]:
+        answer = await asyncio.to_thread(gateway.join, node, auth.bearer(request))
+        if answer is None:
+            raise errors.AuthenticationFailed(refused)
+        return answer
+
+    @routes.post("/failed", status_code=204)
+    async def failed(node: str, report: FailureReport, request: Request) -> None:
+        token = auth.bearer(request)
+        if not await asyncio.to_thread(gateway.bootstrap_failed, node, token, report.why):
+            raise errors.AuthenticationFailed(refused)
+
+    return routes
+
+
 def node_routes(gateway: Gateway) -> APIRouter:
     """What the nodes' agents call, each with its own token."""
 
@@ -289,7 +313,8 @@ def node_routes(gateway: Gateway) -> APIRouter:
 
     @routes.post("/heartbeat", status_code=204)
     async def heartbeat(node: str, _: Heartbeat) -> None:
-        return None
+        if not await asyncio.to_thread(gateway.heard, node):
+            raise HTTPException(410, f"the node {node} has been given up")
 
     @routes.post("/notice", status_code=204)
     async def notice(node: str, report: NoticeReport) -> None:

@@ -14,6 +14,7 @@ import msgpack
 
 from mlcloud import __version__
 from mlcloud.cluster.clouds.base import Instance
+from mlcloud.cluster.clouds.headed import Headed
 from mlcloud.cluster.clouds.local import now
 from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.config import Settings
@@ -42,16 +43,24 @@ RECORD_S, RECORD_PRINTED_S, RECORD_ALL_S = 1.0, 4.0, 30.0
 
 
 class Gateway:
-    """One per embedded cluster, at `url`. `on_idle` is called when nobody has used it for
-    `idle_end`."""
+    """One per cluster, at `url`, and for nodes elsewhere at `nodes_url`.
+
+    `on_idle` is called when nobody has used it for `idle_end`.
+    """
 
     version = __version__
 
     def __init__(
-        self, settings: Settings, url: str, token: str, *, on_idle: Callable[[], None]
+        self,
+        settings: Settings,
+        url: str,
+        token: str,
+        *,
+        on_idle: Callable[[], None],
+        nodes_url: str = "",
     ) -> None:
         self.settings = settings
-        self.links = Links(url)
+        self.links = Links(nodes_url or url)
         self.token = token
         self.engine = open_database(settings.database_url)
         self.store = Store(settings.store_url)
@@ -242,6 +251,25 @@ class Gateway:
             return None
         return self.cluster.cloud.secrets_of(node)["node_token"]
 
+    def heard(self, node: str) -> bool:
+        """A node's heartbeat; False for one that has been given up. Blocks."""
+        cloud = self.cluster.cloud
+        return cloud.heard(node) if isinstance(cloud, Headed) else True
+
+    def join(self, node: str, token: str) -> dict[str, Any] | None:
+        """What a node gets for its join token, if that is right. Blocks."""
+        cloud = self.cluster.cloud
+        return cloud.join(node, token) if isinstance(cloud, Headed) else None
+
+    def bootstrap_failed(self, node: str, token: str, why: str) -> bool:
+        """A machine could not be made a node. Blocks."""
+        if self.join(node, token) is None:
+            return False
+        cloud = self.cluster.cloud
+        assert isinstance(cloud, Headed)
+        cloud.failed(node, why)
+        return True
+
     def node_infos(self, *, ended: bool = False) -> list[NodeInfo]:
         held: dict[str, list[str]] = {}
         for session in self.sessions:
@@ -271,7 +299,7 @@ class Gateway:
         bill = self.billing.cluster()
         state: Any = self.cluster.state
         return ClusterInfo(
-            name="embedded",
+            name=self.cluster.name,
             state=state,
             detail=self.cluster.detail,
             cloud=self.cluster.cloud.name,

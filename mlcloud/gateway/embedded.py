@@ -19,8 +19,9 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from mlcloud.cluster import raycluster
+from mlcloud.cluster import clouds, raycluster
 from mlcloud.cluster.clouds.base import Instance, LaunchRequest, Notice
+from mlcloud.cluster.clouds.headed import Headed
 from mlcloud.cluster.clouds.local import HEAD, LocalCloud
 from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.shapes import NodeType, node_types
@@ -59,7 +60,8 @@ class EmbeddedCluster:
         on_attempt: Callable[[dict[str, Any]], None],
     ) -> None:
         self.settings = settings
-        self.cloud = LocalCloud(settings.cloud_root)
+        self.cloud = clouds.at_head(settings.cloud_root, settings.head_file, watching=True)
+        self.name = self.cloud.spec.name if isinstance(self.cloud, Headed) else "embedded"
         self.types: list[NodeType] = node_types(self.cloud.offers())
         self.state = "starting"
         self.detail = ""
@@ -142,6 +144,9 @@ class EmbeddedCluster:
             dead_man_s=self.settings.dead_man.total_seconds(),
             notice_poll_s=self.settings.notice_poll.total_seconds(),
             spares={smallest: self.settings.warm_spares},
+            node_ip=self.cloud.address,
+            head_file=self.settings.head_file,
+            store_url=self.settings.store_url,
         )
         self.cloud.launch(
             HEAD_OFFER, LaunchRequest(HEAD, {"CPU": 0}, instance_id=cluster["head_instance_id"])

@@ -55,7 +55,8 @@ class Host:
     ) -> None:
         self._session_id = session_id
         self._store_url = store_url
-        self._folder = Path(folder)
+        # A node that is not on the head's own disk has its own place for this.
+        self._folder = Path(os.environ.get("MLCLOUD_NODE_DIR", folder))
         self._memory_bytes = memory_bytes
         self._kernel_options = kernel_options
         self._events = Events()

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import ssl
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgpack
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from mlcloud.cluster import nodefile
 
 OPEN_S = 10.0
 
@@ -35,9 +39,15 @@ async def dial(url: str, token: str) -> ClientConnection:
             open_timeout=OPEN_S,
             close_timeout=0.5,
             proxy=None,
+            ssl=_pinned() if url.startswith("wss:") else None,
         )
     except (InvalidHandshake, TimeoutError) as error:
         raise OSError(f"the gateway does not take the link: {error}") from error
+
+
+def _pinned() -> ssl.SSLContext:
+    """TLS to who has the gateway's certificate, which the node's agent put on its disk."""
+    return nodefile.trusting(os.environ["MLCLOUD_GATEWAY_CERTIFICATE"])
 
 
 async def serve(connection: ClientConnection, methods: Mapping[str, Method]) -> None:

@@ -100,7 +100,8 @@ class Overlay(RuntimeEnvPlugin):  # type: ignore[misc]  # ray ships no complete 
 
 def folder_of(field: dict[str, Any]) -> Path:
     """Per node: nodes of a local cluster share a disk, and each counts its own users."""
-    return Path(field["folder"], os.environ.get("RAY_CLOUD_INSTANCE_ID", "node"), field["id"])
+    base = os.environ.get("MLCLOUD_NODE_DIR", field["folder"])
+    return Path(base, os.environ.get("RAY_CLOUD_INSTANCE_ID", "node"), field["id"])
 
 
 def _python(folder: Path) -> Path:

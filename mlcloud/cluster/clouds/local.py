@@ -53,6 +53,7 @@ class LocalCloud(Cloud, CloudWithPreemption):
     """Process groups under `root`."""
 
     name = "local"
+    address = "127.0.0.1"  # of the head, as its nodes reach it
 
     def __init__(self, root: Path, *, offers: list[Offer] | None = None) -> None:
         self.root = root
@@ -286,4 +287,6 @@ def _from_record(record: dict[str, Any]) -> Instance:
         else None,
         tags=record["tags"],
         pid=record.get("pid"),
+        private_ip=record.get("private_ip"),
+        public_ip=record.get("public_ip"),
     )

@@ -1,0 +1,393 @@
+"""A cluster elsewhere: brought up from here, found again by its name, and taken down.
+
+    up ── key for the cluster ── let it in on every machine ── bootstrap the head ── gateway answers
+                                                                     │
+    connect(name) ── tunnel ── gateway ◄────────── clusters/<name>.json (0600: address, token …)
+    down(name) ── the gateway ends its nodes ── every machine is swept ── the note goes
+
+The head gets a key of the cluster's own, made here and let in on its machines, never the user's.
+Host keys are pinned at the first contact, and the head is told them. Nothing secret is on a command
+line or in a log: scripts and files go through ssh's stdin.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from mlcloud import __version__
+from mlcloud.client.connection import Address, Connection
+from mlcloud.client.tunnel import Tunnel
+from mlcloud.cluster import bootstrap, ssh
+from mlcloud.cluster.clouds.local import write_json
+from mlcloud.cluster.clouds.ssh import SSHCloud
+from mlcloud.cluster.headspec import HeadSpec, Machine, Runtime, machine_of
+from mlcloud.config import Settings
+from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound, UsageError
+from mlcloud.store import load_or_create_key
+
+Say = Callable[[str], None]
+HEAD_S, GATEWAY_S, DOWN_S = 900.0, 180.0, 90.0
+
+
+@dataclass(frozen=True)
+class SSHCluster:
+    """What `up` needs of a specification with `cloud: ssh`. The first machine is the head.
+
+    `head_works`: it is a node too. `settings` are the gateway's, by the names of their variables
+    (`{"MLCLOUD_NODE_IDLE": "5m"}`). Where the store is a folder, all machines must share it.
+    """
+
+    name: str
+    machines: tuple[Machine, ...]
+    store: str
+    key: Path | None = None
+    jump: str | None = None
+    head_works: bool = True
+    port: int = 8443
+    runtime: Runtime = field(default_factory=Runtime)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", self.name):
+            raise UsageError(
+                f"name: {self.name!r} cannot be: lower-case letters, digits and `-`, at most 40"
+            )
+        if not self.machines:
+            raise UsageError("ssh.hosts: name the machines of the cluster, the head first")
+        if not self.store:
+            raise UsageError("store: machines of your own need one that all of them reach (s3://…)")
+
+    @property
+    def workers(self) -> tuple[Machine, ...]:
+        alone = len(self.machines) == 1
+        return self.machines if self.head_works or alone else self.machines[1:]
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known here of a cluster elsewhere: `clusters/<name>.json`."""
+
+    name: str
+    cluster_id: str
+    cloud: str
+    head: dict[str, Any]
+    machines: list[dict[str, Any]]
+    port: int
+    token: str = field(repr=False, default="")
+    fingerprint: str = ""
+    nodes_url: str = ""
+    key: str | None = None
+    jump: str | None = None
+
+    def cloud_of(self, settings: Settings) -> SSHCloud:
+        """Its machines, as they are reached from here."""
+        folder = settings.clusters / self.name
+        return SSHCloud(
+            folder,
+            [machine_of(each) for each in self.machines],
+            cluster_id=self.cluster_id,
+            known_hosts=folder / "known_hosts",
+            key=Path(self.key).expanduser() if self.key else None,
+            jump=self.jump,
+        )
+
+    def target(self, settings: Settings) -> ssh.Target:
+        return self.cloud_of(settings).target(self.head["host"])
+
+
+# --- finding --------------------------------------------------------------------------------------
+
+
+def known(settings: Settings) -> list[str]:
+    """The names of the clusters that were brought up from here."""
+    return sorted(path.stem for path in settings.clusters.glob("*.json"))
+
+
+def note_of(name: str, settings: Settings) -> Note:
+    """Raises `NotFound`, naming those there are."""
+    path = settings.clusters / f"{name}.json"
+    try:
+        if "/" in name:
+            raise FileNotFoundError
+        return Note(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        there = ", ".join(known(settings)) or "none yet"
+        raise NotFound(
+            f"no cluster {name!r} was brought up from here (there are: {there}); `mlcloud up FILE` "
+            "makes one, no name at all means the embedded one, and a gateway is named by its URL"
+        ) from None
+
+
+def connect(name: str, settings: Settings) -> Connection:
+    """Through a tunnel of this process's own. Raises `NotFound`, `ConnectionFailed`."""
+    note = note_of(name, settings)
+    tunnel = Tunnel(note.target(settings), note.port)
+    try:
+        return _through(tunnel, note)
+    except BaseException:
+        tunnel.close()
+        raise
+
+
+def _through(tunnel: Tunnel, note: Note) -> Connection:
+    def find() -> Address:
+        return _answering(Address(tunnel.open(), note.token), note.name)
+
+    return Connection(find, embedded=False, close=tunnel.close)
+
+
+def _answering(address: Address, name: str, wait_s: float = 20.0) -> Address:
+    """`address`, once the gateway behind it answers: it may be about to be started again."""
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            response = httpx.get(
+                f"{address.url}/v1/nodes", headers=address.headers, timeout=10, trust_env=False
+            )
+        except httpx.TransportError as error:
+            if time.monotonic() < until:
+                time.sleep(0.2)
+                continue
+            raise ConnectionFailed(
+                f"the head of {name!r} can be reached, but its gateway does not answer ({error}): "
+                f"it has ended after idle time, or `mlcloud down {name}` clears what is left of it"
+            ) from error
+        if response.status_code == 401:
+            raise ConnectionFailed(
+                f"the gateway of {name!r} does not take the token that is noted here: the cluster "
+                "was made anew elsewhere"
+            )
+        return address
+
+
+# --- up -------------------------------------------------------------------------------------------
+
+
+def up(wanted: SSHCluster, settings: Settings, say: Say = print) -> Connection:
+    """Bring the cluster up, or find it. Each step is said, with the time since the beginning.
+
+    Raises `CredentialsMissing` and `CloudRefused` for a head that lets nobody in, `NoCapacity` for
+    one that cannot be reached, `ConnectionFailed` for a gateway that does not come up.
+    """
+    began = time.monotonic()
+
+    def tell(text: str) -> None:
+        say(f"{time.monotonic() - began:5.1f} s  {text}")
+
+    note = _begun(wanted, settings)
+    cloud = note.cloud_of(settings)
+    cloud.check()
+    folder = settings.clusters / wanted.name
+    public_key = ssh.make_key(folder / "id_ed25519", f"mlcloud cluster {wanted.name}")
+    _let_in(cloud, wanted, public_key, tell)
+    tell(f"{wanted.machines[0].host} becomes the head")
+    script = bootstrap.head(
+        cluster=wanted.name,
+        cluster_id=note.cluster_id,
+        instance=f"head-{note.cluster_id}",
+        files={
+            **_files(wanted, note, folder),
+            # Kept here, since a head's disk goes with the head: nobody could read the store then.
+            "store.key": load_or_create_key(settings.key_file_of(wanted.store)),
+        },
+        variables={
+            "MLCLOUD_STORE": wanted.store,
+            "MLCLOUD_PORT": str(wanted.port),
+            "MLCLOUD_MAX_NODES": str(max(1, len(wanted.workers))),
+            **wanted.settings,
+        },
+        runtime=wanted.runtime,
+        version=__version__,
+    )
+    head = note.target(settings)
+    ssh.run(head, script, timeout=HEAD_S)
+    tell("the gateway is starting")
+    told = json.loads(ssh.run(head, _waiting(note.cluster_id), timeout=GATEWAY_S))
+    note = replace(
+        note,
+        token=told["token"],
+        fingerprint=told["fingerprint"],
+        nodes_url=told["nodes_url"],
+    )
+    _write(note, settings)
+    tell("opening the tunnel")
+    connection = connect(wanted.name, settings)
+    tell(f'{wanted.name} is up: mlcloud.connect("{wanted.name}")')
+    return connection
+
+
+def _begun(wanted: SSHCluster, settings: Settings) -> Note:
+    """Noted before anything is started, so that `down` can clear whatever comes of it."""
+    settings.clusters.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (settings.clusters / wanted.name).mkdir(exist_ok=True, mode=0o700)
+    fresh = Note(
+        name=wanted.name,
+        cluster_id=f"{wanted.name}-{secrets.token_hex(4)}",
+        cloud="ssh",
+        head=asdict(wanted.machines[0]),
+        machines=[asdict(each) for each in wanted.machines],
+        port=wanted.port,
+        key=str(wanted.key) if wanted.key else None,
+        jump=wanted.jump,
+    )
+    if wanted.name in known(settings):
+        before = note_of(wanted.name, settings)
+        if before.head["host"] != fresh.head["host"]:
+            raise UsageError(
+                f"the cluster {wanted.name!r} has its head on {before.head['host']}: "
+                f"`mlcloud down {wanted.name}` first"
+            )
+        fresh = replace(fresh, cluster_id=before.cluster_id, token=before.token)
+    _write(fresh, settings)
+    return fresh
+
+
+def _let_in(cloud: SSHCloud, wanted: SSHCluster, public_key: str, tell: Say) -> None:
+    """The cluster's key, on every machine. One that is away is left out; the head must be there."""
+    script = bootstrap.authorizing(public_key)
+
+    def let_in(host: str) -> MLCloudError | None:
+        try:
+            ssh.run(replace(cloud.target(host), sudo=False), script, timeout=30)
+        except MLCloudError as error:
+            return error
+        return None
+
+    hosts = list(cloud.machines)
+    with ThreadPoolExecutor(min(len(hosts), 16)) as pool:
+        failures = dict(zip(hosts, pool.map(let_in, hosts), strict=True))
+    failure = failures[hosts[0]]
+    if failure is not None:
+        raise failure
+    for host, problem in failures.items():
+        if problem is not None:
+            tell(f"{host} is left out for now: {problem}")
+    reached = sum(problem is None for problem in failures.values())
+    tell(f"{reached} of {len(hosts)} machines let the cluster's key in")
+
+
+def _files(wanted: SSHCluster, note: Note, folder: Path) -> dict[str, str]:
+    head = wanted.machines[0]
+    there = {each.host: replace(each, key=None, port=each.port) for each in wanted.workers}
+    spec = HeadSpec(
+        name=wanted.name,
+        cluster_id=note.cluster_id,
+        cloud="ssh",
+        address=head.private,
+        settings={
+            "machines": [asdict(each) for each in there.values()],
+            "known_hosts": "known_hosts",
+            "key": "id_ed25519",
+        },
+        port=wanted.port,
+        runtime=wanted.runtime,
+    )
+    return {
+        "head.json": spec.write(),
+        "id_ed25519": (folder / "id_ed25519").read_text(),
+        "known_hosts": _known_hosts(folder / "known_hosts", wanted.machines),
+    }
+
+
+def _known_hosts(path: Path, machines: tuple[Machine, ...]) -> str:
+    """The keys that were pinned here, by the names that the head uses."""
+
+    def named(host: str, port: int) -> str:
+        return host if port == 22 else f"[{host}]:{port}"
+
+    lines = [line.split(" ", 1) for line in path.read_text().splitlines() if " " in line]
+    return "\n".join(
+        f"{named(each.private, each.port)} {key}"
+        for each in machines
+        for name, key in lines
+        if name == named(each.host, each.port)
+    )
+
+
+def _waiting(cluster_id: str) -> str:
+    """The script that prints the gateway's connection file once it listens."""
+    return f"""cd {bootstrap.ROOT}/{cluster_id}/head || exit 1
+tries=0
+while [ ! -s gateway.json ] && [ ! -s failed ] && [ $tries -lt {int(GATEWAY_S * 5)} ]; do
+  tries=$((tries + 1)); sleep 0.2
+done
+[ -s gateway.json ] && exec cat gateway.json
+[ -s failed ] && cat failed >&2 || echo "the gateway did not answer: $(tail -n 1 gateway.log)" >&2
+exit 1
+"""
+
+
+def _write(note: Note, settings: Settings) -> None:
+    write_json(settings.clusters / f"{note.name}.json", asdict(note))
+
+
+# --- down -----------------------------------------------------------------------------------------
+
+
+def down(name: str, settings: Settings, say: Say = print) -> bool:
+    """End the cluster: its gateway first, then whatever of it is left on any of its machines.
+
+    Raises `ConnectionFailed`, naming them, where machines cannot be reached: what runs there ends
+    itself within `dead_man`, and `down` can be called again.
+    """
+    note = note_of(name, settings)
+    cloud = note.cloud_of(settings)
+    _ask_to_end(note, settings, say)
+    public = settings.clusters / name / "id_ed25519.pub"
+    script = bootstrap.ending(
+        bootstrap.CLUSTER_MARK, note.cluster_id, folders=note.cluster_id, claims=f" {name} "
+    )
+    forget = bootstrap.forgetting(public.read_text().strip()) if public.exists() else ""
+
+    def clear(host: str) -> MLCloudError | None:
+        try:
+            ssh.run(cloud.target(host), script, timeout=60)
+            if forget:
+                ssh.run(replace(cloud.target(host), sudo=False), forget, timeout=30)
+        except MLCloudError as error:
+            return error
+        return None
+
+    hosts = list(cloud.machines)
+    with ThreadPoolExecutor(min(len(hosts), 16)) as pool:
+        failures = {
+            host: error
+            for host, error in zip(hosts, pool.map(clear, hosts), strict=True)
+            if error is not None
+        }
+    if failures:
+        raise ConnectionFailed(
+            f"{len(failures)} of {len(hosts)} machines could not be cleared; what runs there ends "
+            f"itself when no gateway answers it; `mlcloud down {name}` tries again: "
+            + "; ".join(str(error) for error in failures.values())
+        )
+    (settings.clusters / f"{name}.json").unlink(missing_ok=True)
+    shutil.rmtree(settings.clusters / name, ignore_errors=True)
+    say(f"{name} is down: nothing of it is left on {len(hosts)} machines")
+    return True
+
+
+def _ask_to_end(note: Note, settings: Settings, say: Say) -> None:
+    """Sessions are saved and parked by their gateway, if it answers."""
+    if not note.token:
+        return
+    tunnel = Tunnel(note.target(settings), note.port)
+    try:
+        url = tunnel.open(10)
+        headers = Address(url, note.token).headers
+        httpx.post(f"{url}/v1/down", headers=headers, timeout=DOWN_S, trust_env=False)
+    except (MLCloudError, httpx.HTTPError) as error:
+        say(f"the gateway does not answer ({error}): its machines are cleared without it")
+    finally:
+        tunnel.close()

@@ -1,0 +1,266 @@
+"""The shell script that turns a machine into a node, and the one that makes it none again.
+
+    worker()  a node of any cloud at its first boot: claim the machine, find or make a Python with
+              mlcloud, write the node's file (0600), start its agent
+    head()    the same, with the gateway's keeper instead of the agent
+    ending()  everything of ours on the machine ends, found by its mark; its folders go
+
+POSIX sh and coreutils, so that it serves as cloud-init's user data, as a startup script and over
+SSH. Run twice, it does nothing the second time. What it does is in `bootstrap.log` of the node's
+folder. Where it fails it says why in one line: on stderr, in the file `failed`, and to the gateway
+if there is one already. Whatever a script holds may be read by whoever may read the machine's user
+data: of secrets there is at most a join token, which is good for one node, once.
+
+    ~/.mlcloud-node/claim                        whose worker this machine is: `instance cluster pid`
+    ~/.mlcloud-node/<cluster>/<instance>/        node.json, logs, pid
+    ~/.mlcloud-node/<cluster>/head/              the gateway's home
+    ~/.mlcloud-node/venv-<digest>/               kept for the next node
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from shlex import quote
+from typing import Any
+
+from mlcloud.cluster.headspec import Runtime
+
+MARK, CLUSTER_MARK = "MLCLOUD_INSTANCE", "MLCLOUD_CLUSTER"
+ROOT = '"${HOME:-/root}/.mlcloud-node"'
+IN_USE = 75
+
+_BEGIN = """#!/bin/sh
+# Made by mlcloud: this machine becomes a node of the cluster {cluster}.
+set -eu
+umask 077
+root={root}
+folder="$root"/{cluster_id}/{folder}
+mkdir -p "$folder"
+exec 3>&2 >>"$folder/bootstrap.log" 2>&1
+rm -f "$folder/failed"
+report() {{ :; }}
+fail() {{
+  code=$1; shift
+  echo "$(date -u +%FT%TZ) failed: $*"
+  printf '%s\\n' "$*" >"$folder/failed"
+  report "$*"
+  printf '%s\\n' "$*" >&3
+  exit "$code"
+}}
+trap 'code=$?; [ "$code" = 0 ] || [ -s "$folder/failed" ] || fail "$code" "the bootstrap ended in line ${{LINENO:-?}} with status $code: $(tail -n 1 "$folder/bootstrap.log" | tr -d "\\\\n")"' EXIT
+echo "$(date -u +%FT%TZ) bootstrap of {folder}"
+"""
+
+_CLAIM = """
+# one worker of one cluster at a time
+alive() {{ [ -n "$1" ] && tr '\\0' '\\n' <"/proc/$1/environ" 2>/dev/null | grep -qx "{mark}=$2"; }}
+if [ -s "$root/claim" ]; then
+  read -r instance cluster pid <"$root/claim" || :
+  if [ "$instance" = {instance} ] && alive "$pid" "$instance"; then
+    echo "$pid" >&3
+    exit 0
+  elif alive "$pid" "$instance"; then
+    fail {in_use} "in use by the cluster $cluster (node $instance)"
+  fi
+fi
+"""
+
+_PYTHON = """
+# a Python with mlcloud
+python={python}
+[ -x "$python" ] || python=$(command -v {python}) || fail 1 "there is no {python} on this machine"
+"""
+
+_VENV = """
+# a Python with mlcloud, made once for what it has to have
+command -v python3 >/dev/null || fail 1 "there is no python3 on this machine: install Python 3.10 or later"
+python="$root/venv-{digest}/bin/python"
+if ! [ -e "$root/venv-{digest}/ready" ]; then
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail 1 "python3 is older than 3.10 here"
+  python3 -m venv "$root/venv-{digest}" || fail 1 "python3 -m venv does not work here: install python3-venv"
+  "$python" -m pip install --quiet --disable-pip-version-check {index}{requirement} ||
+    fail 1 "{requirement_told} could not be installed: $(tail -n 1 "$folder/bootstrap.log")"
+  touch "$root/venv-{digest}/ready"
+fi
+"""
+
+_CHECK = """
+said=$(env {variables} "$python" -c 'import mlcloud, ray; print(mlcloud.__version__)' 2>&1) ||
+  fail 1 "mlcloud does not start with $python: $(printf '%s' "$said" | tail -n 1)"
+[ "$said" = {version} ] || fail 1 "mlcloud $said is installed here, the cluster runs "{version}
+"""
+
+_START = """
+# {what}, in a session of its own
+cd "$folder"
+env {variables} {mark}={instance} {cluster_mark}={cluster_id} setsid nohup "$python" -m {module} \\
+  </dev/null >>"$folder/{log}" 2>&1 3>&- &
+pid=$!
+echo "$pid" >"$folder/pid"
+{claim}sleep 0.2
+kill -0 "$pid" 2>/dev/null || fail 1 "{what} ended at once: $(tail -n 1 "$folder/{log}")"
+echo "$pid" >&3
+"""
+
+_REPORT = """
+# what fails is told to the gateway too, with the token that this node alone has
+report() {{
+  command -v curl >/dev/null || return 0
+  printf 'header = "Authorization: Bearer %s"\\n' {token} |
+    curl -sS -m 10 -o /dev/null -K - --cacert "$folder/gateway.crt" -H 'Content-Type: application/json' \\
+      --data-binary "{{\\"why\\": \\"$(printf '%s' "$1" | tr -d '"\\\\' | tr '\\n\\t' '  ' | cut -c 1-400)\\"}}" \\
+      {url}/v1/nodes/{instance}/failed || :
+}}
+"""
+
+
+def worker(
+    *,
+    cluster: str,
+    cluster_id: str,
+    instance: str,
+    node: Mapping[str, Any],
+    runtime: Runtime,
+    version: str,
+) -> str:
+    """The script for a worker. `node` is what its agent reads (`nodefile.py`)."""
+    gateway = node["gateway"]
+    parts = [
+        _BEGIN.format(cluster=cluster, cluster_id=cluster_id, folder=instance, root=ROOT),
+        _file("gateway.crt", gateway["certificate"]),
+        _REPORT.format(token=quote(node["join"]), url=quote(gateway["url"]), instance=instance),
+        _CLAIM.format(mark=MARK, instance=instance, in_use=IN_USE),
+        _file("node.json", json.dumps(dict(node), indent=1)),
+        *_runtime(runtime, version),
+        _START.format(
+            what="the agent",
+            variables=_variables(runtime.variables),
+            mark=MARK,
+            cluster_mark=CLUSTER_MARK,
+            instance=instance,
+            cluster_id=cluster_id,
+            module='mlcloud.cluster.agent "$folder/node.json"',
+            log="node.log",
+            claim=f'echo "{instance} {cluster} $pid" >"$root/claim"\n',
+        ),
+    ]
+    return "".join(parts)
+
+
+def head(
+    *,
+    cluster: str,
+    cluster_id: str,
+    instance: str,
+    files: Mapping[str, str | bytes],
+    variables: Mapping[str, str],
+    runtime: Runtime,
+    version: str,
+) -> str:
+    """The script for the head. `files` (0600) are put into the gateway's home, and `variables` are
+    its settings; `MLCLOUD_HOME` is set here."""
+    wanted = {**runtime.variables, **variables}
+    parts = [
+        _BEGIN.format(cluster=cluster, cluster_id=cluster_id, folder="head", root=ROOT),
+        'if [ -s "$folder/pid" ] && kill -0 "$(cat "$folder/pid")" 2>/dev/null; then exit 0; fi\n',
+        *(_file(name, text) for name, text in files.items()),
+        *_runtime(runtime, version),
+        _START.format(
+            what="the gateway's keeper",
+            variables=f'{_variables(wanted)} MLCLOUD_HOME="$folder"',
+            mark=MARK,
+            cluster_mark=CLUSTER_MARK,
+            instance=instance,
+            cluster_id=cluster_id,
+            module="mlcloud.cluster.keeper",
+            log="keeper.log",
+            claim="",
+        ),
+    ]
+    return "".join(parts)
+
+
+def _runtime(runtime: Runtime, version: str) -> list[str]:
+    if runtime.python is not None:
+        made = _PYTHON.format(python=quote(runtime.python))
+    else:
+        index = f"--index-url {quote(runtime.index_url)} " if runtime.index_url else ""
+        wanted = f"{runtime.requirement} {runtime.index_url}"
+        made = _VENV.format(
+            digest=hashlib.blake2b(wanted.encode(), digest_size=5).hexdigest(),
+            index=index,
+            requirement=quote(runtime.requirement),
+            requirement_told=runtime.requirement.replace('"', ""),
+        )
+    check = _CHECK.format(variables=_variables(runtime.variables), version=quote(version))
+    return [made, check]
+
+
+def _variables(variables: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={quote(value)}" for name, value in variables.items())
+
+
+def _file(name: str, content: str | bytes) -> str:
+    end = "MLCLOUD_END"
+    if isinstance(content, bytes):
+        text = base64.b64encode(content).decode()
+        return f"base64 -d >\"$folder/{name}\" <<'{end}'\n{text}\n{end}\n"
+    text = content
+    assert f"\n{end}\n" not in f"\n{text}\n"
+    return f"cat >\"$folder/{name}\" <<'{end}'\n{text.rstrip()}\n{end}\n"
+
+
+def ending(mark: str, value: str, *, folders: str = "", claims: str = "") -> str:
+    """The script that ends every process whose environment has `mark=value`, and removes
+    `folders` below `~/.mlcloud-node`, and the claim if it matches the pattern `claims`.
+
+    The agents are asked first, since they reap what is below them.
+    """
+    return f"""set -u
+root={ROOT}
+marked() {{ grep -lz -- '^{mark}={value}$' /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3; }}
+for pid in $(cat "$root"/{folders or "none"}/pid "$root"/{folders or "none"}/*/pid 2>/dev/null); do
+  marked | grep -qx "$pid" && kill -TERM "$pid" 2>/dev/null
+done
+tries=0
+while [ -n "$(marked)" ] && [ $tries -lt 100 ]; do
+  [ $tries -lt 30 ] || kill -KILL $(marked) 2>/dev/null
+  tries=$((tries + 1)); sleep 0.1
+done
+left=$(marked | wc -l)
+[ "$left" = 0 ] || {{ echo "$left processes do not end" >&2; exit 1; }}
+{f'rm -rf "$root"/{folders}' if folders else ":"}
+{f'grep -q "{claims}" "$root/claim" 2>/dev/null && rm -f "$root/claim"' if claims else ":"}
+rmdir "$root"/* "$root" 2>/dev/null
+exit 0
+"""
+
+
+def authorizing(public_key: str) -> str:
+    """The script that lets a key in. Only once, however often it runs."""
+    line = quote(public_key)
+    return f"""set -eu
+umask 077
+keys="${{HOME:-/root}}/.ssh/authorized_keys"
+mkdir -p "${{keys%/*}}"
+touch "$keys"
+grep -qxF {line} "$keys" || {{
+  [ -z "$(tail -c 1 "$keys")" ] || echo >>"$keys"
+  printf '%s\\n' {line} >>"$keys"
+}}
+"""
+
+
+def forgetting(public_key: str) -> str:
+    """The script that lets a key in no more."""
+    return f"""set -eu
+umask 077
+keys="${{HOME:-/root}}/.ssh/authorized_keys"
+[ -f "$keys" ] || exit 0
+grep -vxF {quote(public_key)} "$keys" >"$keys.mlcloud" || :
+cat "$keys.mlcloud" >"$keys"
+rm -f "$keys.mlcloud"
+"""

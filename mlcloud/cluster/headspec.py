@@ -1,0 +1,85 @@
+"""What a cluster with machines of its own is told at its head: one JSON file beside its gateway.
+
+    the client's specification ── HeadSpec ── head.json (0600, on the head) ──► gateway, provider
+
+It is the one place where the specification that users write (`cluster.yaml`) and what the head
+needs of it meet. Nothing in it is secret but where files of secrets are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine that you own. `address` is how others of the cluster reach it, `host` how you do.
+
+    `memory` in bytes, `gpu` `(NAME, COUNT)`, `usd_per_hour` what an hour of it is taken to cost.
+    """
+
+    host: str
+    cpus: float
+    memory: int
+    gpu: tuple[str, int] | None = None
+    usd_per_hour: str = "0"
+    user: str = "root"
+    port: int = 22
+    key: str | None = None
+    address: str = ""
+    sudo: bool = False
+    region: str = "owned"
+
+    @property
+    def private(self) -> str:
+        return self.address or self.host
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a node runs mlcloud with.
+
+    `python` None: a virtual environment of its own is made with python3, and `requirement` is
+    installed into it (from `index_url`, if given). Else an interpreter that has mlcloud already,
+    found by `variables["PYTHONPATH"]` if need be. `variables` are set for all of a node's processes.
+    """
+
+    python: str | None = None
+    requirement: str = "mlcloud"
+    index_url: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """`cloud` and its `settings` are for `clouds.make`; `address` is the head's own, as its nodes
+    reach it; `cluster_id` marks every process of the cluster, wherever it runs."""
+
+    name: str
+    cluster_id: str
+    cloud: str
+    address: str
+    settings: dict[str, Any]
+    port: int = 8443
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def write(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def read(cls, path: Path) -> HeadSpec:
+        return cls.of(json.loads(path.read_text()))
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> HeadSpec:
+        return cls(**{**told, "runtime": Runtime(**told["runtime"])})
+
+
+def machine_of(told: Mapping[str, Any]) -> Machine:
+    """A `Machine` as it comes back from JSON."""
+    gpu = told.get("gpu")
+    return Machine(**{**told, "gpu": (gpu[0], int(gpu[1])) if gpu else None})

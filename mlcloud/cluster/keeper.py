@@ -1,0 +1,69 @@
+"""What runs first on a head: it keeps the gateway running, as the client does on your computer.
+
+    keeper ── python -m mlcloud.gateway ── ended by `down` or idleness (status 0): the keeper ends too
+                                       └── killed or crashed: started again, a little later each time
+
+Every node of the cluster ends itself when no gateway answers for long (`agent`), so a keeper that
+gives up leaves nothing behind for ever. Standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mlcloud.cluster import onlyhere
+from mlcloud.cluster.headspec import HeadSpec
+from mlcloud.processes import become_subreaper, end_descendants
+
+FAST_S = 30.0  # a gateway that ran shorter than this came to nothing
+FAILURES, PAUSE_S = 5, 1.0
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: _end())
+    become_subreaper()
+    home = Path(os.environ["MLCLOUD_HOME"])
+    spec = HeadSpec.read(home / "head.json")
+    failures = 0
+    while failures < FAILURES:
+        began = time.monotonic()
+        with open(home / "gateway.log", "ab") as log:
+            gateway = subprocess.Popen(
+                [sys.executable, "-m", "mlcloud.gateway"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=home,
+                # The gateway is a driver of Ray's, which listens too.
+                env={**os.environ, **onlyhere.preload(spec.address, home, os.environ)},
+            )
+        status = gateway.wait()
+        if status == 0:
+            break
+        print(f"the gateway ended with status {status}", flush=True)
+        failures = 1 if time.monotonic() - began > FAST_S else failures + 1
+        time.sleep(PAUSE_S * failures)
+    else:
+        (home / "failed").write_text(_last_words(home / "gateway.log"))
+        print("the gateway does not come up: giving up", flush=True)
+    end_descendants()
+    return 0
+
+
+def _last_words(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "the gateway ended without a word"
+
+
+def _end() -> None:
+    end_descendants()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
