@@ -47,7 +47,7 @@ class Address:
 
 class Connection:
     """`find` gives the gateway's present address, starting it where that is ours to do; `look`
-    gives it, or None, and starts nothing; `close` ends what it is reached by."""
+    gives it, or None, and starts nothing."""
 
     def __init__(
         self,
@@ -55,9 +55,7 @@ class Connection:
         *,
         embedded: bool,
         look: Callable[[], Address | None] | None = None,
-        close: Callable[[], None] | None = None,
     ) -> None:
-        self._on_close = close
         self._find = find
         self._look = look
         self.embedded = embedded
@@ -196,8 +194,6 @@ class Connection:
     def close(self) -> None:
         self._http.close()
         self._close_lanes()
-        if self._on_close is not None:
-            self._on_close()
 
 
 def _ended(lane: http.client.HTTPConnection) -> bool:

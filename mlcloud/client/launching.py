@@ -37,6 +37,8 @@ from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound, UsageError
 from mlcloud.store import load_or_create_key
 
 Say = Callable[[str], None]
+#: This process's, by the cluster's name.
+tunnels: dict[str, Tunnel] = {}
 HEAD_S, GATEWAY_S, DOWN_S = 900.0, 180.0, 90.0
 
 
@@ -130,21 +132,22 @@ def note_of(name: str, settings: Settings) -> Note:
 
 
 def connect(name: str, settings: Settings) -> Connection:
-    """Through a tunnel of this process's own. Raises `NotFound`, `ConnectionFailed`."""
+    """Through this process's tunnel to its head. Raises `NotFound`, `ConnectionFailed`."""
     note = note_of(name, settings)
-    tunnel = Tunnel(note.target(settings), note.port)
-    try:
-        return _through(tunnel, note)
-    except BaseException:
-        tunnel.close()
-        raise
+    tunnel = _tunnel(note, settings)
 
-
-def _through(tunnel: Tunnel, note: Note) -> Connection:
     def find() -> Address:
         return _answering(Address(tunnel.open(), note.token), note.name)
 
-    return Connection(find, embedded=False, close=tunnel.close)
+    return Connection(find, embedded=False)
+
+
+def _tunnel(note: Note, settings: Settings) -> Tunnel:
+    target = note.target(settings)
+    known = tunnels.get(note.name)
+    if known is None or known.closed or (known.target, known.far) != (target, note.port):
+        known = tunnels[note.name] = Tunnel(target, note.port)
+    return known
 
 
 def _answering(address: Address, name: str, wait_s: float = 20.0) -> Address:
@@ -382,7 +385,7 @@ def _ask_to_end(note: Note, settings: Settings, say: Say) -> None:
     """Sessions are saved and parked by their gateway, if it answers."""
     if not note.token:
         return
-    tunnel = Tunnel(note.target(settings), note.port)
+    tunnel = _tunnel(note, settings)
     try:
         url = tunnel.open(10)
         headers = Address(url, note.token).headers

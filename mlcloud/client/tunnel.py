@@ -1,11 +1,12 @@
 """The client's way to a gateway elsewhere: `ssh -N -L`, kept alive as long as the client lives.
 
-    127.0.0.1:<free port> ══ ssh ══► head's sshd ──► 127.0.0.1:<gateway's port>, on the head
+    127.0.0.1:<free port> ══ ssh ══► head's sshd ──► 127.0.0.1:<gateway's port>
 
-    opening ──► open ──► lost (killed, a sleep, another network) ──► opening, after 0.2 s, 0.4 s … 10 s
+    opening ──► open ──► lost (killed, a sleep, another network) ──► opening again
                   └── close(), or the client's end, however that comes
 
-The local port stays the same across reconnects. Each process that connects has a tunnel of its own:
+Tried again after 0.2 s, 0.4 s … 10 s, and then only when somebody needs it; at once when somebody
+does. The local port stays the same across reconnects. Each process that connects has a tunnel of its own:
 it costs one ssh, and no notebook depends on another one.
 """
 
@@ -33,13 +34,12 @@ class Tunnel:
     """To `port` on the loopback address of `target`. Safe to use from several threads."""
 
     def __init__(self, target: ssh.Target, port: int) -> None:
-        self._target = target
-        self._far = port
+        self.target, self.far = target, port
+        self.closed = False
         self.port = _free_port()
         self._ssh: subprocess.Popen[bytes] | None = None
         self._why: MLCloudError | None = None
         self._wanted = threading.Event()  # somebody waits: no pause
-        self._closed = False
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         atexit.register(self.close)
@@ -63,21 +63,22 @@ class Tunnel:
                 )
                 self._thread.start()
         until = time.monotonic() + timeout
+        self._why = None
         while not self._listens():
             self._wanted.set()
             why = self._why
             # Who is refused once is refused again; a network that is away may come back.
             refused = why is not None and not isinstance(why, NoCapacity)
-            if self._closed or refused or time.monotonic() > until:
+            if self.closed or refused or time.monotonic() > until:
                 raise ConnectionFailed(
-                    f"no tunnel to {self._target} could be made: {why or 'ssh does not answer'}"
+                    f"no tunnel to {self.target} could be made: {why or 'ssh does not answer'}"
                 )
             time.sleep(TICK_S)
         return self.url
 
     def close(self) -> None:
         """Idempotent."""
-        self._closed = True
+        self.closed = True
         self._wanted.set()
         running = self._ssh
         if running is not None and running.poll() is None:
@@ -92,28 +93,29 @@ class Tunnel:
     def _keep(self) -> None:
         """ssh is this thread's child, so that it ends with this process however that ends."""
         pause = PAUSE_S
-        while not self._closed:
+        while not self.closed:
             began = time.monotonic()
             self._run()
-            if self._closed:
+            if self.closed:
                 return
-            pause = PAUSE_S if time.monotonic() - began > 30 else min(pause * 2, LONGEST_PAUSE_S)
+            lasted = time.monotonic() - began
+            pause = PAUSE_S if lasted > LONGEST_PAUSE_S else pause * 2
             self._wanted.clear()
-            if time.monotonic() - began < LONGEST_PAUSE_S:
-                self._wanted.wait(pause)
-                time.sleep(PAUSE_S)
+            # Who waits does so for a moment; nobody is worth a try now and then, and then none.
+            self._wanted.wait(pause if pause <= LONGEST_PAUSE_S else None)
+            time.sleep(PAUSE_S)
             if not _is_free(self.port):
                 self.port = _free_port()
 
     def _run(self) -> None:
-        command = self._target.command(
+        command = self.target.command(
             "-N",
             *("-o", "ExitOnForwardFailure=yes"),
-            *("-L", f"127.0.0.1:{self.port}:127.0.0.1:{self._far}"),
+            *("-L", f"127.0.0.1:{self.port}:127.0.0.1:{self.far}"),
         )
         try:
             self._ssh = subprocess.Popen(
-                [*command, "--", self._target.host],
+                [*command, "--", self.target.host],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -125,7 +127,7 @@ class Tunnel:
             return
         _, said = self._ssh.communicate()
         if self._ssh.returncode == ssh.LOST:
-            self._why = ssh.explain(self._target, ssh.LOST, said.decode(errors="replace"))
+            self._why = ssh.explain(self.target, ssh.LOST, said.decode(errors="replace"))
         else:
             self._why = NoCapacity(f"ssh ended ({self._ssh.returncode})")
 

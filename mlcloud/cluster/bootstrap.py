@@ -39,7 +39,7 @@ umask 077
 root={root}
 folder="$root"/{cluster_id}/{folder}
 mkdir -p "$folder"
-exec 3>&2 >>"$folder/bootstrap.log" 2>&1
+exec 3>&2 4>&1 >>"$folder/bootstrap.log" 2>&1
 rm -f "$folder/failed"
 report() {{ :; }}
 fail() {{
@@ -60,7 +60,7 @@ alive() {{ [ -n "$1" ] && tr '\\0' '\\n' <"/proc/$1/environ" 2>/dev/null | grep 
 if [ -s "$root/claim" ]; then
   read -r instance cluster pid <"$root/claim" || :
   if [ "$instance" = {instance} ] && alive "$pid" "$instance"; then
-    echo "$pid" >&3
+    echo "$pid" >&4
     exit 0
   elif alive "$pid" "$instance"; then
     fail {in_use} "in use by the cluster $cluster (node $instance)"
@@ -88,7 +88,9 @@ fi
 """
 
 _CHECK = """
-said=$(env {variables} "$python" -c 'import mlcloud, ray; print(mlcloud.__version__)' 2>&1) ||
+look='import importlib.util as i, sys, mlcloud; i.find_spec("ray") or sys.exit("ray is not installed")
+print(mlcloud.__version__)'
+said=$(env {variables} "$python" -c "$look" 2>&1) ||
   fail 1 "mlcloud does not start with $python: $(printf '%s' "$said" | tail -n 1)"
 [ "$said" = {version} ] || fail 1 "mlcloud $said is installed here, the cluster runs "{version}
 """
@@ -97,12 +99,12 @@ _START = """
 # {what}, in a session of its own
 cd "$folder"
 env {variables} {mark}={instance} {cluster_mark}={cluster_id} setsid nohup "$python" -m {module} \\
-  </dev/null >>"$folder/{log}" 2>&1 3>&- &
+  </dev/null >>"$folder/{log}" 2>&1 3>&- 4>&- &
 pid=$!
 echo "$pid" >"$folder/pid"
 {claim}sleep 0.2
 kill -0 "$pid" 2>/dev/null || fail 1 "{what} ended at once: $(tail -n 1 "$folder/{log}")"
-echo "$pid" >&3
+echo "$pid" >&4
 """
 
 _REPORT = """
@@ -232,6 +234,11 @@ while [ -n "$(marked)" ] && [ $tries -lt 100 ]; do
 done
 left=$(marked | wc -l)
 [ "$left" = 0 ] || {{ echo "$left processes do not end" >&2; exit 1; }}
+for file in "$root"/{folders or "none"}/temporary "$root"/{folders or "none"}/*/temporary; do
+  [ -s "$file" ] || continue
+  temporary=$(cat "$file")
+  case "$temporary" in */mlcloud-*/?*) rm -rf "$temporary"; rmdir "${{temporary%/*}}" ;; esac
+done 2>/dev/null
 {f'rm -rf "$root"/{folders}' if folders else ":"}
 {f'grep -q "{claims}" "$root/claim" 2>/dev/null && rm -f "$root/claim"' if claims else ":"}
 rmdir "$root"/* "$root" 2>/dev/null

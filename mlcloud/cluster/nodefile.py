@@ -46,6 +46,8 @@ def join(node: dict[str, Any], folder: Path) -> dict[str, Any]:
     host, port = _host_and_port(node["gateway"]["url"])
     ray_dir = temporary_folder(node["id"])
     ray_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # For who clears up after a node that could not (`bootstrap.ending`).
+    (folder / "temporary").write_text(str(ray_dir))
     settings |= answer["settings"]
     settings |= {
         "node_ip": node.get("address") or own_address(host, port),

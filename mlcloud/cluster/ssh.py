@@ -18,7 +18,6 @@ from pathlib import Path
 
 from mlcloud.errors import CloudRefused, CredentialsMissing, MLCloudError, NoCapacity
 
-CONNECT_S = 8
 TEMPFAIL = 75  # sysexits.h: a script's way to say that the machine is in use
 LOST = 255  # ssh's own failures
 
@@ -34,6 +33,7 @@ class Target:
     key: Path | None = None
     jump: str | None = None
     sudo: bool = False
+    connect_s: int = 8
     pinned: bool = False  # known_hosts has its key already: a new one is refused
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Target:
             "HashKnownHosts": "no",
             "UpdateHostKeys": "no",
             "CheckHostIP": "no",
-            "ConnectTimeout": str(CONNECT_S),
+            "ConnectTimeout": str(self.connect_s),
             "ServerAliveInterval": "5",
             "ServerAliveCountMax": "3",
             "ControlMaster": "no",

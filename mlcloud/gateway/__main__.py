@@ -85,6 +85,8 @@ def main() -> int:
     }
     private: Private | None = None
     if settings.head_file is not None:
+        # For who clears up after a head that could not (`bootstrap.ending`).
+        (settings.home / "temporary").write_text(str(settings.ray_dir))
         try:
             private = Private.open(settings, HeadSpec.read(settings.head_file))
         except OSError as error:

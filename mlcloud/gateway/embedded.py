@@ -192,6 +192,8 @@ class EmbeddedCluster:
                 await asyncio.wait_for(self.hosts.close(), 10)
         await asyncio.to_thread(self._end_instances, "the cluster was taken down")
         shutil.rmtree(self.settings.ray_dir, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another home's may be there
+            self.settings.ray_dir.parent.rmdir()
 
     def _end_instances(self, reason: str) -> None:
         end_instances(self.cloud, reason)

@@ -2,7 +2,8 @@
 
     launch(worker) ── record, secrets, node file, bootstrap ──► beyond.launch
     join()         ── the node's join token, once ──► its own token, Ray's address and Ray's token
-    heard()        ── heartbeats: who is not heard for `QUIET_S` is looked for out there
+    heard()        ── heartbeats: who is not heard for `QUIET_S` is looked for out there, which
+                      is done now and then anyway
 
 Records are those of the local cloud, in the same folder: the gateway and Ray's autoscaler both
 read them, and the head's own is one of them. `beyond` is any `Cloud` that puts `request.bootstrap`
@@ -31,8 +32,8 @@ from mlcloud.cluster.offers import Offer
 from mlcloud.errors import MLCloudError, UsageError
 
 log = logging.getLogger(__name__)
-QUIET_S = 9.0  # three heartbeats
-LOOK_AGAIN_S = 3.0
+QUIET_S = 7.0  # two heartbeats, and a slow moment
+LOOK_AGAIN_S, LOOK_ANYWAY_S = 3.0, 20.0
 BOOT_S = 300.0  # a node that was not heard for so long after its launch is looked for
 
 
@@ -148,6 +149,7 @@ class Headed(LocalCloud):
         if instance_id not in self._heard:
             self._join_path(instance_id).unlink(missing_ok=True)
         self._heard[instance_id] = time.monotonic()
+        (self._joins / f"{instance_id}.heard").touch()
         return bool(self._read(instance_id)["ended_at"] is None)
 
     def failed(self, instance_id: str, why: str) -> None:
@@ -171,7 +173,8 @@ class Headed(LocalCloud):
             return
         at = time.monotonic()
         quiet = [each.id for each in found if each.alive and self._is_quiet(each, at)]
-        if not quiet or at - self._looked < LOOK_AGAIN_S or not self._looking.acquire(False):
+        again = LOOK_AGAIN_S if quiet else LOOK_ANYWAY_S
+        if at - self._looked < again or not self._looking.acquire(False):
             return
         self._looked = at
         threading.Thread(target=self._look, args=(quiet,), daemon=True).start()
@@ -183,6 +186,14 @@ class Headed(LocalCloud):
         if last is None:
             return (now() - instance.launched_at).total_seconds() > BOOT_S
         return at - last > QUIET_S
+
+    def _is_mute(self, instance_id: str) -> bool:
+        """Whether it was heard, and is not: as every process of the head can tell."""
+        try:
+            last = (self._joins / f"{instance_id}.heard").stat().st_mtime
+        except OSError:
+            return False
+        return time.time() - last > QUIET_S * 2 / 3
 
     def _look(self, quiet: list[str]) -> None:
         try:
@@ -207,8 +218,11 @@ class Headed(LocalCloud):
         if self._read(instance_id)["node_type"] == HEAD:
             super().terminate(instance_id, reason)
             return
-        self._end(instance_id, reason)
-        self._clear(instance_id, reason)
+        self._end(instance_id, "it is not heard any more" if self._is_mute(instance_id) else reason)
+        if self._watching:
+            self._clear(instance_id, reason)
+        else:  # Ray's autoscaler must not wait for a machine that does not answer
+            threading.Thread(target=self._clear, args=(instance_id, reason)).start()
 
     def _end(self, instance_id: str, reason: str) -> None:
         with self._changing(instance_id) as record:

@@ -1,7 +1,8 @@
 """Machines that you own: nothing is bought, they are only used, over SSH.
 
     launch     runs the bootstrap there; who is unreachable or in use has no capacity
-    instances  asks the machines in use whether the node they were given still runs
+    instances  asks the machines in use whether the node they were given still runs, and clears
+               those whose node was given up while they could not be reached
     terminate  ends everything of the node there, found by its mark, and removes its folder
 
 Each machine is one offer at the price that its owner names. Which node is on which machine is
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,7 +31,8 @@ from mlcloud.cluster.offers import Offer
 from mlcloud.errors import CredentialsMissing, MLCloudError, NoCapacity
 
 log = logging.getLogger(__name__)
-LOOK_S, END_S, LAUNCH_S = 10.0, 40.0, 600.0
+LOOK_S, END_S, LAUNCH_S = 4, 40.0, 600.0
+AGAIN_S = 60.0  # a machine that could not be cleared is not tried again for so long
 
 
 class SSHCloud(Cloud, CloudWithCredentials):
@@ -115,23 +118,27 @@ class SSHCloud(Cloud, CloudWithCredentials):
         """Raises `NoCapacity`, unless the node there was lost and what it left can be cleared."""
         claim = self._claim(host)
         if not claim.get("lost"):
-            raise NoCapacity(f"{host}: in use by {claim.get('id', 'another node')} of this cluster")
-        self.clear(host, claim["id"])
+            raise NoCapacity(f"in use by {claim.get('id', 'another node')} of this cluster")
+        if time.time() - claim.get("tried", 0.0) < AGAIN_S:
+            raise NoCapacity(f"what is left of {claim['id']} there is to be cleared first")
+        write_json(self._path(host), {**claim, "tried": time.time()})
+        self._clear(self.target(host), claim["id"])
 
     def instances(self) -> list[Instance]:
         """The machines in use, as they say. One that does not answer has ended, for all we can do."""
         claims = {host: self._claim(host) for host in self.machines}
-        held = {
-            host: claim
-            for host, claim in claims.items()
-            if claim.get("pid") and not claim.get("lost")
-        }
+        held = {host: claim for host, claim in claims.items() if claim.get("pid")}
         if not held:
             return []
         with ThreadPoolExecutor(min(len(held), 16)) as pool:
-            return list(pool.map(self._look, held, held.values()))
+            found = list(pool.map(self._look, held, held.values()))
+        return [each for each in found if each is not None]
 
-    def _look(self, host: str, claim: dict[str, Any]) -> Instance:
+    def _look(self, host: str, claim: dict[str, Any]) -> Instance | None:
+        if claim.get("lost"):
+            with contextlib.suppress(MLCloudError):
+                self._clear_claimed(host, claim, replace(self.target(host), connect_s=LOOK_S))
+            return None
         instance = Instance(
             id=claim["id"],
             node_type=claim.get("node_type", ""),
@@ -147,7 +154,8 @@ class SSHCloud(Cloud, CloudWithCredentials):
             f"{claim['id']}/node.log 2>/dev/null"
         )
         try:
-            said = ssh.run(self.target(host), script, timeout=LOOK_S).strip()
+            quick = replace(self.target(host), connect_s=LOOK_S)
+            said = ssh.run(quick, script, timeout=2 * LOOK_S).strip()
         except MLCloudError as error:
             return replace(instance, ended_at=_now(), reason=str(error))
         if said == "runs":
@@ -161,21 +169,24 @@ class SSHCloud(Cloud, CloudWithCredentials):
             claim = self._claim(host)
             if claim.get("id") != instance_id:
                 continue
-            try:
-                self.clear(host, instance_id)
-            except MLCloudError:
-                write_json(self._path(host), {**claim, "lost": reason})
-                raise
+            # Noted first: whoever dies meanwhile, the machine is cleared before its next node.
+            claim |= {"lost": reason or "ended", "tried": time.time()}
+            write_json(self._path(host), claim)
+            self._clear_claimed(host, claim, self.target(host))
+
+    def _clear_claimed(self, host: str, claim: dict[str, Any], target: ssh.Target) -> None:
+        self._clear(target, claim["id"])
+        if self._claim(host).get("id") == claim["id"]:
             self._path(host).unlink(missing_ok=True)
 
-    def clear(self, host: str, instance_id: str) -> None:
+    def _clear(self, target: ssh.Target, instance_id: str) -> None:
         script = bootstrap.ending(
             bootstrap.MARK,
             instance_id,
             folders=f"{self._cluster_id}/{instance_id}",
             claims=f"^{instance_id} ",
         )
-        ssh.run(self.target(host), script, timeout=END_S)
+        ssh.run(target, script, timeout=END_S)
 
     def _path(self, host: str) -> Path:
         return self._claims / f"{host}.json"
@@ -193,7 +204,7 @@ def _offer(machine: Machine) -> Offer:
         cloud="ssh",
         region=machine.region,
         zone=machine.host,
-        instance_type=f"{accelerator}:{count}" if accelerator else f"{machine.cpus:g} CPUs",
+        instance_type=_kind(machine),
         cpus=machine.cpus,
         memory_bytes=machine.memory,
         accelerator=accelerator,
@@ -204,6 +215,12 @@ def _offer(machine: Machine) -> Offer:
         source="named by the machine's owner",
         as_of=date.today(),
     )
+
+
+def _kind(machine: Machine) -> str:
+    if machine.gpu:
+        return f"{machine.gpu[0]}:{machine.gpu[1]}"
+    return "1 CPU" if machine.cpus == 1 else f"{machine.cpus:g} CPUs"
 
 
 def _now() -> datetime:

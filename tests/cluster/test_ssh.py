@@ -1,0 +1,182 @@
+"""Machines of one's own, end to end: namespaces with sshd, and everything of ours real on them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlcloud
+from mlcloud.client import launching
+from mlcloud.client.launching import SSHCluster
+from mlcloud.cluster import ssh
+from mlcloud.cluster.headspec import Machine, Runtime
+from mlcloud.config import Settings
+from mlcloud.errors import ConnectionFailed
+from tests import netns
+from tests.live import ROOT, until
+
+pytestmark = pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "-")
+
+
+class Lab:
+    """Machines, and a cluster on them: the first is the head and works not."""
+
+    def __init__(self, home: Path, machines: dict[str, netns.Machine]) -> None:
+        self.machines = machines
+        self.said: list[str] = []
+        store = home / "store"
+        store.mkdir()
+        self.wanted = SSHCluster(
+            "lab",
+            tuple(Machine(each.address, 1, 2 * 2**30) for each in machines.values()),
+            f"file://{store}",
+            key=home / "key",
+            head_works=False,
+            runtime=Runtime(sys.executable, variables={"PYTHONPATH": str(ROOT)}),
+            settings={"MLCLOUD_NODE_IDLE": "2m"},
+        )
+
+    def up(self) -> None:
+        launching.up(self.wanted, Settings(), self.said.append).close()
+
+    def down(self) -> None:
+        launching.down("lab", Settings(), self.said.append)
+
+    def machine_of(self, session: mlcloud.Session) -> netns.Machine:
+        """Where a session's kernel runs, as its process ids tell."""
+        session.run("import os as _os; _pid = _os.getpid()", quiet=True)
+        pid = session["_pid"]
+        return next(each for each in self.machines.values() if pid in each.pids())
+
+    def logs(self) -> str:
+        """What the machines wrote, for who looks at a failure."""
+        found = sorted(p for each in self.machines.values() for p in each.home.rglob("*.log"))
+        return "\n".join(f"== {path}\n{path.read_text()[-4000:]}" for path in found)
+
+    def assert_nothing_is_left(self) -> None:
+        for each in self.machines.values():
+            assert each.pids() == [], each.name
+            assert each.listening() == [], each.name
+            assert not (each.home / ".mlcloud-node").exists(), each.name
+            assert list((each.folder / "tmp").rglob("*")) == [], each.name
+            keys = (each.home / ".ssh" / "authorized_keys").read_text()
+            assert "mlcloud cluster lab" not in keys, each.name
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Makes a lab of so many machines; takes its cluster down, if that is still up."""
+    monkeypatch.setenv("MLCLOUD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    Settings().make_folders()
+    with contextlib.ExitStack() as stack:
+
+        def make(*names: str) -> Lab:
+            public = ssh.make_key(tmp_path / "key", "the user")
+            made = Lab(tmp_path, stack.enter_context(netns.machines(*names, public_key=public)))
+            stack.callback(lambda: "lab" in launching.known(Settings()) and made.down())
+            return made
+
+        yield make
+
+
+def test_a_cluster_on_two_machines(lab: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Up, a cell, the tunnel lost and made again, the direct way, down; nothing listens to others,
+    and nothing is left."""
+    two = lab("a", "b")
+    two.up()
+    assert "a node too" not in two.said and two.said[-1].endswith('mlcloud.connect("lab")')
+    note = Settings().clusters / "lab.json"
+    assert note.stat().st_mode & 0o777 == 0o600
+
+    client = mlcloud.connect("lab")
+    namespace = {"start": 40}
+    session = client.session("s", namespace=namespace)
+    session.run("import sys\nfor i in range(3): print('line', i, flush=True)\nanswer = start + 2")
+    assert "line 0\nline 1\nline 2" in capsys.readouterr().out
+    assert namespace["answer"] == 42
+    worker = two.machine_of(session)
+    assert worker.name == "b"
+
+    for each in two.machines.values():
+        addresses = {place.rpartition(":")[0] for place in each.listening()}
+        assert addresses <= {each.address, f"[::ffff:{each.address}]", "127.0.0.1", "[::1]"}
+        assert addresses & {each.address, f"[::ffff:{each.address}]"}
+
+    tunnel = launching.tunnels["lab"]
+    killed = tunnel.pid
+    os.kill(killed, signal.SIGKILL)
+    session.run("answer += 1")
+    assert namespace["answer"] == 43
+    assert tunnel.pid not in (None, killed)
+
+    # In the same network: no tunnel, the certificate is known instead.
+    found = launching.note_of("lab", Settings())
+    assert found.nodes_url.startswith(f"https://{two.machines['a'].address}:")
+    with pytest.raises(ConnectionFailed, match="not the gateway that was asked for"):
+        mlcloud.connect(found.nodes_url, token=found.token, fingerprint="0" * 64)
+    with pytest.raises(ConnectionFailed, match="fingerprint=…"):
+        mlcloud.connect(found.nodes_url, token=found.token)
+    direct = mlcloud.connect(found.nodes_url, token=found.token, fingerprint=found.fingerprint)
+    beside = direct.attach("s")
+    beside.run("print('by TLS', answer)")
+    assert "by TLS 43" in capsys.readouterr().out
+
+    two.down()
+    assert tunnel.pid is None
+    two.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_machines_that_are_lost(lab: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cable pulled, a machine without power, a gateway killed: the session goes on elsewhere."""
+    three = lab("a", "b", "c")
+    three.up()
+    client = mlcloud.connect("lab")
+    namespace: dict[str, Any] = {}
+    session = client.session("s", namespace=namespace)
+    session.run("kept = list(range(1000))", durable=True)
+    first = three.machine_of(session)
+
+    first.cut()
+    began = time.monotonic()
+    session.run("kept.append(-1); total = sum(kept)")
+    print(f"moved off a cut machine after {time.monotonic() - began:.1f} s", file=sys.stderr)
+    assert namespace["total"] == sum(range(1000)) - 1
+    second = three.machine_of(session)
+    assert second is not first
+
+    first.mend()  # its node hears that it was given up
+    until(lambda: first.pids() == [], "the node that was given up ends itself", 60)
+
+    second.kill()
+    began = time.monotonic()
+    session.run("total = sum(kept)")
+    print(f"moved off a killed machine after {time.monotonic() - began:.1f} s", file=sys.stderr)
+    assert namespace["total"] == sum(range(1000)) - 1
+    assert three.machine_of(session) in (first, second)  # its power is back
+
+    head = three.machines["a"]
+    gateway = next(pid for pid in head.pids() if b"mlcloud.gateway" in _command(pid))
+    os.kill(gateway, signal.SIGKILL)
+    session.run("total += 1")
+    assert namespace["total"] == sum(range(1000))
+
+    three.down()
+    three.assert_nothing_is_left()
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
