@@ -35,7 +35,7 @@ class Tunnel:
 
     def __init__(self, target: ssh.Target, port: int) -> None:
         self.target, self.far = target, port
-        self.closed = False
+        self._closing = threading.Event()
         self.port = _free_port()
         self._ssh: subprocess.Popen[bytes] | None = None
         self._why: MLCloudError | None = None
@@ -47,6 +47,10 @@ class Tunnel:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def closed(self) -> bool:
+        return self._closing.is_set()
 
     @property
     def pid(self) -> int | None:
@@ -78,7 +82,7 @@ class Tunnel:
 
     def close(self) -> None:
         """Idempotent."""
-        self.closed = True
+        self._closing.set()
         self._wanted.set()
         running = self._ssh
         if running is not None and running.poll() is None:
@@ -125,6 +129,8 @@ class Tunnel:
         except OSError as error:
             self._why = ConnectionFailed(f"ssh does not start: {error}")
             return
+        if self.closed:
+            self._ssh.kill()
         _, said = self._ssh.communicate()
         if self._ssh.returncode == ssh.LOST:
             self._why = ssh.explain(self.target, ssh.LOST, said.decode(errors="replace"))
