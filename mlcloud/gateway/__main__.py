@@ -17,7 +17,7 @@ import sys
 import uvicorn
 import uvloop
 
-from mlcloud.cluster.clouds.local import write_json
+from mlcloud.cluster.records import write_json
 from mlcloud.config import ALREADY_RUNNING, Settings
 from mlcloud.gateway.app import make_app
 from mlcloud.gateway.core import Gateway

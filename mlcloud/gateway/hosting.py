@@ -17,7 +17,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from mlcloud.cluster.clouds.local import LocalCloud, now
+from mlcloud.cluster.clouds.local import LocalCloud
+from mlcloud.cluster.records import now
 from mlcloud.cost.ledger import Placement
 from mlcloud.errors import Conflict, SessionFailed
 from mlcloud.gateway import environments, restoring
@@ -226,6 +227,7 @@ async def release(session: Session, host: LiveHost, *, billing: bool = True) -> 
 
 def place_session(session: Session, host: LiveHost) -> None:
     session.services.billing.close_placements(session.id)
+    session.services.cluster.cloud.records.served(host.instance)
     session.services.billing.see(session.services.cluster.cloud.instances())
     share = Decimal(str(round(session.host_request.share, 6)))
     session.services.billing.add(Placement(session.id, host.instance, share, now()))

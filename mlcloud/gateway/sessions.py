@@ -12,11 +12,12 @@ from typing import Any
 
 from sqlalchemy import insert, select, update
 
+from mlcloud.cluster.attempts import Attempt
 from mlcloud.cluster.clouds.base import Instance
-from mlcloud.cluster.clouds.local import now
+from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest, choose
 from mlcloud.errors import Conflict, MLCloudError, NotFound
-from mlcloud.gateway import db, environments, reshaping
+from mlcloud.gateway import db, environments, reshaping, stories
 from mlcloud.gateway.inputs import WHEELS
 from mlcloud.gateway.session import Services, Session
 from mlcloud.models import SessionInfo, SessionRequest, SessionState, ShapeRequest
@@ -216,14 +217,9 @@ class Sessions:
         for session in self:
             session.on_node_end(instance.id, instance.reason)
 
-    def on_attempt(self, attempt: dict[str, Any]) -> None:
+    def on_attempt(self, attempt: Attempt) -> None:
         """The autoscaler tried to buy a node: tell the sessions that wait for one."""
-        price = f"${attempt['usd_per_hour']}/h simulated"
-        place = f"{attempt['instance_type']} {attempt['market']} {attempt['zone']}"
-        if attempt["what"] == "launched":
-            text = f"{place} is starting ({price})"
-        else:
-            text = f"{place}: {attempt['detail']}; trying the next offer"
+        text = stories.attempt(attempt, now())
         for session in self:
             if session.host is None and session.current is not None:
                 session.status(text)

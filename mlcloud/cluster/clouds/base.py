@@ -39,6 +39,7 @@ class Instance:
     `ended_at` is None while it bills. `node_type` is the name under which Ray's autoscaler asked
     for it (`"head"` for the head node), `tags` are Ray's node tags. Addresses are None where the
     cloud has not given any (yet); a node that only its network can reach has no `public_ip`.
+    `joined_at` is when its agent was first heard, `served_at` when it first held a session.
     """
 
     id: str
@@ -52,6 +53,8 @@ class Instance:
     pid: int | None = None
     private_ip: str | None = None
     public_ip: str | None = None
+    joined_at: datetime | None = None
+    served_at: datetime | None = None
 
     @property
     def alive(self) -> bool:
