@@ -21,6 +21,7 @@ from mlcloud.cluster.records import now
 from mlcloud.config import Settings
 from mlcloud.errors import MLCloudError, NotFound, StoreError
 from mlcloud.gateway.billing import Billing, is_worker
+from mlcloud.gateway.comeback import Comeback
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
@@ -91,6 +92,7 @@ class Gateway:
                 snapshot_limits=settings.snapshot_limits,
             )
         )
+        self.comeback = Comeback(self.sessions, settings.spot_return)
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
         self._on_idle = on_idle
         self._heard: set[str] = set()  # nodes whose agents were heard
@@ -110,6 +112,7 @@ class Gateway:
             asyncio.create_task(self._keep_record()),
             asyncio.create_task(self._keep_lease()),
             asyncio.create_task(self.upkeep.run()),
+            asyncio.create_task(self.comeback.run()),
         ]
 
     def used(self) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import insert, select, update
 from mlcloud.cluster.attempts import Attempt
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.records import now
-from mlcloud.cluster.shapes import HostRequest, choose
+from mlcloud.cluster.shapes import HostRequest, NodeMarket, choose
 from mlcloud.errors import Conflict, MLCloudError, NotFound
 from mlcloud.gateway import db, environments, reshaping, stories
 from mlcloud.gateway.inputs import WHEELS
@@ -124,19 +124,23 @@ class Sessions:
         memory = parse_size(request.memory) if request.memory else 0
         if request.keep_files:
             parse_size(request.keep_files)  # said now, not when a node starts
-        host_request = choose(
-            self.services.cluster.types,
-            cpus=request.cpus,
-            memory_bytes=memory,
-            gpu=parse_gpu(request.gpu) if request.gpu else None,
-            market=request.market,
-        )
+        host_request = self.request_of(request, request.market)
         idle = (
             parse_duration(request.idle_timeout).total_seconds()
             if request.idle_timeout
             else self.services.idle_timeout_s
         )
         return host_request, memory, idle
+
+    def request_of(self, request: SessionRequest, market: NodeMarket) -> HostRequest:
+        """What a host for this asks of Ray, in this market. Raises `NoSuchResources`."""
+        return choose(
+            self.services.cluster.types,
+            cpus=request.cpus,
+            memory_bytes=parse_size(request.memory) if request.memory else 0,
+            gpu=parse_gpu(request.gpu) if request.gpu else None,
+            market=market,
+        )
 
     async def resume(self, name: str, wanted: ShapeRequest | None) -> Session:
         """Bring a session up without running anything, on this shape from now on if one is given.

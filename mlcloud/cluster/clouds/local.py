@@ -19,6 +19,7 @@ reused pid is never killed.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -33,8 +34,8 @@ import psutil
 
 from mlcloud.cluster.clouds.base import Cloud, CloudWithPreemption, Instance, LaunchRequest, Notice
 from mlcloud.cluster.offers import Offer
-from mlcloud.cluster.records import Records, instance_of, now, plain
-from mlcloud.errors import NotFound, UsageError
+from mlcloud.cluster.records import Records, instance_of, now, plain, write_json
+from mlcloud.errors import NoCapacity, NotFound, UsageError
 
 HEAD = "head"
 MARK = "MLCLOUD_INSTANCE"
@@ -68,6 +69,8 @@ class LocalCloud(Cloud, CloudWithPreemption):
         return f"i-{secrets.token_hex(6)}"
 
     def launch(self, offer: Offer, request: LaunchRequest) -> Instance:
+        if f"{offer.zone} {offer.market}" in self._empty():
+            raise NoCapacity(f"no {offer.market} capacity in {offer.zone} (simulated)")
         instance_id = request.instance_id or self.new_id()
         instance = Instance(
             id=instance_id,
@@ -100,6 +103,18 @@ class LocalCloud(Cloud, CloudWithPreemption):
             record["pid"] = child.pid
             record["pid_started"] = _started(child.pid)
         return replace(instance, pid=child.pid)
+
+    def run_out(self, *stock: str) -> None:
+        """A drill: from now on there is none left of these, each `"ZONE MARKET"`; of nothing
+        named, all is there again."""
+        write_json(self.root / "empty.json", list(stock))
+
+    def _empty(self) -> list[str]:
+        try:
+            found: list[str] = json.loads((self.root / "empty.json").read_text())
+        except FileNotFoundError:
+            return []
+        return found
 
     def instances(self) -> list[Instance]:
         for child in self._children.values():
