@@ -70,6 +70,11 @@ class Settings(BaseSettings):
         timedelta(minutes=5),
         description="An offer whose spot node was taken back is passed over for this long.",
     )
+    spot_return: timedelta = Field(
+        timedelta(minutes=10),
+        description="A session that asked for spot and was put on an on-demand node, for want of "
+        "spot, looks for a spot node again after this long, and goes on looking. `0s`: never.",
+    )
     dead_man: timedelta = Field(
         timedelta(minutes=3),
         description="A node whose gateway has not answered for this long ends itself.",
@@ -168,6 +173,7 @@ class Settings(BaseSettings):
         "input_timeout",
         "node_idle",
         "offer_cooldown",
+        "spot_return",
         "dead_man",
         "notice_poll",
         "prune_every",

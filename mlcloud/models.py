@@ -282,6 +282,20 @@ class NodeInfo(Model):
     sessions: list[str]
 
 
+class AttemptInfo(Model):
+    """What came of the latest try to buy a node of an offer. `until`: when it is tried again."""
+
+    at: datetime
+    node_type: str
+    what: str
+    detail: str
+    instance_type: str = ""
+    zone: str = ""
+    market: str = ""
+    usd_per_hour: Decimal = Decimal(0)
+    until: datetime | None = None
+
+
 class ClusterInfo(Model):
     """`GET /v1/cluster`."""
 
@@ -296,6 +310,7 @@ class ClusterInfo(Model):
     usd_per_hour: Decimal
     simulated: bool
     offers: list[str]
+    attempts: list[AttemptInfo] = []
 
 
 class PreemptRequest(Model):
@@ -323,7 +338,10 @@ class FailureReport(Model):
 
 
 class Heartbeat(Model):
+    """`ends`: the node is about to end itself, and why."""
+
     pid: int
+    ends: str = Field("", max_length=500)
 
 
 class RunRequest(Model):

@@ -4,6 +4,7 @@ for those that need the running system one embedded cluster a worker, taken down
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
     from mlcloud.client.api import Client
     from mlcloud.client.session import Session
     from tests.live import Embedded
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """A failed test tells what its clusters were doing."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    live = sys.modules.get("tests.live")
+    if report.when == "call" and report.failed and live is not None:
+        for embedded in live.Embedded.all:
+            report.sections.append((f"cluster {embedded.home}", embedded.told()))
 
 
 @pytest.fixture(scope="session", autouse=True)

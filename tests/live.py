@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import httpx
 import nbformat
@@ -42,6 +42,7 @@ from mlcloud.config import Settings
 
 T = TypeVar("T")
 LOOK_S = 2.0
+TOLD_LINES = 25
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -80,6 +81,8 @@ class Embedded:
     """The embedded cluster of one home. As a context manager it sets the environment, and at its
     end takes the cluster down and checks that nothing of it is left."""
 
+    all: ClassVar[list[Embedded]] = []  # the ones that are up, for the report of a failure
+
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
         self._settings = settings
@@ -90,6 +93,7 @@ class Embedded:
         self._patch.setenv("MLCLOUD_HOME", str(self.home))
         for name, value in self._settings.items():
             self._patch.setenv(f"MLCLOUD_{name.upper()}", value)
+        self.all.append(self)
         return self
 
     def __exit__(
@@ -98,6 +102,7 @@ class Embedded:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.all.remove(self)
         try:
             self.end()
         finally:
@@ -217,6 +222,18 @@ class Embedded:
 
     def running(self) -> bool:
         return running(self.settings) is not None
+
+    def told(self) -> str:
+        """What a failed test wants to know: where the sessions stand, and the end of the logs."""
+        parts = []
+        with contextlib.suppress(Exception), self.http() as http:
+            parts.append(json.dumps(http.get("/v1/cluster", timeout=5).json(), indent=1))
+        logs = [self.home / "gateway.log", *sorted((self.home / "cloud").glob("*.log"))]
+        for path in [*logs, self.home / "cloud" / "attempts.jsonl"]:
+            with contextlib.suppress(OSError):
+                lines = path.read_text(errors="replace").splitlines()
+                parts.append("\n".join([f"--- {path.name}", *lines[-TOLD_LINES:]]))
+        return "\n".join(parts)
 
 
 def _seen(process: psutil.Process) -> Process | None:

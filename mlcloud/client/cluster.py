@@ -69,6 +69,21 @@ class Status:
             for node in self.info.nodes
         ]
 
+    def _tries(self) -> list[dict[str, Any]]:
+        """What was tried within the last hour and could not be had, and what comes next."""
+        return [
+            {
+                "tried": f"{each.at.astimezone():%H:%M:%S}",
+                "for": each.node_type,
+                "offer": f"{each.instance_type} {each.market} {each.zone}".strip() or "every offer",
+                "$/h": str(each.usd_per_hour) if each.usd_per_hour else "",
+                "result": each.detail if each.what == "waiting" else f"{each.what}: {each.detail}",
+                "again": f"{each.until.astimezone():%H:%M:%S}" if each.until else "",
+            }
+            for each in self.info.attempts
+            if each.what != "launched"
+        ]
+
     def _head(self) -> str:
         info = self.info
         simulated = " (simulated prices)" if info.simulated else ""
@@ -87,6 +102,11 @@ class Status:
             lines.append(
                 f"  session {each.name}  {each.state.value}  {each.instance_type or 'no node'}  "
                 f"safe to cell {each.safe_cells} of {each.finished_cells}  {format_usd(each.usd)}"
+            )
+        for row in self._tries():
+            again = f"; again at {row['again']}" if row["again"] else ""
+            lines.append(
+                f"  tried {row['tried']}  {row['for']}: {row['offer']}: {row['result']}{again}"
             )
         return "\n".join(lines)
 
@@ -118,4 +138,5 @@ class Status:
             }
             for each in self.info.sessions
         ]
-        return f"<div>{escape(self._head())}</div>{table(self._rows())}{table(sessions)}"
+        tables = "".join(table(rows) for rows in (self._rows(), sessions, self._tries()))
+        return f"<div>{escape(self._head())}</div>{tables}"

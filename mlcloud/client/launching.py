@@ -29,9 +29,9 @@ from mlcloud import __version__
 from mlcloud.client.connection import Address, Connection
 from mlcloud.client.tunnel import Tunnel
 from mlcloud.cluster import bootstrap, ssh
-from mlcloud.cluster.clouds.local import write_json
 from mlcloud.cluster.clouds.ssh import SSHCloud
 from mlcloud.cluster.headspec import HeadSpec, Machine, Runtime, machine_of
+from mlcloud.cluster.records import write_json
 from mlcloud.config import Settings
 from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound, UsageError
 from mlcloud.store import load_or_create_key

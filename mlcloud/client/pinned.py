@@ -25,9 +25,9 @@ def context(url: str, fingerprint: str) -> ssl.SSLContext:
     found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).hexdigest()
     if not hmac.compare_digest(found, wanted):
         raise ConnectionFailed(
-            f"who answers at {url} is not the gateway that was asked for: its certificate has the "
-            f"fingerprint {found[:16]}…, not {wanted[:16]}…; nothing was sent. Was the cluster made "
-            "anew? Then ask for its new fingerprint"
+            f"who answers at {url} is not the gateway that was asked for: its certificate has "
+            f"the fingerprint {found[:16]}…, not {wanted[:16]}…; nothing was sent. Was the cluster "
+            "made anew? Then ask for its new fingerprint"
         )
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False  # the certificate itself is known, its name says nothing more

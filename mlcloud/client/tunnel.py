@@ -6,8 +6,8 @@
                   └── close(), or the client's end, however that comes
 
 Tried again after 0.2 s, 0.4 s … 10 s, and then only when somebody needs it; at once when somebody
-does. The local port stays the same across reconnects. Each process that connects has a tunnel of its own:
-it costs one ssh, and no notebook depends on another one.
+does. The local port stays the same across reconnects. Each process that connects has a tunnel of
+its own: it costs one ssh, and no notebook depends on another one.
 """
 
 from __future__ import annotations
@@ -70,15 +70,19 @@ class Tunnel:
         self._why = None
         while not self._listens():
             self._wanted.set()
-            why = self._why
+            why = self._reason()
             # Who is refused once is refused again; a network that is away may come back.
             refused = why is not None and not isinstance(why, NoCapacity)
-            if self.closed or refused or time.monotonic() > until:
+            if self._closing.is_set() or refused or time.monotonic() > until:
                 raise ConnectionFailed(
                     f"no tunnel to {self.target} could be made: {why or 'ssh does not answer'}"
                 )
             time.sleep(TICK_S)
         return self.url
+
+    def _reason(self) -> MLCloudError | None:
+        """Why there is no tunnel, as the thread found."""
+        return self._why
 
     def close(self) -> None:
         """Idempotent."""
@@ -97,10 +101,10 @@ class Tunnel:
     def _keep(self) -> None:
         """ssh is this thread's child, so that it ends with this process however that ends."""
         pause = PAUSE_S
-        while not self.closed:
+        while not self._closing.is_set():
             began = time.monotonic()
             self._run()
-            if self.closed:
+            if self._closing.is_set():
                 return
             lasted = time.monotonic() - began
             pause = PAUSE_S if lasted > LONGEST_PAUSE_S else pause * 2
@@ -129,7 +133,7 @@ class Tunnel:
         except OSError as error:
             self._why = ConnectionFailed(f"ssh does not start: {error}")
             return
-        if self.closed:
+        if self._closing.is_set():
             self._ssh.kill()
         _, said = self._ssh.communicate()
         if self._ssh.returncode == ssh.LOST:

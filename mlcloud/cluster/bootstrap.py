@@ -8,10 +8,11 @@
 POSIX sh and coreutils, so that it serves as cloud-init's user data, as a startup script and over
 SSH. Run twice, it does nothing the second time. What it does is in `bootstrap.log` of the node's
 folder. Where it fails it says why in one line: on stderr, in the file `failed`, and to the gateway
-if there is one already. Whatever a script holds may be read by whoever may read the machine's user
-data: of secrets there is at most a join token, which is good for one node, once.
+if there is one already. Whatever a worker's script holds may be read by whoever may read the
+machine's user data: of secrets there is a join token, which is good for this node, once. A head's
+script holds the files that it is given, so those of secrets go over SSH alone.
 
-    ~/.mlcloud-node/claim                        whose worker this machine is: `instance cluster pid`
+    ~/.mlcloud-node/claim                        whose worker it is: `instance cluster pid`
     ~/.mlcloud-node/<cluster>/<instance>/        node.json, logs, pid
     ~/.mlcloud-node/<cluster>/head/              the gateway's home
     ~/.mlcloud-node/venv-<digest>/               kept for the next node
@@ -50,7 +51,11 @@ fail() {{
   printf '%s\\n' "$*" >&3
   exit "$code"
 }}
-trap 'code=$?; [ "$code" = 0 ] || [ -s "$folder/failed" ] || fail "$code" "the bootstrap ended in line ${{LINENO:-?}} with status $code: $(tail -n 1 "$folder/bootstrap.log" | tr -d "\\\\n")"' EXIT
+ended() {{
+  code=$?
+  [ "$code" = 0 ] || [ -s "$folder/failed" ] || fail "$code" "$(tail -n 1 "$folder/bootstrap.log")"
+}}
+trap ended EXIT
 echo "$(date -u +%FT%TZ) bootstrap of {folder}"
 """
 
@@ -76,11 +81,13 @@ python={python}
 
 _VENV = """
 # a Python with mlcloud, made once for what it has to have
-command -v python3 >/dev/null || fail 1 "there is no python3 on this machine: install Python 3.10 or later"
+command -v python3 >/dev/null || fail 1 "there is no python3 on this machine: install 3.10 or later"
 python="$root/venv-{digest}/bin/python"
 if ! [ -e "$root/venv-{digest}/ready" ]; then
-  python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail 1 "python3 is older than 3.10 here"
-  python3 -m venv "$root/venv-{digest}" || fail 1 "python3 -m venv does not work here: install python3-venv"
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    fail 1 "python3 is older than 3.10 here"
+  python3 -m venv "$root/venv-{digest}" ||
+    fail 1 "python3 -m venv does not work here: install python3-venv"
   "$python" -m pip install --quiet --disable-pip-version-check {index}{requirement} ||
     fail 1 "{requirement_told} could not be installed: $(tail -n 1 "$folder/bootstrap.log")"
   touch "$root/venv-{digest}/ready"
@@ -88,7 +95,8 @@ fi
 """
 
 _CHECK = """
-look='import importlib.util as i, sys, mlcloud; i.find_spec("ray") or sys.exit("ray is not installed")
+look='import importlib.util as found, sys, mlcloud
+found.find_spec("ray") or sys.exit("ray is not installed")
 print(mlcloud.__version__)'
 said=$(env {variables} "$python" -c "$look" 2>&1) ||
   fail 1 "mlcloud does not start with $python: $(printf '%s' "$said" | tail -n 1)"
@@ -111,9 +119,10 @@ _REPORT = """
 # what fails is told to the gateway too, with the token that this node alone has
 report() {{
   command -v curl >/dev/null || return 0
+  why=$(printf '%s' "$1" | tr -d '"\\\\' | tr '\\n\\t' '  ' | cut -c 1-400)
   printf 'header = "Authorization: Bearer %s"\\n' {token} |
-    curl -sS -m 10 -o /dev/null -K - --cacert "$folder/gateway.crt" -H 'Content-Type: application/json' \\
-      --data-binary "{{\\"why\\": \\"$(printf '%s' "$1" | tr -d '"\\\\' | tr '\\n\\t' '  ' | cut -c 1-400)\\"}}" \\
+    curl -sS -m 10 -o /dev/null -K - --cacert "$folder/gateway.crt" \\
+      -H 'Content-Type: application/json' --data-binary "{{\\"why\\": \\"$why\\"}}" \\
       {url}/v1/nodes/{instance}/failed || :
 }}
 """
@@ -190,12 +199,13 @@ def _runtime(runtime: Runtime, version: str) -> list[str]:
         made = _PYTHON.format(python=quote(runtime.python))
     else:
         index = f"--index-url {quote(runtime.index_url)} " if runtime.index_url else ""
-        wanted = f"{runtime.requirement} {runtime.index_url}"
+        requirement = runtime.requirement or f"mlcloud=={version}"
+        wanted = f"{requirement} {runtime.index_url}"
         made = _VENV.format(
             digest=hashlib.blake2b(wanted.encode(), digest_size=5).hexdigest(),
             index=index,
-            requirement=quote(runtime.requirement),
-            requirement_told=runtime.requirement.replace('"', ""),
+            requirement=quote(requirement),
+            requirement_told=requirement.replace('"', ""),
         )
     check = _CHECK.format(variables=_variables(runtime.variables), version=quote(version))
     return [made, check]

@@ -43,13 +43,14 @@ class Machine:
 class Runtime:
     """What a node runs mlcloud with.
 
-    `python` None: a virtual environment of its own is made with python3, and `requirement` is
-    installed into it (from `index_url`, if given). Else an interpreter that has mlcloud already,
-    found by `variables["PYTHONPATH"]` if need be. `variables` are set for all of a node's processes.
+    `python` None: a virtual environment of its own is made with python3, and `requirement` (this
+    version of mlcloud) is installed into it, from `index_url` if that is given. Else an interpreter
+    that has mlcloud already, on `variables["PYTHONPATH"]` if need be. `variables` are set for all
+    processes of a node.
     """
 
     python: str | None = None
-    requirement: str = "mlcloud"
+    requirement: str = ""
     index_url: str = ""
     variables: dict[str, str] = field(default_factory=dict)
 

@@ -1,7 +1,7 @@
 """What runs first on a head: it keeps the gateway running, as the client does on your computer.
 
-    keeper ── python -m mlcloud.gateway ── ended by `down` or idleness (status 0): the keeper ends too
-                                       └── killed or crashed: started again, a little later each time
+    keeper ── python -m mlcloud.gateway ─┬─ ended by `down` or idleness (status 0): so does this
+                                         └─ killed or crashed: started again, later each time
 
 Every node of the cluster ends itself when no gateway answers for long (`agent`), so a keeper that
 gives up leaves nothing behind for ever. Standard library alone.

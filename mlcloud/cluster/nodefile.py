@@ -136,8 +136,8 @@ def _check_store(url: str, address: str) -> None:
     """A store that is a folder must be the same folder on every node."""
     if url.startswith("file://") and not Path(url[len("file://") :]).is_dir():
         _stop(
-            f"the store {url} is not there on {address}: a store that is a folder must be on a disk "
-            "that all machines share; else give an object store (s3://…, gs://…, az://…)"
+            f"the store {url} is not there on {address}: a store that is a folder must be on a "
+            "disk that all machines share; else give an object store (s3://…, gs://…, az://…)"
         )
 
 

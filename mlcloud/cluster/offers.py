@@ -19,7 +19,7 @@ All of it is pure: the time is passed in, and nothing is launched here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -152,8 +152,11 @@ def walk(
     market: Market | None,
     cooldowns: Mapping[OfferKey, Cooldown],
     now: datetime,
+    price: Callable[[Offer], Decimal] | None = None,
 ) -> list[Offer]:
     """The offers to try for `shape`, cheapest first; none that is cooling down at `now`.
+
+    `price` is what they are compared by (`effective`); the listed price by default.
 
     `"spot"` goes on to on-demand when every spot offer has been tried, `"on-demand"` is kept to
     (whoever asks for it does not want to be moved), and None takes the markets by price alone.
@@ -169,7 +172,7 @@ def walk(
         fitting,
         key=lambda o: (
             market == "spot" and o.market != "spot",
-            o.usd_per_hour,
+            o.usd_per_hour if price is None else price(o),
             o.market != "on-demand",
             o.cloud,
             o.zone,

@@ -1,19 +1,20 @@
 """The node provider: where Ray's autoscaler asks for a shape, and mlcloud decides where to buy it.
 
     Ray's autoscaler v2 ── create_node("cpu2") ──► OfferProvider ── walk the offers ──► cloud.launch
-      (decides how many)                          (cheapest first, cooled-down ones skipped)
+      (decides how many)                          (cheapest effective price first)
 
-Ray loads this class inside the head's autoscaler process (`provider.type: external`). Every attempt
-is appended to `attempts.jsonl` in the cloud's folder, which the gateway turns into lines a user can
-read. Cool-downs follow from the records alone: an offer whose instance was taken back lately is
-tried last.
+Ray loads this class inside the head's autoscaler process (`provider.type: external`). Every try is
+appended to `attempts.jsonl` in the cluster's folder, which the gateway turns into lines a user can
+read, and from which this process, started anew, knows what is cooling down. An offer that could not
+be had is left alone for a while (`attempts`); one whose instance was taken back lately is tried
+last; nodes that come to nothing are not bought a third time (`breaker`).
 """
 
 from __future__ import annotations
 
-import json
 import threading
-from datetime import timedelta
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,24 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from mlcloud.cluster import clouds
-from mlcloud.cluster.clouds.base import Instance, LaunchRequest
-from mlcloud.cluster.clouds.local import HEAD, now
-from mlcloud.cluster.offers import Cooldown, Offer, Shape, key_of, walk
-from mlcloud.errors import CloudRefused, NoCapacity
+from mlcloud.cluster import attempts, breaker, clouds
+from mlcloud.cluster.attempts import Attempt, AttemptLog, What
+from mlcloud.cluster.clouds.base import CloudWithMachines, Instance, LaunchRequest
+from mlcloud.cluster.clouds.local import HEAD
+from mlcloud.cluster.effective import Expectations, pricing
+from mlcloud.cluster.offers import Cooldown, Offer, OfferKey, Shape, key_of, walk
+from mlcloud.cluster.preemptions import Preemptions
+from mlcloud.cluster.records import now
+from mlcloud.errors import (
+    CloudCredentialsExpired,
+    CloudRefused,
+    CredentialsMissing,
+    NoCapacity,
+    QuotaExceeded,
+)
 
 LISTED_AT_LEAST = 2  # times
+TRIES, TRYING_S = 12, 20.0  # in one request of Ray's, which comes again; beyond, later
 
 
 class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
@@ -42,8 +54,18 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
-        self.cloud = clouds.at_head(Path(provider_config["root"]), provider_config.get("head_file"))
+        self.cloud = provider_config.get("cloud") or clouds.at_head(
+            Path(provider_config["root"]), provider_config.get("head_file")
+        )
         self._cooldown = timedelta(seconds=provider_config["cooldown_s"])
+        self._expected = Expectations(**provider_config.get("expected", {}))
+        self._log = AttemptLog(Path(provider_config["root"]) / "attempts.jsonl")
+        self._cooling: dict[OfferKey, Cooldown] = attempts.cooling(
+            self._log.recent(), self.cloud.offers()
+        )
+        self._in_a_row: dict[OfferKey, int] = {}
+        self._failed: set[str] = set()  # ended nodes that were looked at
+        self._waiting: dict[str, str] = {}  # what was last said of a node type that waits
         self._lock = threading.Lock()
         self._unseen: dict[str, int] = {}  # launched here: how often they are still to be listed
 
@@ -106,52 +128,117 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
         labels: dict[str, str],
     ) -> None:
         node_type = tags[TAG_RAY_USER_NODE_TYPE]
+        request = LaunchRequest(node_type, resources, labels, tags)
+        instances = self.cloud.instances()
+        self._note_failures(instances)
+        stopped = breaker.look(instances, node_type, now())
+        if stopped is not None:
+            self._wait(node_type, stopped.why, stopped.until)
         tried: list[str] = []
-        for offer in self._ranked(node_config):
-            request = LaunchRequest(node_type, resources, labels, tags)
-            try:
-                instance = self.cloud.launch(offer, request)
-            except (NoCapacity, CloudRefused) as error:
-                tried.append(f"{offer.zone} {offer.market}: {error}")
-                self._log(node_type, offer, "no capacity", str(error))
+        until = time.monotonic() + TRYING_S
+        for offer in self._ranked(node_config, instances):
+            if isinstance(self.cloud, CloudWithMachines) and not self.cloud.free(offer):
                 continue
-            self._unseen[instance.id] = LISTED_AT_LEAST
-            self._log(node_type, offer, "launched", instance.id)
-            return
-        raise NoCapacity(f"no offer for {node_type} could be had: {'; '.join(tried) or 'none'}")
+            if len(tried) >= TRIES or time.monotonic() > until:
+                break
+            if self._cools(offer):
+                continue  # by what another of them was just refused for
+            failure = self._try(offer, request)
+            if failure is None:
+                self._waiting.pop(node_type, None)
+                return
+            tried.append(f"{offer.zone} {offer.market}: {failure}")
+        if not tried:
+            self._wait(node_type, *self._next(node_config))
+        raise NoCapacity(f"no offer for {node_type} could be had: {'; '.join(tried)}")
 
-    def _ranked(self, node_config: dict[str, Any]) -> list[Offer]:
-        """The node type's offers, cheapest first; where all were taken back lately, all again."""
-        cooling = {
-            key_of(instance.offer): Cooldown(
-                instance.notice.given_at + self._cooldown, "taken back"
-            )
-            for instance in self.cloud.instances()
-            if instance.notice is not None
+    def _try(self, offer: Offer, request: LaunchRequest) -> str | None:
+        """Buy it; the reason where it could not be had, which is written down."""
+        try:
+            instance = self.cloud.launch(offer, request)
+        except (CloudCredentialsExpired, CredentialsMissing) as error:
+            self._wait(request.node_type, str(error), None)  # no other offer would be sold either
+        except QuotaExceeded as error:
+            return self._cool(offer, request.node_type, "quota", str(error))
+        except NoCapacity as error:
+            return self._cool(offer, request.node_type, "no capacity", str(error))
+        except CloudRefused as error:
+            return self._cool(offer, request.node_type, "refused", str(error))
+        self._unseen[instance.id] = LISTED_AT_LEAST
+        self._in_a_row.pop(key_of(offer), None)
+        self._cooling.pop(key_of(offer), None)
+        self._log.append(Attempt.of(offer, request.node_type, "launched", instance.id, now()))
+        return None
+
+    def _cools(self, offer: Offer) -> bool:
+        cooldown = self._cooling.get(key_of(offer))
+        return cooldown is not None and now() < cooldown.until
+
+    def _cool(self, offer: Offer, node_type: str, what: What, why: str) -> str:
+        key = key_of(offer)
+        self._in_a_row[key] = self._in_a_row.get(key, 0) + 1
+        until = now() + attempts.lasts(what, self._in_a_row[key], self._cooldown)
+        for other in attempts.also_cooled(what, offer, self.cloud.offers()):
+            self._cooling[key_of(other)] = Cooldown(until, why)
+        self._log.append(Attempt.of(offer, node_type, what, why, now(), until))
+        return why
+
+    def _wait(self, node_type: str, why: str, until: datetime | None) -> None:
+        """Nothing is bought now. Said once, not each time Ray asks. Raises `NoCapacity`."""
+        if self._waiting.get(node_type) != why:
+            self._waiting[node_type] = why
+            self._log.append(Attempt(now(), node_type, "waiting", why, until=until))
+        raise NoCapacity(why)
+
+    def _note_failures(self, instances: list[Instance]) -> None:
+        """Nodes that ended by themselves before they held a session: their offer cools down."""
+        for each in instances:
+            if each.ended_at is None or each.id in self._failed or each.node_type == HEAD:
+                continue
+            self._failed.add(each.id)
+            why = breaker.futile(each, now())
+            if why is not None and now() - each.ended_at < self._cooldown:
+                what: What = "undersized" if why.startswith("undersized") else "failed"
+                self._cool(each.offer, each.node_type, what, why)
+
+    def _ranked(self, node_config: dict[str, Any], instances: list[Instance]) -> list[Offer]:
+        """The node type's offers, the cheapest to work on first. Those that cool down are left
+        out; those that were taken back lately come last."""
+        preemptions = Preemptions()
+        preemptions.see(instances, now())
+        price = pricing(self._expected, preemptions.per_hour)
+        taken = {
+            key_of(each.offer)
+            for each in instances
+            if each.notice is not None and now() < each.notice.given_at + self._cooldown
         }
+        shape, market = Shape(**node_config["shape"]), node_config["market"]
+        ranked = walk(self._suitable(node_config), shape, market, self._cooling, now(), price)
+        return sorted(ranked, key=lambda offer: key_of(offer) in taken)
+
+    def _suitable(self, node_config: dict[str, Any]) -> list[Offer]:
         shape = Shape(**node_config["shape"])
         # A GPU is bought for who asked for one, however its price compares.
-        offers = [
+        return [
             offer
             for offer in self.cloud.offers()
             if (offer.accelerator is None) == (shape.accelerator is None)
+            and (node_config.get("fallback", True) or offer.market == node_config["market"])
         ]
-        market = node_config["market"]
-        return walk(offers, shape, market, cooling, now()) or walk(offers, shape, market, {}, now())
 
-    def _log(self, node_type: str, offer: Offer, what: str, detail: str) -> None:
-        line = {
-            "at": now().isoformat(),
-            "node_type": node_type,
-            "instance_type": offer.instance_type,
-            "zone": offer.zone,
-            "market": offer.market,
-            "usd_per_hour": str(offer.usd_per_hour),
-            "what": what,
-            "detail": detail,
-        }
-        with open(self.cloud.root / "attempts.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+    def _next(self, node_config: dict[str, Any]) -> tuple[str, datetime | None]:
+        """Why nothing can be tried now, and when something can."""
+        shape, market = Shape(**node_config["shape"]), node_config["market"]
+        fitting = walk(self._suitable(node_config), shape, market, {}, now())
+        cooling = [self._cooling[key_of(each)] for each in fitting if key_of(each) in self._cooling]
+        if not cooling:
+            used = f"all {len(fitting)} machines with {shape} are in use"
+            return used if fitting else f"no offer has {shape}", None
+        first = min(cooling, key=lambda each: each.until)
+        return (
+            f"all {len(fitting)} offers for {shape} are cooling down ({first.reason})",
+            first.until,
+        )
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -18,7 +18,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from mlcloud.cluster.clouds.local import HEAD, write_json
+from mlcloud.cluster.clouds.local import HEAD
+from mlcloud.cluster.records import write_json
 from mlcloud.cluster.shapes import NodeType
 
 OBJECT_STORE_BYTES = 128 * 2**20

@@ -2,11 +2,12 @@
 
 A *node type* is the minimum envelope of a shape (vCPUs, memory, accelerator): every offer sold
 under it has at least that much, and Ray starts with exactly that much declared. The market is no
-part of the shape, with one exception: who asks for on-demand must never be given spot, so each
-shape has a second node type whose nodes carry the resource `on_demand`, and only such requests ask
-for it.
+part of the shape, with two exceptions, each a node type of its own whose nodes carry a resource for
+which only such requests ask: who asks for on-demand must never be given spot (`on_demand`), and who
+waits for spot to come back, on a node that costs more, must not be given another of those
+(`spot_only`).
 
-    offers ── node_types() ──► {"cpu2", "cpu2-on-demand", "a10g", …} ──► Ray's cluster config
+    offers ── node_types() ──► {"cpu2", "cpu2-on-demand", "cpu2-spot", …} ──► Ray's cluster config
     session's cpus/gpu/memory/market ── choose() ──► node type + what its host asks of Ray
 """
 
@@ -15,12 +16,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from mlcloud.cluster.offers import Offer
 from mlcloud.errors import NoSuchResources
 
+NodeMarket = Literal["spot", "on-demand", "spot-only"]
 ON_DEMAND = "on_demand"
+SPOT_ONLY = "spot_only"
+# What a market's nodes carry, and the end of their type's name.
+_MARKS: dict[NodeMarket, tuple[str, str]] = {
+    "spot": ("", ""),
+    "on-demand": (ON_DEMAND, "-on-demand"),
+    "spot-only": (SPOT_ONLY, "-spot"),
+}
 # Of a node's memory this part is the cell's; the rest is the system's and Ray's own.
 USABLE_MEMORY = 0.85
 
@@ -34,7 +43,11 @@ class NodeType:
     memory_bytes: int
     accelerator: str | None
     accelerator_count: int
-    on_demand: bool
+    market: NodeMarket = "spot"
+
+    @property
+    def on_demand(self) -> bool:
+        return self.market == "on-demand"
 
     @property
     def resources(self) -> dict[str, float]:
@@ -45,9 +58,14 @@ class NodeType:
         if self.accelerator:
             resources["GPU"] = self.accelerator_count
             resources[self.accelerator] = self.accelerator_count
-        if self.on_demand:
-            resources[ON_DEMAND] = 1
+        if self.mark:
+            resources[self.mark] = 1
         return resources
+
+    @property
+    def mark(self) -> str:
+        """The resource that keeps other requests away; empty where any may come."""
+        return _MARKS[self.market][0]
 
     @property
     def node_config(self) -> dict[str, Any]:
@@ -60,6 +78,7 @@ class NodeType:
                 "accelerator_count": self.accelerator_count,
             },
             "market": "on-demand" if self.on_demand else "spot",
+            "fallback": self.market != "spot-only",
         }
 
     def describe(self) -> str:
@@ -80,25 +99,26 @@ class HostRequest:
 
 
 def node_types(offers: Iterable[Offer]) -> list[NodeType]:
-    """Every distinct shape on sale, spot-first and on-demand, smallest first."""
+    """Every distinct shape on sale, in each of its markets, smallest first."""
     found: dict[str, NodeType] = {}
     for offer in offers:
         if offer.accelerator:
             name = f"{offer.accelerator.lower()}-{offer.accelerator_count}x{offer.cpus:g}cpu"
         else:
             name = f"cpu{offer.cpus:g}"
-        for on_demand in (False, True):
-            if on_demand and offer.market != "on-demand":
+        for market, (_, suffix) in _MARKS.items():
+            if market != "spot" and offer.market != market.removesuffix("-only"):
                 continue
-            key = f"{name}-on-demand" if on_demand else name
+            key = f"{name}{suffix}"
             memory = min(
                 offer.memory_bytes, found[key].memory_bytes if key in found else offer.memory_bytes
             )
             found[key] = NodeType(
-                key, int(offer.cpus), memory, offer.accelerator, offer.accelerator_count, on_demand
+                key, int(offer.cpus), memory, offer.accelerator, offer.accelerator_count, market
             )
     return sorted(
-        found.values(), key=lambda each: (each.accelerator_count, each.cpus, each.on_demand)
+        found.values(),
+        key=lambda each: (each.accelerator_count, each.cpus, list(_MARKS).index(each.market)),
     )
 
 
@@ -108,7 +128,7 @@ def choose(
     cpus: float = 1,
     memory_bytes: int = 0,
     gpu: tuple[str, int] | None = None,
-    market: str = "spot",
+    market: NodeMarket = "spot",
 ) -> HostRequest:
     """The smallest node type that holds the request.
 
@@ -119,7 +139,7 @@ def choose(
     fitting = [
         each
         for each in types
-        if each.on_demand == (market == "on-demand")
+        if each.market == market
         and (each.accelerator or "").lower() == (wanted or "").lower()
         and each.accelerator_count >= count
         and each.cpus >= cpus
@@ -131,8 +151,8 @@ def choose(
     resources: dict[str, float] = {}
     if best.accelerator:
         resources[best.accelerator] = count
-    if best.on_demand:
-        resources[ON_DEMAND] = 0.001
+    if best.mark:
+        resources[best.mark] = 0.001
     share = max(
         cpus / best.cpus,
         memory_bytes / best.resources["memory"],

@@ -27,8 +27,8 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
-from mlcloud.cluster.clouds.local import write_json
 from mlcloud.cluster.headspec import HeadSpec
+from mlcloud.cluster.records import write_json
 from mlcloud.config import ALREADY_RUNNING, Settings
 from mlcloud.gateway import tls
 from mlcloud.gateway.app import make_app
@@ -120,7 +120,7 @@ class Private:
         listener.bind((spec.address, spec.port))
         key, certificate = settings.home / "tls.key", settings.home / "tls.crt"
         url = f"https://{spec.address}:{spec.port}"
-        return cls(listener, url, tls.ensure(key, certificate), key, certificate)
+        return cls(listener, url, tls.ensure(key, certificate, spec.address), key, certificate)
 
     async def serve(self, app: FastAPI) -> None:
         """Until it is cancelled."""

@@ -22,7 +22,7 @@ from sqlalchemy import insert
 from starlette.exceptions import HTTPException
 
 from mlcloud import errors
-from mlcloud.cluster.clouds.local import now
+from mlcloud.cluster.records import now
 from mlcloud.gateway import auth, db, environments, imds, logs, objects, saved, timetravel
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
@@ -312,8 +312,8 @@ def node_routes(gateway: Gateway) -> APIRouter:
     routes = APIRouter(prefix="/v1/nodes/{node}", dependencies=[Depends(require_node)])
 
     @routes.post("/heartbeat", status_code=204)
-    async def heartbeat(node: str, _: Heartbeat) -> None:
-        if not await asyncio.to_thread(gateway.heard, node):
+    async def heartbeat(node: str, beat: Heartbeat) -> None:
+        if not await asyncio.to_thread(gateway.heard, node, beat.ends):
             raise HTTPException(410, f"the node {node} has been given up")
 
     @routes.post("/notice", status_code=204)

@@ -15,8 +15,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select
 
 from mlcloud.cluster.clouds.base import Instance
-from mlcloud.cluster.clouds.local import HEAD, now
+from mlcloud.cluster.clouds.local import HEAD
 from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.records import now
 from mlcloud.cost.ledger import ExecutionSpan, Ledger, NodeSpan, Placement
 from mlcloud.cost.meter import Bill as MeterBill
 from mlcloud.cost.meter import cluster_cost, execution_cost, session_cost, usd_per_hour_now

@@ -8,18 +8,21 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import msgpack
 
 from mlcloud import __version__
+from mlcloud.cluster.attempts import Attempt
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.headed import Headed
-from mlcloud.cluster.clouds.local import now
 from mlcloud.cluster.preemptions import Preemptions
+from mlcloud.cluster.records import now
 from mlcloud.config import Settings
 from mlcloud.errors import MLCloudError, NotFound, StoreError
 from mlcloud.gateway.billing import Billing, is_worker
+from mlcloud.gateway.comeback import Comeback
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
@@ -31,7 +34,7 @@ from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.gateway.upkeep import Upkeep
-from mlcloud.models import ClusterInfo, ExecutionInfo, NodeInfo
+from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo
 from mlcloud.store import Signer, Store, load_or_create_key
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ IDLE_LOOKS, IDLE_LOOK_S = 5, 0.2  # so often it must be found idle, that far apa
 BILLING_S = 1.0
 LOOK_S = 0.5
 LAST_RECORD_S = 10.0
+ATTEMPTS_SHOWN = timedelta(hours=1)
 RECORD_S, RECORD_PRINTED_S, RECORD_ALL_S = 1.0, 4.0, 30.0
 
 
@@ -97,8 +101,10 @@ class Gateway:
                 snapshot_limits=settings.snapshot_limits,
             )
         )
+        self.comeback = Comeback(self.sessions, settings.spot_return)
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
         self._on_idle = on_idle
+        self._heard: set[str] = set()  # nodes whose agents were heard
         self._last_used = time.monotonic()
         self._tasks: list[asyncio.Task[Any]] = []
         self._down = False
@@ -115,6 +121,7 @@ class Gateway:
             asyncio.create_task(self._keep_record()),
             asyncio.create_task(self._keep_lease()),
             asyncio.create_task(self.upkeep.run()),
+            asyncio.create_task(self.comeback.run()),
         ]
 
     def used(self) -> None:
@@ -239,7 +246,7 @@ class Gateway:
         self._see(self.cluster.cloud.instances())
         self.sessions.on_node_end(instance)
 
-    def _attempt(self, attempt: dict[str, Any]) -> None:
+    def _attempt(self, attempt: Attempt) -> None:
         self.sessions.on_attempt(attempt)
 
     # --- facts ------------------------------------------------------------------------------------
@@ -249,11 +256,17 @@ class Gateway:
             self.cluster.cloud.get(node)
         except NotFound:
             return None
-        return self.cluster.cloud.secrets_of(node)["node_token"]
+        return self.cluster.cloud.records.secrets_of(node)["node_token"]
 
-    def heard(self, node: str) -> bool:
-        """A node's heartbeat; False for one that has been given up. Blocks."""
+    def heard(self, node: str, ends: str) -> bool:
+        """An agent lives; or is about to end its node, and says why. False where the node has been
+        given up. Blocks."""
         cloud = self.cluster.cloud
+        if ends:
+            cloud.records.said(node, ends)
+        elif node not in self._heard:
+            self._heard.add(node)
+            cloud.records.joined(node)
         return cloud.heard(node) if isinstance(cloud, Headed) else True
 
     def join(self, node: str, token: str) -> dict[str, Any] | None:
@@ -308,9 +321,23 @@ class Gateway:
             store=self.store.url,
             usd=bill.usd,
             usd_per_hour=self.billing.per_hour(),
-            simulated=True,
+            simulated=all(each.simulated for each in self.cluster.cloud.offers()),
             offers=sorted({each.describe() for each in self.cluster.types}),
+            attempts=self._attempts(),
         )
+
+    def _attempts(self) -> list[AttemptInfo]:
+        """The latest of each offer, and what launches wait for, within `ATTEMPTS_SHOWN`."""
+        since = now() - ATTEMPTS_SHOWN
+        latest = {
+            (each.node_type, each.zone, each.instance_type, each.market): each
+            for each in self.cluster.attempts.recent()
+            if each.at >= since
+        }
+        return [
+            AttemptInfo(**{name: getattr(each, name) for name in AttemptInfo.model_fields})
+            for each in sorted(latest.values(), key=lambda each: each.at)
+        ]
 
     def execution_info(self, execution_id: str) -> ExecutionInfo:
         execution = self.sessions.services.executions.get(execution_id)

@@ -20,6 +20,7 @@ from decimal import Decimal
 from typing import Any
 
 from mlcloud.cluster import clouds, raycluster
+from mlcloud.cluster.attempts import Attempt, AttemptLog
 from mlcloud.cluster.clouds.base import Instance, LaunchRequest, Notice
 from mlcloud.cluster.clouds.headed import Headed
 from mlcloud.cluster.clouds.local import HEAD, LocalCloud
@@ -57,7 +58,7 @@ class EmbeddedCluster:
         settings: Settings,
         *,
         on_end: Callable[[Instance], None],
-        on_attempt: Callable[[dict[str, Any]], None],
+        on_attempt: Callable[[Attempt], None],
     ) -> None:
         self.settings = settings
         self.cloud = clouds.at_head(settings.cloud_root, settings.head_file, watching=True)
@@ -69,6 +70,7 @@ class EmbeddedCluster:
         self._on_end = on_end
         self._on_attempt = on_attempt
         self._alive: set[str] = set()
+        self.attempts = AttemptLog(self.cloud.root / "attempts.jsonl")
         self._attempts_read = 0
         self._joined: asyncio.Future[Hosts] = asyncio.get_running_loop().create_future()
 
@@ -108,7 +110,7 @@ class EmbeddedCluster:
             log.info("adopting the running cluster, head %s", head.id)
             settings = json.loads((self.cloud.root / "cluster.json").read_text())
         self._alive = {each.id for each in self.cloud.instances() if each.alive}
-        self._attempts_read = len(self._attempt_lines())
+        self._attempts_read = self.attempts.size()
         self.hosts = Hosts(
             f"{settings['node_ip']}:{settings['gcs_port']}", settings["ray_environment"]
         )
@@ -168,16 +170,9 @@ class EmbeddedCluster:
                         self.state, self.detail = "failed", "the head node ended"
                     self._on_end(instance)
             self._alive = alive
-            lines = self._attempt_lines()
-            for line in lines[self._attempts_read :]:
-                self._on_attempt(json.loads(line))
-            self._attempts_read = len(lines)
-
-    def _attempt_lines(self) -> list[str]:
-        try:
-            return (self.cloud.root / "attempts.jsonl").read_text().splitlines()
-        except FileNotFoundError:
-            return []
+            attempts, self._attempts_read = self.attempts.read(self._attempts_read)
+            for attempt in attempts:
+                self._on_attempt(attempt)
 
     # --- ending nodes -----------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 from sqlalchemy import Connection, Engine, Row, bindparam, select, update
 
-from mlcloud.cluster.clouds.local import now
+from mlcloud.cluster.records import now
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.gateway import db
 from mlcloud.gateway.billing import Billing

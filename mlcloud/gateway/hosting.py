@@ -17,7 +17,9 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from mlcloud.cluster.clouds.local import LocalCloud, now
+from mlcloud.cluster.clouds.local import LocalCloud
+from mlcloud.cluster.records import now
+from mlcloud.cluster.shapes import HostRequest
 from mlcloud.cost.ledger import Placement
 from mlcloud.errors import Conflict, SessionFailed
 from mlcloud.gateway import environments, restoring
@@ -36,10 +38,18 @@ ACTIVITY_S = 8.0
 RAY_LEARNS_S = 30.0
 
 
-async def bring_up(session: Session, avoid: str = "", node_type: str = "") -> LiveHost:
+async def bring_up(
+    session: Session,
+    avoid: str = "",
+    node_type: str = "",
+    request: HostRequest | None = None,
+    *,
+    quiet: bool = False,
+) -> LiveHost:
     """A started host on some node. Its kernel is empty yet.
 
-    `avoid`: not on this instance; `node_type`: on a node of this type and no larger one.
+    `avoid`: not on this instance; `node_type`: on a node of this type and no larger one;
+    `request`: for this, not for what the session asks for; `quiet`: nobody waits for it.
     """
     from ray.exceptions import RayError
 
@@ -53,7 +63,7 @@ async def bring_up(session: Session, avoid: str = "", node_type: str = "") -> Li
         gone = await asyncio.to_thread(_gone_of_late, session.services.cluster.cloud)
         handle = hosts.create(
             f"{session.id}-{session.epoch}",
-            session.host_request,
+            request or session.host_request,
             memory_bytes=session.memory_bytes,
             arguments={
                 "session_id": session.id,
@@ -72,7 +82,7 @@ async def bring_up(session: Session, avoid: str = "", node_type: str = "") -> Li
             node_type=node_type,
             runtime_env=environments.runtime_env(session),
         )
-        if attempt == 0:
+        if attempt == 0 and not quiet:
             own = session.request.environment
             session.status("asking for a node" + (f" and installing {own.summary}" if own else ""))
         try:
@@ -88,7 +98,8 @@ async def bring_up(session: Session, avoid: str = "", node_type: str = "") -> Li
             last = error
             await asyncio.sleep(1.0)
             continue
-        session.status(f"starting on {session.place_of(str(facts['instance']))}")
+        if not quiet:
+            session.status(f"starting on {session.place_of(str(facts['instance']))}")
         return LiveHost(
             handle,
             session.epoch,
@@ -226,6 +237,7 @@ async def release(session: Session, host: LiveHost, *, billing: bool = True) -> 
 
 def place_session(session: Session, host: LiveHost) -> None:
     session.services.billing.close_placements(session.id)
+    session.services.cluster.cloud.records.served(host.instance)
     session.services.billing.see(session.services.cluster.cloud.instances())
     share = Decimal(str(round(session.host_request.share, 6)))
     session.services.billing.add(Placement(session.id, host.instance, share, now()))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 from sqlalchemy import Connection
 
-from mlcloud.cluster.clouds.local import now
+from mlcloud.cluster.records import now
 from mlcloud.cost.footer import footer
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import ExecutionCancelled, MLCloudError

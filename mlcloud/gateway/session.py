@@ -27,8 +27,8 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from mlcloud.cluster.clouds.local import now
 from mlcloud.cluster.preemptions import Preemptions
+from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import (

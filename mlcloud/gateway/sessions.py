@@ -12,11 +12,12 @@ from typing import Any
 
 from sqlalchemy import insert, select, update
 
+from mlcloud.cluster.attempts import Attempt
 from mlcloud.cluster.clouds.base import Instance
-from mlcloud.cluster.clouds.local import now
-from mlcloud.cluster.shapes import HostRequest, choose
+from mlcloud.cluster.records import now
+from mlcloud.cluster.shapes import HostRequest, NodeMarket, choose
 from mlcloud.errors import Conflict, MLCloudError, NotFound
-from mlcloud.gateway import db, environments, reshaping
+from mlcloud.gateway import db, environments, reshaping, stories
 from mlcloud.gateway.inputs import WHEELS
 from mlcloud.gateway.session import Services, Session
 from mlcloud.models import SessionInfo, SessionRequest, SessionState, ShapeRequest
@@ -123,19 +124,23 @@ class Sessions:
         memory = parse_size(request.memory) if request.memory else 0
         if request.keep_files:
             parse_size(request.keep_files)  # said now, not when a node starts
-        host_request = choose(
-            self.services.cluster.types,
-            cpus=request.cpus,
-            memory_bytes=memory,
-            gpu=parse_gpu(request.gpu) if request.gpu else None,
-            market=request.market,
-        )
+        host_request = self.request_of(request, request.market)
         idle = (
             parse_duration(request.idle_timeout).total_seconds()
             if request.idle_timeout
             else self.services.idle_timeout_s
         )
         return host_request, memory, idle
+
+    def request_of(self, request: SessionRequest, market: NodeMarket) -> HostRequest:
+        """What a host for this asks of Ray, in this market. Raises `NoSuchResources`."""
+        return choose(
+            self.services.cluster.types,
+            cpus=request.cpus,
+            memory_bytes=parse_size(request.memory) if request.memory else 0,
+            gpu=parse_gpu(request.gpu) if request.gpu else None,
+            market=market,
+        )
 
     async def resume(self, name: str, wanted: ShapeRequest | None) -> Session:
         """Bring a session up without running anything, on this shape from now on if one is given.
@@ -216,14 +221,9 @@ class Sessions:
         for session in self:
             session.on_node_end(instance.id, instance.reason)
 
-    def on_attempt(self, attempt: dict[str, Any]) -> None:
+    def on_attempt(self, attempt: Attempt) -> None:
         """The autoscaler tried to buy a node: tell the sessions that wait for one."""
-        price = f"${attempt['usd_per_hour']}/h simulated"
-        place = f"{attempt['instance_type']} {attempt['market']} {attempt['zone']}"
-        if attempt["what"] == "launched":
-            text = f"{place} is starting ({price})"
-        else:
-            text = f"{place}: {attempt['detail']}; trying the next offer"
+        text = stories.attempt(attempt, now())
         for session in self:
             if session.host is None and session.current is not None:
                 session.status(text)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from datetime import datetime
 from typing import Any
 
-from mlcloud.units import format_bytes
+from mlcloud.cluster.attempts import Attempt
+from mlcloud.units import format_bytes, format_seconds, format_usd_per_hour
 
 
 def describe_death(report: dict[str, Any], memory_bytes: int) -> str:
@@ -33,3 +35,17 @@ def describe_death(report: dict[str, Any], memory_bytes: int) -> str:
         }.get(name, "")
         return f"the kernel died of {name}{' (' + why + ')' if why else ''}.{used} {rest}"
     return f"the cell ended its own process with exit code {code}.{used} {rest}"
+
+
+def attempt(tried: Attempt, now: datetime) -> str:
+    """A try to buy a node, for who waits for it."""
+    again = ""
+    if tried.until is not None and tried.until > now:
+        again = f"; tried again in {format_seconds(tried.until - now)}"
+    if not tried.instance_type:
+        return f"{tried.detail}{again}"
+    place = f"{tried.instance_type} {tried.market} {tried.zone}"
+    if tried.what == "launched":
+        simulated = " simulated" if tried.simulated else ""
+        return f"{place} is starting ({format_usd_per_hour(tried.usd_per_hour)}{simulated})"
+    return f"{place}: {tried.detail}; trying the next offer"

@@ -1,24 +1,29 @@
 """The gateway's own certificate: self-signed, made once, known by its SHA-256 fingerprint.
 
-No authority vouches for it and nobody looks at its name: clients and nodes trust this very
+No authority vouches for it and its name matters to curl alone: clients and nodes trust this very
 certificate and no other, so it works at any address and cannot be replaced by a bought one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import ssl
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 DAYS = 3650
 
 
-def ensure(key_file: Path, certificate_file: Path) -> str:
+def ensure(key_file: Path, certificate_file: Path, address: str) -> str:
     """Make both unless they are there; returns the fingerprint."""
     if not (key_file.exists() and certificate_file.exists()):
-        _make(key_file, certificate_file)
+        _make(key_file, certificate_file, address)
     return fingerprint(certificate_file.read_text())
 
 
@@ -27,7 +32,7 @@ def fingerprint(pem: str) -> str:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
 
 
-def _make(key_file: Path, certificate_file: Path) -> None:
+def _make(key_file: Path, certificate_file: Path, address: str) -> None:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -46,6 +51,7 @@ def _make(key_file: Path, certificate_file: Path) -> None:
         .not_valid_after(now + timedelta(days=DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_name(address)]), critical=False)
         .sign(key, hashes.SHA256())
     )
     pem = key.private_bytes(
@@ -57,3 +63,12 @@ def _make(key_file: Path, certificate_file: Path) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)
     certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _name(address: str) -> x509.GeneralName:
+    from cryptography import x509
+
+    try:
+        return x509.IPAddress(ipaddress.ip_address(address))
+    except ValueError:
+        return x509.DNSName(address)

@@ -10,9 +10,10 @@ import pytest
 from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
 
 from mlcloud.cluster.clouds.base import Instance, LaunchRequest
-from mlcloud.cluster.clouds.local import LocalCloud, now
+from mlcloud.cluster.clouds.local import LocalCloud
 from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.provider import OfferProvider
+from mlcloud.cluster.records import now
 
 
 def test_a_node_that_ended_before_it_was_listed_is_seen_to_end(

@@ -39,6 +39,7 @@ class Instance:
     `ended_at` is None while it bills. `node_type` is the name under which Ray's autoscaler asked
     for it (`"head"` for the head node), `tags` are Ray's node tags. Addresses are None where the
     cloud has not given any (yet); a node that only its network can reach has no `public_ip`.
+    `joined_at` is when its agent was first heard, `served_at` when it first held a session.
     """
 
     id: str
@@ -52,6 +53,8 @@ class Instance:
     pid: int | None = None
     private_ip: str | None = None
     public_ip: str | None = None
+    joined_at: datetime | None = None
+    served_at: datetime | None = None
 
     @property
     def alive(self) -> bool:
@@ -146,6 +149,14 @@ class CloudThatPlans(ABC):
     @abstractmethod
     def configuration(self, offer: Offer, request: LaunchRequest) -> dict[str, Any]:
         """The body of the launch request as the cloud's API takes it. Asks the cloud nothing."""
+
+
+class CloudWithMachines(ABC):
+    """A cloud whose offers are single machines: one that is in use is nothing to wait for."""
+
+    @abstractmethod
+    def free(self, offer: Offer) -> bool:
+        """Whether no node of this cluster is on it."""
 
 
 class CloudWithPreemption(ABC):

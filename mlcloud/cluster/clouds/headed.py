@@ -25,10 +25,17 @@ from typing import Any
 
 from mlcloud import __version__
 from mlcloud.cluster import bootstrap
-from mlcloud.cluster.clouds.base import Cloud, Instance, LaunchRequest, Notice
-from mlcloud.cluster.clouds.local import HEAD, LocalCloud, _to_record, now, write_json
+from mlcloud.cluster.clouds.base import (
+    Cloud,
+    CloudWithMachines,
+    Instance,
+    LaunchRequest,
+    Notice,
+)
+from mlcloud.cluster.clouds.local import HEAD, LocalCloud
 from mlcloud.cluster.headspec import HeadSpec
 from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.records import now, write_json
 from mlcloud.errors import MLCloudError, UsageError
 
 log = logging.getLogger(__name__)
@@ -37,7 +44,7 @@ LOOK_AGAIN_S, LOOK_ANYWAY_S = 3.0, 20.0
 BOOT_S = 300.0  # a node that was not heard for so long after its launch is looked for
 
 
-class Headed(LocalCloud):
+class Headed(LocalCloud, CloudWithMachines):
     """`beyond`, with the head on this machine. `root` as of `LocalCloud`."""
 
     def __init__(
@@ -58,6 +65,9 @@ class Headed(LocalCloud):
     def offers(self) -> list[Offer]:
         return self.beyond.offers()
 
+    def free(self, offer: Offer) -> bool:
+        return not isinstance(self.beyond, CloudWithMachines) or self.beyond.free(offer)
+
     # --- launching --------------------------------------------------------------------------------
 
     def launch(self, offer: Offer, request: LaunchRequest) -> Instance:
@@ -71,25 +81,22 @@ class Headed(LocalCloud):
             tags=dict(request.tags),
         )
         join = secrets.token_urlsafe(24)
-        record = {
-            **_to_record(instance),
-            "resources": request.resources,
-            "labels": request.labels,
-            "metadata_key": secrets.token_urlsafe(24),
-            "node_token": secrets.token_urlsafe(24),
-        }
         write_json(self._join_path(instance.id), {"token": join})
-        self._write(instance.id, record)
+        self.records.create(instance, request)
         try:
             made = self.beyond.launch(
                 offer,
-                replace(request, instance_id=instance.id, bootstrap=self._bootstrap(record, join)),
+                replace(
+                    request,
+                    instance_id=instance.id,
+                    bootstrap=self._bootstrap(self.records.read(instance.id), join),
+                ),
             )
         except BaseException:
-            self._path(instance.id).unlink(missing_ok=True)
+            self.records.path(instance.id).unlink(missing_ok=True)
             self._join_path(instance.id).unlink(missing_ok=True)
             raise
-        with self._changing(instance.id) as record:
+        with self.records.changing(instance.id) as record:
             record["beyond"] = made.id
             record["private_ip"], record["public_ip"] = made.private_ip, made.public_ip
         return replace(instance, private_ip=made.private_ip, public_ip=made.public_ip)
@@ -136,7 +143,7 @@ class Headed(LocalCloud):
             "ray_environment",
         )
         return {
-            "node_token": self.secrets_of(instance_id)["node_token"],
+            "node_token": self.records.secrets_of(instance_id)["node_token"],
             "settings": {
                 **{name: settings[name] for name in wanted},
                 "head_ip": self.spec.address,
@@ -150,7 +157,7 @@ class Headed(LocalCloud):
             self._join_path(instance_id).unlink(missing_ok=True)
         self._heard[instance_id] = time.monotonic()
         (self._joins / f"{instance_id}.heard").touch()
-        return bool(self._read(instance_id)["ended_at"] is None)
+        return bool(self.records.read(instance_id)["ended_at"] is None)
 
     def failed(self, instance_id: str, why: str) -> None:
         """Its bootstrap did, and says why."""
@@ -199,7 +206,7 @@ class Headed(LocalCloud):
         try:
             listed = {each.id: each for each in self.beyond.instances()}
             for instance_id in quiet:
-                seen = listed.get(self._read(instance_id).get("beyond", instance_id))
+                seen = listed.get(self.records.read(instance_id).get("beyond", instance_id))
                 if seen is None or not seen.alive:
                     why = seen.reason if seen else "its machine is gone"
                     self._end(instance_id, why)
@@ -213,9 +220,9 @@ class Headed(LocalCloud):
     # --- ending -----------------------------------------------------------------------------------
 
     def terminate(self, instance_id: str, reason: str) -> None:
-        if not self._path(instance_id).exists():
+        if instance_id not in self.records:
             return
-        if self._read(instance_id)["node_type"] == HEAD:
+        if self.records.read(instance_id)["node_type"] == HEAD:
             super().terminate(instance_id, reason)
             return
         self._end(instance_id, "it is not heard any more" if self._is_mute(instance_id) else reason)
@@ -225,18 +232,17 @@ class Headed(LocalCloud):
             threading.Thread(target=self._clear, args=(instance_id, reason)).start()
 
     def _end(self, instance_id: str, reason: str) -> None:
-        with self._changing(instance_id) as record:
-            if record["ended_at"] is None:
-                record["ended_at"] = now().isoformat()
-                record["reason"] = reason
+        self.records.end(instance_id, reason)
         self._join_path(instance_id).unlink(missing_ok=True)
 
     def _clear(self, instance_id: str, reason: str) -> None:
-        """Out there too. A machine that cannot be reached ends its node itself (`dead_man`), or when
-        its heartbeat is answered that it was given up."""
+        """Out there too. A machine that cannot be reached ends its node itself: by `dead_man`, or
+        when its heartbeat is answered that it was given up."""
         with contextlib.suppress(OSError, ValueError):
             try:
-                self.beyond.terminate(self._read(instance_id).get("beyond", instance_id), reason)
+                self.beyond.terminate(
+                    self.records.read(instance_id).get("beyond", instance_id), reason
+                )
             except MLCloudError as error:
                 log.warning("node %s could not be ended: %s", instance_id, error)
 

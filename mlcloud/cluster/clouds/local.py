@@ -19,7 +19,6 @@ reused pid is never killed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -27,26 +26,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from datetime import date, datetime, timedelta, timezone
-from decimal import Decimal
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from mlcloud.cluster.clouds.base import Cloud, CloudWithPreemption, Instance, LaunchRequest, Notice
 from mlcloud.cluster.offers import Offer
-from mlcloud.errors import NotFound, UsageError
+from mlcloud.cluster.records import Records, instance_of, now, plain, write_json
+from mlcloud.errors import NoCapacity, NotFound, UsageError
 
 HEAD = "head"
 MARK = "MLCLOUD_INSTANCE"
 SWITCH_OFF_S = 5.0
-
-
-def now() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 class LocalCloud(Cloud, CloudWithPreemption):
@@ -57,8 +50,7 @@ class LocalCloud(Cloud, CloudWithPreemption):
 
     def __init__(self, root: Path, *, offers: list[Offer] | None = None) -> None:
         self.root = root
-        self.records = root / "instances"
-        self.records.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.records = Records(root)
         self._offers = offers
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -78,6 +70,8 @@ class LocalCloud(Cloud, CloudWithPreemption):
         return f"i-{secrets.token_hex(6)}"
 
     def launch(self, offer: Offer, request: LaunchRequest) -> Instance:
+        if f"{offer.zone} {offer.market}" in self._empty():
+            raise NoCapacity(f"no {offer.market} capacity in {offer.zone} (simulated)")
         instance_id = request.instance_id or self.new_id()
         instance = Instance(
             id=instance_id,
@@ -86,16 +80,16 @@ class LocalCloud(Cloud, CloudWithPreemption):
             launched_at=now(),
             tags=dict(request.tags),
         )
-        record = _to_record(instance)
-        record["resources"] = request.resources
-        record["labels"] = request.labels
-        record["metadata_key"] = secrets.token_urlsafe(24)
-        record["node_token"] = secrets.token_urlsafe(24)
-        self._write(instance_id, record)
+        self.records.create(instance, request)
         log = open(self.root / f"{instance_id}.log", "ab")  # noqa: SIM115 - the child keeps it
         try:
             child = subprocess.Popen(
-                [sys.executable, "-m", "mlcloud.cluster.agent", str(self._path(instance_id))],
+                [
+                    sys.executable,
+                    "-m",
+                    "mlcloud.cluster.agent",
+                    str(self.records.path(instance_id)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -106,46 +100,49 @@ class LocalCloud(Cloud, CloudWithPreemption):
         finally:
             log.close()
         self._children[instance_id] = child
-        with self._changing(instance_id) as record:
+        with self.records.changing(instance_id) as record:
             record["pid"] = child.pid
             record["pid_started"] = _started(child.pid)
         return replace(instance, pid=child.pid)
+
+    def run_out(self, *stock: str) -> None:
+        """A drill: from now on there is none left of these, each `"ZONE MARKET"`; of nothing
+        named, all is there again."""
+        write_json(self.root / "empty.json", list(stock))
+
+    def _empty(self) -> list[str]:
+        try:
+            found: list[str] = json.loads((self.root / "empty.json").read_text())
+        except FileNotFoundError:
+            return []
+        return found
 
     def instances(self) -> list[Instance]:
         for child in self._children.values():
             child.poll()  # reaps, so that an ended machine is not a zombie of ours
         return sorted(
-            (self._settled(path.stem) for path in self.records.glob("i-*.json")),
+            (self._settled(each) for each in self.records.ids()),
             key=lambda instance: instance.launched_at,
         )
 
     def get(self, instance_id: str) -> Instance:
         """One instance. Raises `NotFound`."""
-        if not self._path(instance_id).exists():
+        if instance_id not in self.records:
             raise NotFound(f"no node {instance_id!r}; `mlcloud status` lists the nodes")
         return self._settled(instance_id)
 
-    def secrets_of(self, instance_id: str) -> dict[str, str]:
-        """The instance's `metadata_key` and `node_token`."""
-        record = self._read(instance_id)
-        return {key: str(record[key]) for key in ("metadata_key", "node_token")}
-
     def by_metadata_key(self, key: str) -> Instance | None:
         """The instance whose metadata lives behind `key`."""
-        for path in self.records.glob("i-*.json"):
-            if secrets.compare_digest(str(self._read(path.stem)["metadata_key"]), key):
-                return self._settled(path.stem)
+        for each in self.records.ids():
+            if secrets.compare_digest(str(self.records.read(each)["metadata_key"]), key):
+                return self._settled(each)
         return None
 
     def terminate(self, instance_id: str, reason: str) -> None:
-        if not self._path(instance_id).exists():
+        if instance_id not in self.records:
             return
-        record = self._read(instance_id)
-        if record["ended_at"] is None:
-            with self._changing(instance_id) as record:
-                if record["ended_at"] is None:
-                    record["ended_at"] = now().isoformat()
-                    record["reason"] = reason
+        self.records.end(instance_id, reason)
+        record = self.records.read(instance_id)
         if record.get("pid") and _started(record["pid"]) == record.get("pid_started"):
             self._switch_off(record["pid"], record["pid_started"])
         kill_marked(instance_id)
@@ -172,45 +169,22 @@ class LocalCloud(Cloud, CloudWithPreemption):
                 f"node {instance_id} is {instance.offer.market}: only spot nodes are taken back"
             )
         notice = Notice(given_at=now(), deadline=now() + timedelta(seconds=seconds))
-        with self._changing(instance_id) as record:
-            record["notice"] = _to_record(notice)
+        with self.records.changing(instance_id) as record:
+            record["notice"] = plain(notice)
         return notice
-
-    # --- records ----------------------------------------------------------------------------------
-
-    def _path(self, instance_id: str) -> Path:
-        return self.records / f"{instance_id}.json"
-
-    def _read(self, instance_id: str) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self._path(instance_id).read_bytes())
-        return record
-
-    def _write(self, instance_id: str, record: dict[str, Any]) -> None:
-        write_json(self._path(instance_id), record)
-
-    @contextlib.contextmanager
-    def _changing(self, instance_id: str) -> Iterator[dict[str, Any]]:
-        """Read, change and replace a record under a lock that all processes share."""
-        with open(self.records / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            record = self._read(instance_id)
-            yield record
-            self._write(instance_id, record)
 
     def _settled(self, instance_id: str) -> Instance:
         """The instance as it is: one whose leader is gone has ended, whoever ended it."""
-        record = self._read(instance_id)
+        record = self.records.read(instance_id)
         if (
             record["ended_at"] is None
             and record.get("pid")
             and _started(record["pid"]) != record.get("pid_started")
         ):
-            with self._changing(instance_id) as record:
-                if record["ended_at"] is None:
-                    record["ended_at"] = now().isoformat()
-                    record["reason"] = "preempted" if record["notice"] else "its process ended"
+            self.records.end(instance_id, "preempted" if record["notice"] else "its process ended")
             kill_marked(instance_id)
-        return _from_record(record)
+            record = self.records.read(instance_id)
+        return instance_of(record)
 
 
 def importable() -> dict[str, str]:
@@ -243,50 +217,3 @@ def _started(pid: int) -> float | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.Error:
         return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` atomically, readable by its owner alone."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(value, file)
-    os.replace(temporary, path)
-
-
-def _to_record(value: Any) -> dict[str, Any]:
-    def plain(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {key: plain(inner) for key, inner in item.items()}
-        if isinstance(item, (datetime, date)):
-            return item.isoformat()
-        return str(item) if isinstance(item, Decimal) else item
-
-    result: dict[str, Any] = plain(asdict(value))
-    return result
-
-
-def _from_record(record: dict[str, Any]) -> Instance:
-    offer = dict(record["offer"])
-    offer["usd_per_hour"] = Decimal(offer["usd_per_hour"])
-    offer["as_of"] = date.fromisoformat(offer["as_of"])
-    notice = record.get("notice")
-    return Instance(
-        id=record["id"],
-        node_type=record["node_type"],
-        offer=Offer(**offer),
-        launched_at=datetime.fromisoformat(record["launched_at"]),
-        ended_at=datetime.fromisoformat(record["ended_at"]) if record["ended_at"] else None,
-        reason=record["reason"],
-        notice=Notice(
-            given_at=datetime.fromisoformat(notice["given_at"]),
-            deadline=datetime.fromisoformat(notice["deadline"]),
-            kind=notice["kind"],
-        )
-        if notice
-        else None,
-        tags=record["tags"],
-        pid=record.get("pid"),
-        private_ip=record.get("private_ip"),
-        public_ip=record.get("public_ip"),
-    )

@@ -14,28 +14,32 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import date, datetime, timezone
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from mlcloud.cluster import bootstrap, ssh
-from mlcloud.cluster.clouds.base import Cloud, CloudWithCredentials, Instance, LaunchRequest
-from mlcloud.cluster.clouds.local import write_json
+from mlcloud.cluster.clouds.base import (
+    Cloud,
+    CloudWithCredentials,
+    CloudWithMachines,
+    Instance,
+    LaunchRequest,
+)
 from mlcloud.cluster.headspec import Machine
 from mlcloud.cluster.offers import Offer
-from mlcloud.errors import CredentialsMissing, MLCloudError, NoCapacity
+from mlcloud.cluster.records import now, write_json
+from mlcloud.errors import CloudRefused, CredentialsMissing, MLCloudError, NoCapacity
 
 log = logging.getLogger(__name__)
 LOOK_S, END_S, LAUNCH_S = 4, 40.0, 600.0
-AGAIN_S = 60.0  # a machine that could not be cleared is not tried again for so long
 
 
-class SSHCloud(Cloud, CloudWithCredentials):
+class SSHCloud(Cloud, CloudWithCredentials, CloudWithMachines):
     """`machines`, reached with `known_hosts` and their keys (`key` where one names none)."""
 
     name = "ssh"
@@ -81,6 +85,9 @@ class SSHCloud(Cloud, CloudWithCredentials):
     def offers(self) -> list[Offer]:
         return [_offer(each) for each in self.machines.values()]
 
+    def free(self, offer: Offer) -> bool:
+        return not self._path(offer.zone).exists()
+
     # --- life of an instance ----------------------------------------------------------------------
 
     def launch(self, offer: Offer, request: LaunchRequest) -> Instance:
@@ -92,7 +99,7 @@ class SSHCloud(Cloud, CloudWithCredentials):
             id=request.instance_id,
             node_type=request.node_type,
             offer=offer,
-            launched_at=_now(),
+            launched_at=now(),
             tags=dict(request.tags),
             private_ip=machine.private,
             public_ip=machine.host,
@@ -103,10 +110,13 @@ class SSHCloud(Cloud, CloudWithCredentials):
             with open(claim, "x") as file:
                 json.dump({"id": instance.id, "at": instance.launched_at.isoformat()}, file)
         except FileExistsError:
-            self._free_if_lost(machine.host)
-            write_json(claim, {"id": instance.id, "at": instance.launched_at.isoformat()})
+            held = self._claim(machine.host).get("id", "another node")
+            raise NoCapacity(f"in use by {held} of this cluster") from None
         try:
             said = ssh.run(self.target(machine.host), request.bootstrap, timeout=LAUNCH_S)
+        except CredentialsMissing as error:  # for this machine: the others may let us in
+            claim.unlink(missing_ok=True)
+            raise CloudRefused(str(error)) from error
         except BaseException:
             claim.unlink(missing_ok=True)
             raise
@@ -114,18 +124,8 @@ class SSHCloud(Cloud, CloudWithCredentials):
         write_json(claim, {**self._claim(machine.host), "pid": pid, "node_type": request.node_type})
         return replace(instance, pid=pid)
 
-    def _free_if_lost(self, host: str) -> None:
-        """Raises `NoCapacity`, unless the node there was lost and what it left can be cleared."""
-        claim = self._claim(host)
-        if not claim.get("lost"):
-            raise NoCapacity(f"in use by {claim.get('id', 'another node')} of this cluster")
-        if time.time() - claim.get("tried", 0.0) < AGAIN_S:
-            raise NoCapacity(f"what is left of {claim['id']} there is to be cleared first")
-        write_json(self._path(host), {**claim, "tried": time.time()})
-        self._clear(self.target(host), claim["id"])
-
     def instances(self) -> list[Instance]:
-        """The machines in use, as they say. One that does not answer has ended, for all we can do."""
+        """The machines in use, as they say. One that does not answer has ended, for all we know."""
         claims = {host: self._claim(host) for host in self.machines}
         held = {host: claim for host, claim in claims.items() if claim.get("pid")}
         if not held:
@@ -157,10 +157,10 @@ class SSHCloud(Cloud, CloudWithCredentials):
             quick = replace(self.target(host), connect_s=LOOK_S)
             said = ssh.run(quick, script, timeout=2 * LOOK_S).strip()
         except MLCloudError as error:
-            return replace(instance, ended_at=_now(), reason=str(error))
+            return replace(instance, ended_at=now(), reason=str(error))
         if said == "runs":
             return instance
-        return replace(instance, ended_at=_now(), reason=said or "its agent ended")
+        return replace(instance, ended_at=now(), reason=said or "its agent ended")
 
     def terminate(self, instance_id: str, reason: str) -> None:
         """Raises `NoCapacity` where the machine cannot be reached: its node ends itself then, when
@@ -170,7 +170,7 @@ class SSHCloud(Cloud, CloudWithCredentials):
             if claim.get("id") != instance_id:
                 continue
             # Noted first: whoever dies meanwhile, the machine is cleared before its next node.
-            claim |= {"lost": reason or "ended", "tried": time.time()}
+            claim |= {"lost": reason or "ended"}
             write_json(self._path(host), claim)
             self._clear_claimed(host, claim, self.target(host))
 
@@ -221,7 +221,3 @@ def _kind(machine: Machine) -> str:
     if machine.gpu:
         return f"{machine.gpu[0]}:{machine.gpu[1]}"
     return "1 CPU" if machine.cpus == 1 else f"{machine.cpus:g} CPUs"
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
