@@ -129,6 +129,40 @@ def env(session: str) -> None:
     _run("env", session, "--all")
 
 
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("where", required=False)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--cluster", metavar="NAME", help="Default: that of MLCLOUD_URL, or the only one.")
+def ssh(where: str | None, command: tuple[str, ...], cluster: str | None) -> None:
+    """A shell on the machine of a node or a session, or COMMAND there; default: on the head."""
+    from mlcloud.client import reaching
+    from mlcloud.config import Settings
+
+    settings = Settings()
+    place = reaching.target(where, reaching.chosen(cluster, settings), settings)
+    sys.exit(reaching.shell(place, command))
+
+
+@main.command()
+@click.argument("where")
+@click.argument("port", type=click.IntRange(1, 65535))
+@click.option("--local", type=click.IntRange(1, 65535), help="The port here; default: the same.")
+@click.option("--cluster", metavar="NAME", help="Default: that of MLCLOUD_URL, or the only one.")
+def forward(where: str, port: int, local: int | None, cluster: str | None) -> None:
+    """A port of a node's or a session's machine, such as TensorBoard's, here. Ends with Ctrl-C."""
+    import time
+
+    from mlcloud.client import reaching
+    from mlcloud.config import Settings
+
+    settings = Settings()
+    place = reaching.target(where, reaching.chosen(cluster, settings), settings)
+    with reaching.forwarded(place, port, local) as url, contextlib.suppress(KeyboardInterrupt):
+        click.echo(f"{url} is port {port} of {place.host}; Ctrl-C ends it")
+        while True:
+            time.sleep(3600)
+
+
 @main.command()
 @click.argument("session")
 def park(session: str) -> None:

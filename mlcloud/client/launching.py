@@ -13,7 +13,6 @@ line or in a log: scripts and files go through ssh's stdin.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 import time
@@ -27,10 +26,11 @@ import httpx
 
 from mlcloud import __version__
 from mlcloud.client.connection import Address, Connection
+from mlcloud.client.machines import SSHCluster, of_specification
 from mlcloud.client.tunnel import Tunnel
 from mlcloud.cluster import bootstrap, ssh
 from mlcloud.cluster.clouds.ssh import SSHCloud
-from mlcloud.cluster.headspec import HeadSpec, Machine, Runtime, machine_of
+from mlcloud.cluster.headspec import HeadSpec, Machine, machine_of
 from mlcloud.cluster.records import write_json
 from mlcloud.config import Settings
 from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound, UsageError
@@ -40,40 +40,6 @@ Say = Callable[[str], None]
 #: This process's, by the cluster's name.
 tunnels: dict[str, Tunnel] = {}
 HEAD_S, GATEWAY_S, DOWN_S = 900.0, 180.0, 90.0
-
-
-@dataclass(frozen=True)
-class SSHCluster:
-    """What `up` needs of a specification with `cloud: ssh`. The first machine is the head.
-
-    `head_works`: it is a node too. `settings` are the gateway's, by the names of their variables
-    (`{"MLCLOUD_NODE_IDLE": "5m"}`). Where the store is a folder, all machines must share it.
-    """
-
-    name: str
-    machines: tuple[Machine, ...]
-    store: str
-    key: Path | None = None
-    jump: str | None = None
-    head_works: bool = True
-    port: int = 8443
-    runtime: Runtime = field(default_factory=Runtime)
-    settings: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", self.name):
-            raise UsageError(
-                f"name: {self.name!r} cannot be: lower-case letters, digits and `-`, at most 40"
-            )
-        if not self.machines:
-            raise UsageError("ssh.hosts: name the machines of the cluster, the head first")
-        if not self.store:
-            raise UsageError("store: machines of your own need one that all of them reach (s3://…)")
-
-    @property
-    def workers(self) -> tuple[Machine, ...]:
-        alone = len(self.machines) == 1
-        return self.machines if self.head_works or alone else self.machines[1:]
 
 
 @dataclass(frozen=True)
@@ -91,6 +57,7 @@ class Note:
     nodes_url: str = ""
     key: str | None = None
     jump: str | None = None
+    specification: dict[str, Any] | None = None
 
     def cloud_of(self, settings: Settings) -> SSHCloud:
         """Its machines, as they are reached from here."""
@@ -131,15 +98,32 @@ def note_of(name: str, settings: Settings) -> Note:
         ) from None
 
 
-def connect(name: str, settings: Settings) -> Connection:
-    """Through this process's tunnel to its head. Raises `NotFound`, `ConnectionFailed`."""
-    note = note_of(name, settings)
+def connect(target: Any, settings: Settings | None = None) -> Connection:
+    """Through this process's tunnel to the head of the cluster of that name, or specification.
+
+    Raises `NotFound`, `ConnectionFailed`.
+    """
+    settings = settings or Settings()
+    note = note_of(_name(target), settings)
     tunnel = _tunnel(note, settings)
 
     def find() -> Address:
         return _answering(Address(tunnel.open(), note.token), note.name)
 
     return Connection(find, embedded=False)
+
+
+def running(specification: Any, settings: Settings | None = None) -> Any:
+    """The specification with which the cluster of that name was brought up; None of none."""
+    settings = settings or Settings()
+    if specification.name not in known(settings):
+        return None
+    told = note_of(specification.name, settings).specification
+    return None if told is None else type(specification).model_validate(told)
+
+
+def _name(target: Any) -> str:
+    return target if isinstance(target, str) else str(target.name)
 
 
 def _tunnel(note: Note, settings: Settings) -> Tunnel:
@@ -177,21 +161,26 @@ def _answering(address: Address, name: str, wait_s: float = 20.0) -> Address:
 # --- up -------------------------------------------------------------------------------------------
 
 
-def up(wanted: SSHCluster, settings: Settings, say: Say = print) -> Connection:
+def up(target: Any, settings: Settings | None = None, say: Say = print) -> Connection:
     """Bring the cluster up, or find it. Each step is said, with the time since the beginning.
 
-    Raises `CredentialsMissing` and `CloudRefused` for a head that lets nobody in, `NoCapacity` for
-    one that cannot be reached, `ConnectionFailed` for a gateway that does not come up.
+    `target` is an `SSHCluster`, or a specification with `cloud: ssh`. Raises `CredentialsMissing`
+    and `CloudRefused` for a head that lets nobody in, `NoCapacity` for one that cannot be reached,
+    `CloudRefused` with its last words for a gateway that does not come up.
     """
+    settings = settings or Settings()
+    wanted = target if isinstance(target, SSHCluster) else of_specification(target)
     began = time.monotonic()
 
     def tell(text: str) -> None:
         say(f"{time.monotonic() - began:5.1f} s  {text}")
 
+    settings.make_folders()
     note = _begun(wanted, settings)
     cloud = note.cloud_of(settings)
     cloud.check()
     folder = settings.clusters / wanted.name
+    _pin(wanted, folder / "known_hosts")
     public_key = ssh.make_key(folder / "id_ed25519", f"mlcloud cluster {wanted.name}")
     _let_in(cloud, wanted, public_key, tell)
     tell(f"{wanted.machines[0].host} becomes the head")
@@ -243,6 +232,7 @@ def _begun(wanted: SSHCluster, settings: Settings) -> Note:
         port=wanted.port,
         key=str(wanted.key) if wanted.key else None,
         jump=wanted.jump,
+        specification=wanted.specification,
     )
     if wanted.name in known(settings):
         before = note_of(wanted.name, settings)
@@ -303,18 +293,32 @@ def _files(wanted: SSHCluster, note: Note, folder: Path) -> dict[str, str]:
     }
 
 
+def _pin(wanted: SSHCluster, known_hosts: Path) -> None:
+    """Host keys that are told are known before the first contact."""
+    lines = [
+        f"{_as_known(each.host, each.port)} {each.host_key}"
+        for each in wanted.machines
+        if each.host_key
+    ]
+    there = known_hosts.read_text().splitlines() if known_hosts.exists() else []
+    new = [line for line in lines if line not in there]
+    if new:
+        known_hosts.write_text("\n".join([*there, *new]) + "\n")
+
+
+def _as_known(host: str, port: int) -> str:
+    return host if port == 22 else f"[{host}]:{port}"
+
+
 def _known_hosts(path: Path, machines: tuple[Machine, ...]) -> str:
     """The keys that were pinned here, by the names that the head uses."""
 
-    def named(host: str, port: int) -> str:
-        return host if port == 22 else f"[{host}]:{port}"
-
     lines = [line.split(" ", 1) for line in path.read_text().splitlines() if " " in line]
     return "\n".join(
-        f"{named(each.private, each.port)} {key}"
+        f"{_as_known(each.private, each.port)} {key}"
         for each in machines
         for name, key in lines
-        if name == named(each.host, each.port)
+        if name == _as_known(each.host, each.port)
     )
 
 
@@ -338,12 +342,14 @@ def _write(note: Note, settings: Settings) -> None:
 # --- down -----------------------------------------------------------------------------------------
 
 
-def down(name: str, settings: Settings, say: Say = print) -> bool:
+def down(target: Any, settings: Settings | None = None, say: Say = print) -> bool:
     """End the cluster: its gateway first, then whatever of it is left on any of its machines.
 
     Raises `ConnectionFailed`, naming them, where machines cannot be reached: what runs there ends
     itself within `dead_man`, and `down` can be called again.
     """
+    settings = settings or Settings()
+    name = _name(target)
     note = note_of(name, settings)
     cloud = note.cloud_of(settings)
     _ask_to_end(note, settings, say)

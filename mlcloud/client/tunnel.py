@@ -36,7 +36,7 @@ class Tunnel:
     def __init__(self, target: ssh.Target, port: int) -> None:
         self.target, self.far = target, port
         self._closing = threading.Event()
-        self.port = _free_port()
+        self.port = free_port()
         self._ssh: subprocess.Popen[bytes] | None = None
         self._why: MLCloudError | None = None
         self._wanted = threading.Event()  # somebody waits: no pause
@@ -112,8 +112,8 @@ class Tunnel:
             # Who waits does so for a moment; nobody is worth a try now and then, and then none.
             self._wanted.wait(pause if pause <= LONGEST_PAUSE_S else None)
             time.sleep(PAUSE_S)
-            if not _is_free(self.port):
-                self.port = _free_port()
+            if not is_free(self.port):
+                self.port = free_port()
 
     def _run(self) -> None:
         command = self.target.command(
@@ -151,14 +151,14 @@ class Tunnel:
         return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name == "posix")
         try:

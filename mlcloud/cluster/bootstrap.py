@@ -207,8 +207,12 @@ def _runtime(runtime: Runtime, version: str) -> list[str]:
             requirement=quote(requirement),
             requirement_told=requirement.replace('"', ""),
         )
+    setup = "".join(
+        f"\n( {command}\n) || fail 1 {quote('setup: this failed: ' + command)}\n"
+        for command in runtime.setup
+    )
     check = _CHECK.format(variables=_variables(runtime.variables), version=quote(version))
-    return [made, check]
+    return [setup, made, check]
 
 
 def _variables(variables: Mapping[str, str]) -> str:

@@ -19,7 +19,8 @@ from typing import Any
 class Machine:
     """A machine that you own. `address` is how others of the cluster reach it, `host` how you do.
 
-    `memory` in bytes, `gpu` `(NAME, COUNT)`, `usd_per_hour` what an hour of it is taken to cost.
+    `memory` in bytes, `gpu` `(NAME, COUNT)`, `usd_per_hour` what an hour of it is taken to cost,
+    `host_key` its public one (`ssh-ed25519 AAAA…`); of none, the first that it shows is kept.
     """
 
     host: str
@@ -33,6 +34,7 @@ class Machine:
     address: str = ""
     sudo: bool = False
     region: str = "owned"
+    host_key: str = ""
 
     @property
     def private(self) -> str:
@@ -46,13 +48,14 @@ class Runtime:
     `python` None: a virtual environment of its own is made with python3, and `requirement` (this
     version of mlcloud) is installed into it, from `index_url` if that is given. Else an interpreter
     that has mlcloud already, on `variables["PYTHONPATH"]` if need be. `variables` are set for all
-    processes of a node.
+    processes of a node. `setup` are shell commands that run before anything else.
     """
 
     python: str | None = None
     requirement: str = ""
     index_url: str = ""
     variables: dict[str, str] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class HeadSpec:
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> HeadSpec:
-        return cls(**{**told, "runtime": Runtime(**told["runtime"])})
+        runtime = Runtime(**{**told["runtime"], "setup": tuple(told["runtime"]["setup"])})
+        return cls(**{**told, "runtime": runtime})
 
 
 def machine_of(told: Mapping[str, Any]) -> Machine:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import mlcloud
-from mlcloud.client import launching
-from mlcloud.client.launching import SSHCluster
+from mlcloud.client import launching, reaching
+from mlcloud.client.machines import SSHCluster
 from mlcloud.cluster import ssh
 from mlcloud.cluster.headspec import Machine, Runtime
 from mlcloud.config import Settings
@@ -39,7 +40,6 @@ class Lab:
             tuple(Machine(each.address, 1, 2 * 2**30) for each in machines.values()),
             f"file://{store}",
             key=home / "key",
-            head_works=False,
             runtime=Runtime(sys.executable, variables={"PYTHONPATH": str(ROOT)}),
             settings={"MLCLOUD_NODE_IDLE": "2m", "MLCLOUD_OFFER_COOLDOWN": "10s"},
         )
@@ -117,6 +117,24 @@ def test_a_cluster_on_two_machines(lab: Any, capsys: pytest.CaptureFixture[str])
     session.run("answer += 1")
     assert namespace["answer"] == 43
     assert tunnel.pid not in (None, killed)
+
+    # A server that a cell runs, here.
+    session.run(
+        "import http.server, threading\n"
+        "server = http.server.HTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)\n"
+        "threading.Thread(target=server.serve_forever, daemon=True).start()\n"
+        "port = server.server_port"
+    )
+    place = reaching.target("s", reaching.chosen(None, Settings()), Settings())
+    assert place.host == worker.address
+    with reaching.forwarded(place, namespace["port"]) as url:
+        assert httpx.get(url, trust_env=False).is_success
+    session.run("server.shutdown(); del server")
+    assert reaching.shell(reaching.target(None, "lab", Settings()), ("exit", "7")) == 7
+
+    # No token is on any command line, the cluster's own keys neither.
+    commands = b"".join(_command(int(each.name)) for each in Path("/proc").glob("[0-9]*"))
+    assert launching.note_of("lab", Settings()).token.encode() not in commands
 
     # In the same network: no tunnel, the certificate is known instead.
     found = launching.note_of("lab", Settings())

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from mlcloud import __version__
+from mlcloud.client.machines import of_specification
 from mlcloud.client.tunnel import Tunnel
 from mlcloud.cluster import bootstrap, nodefile, onlyhere, ssh
 from mlcloud.cluster.clouds.base import Cloud, Instance, LaunchRequest
@@ -464,3 +465,26 @@ def test_temporary_folders_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/var/folders/" + "x" * 60)
     sockets = nodefile.temporary_folder("i-1") / "session_2026-11-26_21-48-31_340440_1234567"
     assert len(str(sockets / "sockets" / "plasma_store")) < 107
+
+
+def test_a_specification_becomes_a_cluster_of_machines() -> None:
+    specification = pytest.importorskip("mlcloud.cluster.specification")
+    told = specification.from_yaml(
+        "name: lab\ncloud: ssh\nstore: s3://bucket/lab\nsetup: nvidia-smi\n"
+        "ssh:\n  user: me\n  key: ~/.ssh/lab\n  hosts:\n"
+        "  - {host: front, cpus: 4, memory: 16GB}\n"
+        "  - {host: gpu1, cpus: 32, memory: 256GB, gpu: 'A10G:2', usd_per_hour: 0.5, port: 2222}\n"
+        "  - {host: cpu1, cpus: 8, memory: 32GB, user: you}\n"
+        "nodes: [{gpu: 'A10G:1', max: 3}]\nidle: {node: 5m}\n"
+    )
+    made = of_specification(told)
+    head, worker = made.machines
+    assert (head.host, head.user) == ("front", "me")
+    assert (worker.host, worker.port, worker.gpu) == ("gpu1", 2222, ("A10G", 2))
+    assert worker.usd_per_hour == "0.5"
+    assert made.workers == (worker,)
+    assert made.key == Path("~/.ssh/lab").expanduser()
+    assert made.settings["MLCLOUD_NODE_IDLE"] == "300s"
+    assert made.settings["MLCLOUD_MAX_NODES"] == "1"
+    assert made.runtime.setup == ("nvidia-smi",)
+    assert type(told).model_validate(made.specification) == told

@@ -83,7 +83,7 @@ class SSHCloud(Cloud, CloudWithCredentials, CloudWithMachines):
             raise CredentialsMissing("`ssh` is not installed: install OpenSSH's client")
 
     def offers(self) -> list[Offer]:
-        return [_offer(each) for each in self.machines.values()]
+        return [offer_of(each) for each in self.machines.values()]
 
     def free(self, offer: Offer) -> bool:
         return not self._path(offer.zone).exists()
@@ -142,7 +142,7 @@ class SSHCloud(Cloud, CloudWithCredentials, CloudWithMachines):
         instance = Instance(
             id=claim["id"],
             node_type=claim.get("node_type", ""),
-            offer=_offer(self.machines[host]),
+            offer=offer_of(self.machines[host]),
             launched_at=datetime.fromisoformat(claim["at"]),
             pid=claim["pid"],
             private_ip=self.machines[host].private,
@@ -198,7 +198,8 @@ class SSHCloud(Cloud, CloudWithCredentials, CloudWithMachines):
         return {}
 
 
-def _offer(machine: Machine) -> Offer:
+def offer_of(machine: Machine) -> Offer:
+    """At its owner's price. Nobody takes it back, so it is on demand."""
     accelerator, count = machine.gpu or (None, 0)
     return Offer(
         cloud="ssh",
