@@ -15,10 +15,12 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from mlcloud.cluster.clouds.ssh import SSHCloud
 from mlcloud.cluster.headspec import HeadSpec, Machine, machine_of
 from mlcloud.cluster.records import write_json
 from mlcloud.config import Settings
+from mlcloud.environment.wheels import own_wheel
 from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound, UsageError
 from mlcloud.store import load_or_create_key
 
@@ -180,6 +183,7 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
     cloud = note.cloud_of(settings)
     cloud.check()
     folder = settings.clusters / wanted.name
+    wanted, wheel = _with_wheel(wanted)
     _pin(wanted, folder / "known_hosts")
     public_key = ssh.make_key(folder / "id_ed25519", f"mlcloud cluster {wanted.name}")
     _let_in(cloud, wanted, public_key, tell)
@@ -190,6 +194,7 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
         instance=f"head-{note.cluster_id}",
         files={
             **_files(wanted, note, folder),
+            **wheel,
             # Kept here, since a head's disk goes with the head: nobody could read the store then.
             "store.key": load_or_create_key(settings.key_file_of(wanted.store)),
         },
@@ -291,6 +296,22 @@ def _files(wanted: SSHCluster, note: Note, folder: Path) -> dict[str, str]:
         "id_ed25519": (folder / "id_ed25519").read_text(),
         "known_hosts": _known_hosts(folder / "known_hosts", wanted.machines),
     }
+
+
+def _with_wheel(wanted: SSHCluster) -> tuple[SSHCluster, dict[str, bytes]]:
+    """Where nodes shall make an environment, they get the very mlcloud and Ray that are here."""
+    given = wanted.runtime.requirements
+    if wanted.runtime.python is not None or any(each.startswith("mlcloud") for each in given or ()):
+        return wanted, {}
+    name, data, digest = own_wheel()
+    runtime = replace(
+        wanted.runtime,
+        requirements=(f"ray[default]=={metadata.version('ray')}",) if given is None else given,
+        wheel=name,
+        digest=digest,
+        minor=f"{sys.version_info[0]}.{sys.version_info[1]}",
+    )
+    return replace(wanted, runtime=runtime), {name: data}
 
 
 def _pin(wanted: SSHCluster, known_hosts: Path) -> None:

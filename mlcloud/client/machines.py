@@ -74,7 +74,7 @@ def of_specification(told: Any) -> SSHCluster:
         store=told.store,
         key=Path(told.ssh.key).expanduser() if told.ssh.key else None,
         jump=told.ssh.jump,
-        runtime=Runtime(index_url=index_urls[0] if index_urls else "", setup=tuple(told.setup)),
+        runtime=Runtime(index_url="".join(index_urls[:1]), setup=tuple(told.setup)),
         settings={
             "MLCLOUD_MAX_NODES": str(max(1, min(most, len(used) or 1))),
             "MLCLOUD_WARM_SPARES": str(told.spares),

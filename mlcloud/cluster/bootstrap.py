@@ -81,17 +81,33 @@ python={python}
 
 _VENV = """
 # a Python with mlcloud, made once for what it has to have
-command -v python3 >/dev/null || fail 1 "there is no python3 on this machine: install 3.10 or later"
 python="$root/venv-{digest}/bin/python"
 if ! [ -e "$root/venv-{digest}/ready" ]; then
-  python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    fail 1 "python3 is older than 3.10 here"
-  python3 -m venv "$root/venv-{digest}" ||
-    fail 1 "python3 -m venv does not work here: install python3-venv"
-  "$python" -m pip install --quiet --disable-pip-version-check {index}{requirement} ||
-    fail 1 "{requirement_told} could not be installed: $(tail -n 1 "$folder/bootstrap.log")"
+  base=$(command -v python{minor} || command -v python3) ||
+    fail 1 "there is no python{minor} on this machine, and no python3: install one"
+  "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    fail 1 "$base is older than 3.10: install python{minor}"
+{fetch}  "$base" -m venv --clear "$root/venv-{digest}" ||
+    fail 1 "$base -m venv does not work here: install python3-venv"
+  "$python" -m pip install --quiet --disable-pip-version-check {what} ||
+    fail 1 "what nodes need could not be installed: $(tail -n 1 "$folder/bootstrap.log")"
   touch "$root/venv-{digest}/ready"
 fi
+"""
+
+_FETCH = """  "$base" - <<'MLCLOUD_END' ||
+import os, ssl, urllib.request
+os.chdir(os.path.expanduser("~/.mlcloud-node/{folder}"))
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname = False
+context.load_verify_locations("gateway.crt")
+headers = {{"Authorization": "Bearer {token}"}}
+request = urllib.request.Request("{url}/v1/nodes/{instance}/wheel", headers=headers)
+with urllib.request.urlopen(request, timeout=120, context=context) as answer:
+    with open("{wheel}", "wb") as file:
+        file.write(answer.read())
+MLCLOUD_END
+    fail 1 "the head does not give its wheel: $(tail -n 1 "$folder/bootstrap.log")"
 """
 
 _CHECK = """
@@ -139,13 +155,20 @@ def worker(
 ) -> str:
     """The script for a worker. `node` is what its agent reads (`nodefile.py`)."""
     gateway = node["gateway"]
+    fetch = _FETCH.format(
+        folder=f"{cluster_id}/{instance}",
+        token=node["join"],
+        url=gateway["url"],
+        instance=instance,
+        wheel=runtime.wheel,
+    )
     parts = [
         _BEGIN.format(cluster=cluster, cluster_id=cluster_id, folder=instance, root=ROOT),
         _file("gateway.crt", gateway["certificate"]),
         _REPORT.format(token=quote(node["join"]), url=quote(gateway["url"]), instance=instance),
         _CLAIM.format(mark=MARK, instance=instance, in_use=IN_USE),
         _file("node.json", json.dumps(dict(node), indent=1)),
-        *_runtime(runtime, version),
+        *_runtime(runtime, version, fetch if runtime.wheel else ""),
         _START.format(
             what="the agent",
             variables=_variables(runtime.variables),
@@ -194,18 +217,22 @@ def head(
     return "".join(parts)
 
 
-def _runtime(runtime: Runtime, version: str) -> list[str]:
+def _runtime(runtime: Runtime, version: str, fetch: str = "") -> list[str]:
+    """The parts of a script that find or make `$python`."""
     if runtime.python is not None:
         made = _PYTHON.format(python=quote(runtime.python))
     else:
-        index = f"--index-url {quote(runtime.index_url)} " if runtime.index_url else ""
-        requirement = runtime.requirement or f"mlcloud=={version}"
-        wanted = f"{requirement} {runtime.index_url}"
+        told = repr((runtime.requirements, runtime.index_url, runtime.options, runtime.digest))
+        what = [*map(quote, runtime.options), *map(quote, runtime.requirements or ())]
+        if runtime.index_url:
+            what = ["--index-url", quote(runtime.index_url), *what]
+        if runtime.wheel:
+            what.append(f'"$folder/{runtime.wheel}"')
         made = _VENV.format(
-            digest=hashlib.blake2b(wanted.encode(), digest_size=5).hexdigest(),
-            index=index,
-            requirement=quote(requirement),
-            requirement_told=requirement.replace('"', ""),
+            digest=hashlib.blake2b(told.encode(), digest_size=5).hexdigest(),
+            minor=runtime.minor or "3",
+            what=" ".join(what),
+            fetch=fetch,
         )
     setup = "".join(
         f"\n( {command}\n) || fail 1 {quote('setup: this failed: ' + command)}\n"

@@ -45,15 +45,21 @@ class Machine:
 class Runtime:
     """What a node runs mlcloud with.
 
-    `python` None: a virtual environment of its own is made with python3, and `requirement` (this
-    version of mlcloud) is installed into it, from `index_url` if that is given. Else an interpreter
-    that has mlcloud already, on `variables["PYTHONPATH"]` if need be. `variables` are set for all
-    processes of a node. `setup` are shell commands that run before anything else.
+    `python` None: a virtual environment of its own is made, with `pythonX.Y` of `minor` where there
+    is one, and `requirements` (of None, this computer's Ray) are installed into it by pip, with
+    `options`; and `wheel`, a file of the head's home with the blake3 `digest`, which the other
+    nodes fetch from there: this computer's mlcloud, unless `requirements` name one. Else an
+    interpreter that has mlcloud already, on `variables["PYTHONPATH"]` if need be. `variables` are
+    set for all processes of a node. `setup` are shell commands that run before anything else.
     """
 
     python: str | None = None
-    requirement: str = ""
+    requirements: tuple[str, ...] | None = None
     index_url: str = ""
+    options: tuple[str, ...] = ()
+    wheel: str = ""
+    digest: str = ""
+    minor: str = ""
     variables: dict[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
 
@@ -80,7 +86,11 @@ class HeadSpec:
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> HeadSpec:
-        runtime = Runtime(**{**told["runtime"], "setup": tuple(told["runtime"]["setup"])})
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in told["runtime"].items()
+        }
+        runtime = Runtime(**given)
         return cls(**{**told, "runtime": runtime})
 
 

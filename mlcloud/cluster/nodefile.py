@@ -57,6 +57,9 @@ def join(node: dict[str, Any], folder: Path) -> dict[str, Any]:
             "MLCLOUD_GATEWAY_CERTIFICATE": str(certificate),
         },
     }
+    # As for local nodes: a session's supervisor is started without `site`, to be there at once.
+    path = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     _check_store(settings.get("store_url", ""), settings["node_ip"])
     return settings
 

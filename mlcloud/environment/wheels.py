@@ -53,6 +53,17 @@ def built(folder: Path) -> Wheel:
     return cache.kept(source) or _build(folder, source)
 
 
+def own_wheel() -> tuple[str, bytes, str]:
+    """The mlcloud that runs here, as a wheel: its file name, its bytes, and their blake3.
+
+    Raises `EnvironmentFailed` where it cannot be built.
+    """
+    source = Path(__file__).resolve().parents[2]
+    dist = metadata.distribution("mlcloud")
+    digest, name = built(source) if is_project(source) else repacked(dist)
+    return name, (cache.wheel_folder() / digest / name).read_bytes(), digest
+
+
 def is_project(folder: Path) -> bool:
     """Whether a wheel can be built of it."""
     return (folder / "pyproject.toml").exists() or (folder / "setup.py").exists()

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import Field
 from sqlalchemy import insert
 from starlette.exceptions import HTTPException
@@ -291,6 +291,15 @@ def join_routes(gateway: Gateway) -> APIRouter:
         if answer is None:
             raise errors.AuthenticationFailed(refused)
         return answer
+
+    @routes.get("/wheel")
+    async def wheel(node: str, request: Request) -> FileResponse:
+        if await asyncio.to_thread(gateway.join, node, auth.bearer(request)) is None:
+            raise errors.AuthenticationFailed(refused)
+        path = gateway.node_wheel
+        if path is None:
+            raise errors.NotFound("this cluster's nodes have their own mlcloud")
+        return FileResponse(path)
 
     @routes.post("/failed", status_code=204)
     async def failed(node: str, report: FailureReport, request: Request) -> None:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -273,6 +274,13 @@ class Gateway:
         """What a node gets for its join token, if that is right. Blocks."""
         cloud = self.cluster.cloud
         return cloud.join(node, token) if isinstance(cloud, Headed) else None
+
+    @property
+    def node_wheel(self) -> Path | None:
+        """What nodes install, where they bring no mlcloud of their own."""
+        cloud = self.cluster.cloud
+        name = cloud.spec.runtime.wheel if isinstance(cloud, Headed) else ""
+        return self.settings.home / name if name else None
 
     def bootstrap_failed(self, node: str, token: str, why: str) -> bool:
         """A machine could not be made a node. Blocks."""

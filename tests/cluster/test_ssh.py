@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 
 import mlcloud
 from mlcloud.client import launching, reaching
@@ -27,10 +28,15 @@ from tests.live import ROOT, until
 pytestmark = pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "-")
 
 
+HERE = Runtime(sys.executable, variables={"PYTHONPATH": str(ROOT)})
+
+
 class Lab:
     """Machines, and a cluster on them: the first is the head and works not."""
 
-    def __init__(self, home: Path, machines: dict[str, netns.Machine]) -> None:
+    def __init__(
+        self, home: Path, machines: dict[str, netns.Machine], runtime: Runtime = HERE
+    ) -> None:
         self.machines = machines
         self.said: list[str] = []
         store = home / "store"
@@ -40,7 +46,7 @@ class Lab:
             tuple(Machine(each.address, 1, 2 * 2**30) for each in machines.values()),
             f"file://{store}",
             key=home / "key",
-            runtime=Runtime(sys.executable, variables={"PYTHONPATH": str(ROOT)}),
+            runtime=runtime,
             settings={"MLCLOUD_NODE_IDLE": "2m", "MLCLOUD_OFFER_COOLDOWN": "10s"},
         )
 
@@ -79,9 +85,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     Settings().make_folders()
     with contextlib.ExitStack() as stack:
 
-        def make(*names: str) -> Lab:
+        def make(*names: str, runtime: Runtime = HERE) -> Lab:
             public = ssh.make_key(tmp_path / "key", "the user")
-            made = Lab(tmp_path, stack.enter_context(netns.machines(*names, public_key=public)))
+            there = stack.enter_context(netns.machines(*names, public_key=public))
+            made = Lab(tmp_path, there, runtime)
             stack.callback(lambda: "lab" in launching.known(Settings()) and made.down())
             return made
 
@@ -190,6 +197,30 @@ def test_machines_that_are_lost(lab: Any, capsys: pytest.CaptureFixture[str]) ->
 
     three.down()
     three.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_machines_that_have_nothing_yet(lab: Any) -> None:
+    """They get an environment, with this very mlcloud: the head from here, the node from the head.
+
+    Its other packages are this computer's: there is no index in these networks.
+    """
+    packages = str(Path(ray.__file__).parents[1])
+    runtime = Runtime(
+        requirements=(),
+        options=("--no-deps", "--no-index"),
+        variables={"PYTHONPATH": packages},
+    )
+    two = lab("a", "b", runtime=runtime)
+    two.up()
+    namespace: dict[str, Any] = {}
+    session = mlcloud.connect("lab").session("s", namespace=namespace)
+    session.run("import sys, mlcloud\nwhere = [sys.prefix, mlcloud.__file__]")
+    made = two.machines["b"].home / ".mlcloud-node"
+    assert all(each.startswith(f"{made}/venv-") for each in namespace["where"])
+    two.down()
+    # What was installed is kept for the next cluster, and nothing else.
+    assert [each.name[:5] for each in made.iterdir()] == ["venv-"]
 
 
 def _command(pid: int) -> bytes:
