@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from mlcloud.client.api import session as session
     from mlcloud.client.api import sessions as sessions
     from mlcloud.client.functions import remote as remote
+    from mlcloud.cost.budgets import Budget as Budget
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
     from mlcloud.magics import unload_ipython_extension as unload_ipython_extension
 
 _PUBLIC = {
+    "Budget": "mlcloud.cost.budgets",
     "Checkpoints": "mlcloud.checkpoint",
     "Keep": "mlcloud.checkpoint",
     "resumable": "mlcloud.checkpoint",
@@ -41,6 +43,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Budget",
     "Checkpoints",
     "Keep",
     "attach",

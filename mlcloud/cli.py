@@ -67,6 +67,18 @@ def cost() -> None:
 
 
 @main.command()
+@click.argument("limit", required=False)
+@click.option("--session", metavar="NAME", help="Of this session; default: the cluster's.")
+@click.option("--alerts", metavar="0.5,0.8", help="Parts of it to be told of.")
+@click.option("--remove", is_flag=True, help="From now on there is none.")
+def budget(limit: str | None, session: str | None, alerts: str | None, remove: bool) -> None:
+    """Show the budgets, or set one: 5, 5/h, 50/day or 1000/month dollars."""
+    words = [*([limit] if limit else []), *(["--session", session] if session else [])]
+    words += ["--alerts", alerts] if alerts else []
+    _run("budget", *words, *(["--remove"] if remove else []))
+
+
+@main.command()
 @click.argument("session")
 def attach(session: str) -> None:
     """Show a session's running or last cell from its first output on, until it ends."""

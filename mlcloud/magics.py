@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 LATER = {
     "--workers": "gangs of kernels",
-    "--max-cost": "budgets",
 }
 
 
@@ -64,6 +63,7 @@ def remote_parser() -> Parser:
     add("--in", dest="only_in", metavar="A,B", help="ship exactly these names; they win")
     add("--out", metavar="C", help="bring back exactly these names, whatever their size")
     add("--dry", action="store_true", help="show what would ship, and run nothing")
+    add("--max-cost", metavar="DOLLARS", help="interrupt the cell when it has cost so much")
     add("--timeout", metavar="DURATION", help="interrupt the cell after this long, e.g. 2h")
     add(
         "--on-preempt",
@@ -129,6 +129,7 @@ def run_remote(line: str, cell: str) -> Any:
             out=_names(options.out),
             keep_remote=options.keep_remote,
             timeout=timeout,
+            max_cost=options.max_cost,
             on_preempt=options.on_preempt,
             durable=options.durable,
             quiet=options.quiet,
@@ -287,6 +288,36 @@ def _cost(_: list[str]) -> None:
         print(f"  {each.name}: {format_usd(each.usd)}")
 
 
+def _budget(words: list[str]) -> Any:
+    """`budget [50/day] [--session NAME] [--alerts 0.5,0.8] [--remove]`: show, set or remove one."""
+    from mlcloud.client.api import default
+    from mlcloud.client.budgets import Budgets
+    from mlcloud.cost.budgets import ALERTS, Budget
+
+    parser = Parser(prog="%mlcloud budget", allow_abbrev=False)
+    parser.add_argument("limit", nargs="?", help="dollars: 5, 5/h, 50/day, 1000/month")
+    parser.add_argument("--session", metavar="NAME", help="of this session; default: the cluster")
+    parser.add_argument("--alerts", metavar="0.5,0.8", help="parts of it to be told of")
+    parser.add_argument("--remove", action="store_true", help="from now on there is none")
+    options = parser.read(shlex.join(words))
+    if options.remove and options.limit:
+        raise UsageError("%mlcloud budget: give a limit, or --remove")
+    client = default()
+    if options.remove:
+        return Budgets(client.remove_budget(options.session))
+    if options.limit is None:
+        return Budgets(client.budgets())
+    alerts = tuple(_fractions(options.alerts)) if options.alerts else ALERTS
+    return Budgets(client.set_budget(Budget(options.limit, session=options.session, alerts=alerts)))
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise UsageError(f"--alerts are parts of the limit such as 0.5,0.8, not {text!r}") from None
+
+
 def _env(words: list[str]) -> Any:
     """`env [SESSION] [--all]`."""
     from mlcloud.client.api import default
@@ -357,6 +388,7 @@ COMMANDS = {
     "resume": _resume,
     "preempt": _preempt,
     "cost": _cost,
+    "budget": _budget,
     "env": _env,
     "log": _log,
 }
