@@ -366,3 +366,12 @@ def test_the_order_is_the_same_however_it_is_found(shipped: list[Offer]) -> None
             )
             assert walk(offers, shape, market, cooldowns, NOW) == expected
             assert walk(reversed(offers), shape, market, cooldowns, NOW) == expected
+
+
+def test_an_estimate_is_as_old_as_the_older_price_in_it(shipped: list[Offer]) -> None:
+    listed = {
+        (o.cloud, o.instance_type, o.zone): o.as_of for o in shipped if o.market == "on-demand"
+    }
+    for offer in shipped:
+        if offer.estimated:
+            assert offer.as_of <= listed[offer.cloud, offer.instance_type, offer.zone], offer

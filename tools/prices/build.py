@@ -587,10 +587,14 @@ def write(prices: Prices, machines: Machines, zones: dict[tuple[str, str], str])
     DATA.mkdir(exist_ok=True)
     sold = {(cloud, name) for cloud, name, _, _ in prices}
     where = {(cloud, region) for cloud, _, region, _ in prices}
-    used = {price.source for price in prices.values()}
-    _write("sources.csv", ("source", "as_of", "text"), [(k, *SOURCES[k]) for k in sorted(used)])
-    heads = ("cloud", "instance_type", "vcpus", "memory_gib", "accelerator", "count", "each_gib")
+    sources = {key: _source(prices, key) for key in prices}
+    used = sorted(set(sources.values()))
     rows: list[tuple[Any, ...]] = [
+        (_name(key, day), day or SOURCES[key][0], SOURCES[key][1]) for key, day in used
+    ]
+    _write("sources.csv", ("source", "as_of", "text"), rows)
+    heads = ("cloud", "instance_type", "vcpus", "memory_gib", "accelerator", "count", "each_gib")
+    rows = [
         (*key, cpus, _plain(memory), gpu, count or "", _plain(each) if count else "")
         for key, (cpus, memory, gpu, count, each) in sorted(machines.items())
         if key in sold
@@ -599,11 +603,27 @@ def write(prices: Prices, machines: Machines, zones: dict[tuple[str, str], str])
     rows = [(*key, letters) for key, letters in sorted(zones.items()) if key in where]
     _write("zones.csv", ("cloud", "region", "zones"), rows)
     rows = [
-        (*key, _plain(p.usd), p.source, "~" if p.estimated else "", " ".join(p.zones))
+        (*key, _plain(p.usd), _name(*sources[key]), "~" if p.estimated else "", " ".join(p.zones))
         for key, p in sorted(prices.items())
     ]
     heads = ("cloud", "instance_type", "region", "market", "usd_per_hour", "source", "estimated")
     _write("prices.csv", (*heads, "zones"), rows)
+
+
+def _source(prices: Prices, key: tuple[str, str, str, str]) -> tuple[str, str]:
+    """A row's source, and its day where that is not the source's own.
+
+    An estimate is as old as the older of the two things that it was made of.
+    """
+    price = prices[key]
+    if not price.estimated:
+        return price.source, ""
+    base = SOURCES[prices[(*key[:3], "on-demand")].source][0]
+    return price.source, base if base < SOURCES[price.source][0] else ""
+
+
+def _name(source: str, day: str) -> str:
+    return f"{source}@{day}" if day else source
 
 
 def _write(name: str, heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
