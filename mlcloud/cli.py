@@ -170,6 +170,46 @@ def preempt(target: str, notice: str) -> None:
     _run("preempt", target, "--notice", notice)
 
 
+@main.group(invoke_without_command=True)
+@click.option("--cloud", "clouds", multiple=True, help="aws, gcp or azure. Default: all.")
+@click.option("--region", "regions", multiple=True, help="May be given several times.")
+@click.option("--gpu", metavar="NAME[:COUNT]", help="At least so many of this accelerator.")
+@click.option("--cpus", metavar="N", help="At least so many vCPUs.")
+@click.option("--memory", metavar="SIZE", help="At least so much memory.")
+@click.option("--spot", is_flag=True, help="Only spot.")
+@click.option("--on-demand", is_flag=True, help="Only on-demand.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--json", "as_json", is_flag=True, help="All of them, zone by zone, as JSON.")
+@click.pass_context
+def prices(context: click.Context, /, **asked: Any) -> None:
+    """What the clouds sell, cheapest first.
+
+    \b
+    mlcloud prices --gpu A100 --region eu-central-1 --region europe-west4
+    mlcloud prices refresh --cloud azure --region westeurope
+    """
+    if context.invoked_subcommand is None:
+        from mlcloud.cost.price_table import show
+
+        show(**asked)
+
+
+@prices.command("refresh")
+@click.option("--cloud", "clouds", multiple=True, help="aws, gcp or azure. Default: all.")
+@click.option("--region", "regions", multiple=True, help="Default: all that are known.")
+def prices_refresh(clouds: tuple[str, ...], regions: tuple[str, ...]) -> None:
+    """Ask the clouds for their prices.
+
+    They are kept under MLCLOUD_HOME/prices and shown instead of older ones. AWS and Google Cloud
+    need credentials, Azure none. What cannot be read keeps its old prices; exit code 1 where
+    nothing could be.
+    """
+    from mlcloud.cost.price_table import refreshed
+
+    if not refreshed(clouds, regions):
+        sys.exit(1)
+
+
 @main.group()
 def checkpoints() -> None:
     """Series of checkpoints in a store: a folder, s3://…, gs://… or az://…
