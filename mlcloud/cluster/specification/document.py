@@ -1,0 +1,120 @@
+"""`cluster.yaml`: read with the line of each field, written without what is default anyway.
+
+YAML has traps that a plain load hides: of two equal keys the last wins, and `no`, `1e3` or `0123`
+are not text. The first is refused here; the others are, by the fields, with the line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path as File
+from typing import Any
+
+from mlcloud.cluster.specification.model import Specification, specify
+from mlcloud.cluster.specification.problems import Path, Problem, refusal
+from mlcloud.errors import SpecificationError, UsageError
+from mlcloud.units import suggest
+
+DEFAULT = "cluster.yaml"
+_LARGEST = 1_000_000  # characters
+_MOST = 20_000  # fields, which a few anchors within anchors are beyond
+
+
+def load(path: str | File) -> Specification:
+    """The specification in a file. Raises `SpecificationError`, `UsageError` for no such file."""
+    file = File(path).expanduser()
+    try:
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read(_LARGEST + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        near = [each.name for each in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        hint = suggest(file.name, near)
+        raise UsageError(f"there is no file {str(path)!r}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
+    if len(text) > _LARGEST:
+        raise UsageError(f"{str(path)!r} is too long for a cluster's specification")
+    return from_yaml(text, source=str(path))
+
+
+def from_yaml(text: str, *, source: str = "") -> Specification:
+    """The specification in a text. Raises `SpecificationError`, with lines."""
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise _not_yaml(error, source) from None
+    lines: dict[Path, int] = {}
+    problems: list[Problem] = []
+    if not isinstance(root, yaml.MappingNode):
+        text = "fields with values are expected, such as `name: gpus`"
+        raise refusal([Problem((), text)], source)
+    _walk(root, (), lines, problems, set())
+    if problems:
+        raise refusal(problems, source, lines)
+    try:
+        fields = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, an unknown tag
+        raise _not_yaml(error, source) from None
+    return specify(source, lines, **{str(key): fields[key] for key in fields})
+
+
+def to_yaml(specification: Specification) -> str:
+    """As text that `from_yaml` reads as the same. Without what is default, in the fields' order."""
+    import yaml
+
+    text: str = yaml.safe_dump(
+        specification.model_dump(mode="json", exclude_defaults=True),
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+    )
+    return text
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of `cluster.yaml`, for editors that complete and check while one types."""
+    found = Specification.model_json_schema()
+    found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    found["title"] = "mlcloud cluster"
+    return found
+
+
+def _not_yaml(error: Exception, source: str) -> SpecificationError:
+    mark = getattr(error, "problem_mark", None)
+    lines: dict[Path, int] = {} if mark is None else {(): mark.line + 1}
+    said = getattr(error, "problem", None) or str(error)
+    return refusal([Problem((), f"this is not YAML: {said}")], source, lines)
+
+
+def _walk(
+    node: Any, path: Path, lines: dict[Path, int], problems: list[Problem], above: set[int]
+) -> None:
+    """Notes the line of each field, and keys that are there twice or are not text."""
+    import yaml
+
+    lines.setdefault(path, node.start_mark.line + 1)
+    if len(lines) > _MOST:
+        raise UsageError(f"more than {_MOST:,} fields are no cluster's specification")
+    if id(node) in above:
+        problems.append(Problem(path, "this anchor holds itself"))
+        return
+    above = above | {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        for index, each in enumerate(node.value):
+            _walk(each, (*path, index), lines, problems, above)
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else ""
+            if key.tag == "tag:yaml.org,2002:merge":  # `<<: *common`
+                _walk(value, path, lines, problems, above)
+                continue
+            below = (*path, name)
+            lines[below] = key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:str":
+                problems.append(Problem(below, "a field's name is text: put it in quotes"))
+            elif name in seen:
+                problems.append(Problem(below, "is there twice: keep one of them"))
+            seen.add(name)
+            _walk(value, below, lines, problems, above)
