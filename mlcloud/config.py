@@ -200,6 +200,11 @@ class Settings(BaseSettings):
         return self.home / "gateway.json"
 
     @property
+    def record_file(self) -> Path:
+        """The specification with which the embedded cluster was started, if it was by one."""
+        return self.home / "cluster.json"
+
+    @property
     def lock_file(self) -> Path:
         return self.home / "gateway.lock"
 

@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -27,14 +27,15 @@ from mlcloud.config import ALREADY_RUNNING, Settings
 from mlcloud.errors import ConnectionFailed
 
 
-def find(settings: Settings) -> Address:
-    """The running gateway's address, or a new one's. Raises `ConnectionFailed`."""
+def find(settings: Settings, named: Mapping[str, str] | None = None) -> Address:
+    """The running gateway's address, or a new one's, whose environment has `named` beside ours.
+    Raises `ConnectionFailed`."""
     address = running(settings)
     if address is not None:
         return address
     settings.make_folders()
     with _locked(settings.start_lock_file):
-        return running(settings) or _start(settings)
+        return running(settings) or _start(settings, named or {})
 
 
 def running(settings: Settings) -> Address | None:
@@ -53,15 +54,15 @@ def running(settings: Settings) -> Address | None:
     return address if response.is_success else None
 
 
-def _start(settings: Settings) -> Address:
+def _start(settings: Settings, named: Mapping[str, str]) -> Address:
     settings.connection_file.unlink(missing_ok=True)
     start = settings.log_file.stat().st_size if settings.log_file.exists() else 0
-    child = _spawn(settings)
+    child = _spawn(settings, named)
     until = time.monotonic() + settings.start_timeout.total_seconds()
     while time.monotonic() < until:
         if child.poll() == ALREADY_RUNNING:  # the one before it is about to end
             time.sleep(0.2)
-            child = _spawn(settings)
+            child = _spawn(settings, named)
         elif child.poll() is not None:
             raise ConnectionFailed(
                 f"the embedded gateway did not start: {_since(settings.log_file, start)}"
@@ -77,7 +78,7 @@ def _start(settings: Settings) -> Address:
     )
 
 
-def _spawn(settings: Settings) -> subprocess.Popen[bytes]:
+def _spawn(settings: Settings, named: Mapping[str, str]) -> subprocess.Popen[bytes]:
     with open(settings.log_file, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "mlcloud.gateway"],
@@ -85,7 +86,7 @@ def _spawn(settings: Settings) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             cwd=settings.home,
-            env={**os.environ, **importable(), **_explicit(settings)},
+            env={**os.environ, **importable(), **named, **_explicit(settings)},
             start_new_session=True,
         )
 

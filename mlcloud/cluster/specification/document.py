@@ -10,6 +10,16 @@ from pathlib import Path as File
 from typing import Any
 
 from mlcloud.cluster.specification.model import Specification, specify
+from mlcloud.cluster.specification.parts import (
+    SSH,
+    Head,
+    Idle,
+    Machine,
+    Mount,
+    NodeGroup,
+    Packages,
+    Part,
+)
 from mlcloud.cluster.specification.problems import Path, Problem, refusal
 from mlcloud.errors import SpecificationError, UsageError
 from mlcloud.units import suggest
@@ -75,9 +85,23 @@ def to_yaml(specification: Specification) -> str:
 def schema() -> dict[str, Any]:
     """The JSON schema of `cluster.yaml`, for editors that complete and check while one types."""
     found = Specification.model_json_schema()
+    for part in (Head, Idle, Machine, Mount, NodeGroup, Packages, SSH):
+        _write_defaults(found["$defs"][part.__name__]["properties"], part)
+    _write_defaults(found["properties"], Specification)
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     found["title"] = "mlcloud cluster"
     return found
+
+
+def _write_defaults(properties: dict[str, Any], part: type[Part]) -> None:
+    """Defaults as one would write them, `100GB`; those of a whole part are its fields' own."""
+    written = part.model_construct().model_dump(mode="json")
+    for name, shown in properties.items():
+        field = part.model_fields[name]
+        if field.default_factory is None and not field.is_required():
+            shown["default"] = written[name]
+        else:
+            shown.pop("default", None)
 
 
 def _not_yaml(error: Exception, source: str) -> SpecificationError:

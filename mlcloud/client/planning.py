@@ -1,0 +1,198 @@
+"""`mlcloud.plan()`: what a cluster, a file or a shape would cost. Asks nobody, launches nothing.
+
+a file, a Cluster, a shape ─► Specification ─► check() ─► cluster.planning.plan() ─► Plan
+                                  offers: the local cloud's, your machines', the price catalogue
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mlcloud.cluster.clouds.base import Cloud
+from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.planning import Lacking, Plan, machines
+from mlcloud.cluster.planning import plan as ranked
+from mlcloud.cluster.specification import Specification, check, load, specify
+from mlcloud.cluster.specification.places import IN_REGIONS
+from mlcloud.errors import MLCloudError, UsageError
+from mlcloud.units import parse_duration
+
+CATALOGUE = "mlcloud.cost.catalogue"
+
+# The class of each cloud that can show what it would send.
+_CLOUDS = {
+    "aws": ("mlcloud.cluster.clouds.aws", "AWS"),
+    "gcp": ("mlcloud.cluster.clouds.gcp", "GCP"),
+    "azure": ("mlcloud.cluster.clouds.azure", "Azure"),
+    "kubernetes": ("mlcloud.cluster.clouds.kubernetes", "Kubernetes"),
+}
+
+
+def plan(
+    target: object = None,
+    *,
+    gpu: str | None = None,
+    cpus: float | str | None = None,
+    memory: str | None = None,
+    market: str | None = None,
+    hours: float | str = 2,
+    cloud: str | None = None,
+    regions: Collection[str] | None = None,
+) -> Plan:
+    """Offers ranked by what an hour of work costs, what `hours` cost, and what would be sent.
+
+    `target` is a `cluster.yaml`, a `Cluster`, or None: the embedded local cloud, or `cloud` and
+    `regions` where they are given. `gpu`, `cpus`, `memory` and `market` (`spot`, with on-demand as
+    the way out, or `on-demand`) ask for one shape instead of the target's node groups. `hours` is a
+    number or a duration such as `90m`.
+
+    Costs nothing, starts nothing, and needs no credentials: prices are the catalogue's, and say how
+    old they are. Raises `SpecificationError` for what is not sold, with the nearest that is, and
+    `NoSuchResources` for a shape.
+    """
+    source = str(target) if isinstance(target, (str, Path)) else ""
+    specification = _specification(target, cloud, regions)
+    shape = {"gpu": gpu, "cpus": cpus, "memory": memory, "market": market}
+    asked = {key: value for key, value in shape.items() if value is not None}
+    offers = offers_of(specification)
+    check(specification, offers, known_regions(specification.cloud), source)
+    if asked:
+        specification = _with_shape(specification, asked)
+    sending = _cloud(specification, offers)
+    return ranked(
+        specification,
+        offers,
+        hours=_hours(hours),
+        lacking=_lacking(sending),
+        cloud=sending,
+    )
+
+
+def offers_of(specification: Specification) -> list[Offer]:
+    """The offers of the specification's cloud in all regions that are known. Asks nobody.
+
+    Raises `MLCloudError` where no prices of that cloud are known.
+    """
+    if specification.cloud == "local":
+        from mlcloud.cost.prices import local_offers
+
+        return local_offers()
+    if specification.cloud == "ssh":
+        return machines(specification)
+    found: list[Offer] | None = _from_catalogue("offers", specification.cloud, None)
+    if not found:
+        raise MLCloudError(
+            f"no prices of {specification.cloud} are known to this version: nothing can be ranked"
+        )
+    return found
+
+
+def check_sold(specification: Specification) -> None:
+    """Raises `SpecificationError` for what its cloud does not sell, where its prices are known."""
+    try:
+        offers = offers_of(specification)
+    except MLCloudError:
+        return
+    check(specification, offers, known_regions(specification.cloud))
+
+
+def known_regions(cloud: str) -> Collection[str] | None:
+    """The regions that a cloud has, as far as the catalogue tells."""
+    return _from_catalogue("regions", cloud) if cloud in IN_REGIONS else None
+
+
+def _from_catalogue(name: str, *arguments: Any) -> Any:
+    """None where there is no catalogue, or none that knows this."""
+    try:
+        ask: Callable[..., Any] | None = getattr(import_module(CATALOGUE), name, None)
+    except ModuleNotFoundError as error:
+        if error.name != CATALOGUE:
+            raise
+        return None
+    return None if ask is None else ask(*arguments)
+
+
+def _specification(
+    target: object, cloud: str | None, regions: Collection[str] | None
+) -> Specification:
+    found = getattr(target, "specification", target)
+    if isinstance(found, (str, Path)):
+        found = load(found)
+    if found is None and cloud not in (None, "local"):
+        return _anywhere(str(cloud), tuple(regions or ()))
+    if found is None:
+        found = specify(name="embedded", regions=tuple(regions or ()))
+    if not isinstance(found, Specification):
+        raise UsageError(
+            f"a plan is of a cluster.yaml's path or of a Cluster, not of a {type(target).__name__}"
+        )
+    if cloud not in (None, found.cloud) or regions:
+        raise UsageError(
+            f"cloud and regions are those of {found.name!r} itself: leave them out, or the target"
+        )
+    return found
+
+
+def _anywhere(cloud: str, regions: tuple[str, ...]) -> Specification:
+    """A cloud without a cluster: every region that its prices are known of, where none is named."""
+    if not regions and cloud in IN_REGIONS:
+        offers = _from_catalogue("offers", cloud, None) or []
+        regions = tuple(sorted({offer.region for offer in offers}))
+        if not regions:
+            raise MLCloudError(
+                f"no prices of {cloud} are known to this version: nothing can be ranked"
+            )
+    return specify(name=cloud, cloud=cloud, regions=regions, store=_ANY_STORE)
+
+
+_ANY_STORE = "s3://not-named-yet"
+
+
+def _with_shape(specification: Specification, shape: dict[str, Any]) -> Specification:
+    """The specification with one group of that shape instead of its own."""
+    fields = specification.model_dump(mode="json", exclude_defaults=True)
+    fields.pop("spares", None)
+    return specify("", None, **{**fields, "nodes": [shape]})
+
+
+def _hours(value: float | str) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        found = parse_duration(str(value)) / timedelta(hours=1)
+    if not (math.isfinite(found) and found > 0):
+        raise UsageError(f"hours={value!r}: how many hours of work are planned? Above 0")
+    return found
+
+
+def _cloud(specification: Specification, offers: list[Offer]) -> Cloud | None:
+    """The cloud that can show what it would send; None where it is not there, or not usable."""
+    module, name = _CLOUDS.get(specification.cloud, ("", ""))
+    if not module:
+        return None
+    try:
+        make: Callable[..., Cloud] = getattr(import_module(module), name)
+        return make(specification.settings(), offers=offers)
+    except (ImportError, AttributeError, MLCloudError):
+        return None
+
+
+def _lacking(cloud: Cloud | None) -> Lacking | None:
+    """What the account may not launch, where the cloud knows it."""
+    ask = getattr(cloud, "lacking", None)
+    if ask is None:
+        return None
+
+    def lacking(offer: Offer) -> str | None:
+        try:
+            found: str | None = ask(offer)
+        except MLCloudError:  # no credentials: a plan needs none
+            return None
+        return found
+
+    return lacking
