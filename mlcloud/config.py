@@ -201,7 +201,7 @@ class Settings(BaseSettings):
 
     @property
     def record_file(self) -> Path:
-        """The specification with which the embedded cluster was started, if it was by one."""
+        """The specification of the embedded cluster, if it was brought up by one."""
         return self.home / "cluster.json"
 
     @property

@@ -127,15 +127,17 @@ class Cluster:
 
         Raises `NotFound` where none runs.
         """
-        from mlcloud.client import embedded_specification as local
-        from mlcloud.cluster.specification import changes
+        if self._is_local:
+            from mlcloud.client import embedded_specification as local
 
-        found = (
-            local.running() if self._is_local else self._launching("running")(self.specification)
-        )
+            found, compare = local.running(), local.differences
+        else:
+            from mlcloud.cluster.specification import changes as compare
+
+            found = self._launching("running")(self.specification)
         if found is None:
             raise NotFound(f"cluster {self.name!r} is not up: there is nothing to compare with")
-        return changes(found, self.specification)
+        return compare(found, self.specification)
 
     # --- its life ---------------------------------------------------------------------------------
 

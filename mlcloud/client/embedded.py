@@ -16,26 +16,26 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from mlcloud.client.connection import Address
-from mlcloud.cluster.clouds.local import LocalCloud, importable
+from mlcloud.cluster.clouds.local import LocalCloud, importable, write_json
 from mlcloud.config import ALREADY_RUNNING, Settings
 from mlcloud.errors import ConnectionFailed
 
 
-def find(settings: Settings, named: Mapping[str, str] | None = None) -> Address:
-    """The running gateway's address, or a new one's, whose environment has `named` beside ours.
-    Raises `ConnectionFailed`."""
+def find(settings: Settings) -> Address:
+    """The running gateway's address, or a new one's. Raises `ConnectionFailed`."""
     address = running(settings)
     if address is not None:
         return address
     settings.make_folders()
     with _locked(settings.start_lock_file):
-        return running(settings) or _start(settings, named or {})
+        return running(settings) or _start(settings)
 
 
 def running(settings: Settings) -> Address | None:
@@ -54,21 +54,24 @@ def running(settings: Settings) -> Address | None:
     return address if response.is_success else None
 
 
-def _start(settings: Settings, named: Mapping[str, str]) -> Address:
+def _start(settings: Settings) -> Address:
     settings.connection_file.unlink(missing_ok=True)
+    record = read_record(settings)
     start = settings.log_file.stat().st_size if settings.log_file.exists() else 0
-    child = _spawn(settings, named)
+    child = _spawn(settings)
     until = time.monotonic() + settings.start_timeout.total_seconds()
     while time.monotonic() < until:
         if child.poll() == ALREADY_RUNNING:  # the one before it is about to end
             time.sleep(0.2)
-            child = _spawn(settings, named)
+            child = _spawn(settings)
         elif child.poll() is not None:
             raise ConnectionFailed(
                 f"the embedded gateway did not start: {_since(settings.log_file, start)}"
             )
         address = running(settings)
         if address is not None:
+            if record:
+                write_record(settings, {**record, "url": address.url})
             return address
         time.sleep(0.05)
     child.kill()
@@ -78,7 +81,7 @@ def _start(settings: Settings, named: Mapping[str, str]) -> Address:
     )
 
 
-def _spawn(settings: Settings, named: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _spawn(settings: Settings) -> subprocess.Popen[bytes]:
     with open(settings.log_file, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "mlcloud.gateway"],
@@ -86,7 +89,7 @@ def _spawn(settings: Settings, named: Mapping[str, str]) -> subprocess.Popen[byt
             stdout=log,
             stderr=log,
             cwd=settings.home,
-            env={**os.environ, **importable(), **named, **_explicit(settings)},
+            env={**os.environ, **importable(), **_named(settings), **_explicit(settings)},
             start_new_session=True,
         )
 
@@ -94,6 +97,27 @@ def _spawn(settings: Settings, named: Mapping[str, str]) -> subprocess.Popen[byt
 def _explicit(settings: Settings) -> dict[str, str]:
     """What was set in Python rather than in the environment: the child must see the same."""
     return {"MLCLOUD_HOME": str(settings.home.resolve())}
+
+
+def _named(settings: Settings) -> dict[str, str]:
+    """What a specification says of this home's cluster, until it is taken down."""
+    named = read_record(settings).get("variables")
+    return {str(key): str(named[key]) for key in named} if isinstance(named, dict) else {}
+
+
+def read_record(settings: Settings) -> dict[str, Any]:
+    """The specification of this home's cluster, the variables it comes to, and the address of the
+    gateway that was started with it. Empty: there is none."""
+    try:
+        record = json.loads(settings.record_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def write_record(settings: Settings, record: dict[str, Any]) -> None:
+    settings.make_folders()
+    write_json(settings.record_file, record)
 
 
 def _since(log: Path, start: int) -> str:
@@ -142,6 +166,7 @@ def down(settings: Settings, *, timeout: float = 60.0) -> bool:
         with contextlib.suppress(OSError):
             settings.ray_dir.parent.rmdir()
         settings.connection_file.unlink(missing_ok=True)
+        settings.record_file.unlink(missing_ok=True)
     return found
 
 

@@ -4,22 +4,22 @@
         variables()  ─► MLCLOUD_MAX_NODES=8 MLCLOUD_WARM_SPARES=1 ─► the gateway's environment
         home/cluster.json   the specification, beside the address of the gateway that has it
 
-Settings that the specification does not name stay those of the environment. What the local cloud
+The record holds until `down`: a cluster that ended itself when nobody used it comes back with the
+same store and limits, whoever connects. Settings that the specification does not name stay those of the environment. What the local cloud
 does not act upon is said, once.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
-from typing import Any
+from dataclasses import replace
 
 from mlcloud.client import embedded
 from mlcloud.client.connection import Connection
-from mlcloud.cluster.specification import Specification, changes, specify
+from mlcloud.cluster.specification import ChangeList, Specification, changes, specify
 from mlcloud.cluster.specification.values import write_duration
 from mlcloud.config import Settings
-from mlcloud.errors import Conflict
+from mlcloud.errors import Conflict, MLCloudError, SpecificationError
 
 #: Fields that the local cloud acts upon; of the others there is nothing that it could do.
 ACTED_UPON = {"name", "cloud", "regions", "nodes", "store", "spares", "idle", "owner"}
@@ -90,18 +90,29 @@ def up(specification: Specification) -> Connection:
             f"the local cloud does not act upon {', '.join(ignored)}: these are for real clouds",
             stacklevel=3,
         )
-    made = _connection(settings, variables(specification))
-    record = {
-        "url": made.address.url,
-        "specification": specification.model_dump(mode="json", exclude_defaults=True),
-    }
-    settings.record_file.write_text(json.dumps(record))
-    return made
+    embedded.write_record(
+        settings,
+        {
+            "url": "",
+            "variables": variables(specification),
+            "specification": specification.model_dump(mode="json", exclude_defaults=True),
+        },
+    )
+    try:
+        return _connection(settings)
+    except MLCloudError:
+        settings.record_file.unlink(missing_ok=True)  # else no plain `connect()` would start either
+        raise
 
 
-def _connection(settings: Settings, named: dict[str, str] | None = None) -> Connection:
+def differences(old: Specification, new: Specification) -> ChangeList:
+    """As `changes`; but the embedded cluster reads its settings only when it starts."""
+    return ChangeList([replace(each, effect="down and up") for each in changes(old, new)])
+
+
+def _connection(settings: Settings) -> Connection:
     return Connection(
-        lambda: embedded.find(settings, named),
+        lambda: embedded.find(settings),
         embedded=True,
         look=lambda: embedded.running(settings),
     )
@@ -113,10 +124,10 @@ def _require_same(specification: Specification, url: str) -> None:
         if variables(specification).items() <= variables(of_settings()).items():
             return
         recorded = of_settings()
-    differences = changes(recorded, specification)
-    if differences:
+    found = differences(recorded, specification)
+    if found:
         raise Conflict(
-            f"the embedded cluster is up as {recorded.name!r}, and differs:\n{differences!r}\n"
+            f"the embedded cluster is up as {recorded.name!r}, and differs:\n{found!r}\n"
             "Nothing was changed. `mlcloud down`, then `up` starts it anew; its sessions stay in "
             "the store"
         )
@@ -124,10 +135,10 @@ def _require_same(specification: Specification, url: str) -> None:
 
 def _recorded(url: str) -> Specification | None:
     """What was written down, if it is of the gateway at this address."""
+    record = embedded.read_record(Settings())
+    if record.get("url") != url or not isinstance(record.get("specification"), dict):
+        return None
     try:
-        record: dict[str, Any] = json.loads(Settings().record_file.read_text())
-        if record["url"] != url:
-            return None
         return specify("the record", None, **record["specification"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (SpecificationError, TypeError):
         return None

@@ -51,7 +51,8 @@ def from_yaml(text: str, *, source: str = "") -> Specification:
     import yaml
 
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
     except yaml.YAMLError as error:
         raise _not_yaml(error, source) from None
     lines: dict[Path, int] = {}
@@ -63,7 +64,7 @@ def from_yaml(text: str, *, source: str = "") -> Specification:
     if problems:
         raise refusal(problems, source, lines)
     try:
-        fields = yaml.safe_load(text)
+        fields = loader.construct_document(root)
     except (yaml.YAMLError, ValueError) as error:  # a date that is none, an unknown tag
         raise _not_yaml(error, source) from None
     return specify(source, lines, **{str(key): fields[key] for key in fields})

@@ -65,10 +65,14 @@ def own(region: str, cloud: str) -> str | None:
 
 def allowed(region: str, of: str | None, regions: tuple[str, ...], cloud: str) -> bool:
     """Whether `region` of the cloud `of` (None: of any) is in the list of a cluster in `cloud`."""
-    return any(
-        region == (own(each, of) if of and (":" in each or of == cloud) else each)
-        for each in regions
-    )
+    for each in regions:
+        name_of, colon, name = each.partition(":")
+        if colon and name == region and of in (None, name_of):
+            return True
+        # Without a cloud before it, a name is the cluster's cloud's, where that has regions.
+        if each == region and (of in (None, cloud) or cloud not in IN_REGIONS):
+            return True
+    return False
 
 
 def outside(

@@ -285,7 +285,7 @@ Secret = Annotated[
 
 # --- places ---------------------------------------------------------------------------------------
 
-_PLACEHOLDERS = re.compile(r"(\$\{[A-Za-z_][A-Za-z0-9_]*\}|:)+")
+_PLACEHOLDER = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def check_url(text: str, schemes: Iterable[str]) -> str:
@@ -296,8 +296,11 @@ def check_url(text: str, schemes: Iterable[str]) -> str:
         hint = suggest(parts.scheme, allowed) if parts.scheme else ""
         listed = ", ".join(f"{scheme}://…" for scheme in allowed)
         raise ValueError(f"a URL is expected: {listed}{hint}")
-    who, at, _ = parts.netloc.rpartition("@")
-    if at and ":" in who and not _PLACEHOLDERS.fullmatch(who):
+    who, _, _ = parts.netloc.rpartition("@")
+    user, colon, password = who.partition(":")
+    # abfs://container@account is no secret; https://token@host is one.
+    secret = password if colon else user if parts.scheme in ("http", "https") else ""
+    if secret and not _PLACEHOLDER.fullmatch(secret):
         raise ValueError(
             "the URL has a password in it (not repeated here): name it under `secrets` and write "
             "${NAME} in its place"
@@ -307,7 +310,7 @@ def check_url(text: str, schemes: Iterable[str]) -> str:
 
 def placeholders(text: str) -> list[str]:
     """The names in `${NAME}`."""
-    return re.findall(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", text)
+    return _PLACEHOLDER.findall(text)
 
 
 def check_word(value: Any, pattern: str, what: str) -> str:
