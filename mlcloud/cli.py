@@ -66,6 +66,7 @@ def down(file: str | None) -> None:
 @click.option("--hours", metavar="N", help="Hours of work to estimate, or a duration (2).")
 @click.option("--cloud", metavar="NAME", help="Without FILE: aws, gcp or azure.")
 @click.option("--region", multiple=True, metavar="NAME", help="Of that cloud; several times.")
+@click.option("--quotas", is_flag=True, help="Ask the cloud what the account may have.")
 @click.option("--json", "as_json", is_flag=True, help="Every row as JSON.")
 @click.option("--config", is_flag=True, help="What the first launch would be told, as YAML.")
 def plan(
@@ -73,6 +74,7 @@ def plan(
     spot: bool,
     on_demand: bool,
     region: tuple[str, ...],
+    quotas: bool,
     as_json: bool,
     config: bool,
     **options: str | None,
@@ -80,13 +82,13 @@ def plan(
     """What a cluster would cost: offers ranked, with $/h, an estimate, and what bills beside.
 
     FILE is a cluster.yaml; without it, the local cloud. Nothing is started, and no credentials are
-    needed.
+    needed but for --quotas.
     """
     words = [file] if file else []
     words += [word for key, value in options.items() if value for word in (f"--{key}", value)]
     words += [word for each in region for word in ("--region", each)]
     words += ["--spot"] * spot + ["--on-demand"] * on_demand
-    words += ["--json"] * as_json + ["--config"] * config
+    words += ["--quotas"] * quotas + ["--json"] * as_json + ["--config"] * config
     _run("plan", *words)
 
 

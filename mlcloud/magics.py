@@ -196,6 +196,7 @@ def _plan(words: list[str]) -> Any:
     add("--hours", default="2", help="hours of work to estimate, or a duration such as 90m (2)")
     add("--cloud", help="another cloud, without a file: aws, gcp, azure")
     add("--region", action="append", help="of that cloud; may be given several times")
+    add("--quotas", action="store_true", help="ask the cloud what the account may have")
     add("--json", action="store_true", help="print every row as JSON")
     add("--config", action="store_true", help="print what the first launch would be told")
     options = parser.read(shlex.join(words))
@@ -206,6 +207,7 @@ def _plan(words: list[str]) -> Any:
         hours=options.hours,
         cloud=options.cloud,
         regions=options.region,
+        quotas=options.quotas,
         **_shape(options),
     )
     if not (options.json or options.config):

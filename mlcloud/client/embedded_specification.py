@@ -5,8 +5,8 @@
         home/cluster.json   the specification, beside the address of the gateway that has it
 
 The record holds until `down`: a cluster that ended itself when nobody used it comes back with the
-same store and limits, whoever connects. Settings that the specification does not name stay those of the environment. What the local cloud
-does not act upon is said, once.
+same store and limits, whoever connects. Settings that the specification does not name stay those of
+the environment. What the local cloud does not act upon is said, once.
 """
 
 from __future__ import annotations

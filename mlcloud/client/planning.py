@@ -15,7 +15,7 @@ from typing import Any
 
 from mlcloud.cluster.clouds.base import Cloud
 from mlcloud.cluster.offers import Offer
-from mlcloud.cluster.planning import Lacking, Plan, machines
+from mlcloud.cluster.planning import Lacking, Plan, Showing, machines
 from mlcloud.cluster.planning import plan as ranked
 from mlcloud.cluster.specification import Specification, check, load, specify
 from mlcloud.cluster.specification.places import IN_REGIONS
@@ -26,10 +26,9 @@ CATALOGUE = "mlcloud.cost.catalogue"
 
 # The class of each cloud that can show what it would send.
 _CLOUDS = {
-    "aws": ("mlcloud.cluster.clouds.aws", "AWS"),
-    "gcp": ("mlcloud.cluster.clouds.gcp", "GCP"),
-    "azure": ("mlcloud.cluster.clouds.azure", "Azure"),
-    "kubernetes": ("mlcloud.cluster.clouds.kubernetes", "Kubernetes"),
+    "aws": ("mlcloud.cluster.clouds.aws", "AwsCloud"),
+    "gcp": ("mlcloud.cluster.clouds.gcp", "GcpCloud"),
+    "azure": ("mlcloud.cluster.clouds.azure", "AzureCloud"),
 }
 
 
@@ -43,6 +42,7 @@ def plan(
     hours: float | str = 2,
     cloud: str | None = None,
     regions: Collection[str] | None = None,
+    quotas: bool = False,
 ) -> Plan:
     """Offers ranked by what an hour of work costs, what `hours` cost, and what would be sent.
 
@@ -52,7 +52,10 @@ def plan(
     number or a duration such as `90m`.
 
     Costs nothing, starts nothing, and needs no credentials: prices are the catalogue's, and say how
-    old they are. Raises `SpecificationError` for what is not sold, with the nearest that is, and
+    old they are. With `quotas` the cloud is asked what the account may have, which needs them; what
+    it may not have comes last, with the reason.
+
+    Raises `SpecificationError` for what is not sold, with the nearest that is, and
     `NoSuchResources` for a shape.
     """
     source = str(target) if isinstance(target, (str, Path)) else ""
@@ -63,13 +66,13 @@ def plan(
     check(specification, offers, known_regions(specification.cloud), source)
     if asked:
         specification = _with_shape(specification, asked)
-    sending = _cloud(specification, offers)
+    showing = _showing(specification.cloud, offers)
     return ranked(
         specification,
         offers,
         hours=_hours(hours),
-        lacking=_lacking(sending),
-        cloud=sending,
+        lacking=_lacking(specification, showing) if quotas else None,
+        showing=showing,
     )
 
 
@@ -170,29 +173,28 @@ def _hours(value: float | str) -> float:
     return found
 
 
-def _cloud(specification: Specification, offers: list[Offer]) -> Cloud | None:
-    """The cloud that can show what it would send; None where it is not there, or not usable."""
-    module, name = _CLOUDS.get(specification.cloud, ("", ""))
-    if not module:
-        return None
+def _showing(cloud: str, offers: list[Offer]) -> Showing | None:
+    """Makes the cloud that can show what it would send; None for one that is not there."""
+    module, name = _CLOUDS.get(cloud, ("", ""))
     try:
         make: Callable[..., Cloud] = getattr(import_module(module), name)
-        return make(specification.settings(), offers=offers)
-    except (ImportError, AttributeError, MLCloudError):
+    except (ImportError, AttributeError, ValueError):
         return None
+    return lambda settings: make(settings, offers)
 
 
-def _lacking(cloud: Cloud | None) -> Lacking | None:
-    """What the account may not launch, where the cloud knows it."""
-    ask = getattr(cloud, "lacking", None)
-    if ask is None:
-        return None
+def _lacking(specification: Specification, showing: Showing | None) -> Lacking:
+    """Asks the cloud for the account's quotas, a region at a time."""
+    cloud: Any = showing(specification.settings()) if showing else None
+    if not hasattr(cloud, "quotas"):
+        raise UsageError(f"what an account may have on {specification.cloud} cannot be asked here")
+    compare = import_module(f"{type(cloud).__module__.rpartition('.')[0]}.quotas").lacking
+    known: dict[str, Any] = {}
 
     def lacking(offer: Offer) -> str | None:
-        try:
-            found: str | None = ask(offer)
-        except MLCloudError:  # no credentials: a plan needs none
-            return None
+        if offer.region not in known:
+            known[offer.region] = cloud.quotas(offer.region)
+        found: str | None = compare(offer, known[offer.region])
         return found
 
     return lacking

@@ -18,17 +18,20 @@ from decimal import Decimal
 from typing import Any
 
 from mlcloud.cluster.clouds import tags
-from mlcloud.cluster.clouds.base import CloudThatPlans, LaunchRequest
+from mlcloud.cluster.clouds.base import CloudSettings, CloudThatPlans, LaunchRequest
 from mlcloud.cluster.offers import Offer, OfferBook
 from mlcloud.cluster.shapes import NodeType
 from mlcloud.cluster.specification import Head, NodeGroup, Specification
 from mlcloud.cluster.specification.places import IN_REGIONS
 from mlcloud.cluster.startup import Startup, measured, typical
 from mlcloud.cost.prices import on_demand_usd_per_hour
-from mlcloud.units import format_seconds, format_usd_per_hour
+from mlcloud.errors import MLCloudError
+from mlcloud.units import format_seconds, format_usd_per_hour, parse_gpu
 
 #: What an hour of work costs on an offer that starts like this.
 Effective = Callable[[Offer, Startup], Decimal]
+#: Makes the cloud that shows what it would send; None where it cannot be had.
+Showing = Callable[[CloudSettings], object]
 #: Why the account may not launch an offer (a quota of zero); None where it may, or nobody knows.
 Lacking = Callable[[Offer], str | None]
 
@@ -93,7 +96,7 @@ class Plan:
     hours: float
     offers: list[Row]
     notes: list[str] = field(default_factory=list)
-    cloud: object = field(default=None, repr=False)  # shows what it would send, where it can
+    showing: Showing | None = field(default=None, repr=False)
     limit: int = 12  # rows shown of each group
 
     @property
@@ -121,9 +124,7 @@ class Plan:
         alike = [each for each in self.offers if each.group == row.group] if group else [row]
         on_demand = group is not None and group.market == "on-demand"
         request = _launch_request(alike, self.specification.setup, on_demand)
-        body = None
-        if isinstance(self.cloud, CloudThatPlans):
-            body = self.cloud.configuration(row.offer, request)
+        body, unknown = self._request(settings, row.offer, request)
         return {
             "group": row.group,
             "offer": str(row.offer),
@@ -134,7 +135,20 @@ class Plan:
             "tags": tags.of_node(settings, row.offer, request, _now()),
             "max_lifetime_s": settings.lifetime_s,
             "request": body,
+            **({"request_unknown": unknown} if unknown else {}),
         }
+
+    def _request(
+        self, settings: CloudSettings, offer: Offer, request: LaunchRequest
+    ) -> tuple[dict[str, Any] | None, str]:
+        """What would be sent, or why that is not known."""
+        try:
+            cloud = self.showing(settings) if self.showing else None
+            if isinstance(cloud, CloudThatPlans):
+                return cloud.configuration(offer, request), ""
+        except MLCloudError as error:  # a project that only credentials tell, an SDK
+            return None, str(error)
+        return None, ""
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -178,7 +192,7 @@ def plan(
     effective: Effective | None = None,
     lacking: Lacking | None = None,
     history: Mapping[str, Sequence[timedelta]] | None = None,
-    cloud: object = None,
+    showing: Showing | None = None,
 ) -> Plan:
     """The offers of each group of `specification`, in the order in which they would be tried.
 
@@ -213,13 +227,11 @@ def plan(
             )
         rows += sorted(found, key=_order)
     notes = list(_notes(specification, rows, may_be))
-    return Plan(specification, hours, rows, notes, cloud)
+    return Plan(specification, hours, rows, notes, showing)
 
 
 def machines(specification: Specification) -> list[Offer]:
     """The machines that you own as offers: each one at its own price, on demand."""
-    from mlcloud.units import parse_gpu
-
     found = []
     for each in specification.ssh.hosts:
         name, count = parse_gpu(each.gpu) if each.gpu else (None, 0)
@@ -329,7 +341,7 @@ def _notes(
         )
     oldest = max(row.age for row in rows)
     if oldest > STALE and not first.offer.simulated:
-        yield f"prices are up to {oldest.days} days old: they may have moved"
+        yield f"prices are up to {oldest.days} days old: `mlcloud prices refresh` asks the clouds"
 
 
 def _first_cell(startup: Startup, setup: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING
 
-from mlcloud.units import format_bytes, format_seconds, format_usd, format_usd_per_hour
+from mlcloud.units import format_bytes, format_seconds, format_usd
 from mlcloud.widgets.tables import table
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ _FONT = (
     "font-family:var(--jp-ui-font-family,system-ui,sans-serif);"
     "font-size:var(--jp-ui-font-size1,0.9em);color:var(--jp-ui-font-color1,inherit)"
 )
-_TITLE = "margin:0.6em 0 0.3em;font-weight:600"
-_QUIET = "color:var(--jp-ui-font-color2,#767676)"
+_TITLE = f"{_FONT};margin:0.6em 0 0.3em;font-weight:600"
+_QUIET = f"{_FONT};color:var(--jp-ui-font-color2,inherit)"
 _NUMBERS = ("#", "CPUs", "memory", "$/h", "saved", "first cell", "price")
 
 
@@ -32,14 +32,14 @@ def text(plan: Plan) -> str:
 
 def html(plan: Plan) -> str:
     """For a notebook, in the page's own colours."""
-    parts = [f"<div>{escape(_head(plan))}</div>"]
+    parts = [f'<div style="{_FONT}">{escape(_head(plan))}</div>']
     for group, rows in _groups(plan):
         parts.append(f'<div style="{_TITLE}">{escape(_title(group, rows))}</div>')
         parts.append(f'<div style="overflow-x:auto">{_table(plan, rows)["text/html"]}</div>')
         parts += [f'<div style="{_QUIET}">{escape(line)}</div>' for line in _more(plan, rows)]
     notes = "".join(f"<li>{escape(note)}</li>" for note in plan.notes)
     parts.append(f'<ul style="margin:0.6em 0 0;padding-left:1.2em;{_QUIET}">{notes}</ul>')
-    return f'<div style="{_FONT}">{"".join(parts)}</div>'
+    return f"<div>{''.join(parts)}</div>"
 
 
 def _head(plan: Plan) -> str:
@@ -85,20 +85,25 @@ def _table(plan: Plan, rows: list[Row]) -> dict[str, str]:
 def _cells(number: int, row: Row) -> tuple[str, ...]:
     offer, saving = row.offer, row.saving
     return (
-        "no quota" if row.lacking else str(number),
+        "–" if row.lacking else str(number),
         offer.instance_type,
         offer.gpu or "–",
         f"{offer.cpus:g}",
         format_bytes(offer.memory_bytes, binary=True),
         offer.market,
         offer.zone,
-        format_usd_per_hour(offer.usd_per_hour).removesuffix("/h"),
+        f"${offer.usd_per_hour:,.4f}",
         "–" if saving is None else f"{saving:.0%}",
         format_usd(row.usd),
-        format_seconds(round(row.startup.total.total_seconds())).replace(".0 s", " s"),
-        "simulated" if offer.simulated else _age(row.age.days),
+        "no quota" if row.lacking else _seconds(row.startup.total.total_seconds()),
+        "simulated" if offer.simulated else _age(row),
     )
 
 
-def _age(days: int) -> str:
+def _seconds(value: float) -> str:
+    return format_seconds(round(value)).replace(".0 s", " s")
+
+
+def _age(row: Row) -> str:
+    days = row.age.days
     return "today" if days == 0 else f"{days} d old"

@@ -15,6 +15,9 @@ from click.testing import CliRunner
 
 import mlcloud
 from mlcloud.cli import main
+from mlcloud.client import planning
+from mlcloud.cluster.clouds.base import CloudSettings
+from mlcloud.cluster.offers import Offer
 from mlcloud.errors import MLCloudError, NoSuchResources, SpecificationError, UsageError
 from mlcloud.magics import run_command
 from tests.cluster.offers_on_sale import on_sale
@@ -136,6 +139,38 @@ def test_a_cluster_is_checked_against_the_price_list(catalogue: list[tuple[Any, 
     assert "nodes[1].gpu: H100:8 is not sold in eu-central-1; it is in us-east" in str(caught.value)
     with pytest.raises(SpecificationError, match=r"did you mean 'g5\.xlarge'"):
         cluster.up()  # before anything is asked of the cloud
+
+
+def test_quotas_are_asked_for_only_where_one_wants_them(
+    catalogue: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class AwsCloud:
+        def __init__(self, settings: CloudSettings, offers: list[Offer]) -> None: ...
+
+        def quotas(self, region: str) -> dict[str, int]:
+            asked.append(region)
+            return {"spot": 0}
+
+    def lacking(offer: Offer, quotas: dict[str, int]) -> str | None:
+        return "quota L-1 is 0" if quotas.get(offer.market) == 0 else None
+
+    package, part = types.ModuleType("fake.aws"), types.ModuleType("fake.aws.quotas")
+    AwsCloud.__module__ = "fake.aws.cloud"
+    package.AwsCloud, part.lacking = AwsCloud, lacking  # type: ignore[attr-defined]
+    for name, module in (("fake.aws", package), ("fake.aws.quotas", part)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(planning._CLOUDS, "aws", ("fake.aws", "AwsCloud"))
+    shape: dict[str, Any] = {"cloud": "aws", "regions": ["eu-central-1"], "gpu": "A10G:1"}
+    assert mlcloud.plan(**shape).offers[0].offer.market == "spot"
+    assert asked == []
+    found = mlcloud.plan(**shape, quotas=True)
+    assert found.offers[0].offer.market == "on-demand"
+    assert found.offers[-1].lacking == "quota L-1 is 0"
+    assert asked == ["eu-central-1"]
+    with pytest.raises(UsageError, match="on local cannot be asked here"):
+        mlcloud.plan(quotas=True)
 
 
 def test_the_shell(file: Path) -> None:

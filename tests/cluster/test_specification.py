@@ -291,7 +291,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "network": (
         {"network": {"subnt": "x"}},
         "network.subnt: no such name; did you mean 'subnet'?; aws has vpc, subnet, security_group, "
-        "instance_profile, key_pair, public_ip, ssh_from",
+        "instance_profile, worker_instance_profile, key_pair, public_ip, ssh_from",
     ),
     "our tags": (
         {"tags": {"mlcloud-owner": "x"}},

@@ -21,15 +21,17 @@ STORES: dict[str, CloudName] = {
 }
 
 _REACH = ("public_ip", "ssh_from")  # of what is made where no network is named
-#: What each cloud may be told of its network, most of it names of what is there already. A cloud
-#: may know fewer, and says so.
+#: What each cloud may be told of its network, most of it names of what is there already.
 NETWORK: dict[CloudName, tuple[str, ...]] = {
     "local": (),
     "ssh": (),
-    "aws": ("vpc", "subnet", "security_group", "instance_profile", "key_pair", *_REACH),
+    "aws": (
+        *("vpc", "subnet", "security_group", "instance_profile", "worker_instance_profile"),
+        *("key_pair", *_REACH),
+    ),
     "gcp": ("project", "network", "subnet", "service_account", *_REACH),
     "azure": (
-        *("subscription", "resource_group", "vnet", "subnet", "security_group", "identity"),
+        *("subscription", "resource_group", "subnet", "security_group", "identity"),
         *_REACH,
     ),
     "kubernetes": ("context", "namespace", "service_account", "priority_class"),
