@@ -217,9 +217,9 @@ def _plan(words: list[str]) -> Any:
 
         print(json.dumps({**found.record(), "configuration": found.configuration}, indent=2))
     else:
-        import yaml
+        from mlcloud.cluster.specification.document import dump
 
-        print(yaml.safe_dump(found.configuration, sort_keys=False, allow_unicode=True), end="")
+        print(dump(found.configuration), end="")
     return None
 
 

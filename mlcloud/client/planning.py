@@ -18,6 +18,7 @@ from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.planning import Lacking, Plan, Showing, machines
 from mlcloud.cluster.planning import plan as ranked
 from mlcloud.cluster.specification import Specification, check, load, specify
+from mlcloud.cluster.specification.document import lines_of
 from mlcloud.cluster.specification.places import IN_REGIONS
 from mlcloud.errors import MLCloudError, UsageError
 from mlcloud.units import parse_duration
@@ -59,11 +60,12 @@ def plan(
     `NoSuchResources` for a shape.
     """
     source = str(target) if isinstance(target, (str, Path)) else ""
+    lines = lines_of(source) if source else None
     specification = _specification(target, cloud, regions)
     shape = {"gpu": gpu, "cpus": cpus, "memory": memory, "market": market}
     asked = {key: value for key, value in shape.items() if value is not None}
     offers = offers_of(specification)
-    check(specification, offers, known_regions(specification.cloud), source)
+    check(specification, offers, known_regions(specification.cloud), source, lines)
     if asked:
         specification = _with_shape(specification, asked)
     showing = _showing(specification.cloud, offers)

@@ -18,6 +18,7 @@ _FONT = (
 )
 _TITLE = f"{_FONT};margin:0.6em 0 0.3em;font-weight:600"
 _QUIET = f"{_FONT};color:var(--jp-ui-font-color2,inherit)"
+_REGIONS = 4  # named in the head
 _NUMBERS = ("#", "CPUs", "memory", "$/h", "saved", "first cell", "price")
 
 
@@ -44,7 +45,9 @@ def html(plan: Plan) -> str:
 
 def _head(plan: Plan) -> str:
     specification = plan.specification
-    where = ", ".join(specification.node_regions)
+    regions = specification.node_regions
+    rest = len(regions) - _REGIONS
+    where = ", ".join(regions[:_REGIONS]) + (f" and {rest} more regions" if rest > 0 else "")
     simulated = ", simulated prices: nobody is charged" if plan.simulated else ""
     return (
         f"plan of {specification.name} on {specification.cloud}"

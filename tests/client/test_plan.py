@@ -104,7 +104,9 @@ def test_what_cannot_be_planned(file: Path) -> None:
     with pytest.raises(UsageError, match=r"a plan is of a cluster\.yaml's path or of a Cluster"):
         mlcloud.plan(7)
     file.write_text(FILE.replace("A10G:1", "A100:1"))
-    with pytest.raises(SpecificationError, match=r"nodes\[0\]\.gpu: local has no GPU 'A100'"):
+    with pytest.raises(
+        SpecificationError, match=r"yaml, line 4: nodes\[0\]\.gpu: local has no GPU 'A100'"
+    ):
         mlcloud.plan(file)
 
 

@@ -7,14 +7,14 @@ the cloud, so credentials are not needed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from mlcloud.cluster.offers import Offer, OfferBook
 from mlcloud.cluster.specification.model import Specification
 from mlcloud.cluster.specification.parts import NodeGroup
 from mlcloud.cluster.specification.places import IN_REGIONS
-from mlcloud.cluster.specification.problems import Problem, refusal
+from mlcloud.cluster.specification.problems import Path, Problem, refusal
 from mlcloud.errors import NoSuchResources
 from mlcloud.units import parse_gpu, suggest
 
@@ -60,11 +60,12 @@ def check(
     offers: Iterable[Offer],
     known_regions: Collection[str] | None = None,
     source: str = "",
+    lines: Mapping[Path, int] | None = None,
 ) -> None:
-    """Raises `SpecificationError` with all that cannot be bought."""
+    """Raises `SpecificationError` with all that cannot be bought, and where it is written."""
     found = problems(specification, offers, known_regions)
     if found:
-        raise refusal(found, source)
+        raise refusal(found, source, lines)
 
 
 def _regions(specification: Specification, known: Collection[str]) -> Iterable[Problem]:

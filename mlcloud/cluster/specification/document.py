@@ -31,6 +31,21 @@ _MOST = 20_000  # fields, which a few anchors within anchors are beyond
 
 def load(path: str | File) -> Specification:
     """The specification in a file. Raises `SpecificationError`, `UsageError` for no such file."""
+    return from_yaml(_text(path), source=str(path))
+
+
+def from_yaml(text: str, *, source: str = "") -> Specification:
+    """The specification in a text. Raises `SpecificationError`, with lines."""
+    fields, lines = _read(text, source)
+    return specify(source, lines, **fields)
+
+
+def lines_of(path: str | File) -> dict[Path, int]:
+    """The line of each field in a file, for problems that are found later."""
+    return _read(_text(path), str(path))[1]
+
+
+def _text(path: str | File) -> str:
     file = File(path).expanduser()
     try:
         with open(file, encoding="utf-8") as opened:
@@ -43,11 +58,11 @@ def load(path: str | File) -> Specification:
         raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
     if len(text) > _LARGEST:
         raise UsageError(f"{str(path)!r} is too long for a cluster's specification")
-    return from_yaml(text, source=str(path))
+    return text
 
 
-def from_yaml(text: str, *, source: str = "") -> Specification:
-    """The specification in a text. Raises `SpecificationError`, with lines."""
+def _read(text: str, source: str) -> tuple[dict[str, Any], dict[Path, int]]:
+    """The fields of a text, and the line of each."""
     import yaml
 
     try:
@@ -55,11 +70,11 @@ def from_yaml(text: str, *, source: str = "") -> Specification:
         root = loader.get_single_node()
     except yaml.YAMLError as error:
         raise _not_yaml(error, source) from None
+    if not isinstance(root, yaml.MappingNode):
+        said = "fields with values are expected, such as `name: gpus`"
+        raise refusal([Problem((), said)], source)
     lines: dict[Path, int] = {}
     problems: list[Problem] = []
-    if not isinstance(root, yaml.MappingNode):
-        text = "fields with values are expected, such as `name: gpus`"
-        raise refusal([Problem((), text)], source)
     _walk(root, (), lines, problems, set())
     if problems:
         raise refusal(problems, source, lines)
@@ -67,19 +82,20 @@ def from_yaml(text: str, *, source: str = "") -> Specification:
         fields = loader.construct_document(root)
     except (yaml.YAMLError, ValueError) as error:  # a date that is none, an unknown tag
         raise _not_yaml(error, source) from None
-    return specify(source, lines, **{str(key): fields[key] for key in fields})
+    return fields, lines
 
 
 def to_yaml(specification: Specification) -> str:
     """As text that `from_yaml` reads as the same. Without what is default, in the fields' order."""
+    return dump(specification.model_dump(mode="json", exclude_defaults=True))
+
+
+def dump(value: Any) -> str:
+    """YAML in the order of `value`, everything written out where it stands."""
     import yaml
 
-    text: str = yaml.safe_dump(
-        specification.model_dump(mode="json", exclude_defaults=True),
-        sort_keys=False,
-        allow_unicode=True,
-        width=100,
-    )
+    dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    text: str = yaml.dump(value, Dumper=dumper, sort_keys=False, allow_unicode=True, width=100)
     return text
 
 
