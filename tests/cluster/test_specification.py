@@ -485,6 +485,8 @@ def test_a_store_of_another_cloud_is_allowed_by_its_cloud_and_region() -> None:
     # a region's name of one cloud does not allow it in another
     with pytest.raises(SpecificationError, match="is in eu-central-1"):
         made.require_store_in("eu-central-1")
+    with pytest.raises(SpecificationError, match="add europe-west4 if data may be there"):
+        good(regions=regions, store_region="europe-west4")  # GCP's alone
 
 
 def test_the_store_s_region_as_far_as_it_is_told() -> None:
