@@ -37,15 +37,69 @@ def main() -> None:
 
 
 @main.command()
-def up() -> None:
-    """Start the embedded cluster, or find the running one."""
-    _run("up")
+@click.argument("file", required=False)
+def up(file: str | None) -> None:
+    """Start a cluster, or find the running one.
+
+    FILE is a cluster.yaml; without it, the embedded cluster on this computer.
+    """
+    _run("up", *([file] if file else []))
 
 
 @main.command()
-def down() -> None:
-    """End the embedded cluster and everything it runs; sessions stay in the store."""
-    _run("down")
+@click.argument("file", required=False)
+def down(file: str | None) -> None:
+    """End a cluster and everything it runs; sessions stay in the store.
+
+    FILE is a cluster.yaml; without it, the embedded cluster on this computer.
+    """
+    _run("down", *([file] if file else []))
+
+
+@main.command()
+@click.argument("file", required=False)
+@click.option("--gpu", metavar="NAME:COUNT", help="An accelerator, e.g. A10G:1.")
+@click.option("--cpus", metavar="N", help="vCPUs.")
+@click.option("--memory", metavar="SIZE", help="Memory, e.g. 32GB.")
+@click.option("--spot", is_flag=True, help="Spot, with on-demand as the way out.")
+@click.option("--on-demand", is_flag=True, help="Nodes that are not taken back.")
+@click.option("--hours", metavar="N", help="Hours of work to estimate, or a duration (2).")
+@click.option("--cloud", metavar="NAME", help="Without FILE: aws, gcp or azure.")
+@click.option("--region", multiple=True, metavar="NAME", help="Of that cloud; several times.")
+@click.option("--quotas", is_flag=True, help="Ask the cloud what the account may have.")
+@click.option("--json", "as_json", is_flag=True, help="Every row as JSON.")
+@click.option("--config", is_flag=True, help="What the first launch would be told, as YAML.")
+def plan(
+    file: str | None,
+    spot: bool,
+    on_demand: bool,
+    region: tuple[str, ...],
+    quotas: bool,
+    as_json: bool,
+    config: bool,
+    **options: str | None,
+) -> None:
+    """What a cluster would cost: offers ranked, with $/h, an estimate, and what bills beside.
+
+    FILE is a cluster.yaml; without it, the local cloud. Nothing is started, and no credentials are
+    needed but for --quotas.
+    """
+    words = [file] if file else []
+    words += [word for key, value in options.items() if value for word in (f"--{key}", value)]
+    words += [word for each in region for word in ("--region", each)]
+    words += ["--spot"] * spot + ["--on-demand"] * on_demand
+    words += ["--quotas"] * quotas + ["--json"] * as_json + ["--config"] * config
+    _run("plan", *words)
+
+
+@main.command()
+def schema() -> None:
+    """The JSON schema of cluster.yaml, for editors."""
+    import json
+
+    from mlcloud.cluster.specification import schema as made
+
+    click.echo(json.dumps(made(), indent=2, ensure_ascii=False))
 
 
 @main.command()

@@ -168,13 +168,72 @@ def _show_rows(rows: list[Any]) -> None:
 # --- %mlcloud -------------------------------------------------------------------------------------
 
 
-def _up(_: list[str]) -> Any:
+def _up(words: list[str]) -> Any:
+    """`up [FILE]`: the embedded cluster, or the one of a `cluster.yaml`."""
+    file = _file("up", words)
+    if file is not None:
+        from mlcloud.client.cluster import Cluster
+
+        return Cluster.from_file(file).up()
     from mlcloud.client.api import connect
 
     return connect().cluster.status()
 
 
-def _down(_: list[str]) -> None:
+def _file(command: str, words: list[str]) -> str | None:
+    """The one FILE that these commands take."""
+    parser = Parser(prog=f"%mlcloud {command}", allow_abbrev=False)
+    parser.add_argument("file", nargs="?", help="a cluster.yaml; default: the embedded cluster")
+    file: str | None = parser.read(shlex.join(words)).file
+    return file
+
+
+def _plan(words: list[str]) -> Any:
+    """`plan [FILE] [--gpu A10G:1] …`: what it would cost. Starts nothing."""
+    parser = Parser(prog="%mlcloud plan", allow_abbrev=False)
+    add = parser.add_argument
+    add("file", nargs="?", help="a cluster.yaml; default: the embedded cluster's local cloud")
+    _add_shape(parser)
+    add("--hours", default="2", help="hours of work to estimate, or a duration such as 90m (2)")
+    add("--cloud", help="another cloud, without a file: aws, gcp, azure")
+    add("--region", action="append", help="of that cloud; may be given several times")
+    add("--quotas", action="store_true", help="ask the cloud what the account may have")
+    add("--json", action="store_true", help="print every row as JSON")
+    add("--config", action="store_true", help="print what the first launch would be told")
+    options = parser.read(shlex.join(words))
+    from mlcloud.client.planning import plan
+
+    found = plan(
+        options.file,
+        hours=options.hours,
+        cloud=options.cloud,
+        regions=options.region,
+        quotas=options.quotas,
+        **_shape(options),
+    )
+    if not (options.json or options.config):
+        return found
+    if options.json:
+        import json
+
+        print(json.dumps({**found.record(), "configuration": found.configuration}, indent=2))
+    else:
+        from mlcloud.cluster.specification.document import dump
+
+        print(dump(found.configuration), end="")
+    return None
+
+
+def _down(words: list[str]) -> None:
+    """`down [FILE]`: the embedded cluster, or the one of a `cluster.yaml`."""
+    file = _file("down", words)
+    if file is not None:
+        from mlcloud.client.cluster import Cluster
+
+        cluster = Cluster.from_file(file)
+        cluster.down()
+        print(f"cluster {cluster.name} is down; its sessions are in the store")
+        return
     from mlcloud.client import embedded
     from mlcloud.config import Settings
 
@@ -374,6 +433,7 @@ def _debug(words: list[str]) -> None:
 
 COMMANDS = {
     "up": _up,
+    "plan": _plan,
     "down": _down,
     "status": _status,
     "sessions": _sessions,

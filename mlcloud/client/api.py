@@ -44,7 +44,7 @@ class Client:
 
     @property
     def cluster(self) -> Cluster:
-        return Cluster(self._connection)
+        return Cluster.connected(self._connection)
 
     @property
     def environment(self) -> environments.Comparison:
@@ -210,6 +210,15 @@ def connect(target: str | None = None, *, token: str | None = None) -> Client:
         )
     environments.check_basics(connection)
     _default = Client(connection)
+    return _default
+
+
+def use(connection: Connection) -> Client:
+    """Make this connection the default, unless it is that already."""
+    global _default
+    if _default is None or not _default.is_same(connection):
+        environments.check_basics(connection)
+        _default = Client(connection)
     return _default
 
 
