@@ -21,18 +21,24 @@ if TYPE_CHECKING:
     from mlcloud.client.api import cost as cost
     from mlcloud.client.api import session as session
     from mlcloud.client.api import sessions as sessions
+    from mlcloud.client.cluster import Cluster as Cluster
     from mlcloud.client.functions import remote as remote
+    from mlcloud.client.planning import plan as plan
+    from mlcloud.cost.budgets import Budget as Budget
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
     from mlcloud.magics import unload_ipython_extension as unload_ipython_extension
 
 _PUBLIC = {
+    "Budget": "mlcloud.cost.budgets",
     "Checkpoints": "mlcloud.checkpoint",
+    "Cluster": "mlcloud.client.cluster",
     "Keep": "mlcloud.checkpoint",
     "resumable": "mlcloud.checkpoint",
     "attach": "mlcloud.client.api",
     "connect": "mlcloud.client.api",
     "cost": "mlcloud.client.api",
     "environment": "mlcloud.environment",
+    "plan": "mlcloud.client.planning",
     "session": "mlcloud.client.api",
     "sessions": "mlcloud.client.api",
     "remote": "mlcloud.client.functions",
@@ -41,12 +47,15 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Budget",
     "Checkpoints",
+    "Cluster",
     "Keep",
     "attach",
     "connect",
     "cost",
     "environment",
+    "plan",
     "remote",
     "resumable",
     "session",

@@ -37,15 +37,70 @@ def main() -> None:
 
 
 @main.command()
-def up() -> None:
-    """Start the embedded cluster, or find the running one."""
-    _run("up")
+@click.argument("file", required=False)
+def up(file: str | None) -> None:
+    """Start a cluster, or find the running one.
+
+    FILE is a cluster.yaml; without it, the embedded cluster on this computer.
+    """
+    _run("up", *([file] if file else []))
 
 
 @main.command()
-def down() -> None:
-    """End the embedded cluster and everything it runs; sessions stay in the store."""
-    _run("down")
+@click.argument("file", required=False)
+def down(file: str | None) -> None:
+    """End a cluster and everything it runs; sessions stay in the store.
+
+    FILE is a cluster.yaml, or the name of a cluster that was brought up from here; without it, the
+    embedded cluster on this computer.
+    """
+    _run("down", *([file] if file else []))
+
+
+@main.command()
+@click.argument("file", required=False)
+@click.option("--gpu", metavar="NAME:COUNT", help="An accelerator, e.g. A10G:1.")
+@click.option("--cpus", metavar="N", help="vCPUs.")
+@click.option("--memory", metavar="SIZE", help="Memory, e.g. 32GB.")
+@click.option("--spot", is_flag=True, help="Spot, with on-demand as the way out.")
+@click.option("--on-demand", is_flag=True, help="Nodes that are not taken back.")
+@click.option("--hours", metavar="N", help="Hours of work to estimate, or a duration (2).")
+@click.option("--cloud", metavar="NAME", help="Without FILE: aws, gcp or azure.")
+@click.option("--region", multiple=True, metavar="NAME", help="Of that cloud; several times.")
+@click.option("--quotas", is_flag=True, help="Ask the cloud what the account may have.")
+@click.option("--json", "as_json", is_flag=True, help="Every row as JSON.")
+@click.option("--config", is_flag=True, help="What the first launch would be told, as YAML.")
+def plan(
+    file: str | None,
+    spot: bool,
+    on_demand: bool,
+    region: tuple[str, ...],
+    quotas: bool,
+    as_json: bool,
+    config: bool,
+    **options: str | None,
+) -> None:
+    """What a cluster would cost: offers ranked, with $/h, an estimate, and what bills beside.
+
+    FILE is a cluster.yaml; without it, the local cloud. Nothing is started, and no credentials are
+    needed but for --quotas.
+    """
+    words = [file] if file else []
+    words += [word for key, value in options.items() if value for word in (f"--{key}", value)]
+    words += [word for each in region for word in ("--region", each)]
+    words += ["--spot"] * spot + ["--on-demand"] * on_demand
+    words += ["--quotas"] * quotas + ["--json"] * as_json + ["--config"] * config
+    _run("plan", *words)
+
+
+@main.command()
+def schema() -> None:
+    """The JSON schema of cluster.yaml, for editors."""
+    import json
+
+    from mlcloud.cluster.specification import schema as made
+
+    click.echo(json.dumps(made(), indent=2, ensure_ascii=False))
 
 
 @main.command()
@@ -64,6 +119,18 @@ def sessions() -> None:
 def cost() -> None:
     """What was spent, and what is being spent per hour."""
     _run("cost")
+
+
+@main.command()
+@click.argument("limit", required=False)
+@click.option("--session", metavar="NAME", help="Of this session; default: the cluster's.")
+@click.option("--alerts", metavar="0.5,0.8", help="Parts of it to be told of.")
+@click.option("--remove", is_flag=True, help="From now on there is none.")
+def budget(limit: str | None, session: str | None, alerts: str | None, remove: bool) -> None:
+    """Show the budgets, or set one: 5, 5/h, 50/day or 1000/month dollars."""
+    words = [*([limit] if limit else []), *(["--session", session] if session else [])]
+    words += ["--alerts", alerts] if alerts else []
+    _run("budget", *words, *(["--remove"] if remove else []))
 
 
 @main.command()
@@ -190,6 +257,46 @@ def resume(session: str, spot: bool, on_demand: bool, **shape: str | None) -> No
 def preempt(target: str, notice: str) -> None:
     """A drill: take a spot node (or a session's node) away."""
     _run("preempt", target, "--notice", notice)
+
+
+@main.group(invoke_without_command=True)
+@click.option("--cloud", "clouds", multiple=True, help="aws, gcp or azure. Default: all.")
+@click.option("--region", "regions", multiple=True, help="May be given several times.")
+@click.option("--gpu", metavar="NAME[:COUNT]", help="At least so many of this accelerator.")
+@click.option("--cpus", metavar="N", help="At least so many vCPUs.")
+@click.option("--memory", metavar="SIZE", help="At least so much memory.")
+@click.option("--spot", is_flag=True, help="Only spot.")
+@click.option("--on-demand", is_flag=True, help="Only on-demand.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--json", "as_json", is_flag=True, help="All of them, zone by zone, as JSON.")
+@click.pass_context
+def prices(context: click.Context, /, **asked: Any) -> None:
+    """What the clouds sell, cheapest first.
+
+    \b
+    mlcloud prices --gpu A100 --region eu-central-1 --region europe-west4
+    mlcloud prices refresh --cloud azure --region westeurope
+    """
+    if context.invoked_subcommand is None:
+        from mlcloud.cost.price_table import show
+
+        show(**asked)
+
+
+@prices.command("refresh")
+@click.option("--cloud", "clouds", multiple=True, help="aws, gcp or azure. Default: all.")
+@click.option("--region", "regions", multiple=True, help="Default: all that are known.")
+def prices_refresh(clouds: tuple[str, ...], regions: tuple[str, ...]) -> None:
+    """Ask the clouds for their prices.
+
+    They are kept under MLCLOUD_HOME/prices and shown instead of older ones. AWS and Google Cloud
+    need credentials, Azure none. What cannot be read keeps its old prices; exit code 1 where
+    nothing could be.
+    """
+    from mlcloud.cost.price_table import refreshed
+
+    if not refreshed(clouds, regions):
+        sys.exit(1)
 
 
 @main.group()

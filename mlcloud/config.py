@@ -220,6 +220,11 @@ class Settings(BaseSettings):
         return self.home / "clusters"
 
     @property
+    def record_file(self) -> Path:
+        """The specification of the embedded cluster, if it was brought up by one."""
+        return self.home / "cluster.json"
+
+    @property
     def lock_file(self) -> Path:
         return self.home / "gateway.lock"
 

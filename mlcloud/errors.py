@@ -10,6 +10,8 @@ gateway's JSON) and is raised on the other side as the same class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class MLCloudError(Exception):
     """The root of mlcloud's own errors."""
@@ -58,6 +60,12 @@ class EnvironmentMismatch(VersionMismatch):
 
 class UsageError(MLCloudError, ValueError):
     """An option, a size, a duration or a GPU name that mlcloud does not understand."""
+
+
+class SpecificationError(UsageError):
+    """A cluster's specification that cannot be used: a line for each problem, naming its field."""
+
+    problems: Sequence[object] = ()
 
 
 class NoSuchResources(MLCloudError, ValueError):

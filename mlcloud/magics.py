@@ -6,6 +6,7 @@ Only argparse and IPython are imported here; the client comes with the first cel
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 LATER = {
     "--workers": "gangs of kernels",
-    "--max-cost": "budgets",
 }
 
 
@@ -64,6 +64,7 @@ def remote_parser() -> Parser:
     add("--in", dest="only_in", metavar="A,B", help="ship exactly these names; they win")
     add("--out", metavar="C", help="bring back exactly these names, whatever their size")
     add("--dry", action="store_true", help="show what would ship, and run nothing")
+    add("--max-cost", metavar="DOLLARS", help="interrupt the cell when it has cost so much")
     add("--timeout", metavar="DURATION", help="interrupt the cell after this long, e.g. 2h")
     add(
         "--on-preempt",
@@ -129,6 +130,7 @@ def run_remote(line: str, cell: str) -> Any:
             out=_names(options.out),
             keep_remote=options.keep_remote,
             timeout=timeout,
+            max_cost=options.max_cost,
             on_preempt=options.on_preempt,
             durable=options.durable,
             quiet=options.quiet,
@@ -167,13 +169,77 @@ def _show_rows(rows: list[Any]) -> None:
 # --- %mlcloud -------------------------------------------------------------------------------------
 
 
-def _up(_: list[str]) -> Any:
+def _up(words: list[str]) -> Any:
+    """`up [FILE]`: the embedded cluster, or the one of a `cluster.yaml`."""
+    file = _file("up", words)
+    if file is not None:
+        from mlcloud.client.cluster import Cluster
+
+        return Cluster.from_file(file).up()
     from mlcloud.client.api import connect
 
     return connect().cluster.status()
 
 
-def _down(_: list[str]) -> None:
+def _file(command: str, words: list[str]) -> str | None:
+    """The one FILE that these commands take."""
+    parser = Parser(prog=f"%mlcloud {command}", allow_abbrev=False)
+    parser.add_argument("file", nargs="?", help="a cluster.yaml; default: the embedded cluster")
+    file: str | None = parser.read(shlex.join(words)).file
+    return file
+
+
+def _plan(words: list[str]) -> Any:
+    """`plan [FILE] [--gpu A10G:1] …`: what it would cost. Starts nothing."""
+    parser = Parser(prog="%mlcloud plan", allow_abbrev=False)
+    add = parser.add_argument
+    add("file", nargs="?", help="a cluster.yaml; default: the embedded cluster's local cloud")
+    _add_shape(parser)
+    add("--hours", default="2", help="hours of work to estimate, or a duration such as 90m (2)")
+    add("--cloud", help="another cloud, without a file: aws, gcp, azure")
+    add("--region", action="append", help="of that cloud; may be given several times")
+    add("--quotas", action="store_true", help="ask the cloud what the account may have")
+    add("--json", action="store_true", help="print every row as JSON")
+    add("--config", action="store_true", help="print what the first launch would be told")
+    options = parser.read(shlex.join(words))
+    from mlcloud.client.planning import plan
+
+    found = plan(
+        options.file,
+        hours=options.hours,
+        cloud=options.cloud,
+        regions=options.region,
+        quotas=options.quotas,
+        **_shape(options),
+    )
+    if not (options.json or options.config):
+        return found
+    if options.json:
+        import json
+
+        print(json.dumps({**found.record(), "configuration": found.configuration}, indent=2))
+    else:
+        from mlcloud.cluster.specification.document import dump
+
+        print(dump(found.configuration), end="")
+    return None
+
+
+def _down(words: list[str]) -> None:
+    """`down [FILE|NAME]`: the embedded cluster, or that of a `cluster.yaml` or of this name."""
+    file = _file("down", words)
+    if file is not None and not os.path.exists(file):
+        from mlcloud.client import launching
+
+        launching.down(file)
+        return
+    if file is not None:
+        from mlcloud.client.cluster import Cluster
+
+        cluster = Cluster.from_file(file)
+        cluster.down()
+        print(f"cluster {cluster.name} is down; its sessions are in the store")
+        return
     from mlcloud.client import embedded
     from mlcloud.config import Settings
 
@@ -287,6 +353,36 @@ def _cost(_: list[str]) -> None:
         print(f"  {each.name}: {format_usd(each.usd)}")
 
 
+def _budget(words: list[str]) -> Any:
+    """`budget [50/day] [--session NAME] [--alerts 0.5,0.8] [--remove]`: show, set or remove one."""
+    from mlcloud.client.api import default
+    from mlcloud.client.budgets import Budgets
+    from mlcloud.cost.budgets import ALERTS, Budget
+
+    parser = Parser(prog="%mlcloud budget", allow_abbrev=False)
+    parser.add_argument("limit", nargs="?", help="dollars: 5, 5/h, 50/day, 1000/month")
+    parser.add_argument("--session", metavar="NAME", help="of this session; default: the cluster")
+    parser.add_argument("--alerts", metavar="0.5,0.8", help="parts of it to be told of")
+    parser.add_argument("--remove", action="store_true", help="from now on there is none")
+    options = parser.read(shlex.join(words))
+    if options.remove and options.limit:
+        raise UsageError("%mlcloud budget: give a limit, or --remove")
+    client = default()
+    if options.remove:
+        return Budgets(client.remove_budget(options.session))
+    if options.limit is None:
+        return Budgets(client.budgets())
+    alerts = tuple(_fractions(options.alerts)) if options.alerts else ALERTS
+    return Budgets(client.set_budget(Budget(options.limit, session=options.session, alerts=alerts)))
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise UsageError(f"--alerts are parts of the limit such as 0.5,0.8, not {text!r}") from None
+
+
 def _env(words: list[str]) -> Any:
     """`env [SESSION] [--all]`."""
     from mlcloud.client.api import default
@@ -343,6 +439,7 @@ def _debug(words: list[str]) -> None:
 
 COMMANDS = {
     "up": _up,
+    "plan": _plan,
     "down": _down,
     "status": _status,
     "sessions": _sessions,
@@ -357,6 +454,7 @@ COMMANDS = {
     "resume": _resume,
     "preempt": _preempt,
     "cost": _cost,
+    "budget": _budget,
     "env": _env,
     "log": _log,
 }

@@ -126,6 +126,9 @@ class SessionRequest(Model):
     environment: EnvironmentSpec | None = Field(
         None, description="Packages of its own; None: those that the nodes have."
     )
+    budget: str | None = Field(
+        None, description="`5`, `5/h`, `50/day`: dollars it may cost; None: no limit of its own."
+    )
     ancestors: list[str] = Field(
         default_factory=list, description="Ids of the sessions from which it was forked."
     )
@@ -282,6 +285,27 @@ class NodeInfo(Model):
     sessions: list[str]
 
 
+class BudgetRequest(Model):
+    """`PUT /v1/budgets`: of a session, or of the cluster. A limit of null removes it."""
+
+    session: str | None = None
+    limit: str | None = Field(description="`5`, `5/h`, `50/day`, `1000/month`: dollars.")
+    alerts: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5, 0.8, 0.95]
+
+
+class BudgetInfo(Model):
+    """A budget in force. `session` None: the cluster's. `refuses`: why new work is refused now."""
+
+    session: str | None
+    limit: str
+    limit_usd: Decimal
+    spent_usd: Decimal
+    period: str
+    ends_at: datetime | None
+    alerts: list[float]
+    refuses: str
+
+
 class AttemptInfo(Model):
     """What came of the latest try to buy a node of an offer. `until`: when it is tried again."""
 
@@ -310,6 +334,7 @@ class ClusterInfo(Model):
     usd_per_hour: Decimal
     simulated: bool
     offers: list[str]
+    budgets: list[BudgetInfo] = []
     attempts: list[AttemptInfo] = []
 
 
@@ -351,6 +376,9 @@ class RunRequest(Model):
     code: str
     allow_stdin: bool = Field(
         False, description="Whether `input()` asks whoever is attached, instead of failing."
+    )
+    max_cost: str | None = Field(
+        None, description="Dollars after which it is interrupted, e.g. `0.50`."
     )
 
 

@@ -52,6 +52,8 @@ GPUS = (
     "T4", "L4", "A10", "A10G", "L40", "L40S", "V100", "P100", "P4", "K80",
     "A100", "A100-40GB", "A100-80GB", "H100", "H200", "GH200", "B200", "GB200", "B300",
     "RTX3090", "RTX4090", "RTX5090", "RTXA4000", "RTXA5000", "RTXA6000", "RTX6000-Ada", "MI300X",
+    "RTX-PRO-6000", "Trainium", "Trainium2", "Inferentia", "Inferentia2",
+    "TPU-v5e", "TPU-v5p", "TPU-v6e",
 )  # fmt: skip
 
 _NUMBER = r"\d+(?:\.\d+)?|\.\d+"

@@ -17,8 +17,9 @@ from mlcloud.client.cluster import Cluster
 from mlcloud.client.connection import Connection, fixed
 from mlcloud.client.session import Session, main_namespace
 from mlcloud.config import Settings
+from mlcloud.cost.budgets import Budget
 from mlcloud.errors import UsageError
-from mlcloud.models import SessionInfo, SessionRequest
+from mlcloud.models import BudgetInfo, SessionInfo, SessionRequest
 
 __all__ = ["Client", "Cluster", "Session", "attach", "connect", "cost", "session", "sessions"]
 
@@ -43,7 +44,7 @@ class Client:
 
     @property
     def cluster(self) -> Cluster:
-        return Cluster(self._connection)
+        return Cluster.connected(self._connection)
 
     @property
     def environment(self) -> environments.Comparison:
@@ -64,6 +65,7 @@ class Client:
         market: str | None = None,
         idle_timeout: str | None = None,
         keep_files: str | None = None,
+        budget: str | float | Decimal | Budget | None = None,
         environment: Any = None,
         namespace: dict[str, Any] | None = None,
     ) -> Session:
@@ -73,7 +75,8 @@ class Client:
         `market` `spot` (with on-demand as the way out) or `on-demand`, `idle_timeout` a duration
         such as `15m`. Names are shared with `namespace`, by default the notebook's. `keep_files`, a
         size such as `50MB`, has the files of the remote working directory saved with the names, as
-        far as they fit into it (none).
+        far as they fit into it (none). `budget` is what it may cost, `"5"` dollars or `"5/day"`:
+        then it is checkpointed, parked, and takes no more cells until that is raised.
 
         `environment` gives the session packages of its own (the nodes'): `"capture"` for those
         that are installed here, an `mlcloud.environment.Environment`, a list of requirements
@@ -91,6 +94,7 @@ class Client:
             "market": market,
             "idle_timeout": idle_timeout,
             "keep_files": keep_files,
+            "budget": None if budget is None else as_budget(budget).text,
         }
         wanted = {key: value for key, value in given.items() if value is not None}
         try:
@@ -148,6 +152,28 @@ class Client:
         names = {each["name"] for each in found} if isinstance(found, list) else set()
         return sorted(names | {each.name for each in self.used()})
 
+    def budgets(self) -> list[BudgetInfo]:
+        """The budgets in force, and what is spent of each."""
+        return [BudgetInfo.model_validate(each) for each in self._connection.get("/v1/budgets")]
+
+    def set_budget(self, budget: Budget) -> list[BudgetInfo]:
+        """Put a budget into force, in place of that which its session (or the cluster) had.
+
+        Raises `NotFound` for a session that there is none of.
+        """
+        body = {
+            "session": budget.session,
+            "limit": budget.text,
+            "alerts": list(budget.alerts),
+        }
+        answer = self._connection.put("/v1/budgets", body)
+        return [BudgetInfo.model_validate(each) for each in answer]
+
+    def remove_budget(self, session: str | None = None) -> list[BudgetInfo]:
+        """From now on the session, or the cluster, has none."""
+        answer = self._connection.put("/v1/budgets", {"session": session, "limit": None})
+        return [BudgetInfo.model_validate(each) for each in answer]
+
     def cost(self) -> Decimal:
         """Dollars the cluster has cost so far."""
         return self.cluster.status().info.usd
@@ -193,6 +219,15 @@ def connect(
     return _default
 
 
+def use(connection: Connection) -> Client:
+    """Make this connection the default, unless it is that already."""
+    global _default
+    if _default is None or not _default.is_same(connection):
+        environments.check_basics(connection)
+        _default = Client(connection)
+    return _default
+
+
 def default() -> Client:
     """The connection in use, made by the first that needs one."""
     return _default if _default is not None else connect()
@@ -221,3 +256,8 @@ def sessions() -> list[SessionInfo]:
 def cost() -> Decimal:
     """What the default connection's cluster has cost so far, in dollars."""
     return default().cost()
+
+
+def as_budget(value: str | float | Decimal | Budget) -> Budget:
+    """A budget as users write one. Raises `UsageError`."""
+    return value if isinstance(value, Budget) else Budget(value)

@@ -1,27 +1,232 @@
-"""The cluster from the notebook's side: what it has, what it costs, drills, and its end."""
+"""A cluster from the notebook's side: what it is to be, what it has, what it costs, its end.
+
+Cluster("gpus", cloud="aws", …)      a specification, checked at once; nothing runs yet
+    .plan()   what it would cost     .up()  ─► connected    .changes()  against what runs
+connect().cluster                    the one that is connected
+    .status()  .preempt()  .down()
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mlcloud.client.connection import Connection
+from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound
 from mlcloud.models import ClusterInfo, Notice
 from mlcloud.units import format_usd, format_usd_per_hour, parse_duration
 
+if TYPE_CHECKING:
+    from mlcloud.cluster.planning import Plan
+    from mlcloud.cluster.specification import ChangeList, Specification
+
+LAUNCHING = "mlcloud.client.launching"
+
 
 class Cluster:
-    """A running cluster; `mlcloud.connect().cluster` is the embedded one."""
+    """A cluster, up or not; `mlcloud.connect().cluster` is the embedded one.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    `regions` is a residency list: nothing is launched, stored or copied outside it. `nodes` are
+    node groups, each by its least shape or by an instance type:
+
+        Cluster("gpus", cloud="aws", regions=["eu-central-1"], store="s3://bucket/runs",
+                nodes=[{"gpu": "A10G:1", "max": 8}, {"instance_type": "c7i.xlarge"}],
+                budget="50/day")
+
+    Further fields: `head`, `image`, `setup`, `ssh`, `network`, `tags`, `store_region`, `spares`,
+    `secrets`, `data`, `environment`, `max_lifetime`, `owner`, `idle`, `endpoints`; `mlcloud schema`
+    prints them all with what each means. Raises `SpecificationError` with everything that is wrong.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        cloud: str = "local",
+        regions: Iterable[str] = (),
+        nodes: Iterable[Mapping[str, Any]] = (),
+        store: str | None = None,
+        budget: str | list[str] | None = None,
+        **more: Any,
+    ) -> None:
+        from mlcloud.cluster.specification import specify
+
+        given: dict[str, Any] = {
+            "regions": _listed(regions),
+            "nodes": _listed(nodes),
+            "store": store,
+            "budget": budget,
+        }
+        fields = {key: value for key, value in given.items() if value not in (None, (), [])}
+        self._specification: Specification | None = specify(
+            f"Cluster({name!r})", None, name=name, cloud=cloud, **fields, **more
+        )
+        self._connection: Connection | None = None
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Cluster:
+        """The cluster of a `cluster.yaml`. Raises `SpecificationError`, naming the lines."""
+        from mlcloud.cluster.specification import load
+
+        return cls._of(load(path), None)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Cluster:
+        """The cluster that a text in YAML describes."""
+        from mlcloud.cluster.specification import from_yaml
+
+        return cls._of(from_yaml(text), None)
+
+    @classmethod
+    def connected(cls, connection: Connection) -> Cluster:
+        """The cluster behind a connection."""
+        return cls._of(None, connection)
+
+    @classmethod
+    def _of(cls, specification: Specification | None, connection: Connection | None) -> Cluster:
+        made = cls.__new__(cls)
+        made._specification, made._connection = specification, connection
+        return made
+
+    # --- what it is to be -------------------------------------------------------------------------
+
+    @property
+    def specification(self) -> Specification:
+        """What it is to be. Of a cluster that was only connected to, `NotFound`, unless it is the
+        embedded one: that has its settings."""
+        if self._specification is None:
+            if self._connection is None or not self._connection.embedded:
+                raise NotFound("this cluster was connected to by its URL: its file is elsewhere")
+            from mlcloud.client import embedded_specification as local
+
+            self._specification = local.running() or local.of_settings()
+        return self._specification
+
+    @property
+    def name(self) -> str:
+        return self.specification.name
+
+    def to_yaml(self) -> str:
+        """As a `cluster.yaml`, without what is default."""
+        from mlcloud.cluster.specification import to_yaml
+
+        return to_yaml(self.specification)
+
+    def plan(self, *, hours: float | str = 2) -> Plan:
+        """Its offers ranked, with $/h, what `hours` cost, and what would be launched. Costs
+        nothing, starts nothing."""
+        from mlcloud.client.planning import plan
+
+        return plan(self, hours=hours)
+
+    def changes(self) -> ChangeList:
+        """What differs between this specification and the cluster of that name that runs.
+
+        Raises `NotFound` where none runs.
+        """
+        if self._is_local:
+            from mlcloud.client import embedded_specification as local
+
+            found, compare = local.running(), local.differences
+        else:
+            from mlcloud.cluster.specification import changes as compare
+
+            found = self._launching("running")(self.specification)
+        if found is None:
+            raise NotFound(f"cluster {self.name!r} is not up: there is nothing to compare with")
+        return compare(found, self.specification)
+
+    # --- its life ---------------------------------------------------------------------------------
+
+    def up(self) -> Status:
+        """Start it, or find it running, and make it the one that `%%remote` uses.
+
+        Raises `Conflict` with the differences where it runs with another specification that it
+        cannot take up as it is, `CredentialsMissing` before anything is started, and
+        `SpecificationError` for what the cloud does not sell.
+        """
+        from mlcloud.client import api
+
+        if self._is_local:
+            from mlcloud.client import embedded_specification as local
+
+            self._connection = local.up(self.specification)
+        else:
+            from mlcloud.client.planning import check_sold
+
+            check_sold(self.specification)
+            self._connection = self._launching("up")(self.specification)
+        api.use(self._connection)
+        return self.status()
+
+    def down(self) -> None:
+        """End the cluster and everything it runs. Sessions stay in the store, parked."""
+        if self._is_local:
+            from mlcloud.client.embedded import down
+            from mlcloud.config import Settings
+
+            down(Settings())
+        elif self._specification is not None:
+            self._launching("down")(self._specification)
+        else:
+            self._reached().post("/v1/down")
+
+    @property
+    def _is_local(self) -> bool:
+        if self._specification is None:
+            return self._connection is not None and self._connection.embedded
+        return self._specification.cloud == "local"
+
+    def _launching(self, name: str) -> Callable[..., Any]:
+        """What brings up clusters on real clouds."""
+        try:
+            found: Callable[..., Any] | None = getattr(import_module(LAUNCHING), name, None)
+        except ModuleNotFoundError as error:
+            if error.name != LAUNCHING:
+                raise
+            found = None
+        if found is None:
+            raise MLCloudError(
+                f"this version cannot do that on {self.specification.cloud!r} yet; "
+                "cluster.plan() works, and cloud='local' rehearses it at no cost"
+            )
+        return found
+
+    def _reached(self) -> Connection:
+        """The connection to its gateway; one that is up is found, none is started."""
+        if self._connection is not None:
+            return self._connection
+        if self._is_local:
+            from mlcloud.client import embedded_specification as local
+
+            self._connection = local.connection()
+        else:
+            self._connection = self._launching("connect")(self.specification)
+        if self._connection is None:
+            raise ConnectionFailed(f"cluster {self.name!r} is not up: cluster.up() starts it")
+        return self._connection
+
+    # --- while it runs ----------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        return str(self.status())
+        if self._connection is not None:
+            return str(self.status())
+        specification = self.specification
+        where = f" ({', '.join(specification.regions)})" if specification.regions else ""
+        nodes = "; ".join(
+            f"{group}, {group.market}, {group.min} to {group.max}" for group in specification.nodes
+        )
+        return f"<cluster {self.name} on {specification.cloud}{where}: {nodes or 'any nodes'}>"
 
     def status(self) -> Status:
-        """Nodes, sessions and spending, as of now. Shows itself as a table."""
-        return Status(ClusterInfo.model_validate(self._connection.get("/v1/cluster")))
+        """Nodes, sessions and spending, as of now. Shows itself as a table.
+
+        Raises `ConnectionFailed` where the cluster is not up.
+        """
+        return Status(ClusterInfo.model_validate(self._reached().get("/v1/cluster")))
 
     def preempt(self, node_or_session: object, notice: str | timedelta | float = "2m") -> Notice:
         """A drill: the cloud gives this spot node its notice now and takes it back `notice` later.
@@ -36,18 +241,15 @@ class Cluster:
             if isinstance(notice, (int, float))
             else parse_duration(notice).total_seconds()
         )
-        answer = self._connection.post(f"/v1/nodes/{target}/preempt", {"notice_s": seconds})
+        answer = self._reached().post(f"/v1/nodes/{target}/preempt", {"notice_s": seconds})
         return Notice.model_validate(answer)
 
-    def down(self) -> None:
-        """End the cluster and everything it runs. Sessions stay in the store, parked."""
-        if self._connection.embedded:
-            from mlcloud.client.embedded import down
-            from mlcloud.config import Settings
 
-            down(Settings())
-        else:
-            self._connection.post("/v1/down")
+def _listed(given: Any) -> Any:
+    """A list of what can be one; all else is for the specification to refuse."""
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
+        return given
+    return list(given)
 
 
 class Status:

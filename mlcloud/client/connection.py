@@ -191,6 +191,9 @@ class Connection:
         response = self.request("POST", path, json=json, **options)
         return response.json() if response.content else None
 
+    def put(self, path: str, json: Any, **options: Any) -> Any:
+        return self.request("PUT", path, json=json, **options).json()
+
     def close(self) -> None:
         self._http.close()
         self._close_lanes()

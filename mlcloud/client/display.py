@@ -285,7 +285,7 @@ class Display:
     def with_traceback(self, done: dict[str, Any]) -> dict[str, Any]:
         """The last event of a cell that failed, with the traceback of the error that ended it."""
         error, name = self.error, done.get("ename")
-        if error is not None and name in (error["ename"], "ExecutionTimeout"):
+        if error is not None and name in (error["ename"], "ExecutionTimeout", "BudgetExceeded"):
             # Output came after it (a figure that was open), and so it is shown already.
             shown = isinstance(self._sink, Here) and self._held is not error
             self._held = None

@@ -18,11 +18,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from mlcloud.client.connection import Address
 from mlcloud.cluster.clouds.local import LocalCloud, importable
+from mlcloud.cluster.records import write_json
 from mlcloud.config import ALREADY_RUNNING, Settings
 from mlcloud.errors import ConnectionFailed
 
@@ -55,6 +57,7 @@ def running(settings: Settings) -> Address | None:
 
 def _start(settings: Settings) -> Address:
     settings.connection_file.unlink(missing_ok=True)
+    record = read_record(settings)
     start = settings.log_file.stat().st_size if settings.log_file.exists() else 0
     child = _spawn(settings)
     until = time.monotonic() + settings.start_timeout.total_seconds()
@@ -68,6 +71,8 @@ def _start(settings: Settings) -> Address:
             )
         address = running(settings)
         if address is not None:
+            if record:
+                write_record(settings, {**record, "url": address.url})
             return address
         time.sleep(0.05)
     child.kill()
@@ -85,7 +90,7 @@ def _spawn(settings: Settings) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             cwd=settings.home,
-            env={**os.environ, **importable(), **_explicit(settings)},
+            env={**os.environ, **importable(), **_named(settings), **_explicit(settings)},
             start_new_session=True,
         )
 
@@ -93,6 +98,27 @@ def _spawn(settings: Settings) -> subprocess.Popen[bytes]:
 def _explicit(settings: Settings) -> dict[str, str]:
     """What was set in Python rather than in the environment: the child must see the same."""
     return {"MLCLOUD_HOME": str(settings.home.resolve())}
+
+
+def _named(settings: Settings) -> dict[str, str]:
+    """What a specification says of this home's cluster, until it is taken down."""
+    named = read_record(settings).get("variables")
+    return {str(key): str(named[key]) for key in named} if isinstance(named, dict) else {}
+
+
+def read_record(settings: Settings) -> dict[str, Any]:
+    """The specification of this home's cluster, the variables it comes to, and the address of the
+    gateway that was started with it. Empty: there is none."""
+    try:
+        record = json.loads(settings.record_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def write_record(settings: Settings, record: dict[str, Any]) -> None:
+    settings.make_folders()
+    write_json(settings.record_file, record)
 
 
 def _since(log: Path, start: int) -> str:
@@ -141,6 +167,7 @@ def down(settings: Settings, *, timeout: float = 60.0) -> bool:
         with contextlib.suppress(OSError):
             settings.ray_dir.parent.rmdir()
         settings.connection_file.unlink(missing_ok=True)
+        settings.record_file.unlink(missing_ok=True)
     return found
 
 

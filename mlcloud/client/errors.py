@@ -65,7 +65,7 @@ def rebuilt(
     if not records or answer.get("own") or records[0]["name"] != name:
         # It is the gateway's or the kernel's word, not the cell's.
         error: BaseException = own(message) if is_own else _by_name(name, message)
-        if records and records[0]["name"] == "KeyboardInterrupt":  # --timeout: where it was
+        if records and records[0]["name"] == "KeyboardInterrupt":  # its time or money was up
             lines = [*_with_place(done, lines, records, session)[:-1], f"{name}: {message}"]
         elif is_own:
             return error

@@ -31,7 +31,6 @@ R = TypeVar("R")
 RESOURCES = ("gpu", "cpus", "memory", "market", "idle_timeout")
 LATER = {
     "retries": "jobs",
-    "max_cost": "budgets",
     "deadline": "jobs with a deadline",
     "workers": "gangs of kernels",
 }
@@ -49,14 +48,14 @@ def remote(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
     `on-demand`, `idle_timeout` a duration; `session` a session's name, or the `Session` itself.
     Without any, calls run in this notebook's own session; with resources alone, in a session of
     this notebook that is made for them. `timeout` (a duration) interrupts a call, `quiet` hides its
-    footer.
+    footer, `max_cost` (dollars) interrupts a call that has cost so much.
 
     Raises `UsageError` for an option that it does not know.
     """
     for name in options:
         if name in LATER:
             raise UsageError(f"@mlcloud.remote: {name} ({LATER[name]}) is not in this version yet")
-    known = (*RESOURCES, "session", "timeout", "quiet")
+    known = (*RESOURCES, "session", "timeout", "max_cost", "quiet")
     if unknown := sorted(options.keys() - set(known)):
         raise UsageError(
             f"@mlcloud.remote: unknown option {unknown[0]}; there are {', '.join(known)}"
@@ -103,6 +102,7 @@ class RemoteFunction(Generic[P, R]):
             temporary,
             result,
             timeout=None if timeout is None else parse_duration(timeout).total_seconds(),
+            max_cost=self._options.get("max_cost"),
             quiet=self._options.get("quiet", False),
         )
         return value

@@ -36,7 +36,7 @@ from mlcloud.cluster.headspec import HeadSpec, Machine, machine_of
 from mlcloud.cluster.records import write_json
 from mlcloud.config import Settings
 from mlcloud.environment.wheels import own_wheel
-from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound, UsageError
+from mlcloud.errors import Conflict, ConnectionFailed, MLCloudError, NotFound, UsageError
 from mlcloud.store import load_or_create_key
 
 Say = Callable[[str], None]
@@ -179,6 +179,8 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
         say(f"{time.monotonic() - began:5.1f} s  {text}")
 
     settings.make_folders()
+    if wanted.specification is not None:
+        _check_same(target, settings)
     note = _begun(wanted, settings)
     cloud = note.cloud_of(settings)
     cloud.check()
@@ -222,6 +224,21 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
     connection = connect(wanted.name, settings)
     tell(f'{wanted.name} is up: mlcloud.connect("{wanted.name}")')
     return connection
+
+
+def _check_same(specification: Any, settings: Settings) -> None:
+    """Raises `Conflict` with what differs where the cluster runs with another specification: its
+    head was told of that one, and takes up no other."""
+    from mlcloud.cluster.specification import changes
+
+    before = running(specification, settings)
+    differs = changes(before, specification) if before is not None else None
+    if differs:
+        raise Conflict(
+            f"the cluster {specification.name!r} runs with another specification; "
+            f"`mlcloud down {specification.name}` first, or leave it as it was: "
+            + "; ".join(map(str, differs))
+        )
 
 
 def _begun(wanted: SSHCluster, settings: Settings) -> Note:

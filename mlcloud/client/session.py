@@ -30,6 +30,7 @@ from mlcloud.client.logs import Log
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.saved import Saved
 from mlcloud.client.shipping import LocalSide, Row
+from mlcloud.cost.budgets import Limit
 from mlcloud.errors import UsageError
 from mlcloud.models import Boundary, ExecutionInfo, Rewound, SavedState, SessionInfo
 from mlcloud.values import pickling as values
@@ -118,6 +119,7 @@ class Session:
         out: Iterable[str] | None = None,
         keep_remote: bool = False,
         timeout: float | None = None,
+        max_cost: str | float | Decimal | None = None,
         on_preempt: str | None = None,
         durable: bool = False,
         quiet: bool = False,
@@ -126,7 +128,8 @@ class Session:
     ) -> Execution | None:
         """Run a cell here and show its output as it comes. Raises what the cell raised.
 
-        `timeout` is in seconds; `durable` waits until the state is in the store; `detach` returns
+        `timeout` is in seconds; `max_cost` is dollars, at which the cell is interrupted and raises
+        `BudgetExceeded`; `durable` waits until the state is in the store; `detach` returns
         at once with a handle; the others are the options of `%%remote`. `on_preempt` is `rerun`,
         `ask` or `fail`; None: `rerun`, or `ask` where the cell was seen to write outside its
         workspace or to the network.
@@ -137,8 +140,7 @@ class Session:
         }
         if frontend.in_page():
             options["burst"] = PAGE_BURST
-        if timeout is not None:
-            options["timeout_s"] = timeout
+        _limit(options, timeout, max_cost)
         self.apply_returns()
         wanted: dict[str, Any] = {
             "only_in": None if only_in is None else list(only_in),
@@ -159,6 +161,7 @@ class Session:
         result: str,
         *,
         timeout: float | None = None,
+        max_cost: str | float | Decimal | None = None,
         quiet: bool = False,
     ) -> Any:
         """Run a cell that sees the names `temporary` too, and binds `result`: its value.
@@ -169,8 +172,7 @@ class Session:
         options: dict[str, Any] = {"allow_stdin": frontend.takes_input()}
         if frontend.in_page():
             options["burst"] = PAGE_BURST
-        if timeout is not None:
-            options["timeout_s"] = timeout
+        _limit(options, timeout, max_cost)
         self.apply_returns()
         wanted = {"temporary": temporary, "result": result}
         shipment = self._cell(code, wanted, options, quiet=quiet)
@@ -548,3 +550,16 @@ def main_namespace() -> dict[str, Any]:
     ip = frontend.shell()
     namespace: dict[str, Any] = ip.user_ns if ip is not None else vars(sys.modules["__main__"])
     return namespace
+
+
+def _limit(
+    options: dict[str, Any], timeout: float | None, max_cost: str | float | Decimal | None
+) -> None:
+    """How long a cell may run, in seconds, and what it may cost, in dollars."""
+    if timeout is not None:
+        options["timeout_s"] = timeout
+    if max_cost is not None:
+        limit = Limit.parse(max_cost)
+        if limit.period:
+            raise UsageError(f"max_cost is for one cell, in dollars: 5, not {max_cost}")
+        options["max_cost"] = str(max_cost)

@@ -57,16 +57,35 @@ def effective_usd_per_hour(
 ) -> Decimal:
     """Dollars an hour of work costs on `offer`."""
     rate = preemptions_per_hour if offer.market == "spot" else 0.0
-    hours = expected.hours
-    nodes = 1 + rate * hours
-    cold, lost = expected.cold_start_s / 3600, expected.lost_s / 3600
-    billed = (hours + nodes * cold + rate * hours * lost) / hours
-    moving = egress_usd(offer, expected) * Decimal(str(nodes / hours))
-    return offer.usd_per_hour * Decimal(str(billed)) + moving
+    nodes = 1 + rate * expected.hours
+    moving = egress_usd(offer, expected) * Decimal(str(nodes / expected.hours))
+    return offer.usd_per_hour * Decimal(str(_billed(expected, rate))) + moving
 
 
 def pricing(
     expected: Expectations, preemptions_per_hour: Callable[[Offer], float]
-) -> Callable[[Offer], Decimal]:
-    """`effective_usd_per_hour` as a function of the offer alone, for `offers.walk`."""
-    return lambda offer: effective_usd_per_hour(offer, expected, preemptions_per_hour(offer))
+) -> Callable[[Offer], float]:
+    """`effective_usd_per_hour` to compare thousands of offers by, in floats, for `offers.walk`."""
+    on_demand = _billed(expected, 0.0)
+    moving: dict[tuple[str, str], float] = {}
+
+    def price(offer: Offer) -> float:
+        place = (offer.cloud, offer.region)
+        egress = moving.get(place)
+        if egress is None:
+            egress = moving[place] = float(egress_usd(offer, expected))
+        listed = float(offer.usd_per_hour)
+        if offer.market != "spot":
+            return listed * on_demand + egress / expected.hours
+        rate = preemptions_per_hour(offer)
+        nodes = 1 + rate * expected.hours
+        return listed * _billed(expected, rate) + egress * nodes / expected.hours
+
+    return price
+
+
+def _billed(expected: Expectations, rate: float) -> float:
+    """Hours that are billed for an hour of work."""
+    nodes = 1 + rate * expected.hours
+    idle = nodes * expected.cold_start_s + rate * expected.hours * expected.lost_s
+    return 1 + idle / 3600 / expected.hours

@@ -18,7 +18,9 @@ All of it is pure: the time is passed in, and nothing is launched here.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -38,6 +40,8 @@ from mlcloud.units import (
 Market = Literal["spot", "on-demand"]
 MARKETS: tuple[Market, ...] = ("spot", "on-demand")
 
+_RANK = operator.attrgetter("rank")
+
 #: How long an offer is left alone after the cloud had none of it.
 COOLDOWN = timedelta(minutes=5)
 
@@ -45,7 +49,8 @@ COOLDOWN = timedelta(minutes=5)
 @dataclass(frozen=True)
 class Offer:
     """A priced place to run. `source` and `as_of` say where the price comes from and of what day
-    it is; `simulated` that nobody is ever charged it."""
+    it is; `simulated` that nobody is ever charged it; `estimated` that no source states the price
+    and it was derived as `source` says."""
 
     cloud: str
     region: str
@@ -60,6 +65,7 @@ class Offer:
     simulated: bool
     source: str
     as_of: date
+    estimated: bool = False
 
     def __post_init__(self) -> None:
         if self.market not in MARKETS:
@@ -81,6 +87,22 @@ class Offer:
                     and self.accelerator_count >= shape.accelerator_count
                 )
             )
+        )
+
+    @functools.cached_property
+    def rank(self) -> tuple[float, Decimal, bool, str, str, str]:
+        """The order in which offers are tried: cheapest first, on-demand before spot at the same
+        price, then by name.
+
+        The float is the price once more: sorting compares floats ten times faster.
+        """
+        return (
+            float(self.usd_per_hour),
+            self.usd_per_hour,
+            self.market != "on-demand",
+            self.cloud,
+            self.zone,
+            self.instance_type,
         )
 
     @property
@@ -152,7 +174,7 @@ def walk(
     market: Market | None,
     cooldowns: Mapping[OfferKey, Cooldown],
     now: datetime,
-    price: Callable[[Offer], Decimal] | None = None,
+    price: Callable[[Offer], float] | None = None,
 ) -> list[Offer]:
     """The offers to try for `shape`, cheapest first; none that is cooling down at `now`.
 
@@ -161,24 +183,27 @@ def walk(
     `"spot"` goes on to on-demand when every spot offer has been tried, `"on-demand"` is kept to
     (whoever asks for it does not want to be moved), and None takes the markets by price alone.
     """
-    fitting = (
-        offer
-        for offer in offers
-        if offer.dominates(shape)
-        and _allows(market, offer)
-        and not (key_of(offer) in cooldowns and now < cooldowns[key_of(offer)].until)
-    )
-    return sorted(
-        fitting,
-        key=lambda o: (
-            market == "spot" and o.market != "spot",
-            o.usd_per_hour if price is None else price(o),
-            o.market != "on-demand",
-            o.cloud,
-            o.zone,
-            o.instance_type,
-        ),
-    )
+    fitting = _fitting(offers, shape)
+    if market == "on-demand":
+        fitting = [o for o in fitting if o.market == "on-demand"]
+    if cooldowns:
+        cooling = {tuple(key) for key, cooldown in cooldowns.items() if now < cooldown.until}
+        fitting = [o for o in fitting if (o.zone, o.instance_type, o.market) not in cooling]
+    fitting.sort(key=_RANK)
+    if price is not None:
+        fitting.sort(key=price)
+    if market == "spot":
+        fitting = [o for o in fitting if o.market == "spot"] + [
+            o for o in fitting if o.market != "spot"
+        ]
+    return fitting
+
+
+def _fitting(offers: Iterable[Offer], shape: Shape) -> list[Offer]:
+    """Those that dominate `shape`: `Offer.dominates`, for thousands of them."""
+    cpus, memory = shape.cpus, shape.memory_bytes
+    large = [o for o in offers if o.cpus >= cpus and o.memory_bytes >= memory]
+    return large if shape.accelerator is None else [o for o in large if o.dominates(shape)]
 
 
 class OfferBook:
@@ -188,7 +213,8 @@ class OfferBook:
     """
 
     def __init__(self, offers: Iterable[Offer], *, cooldown: timedelta = COOLDOWN) -> None:
-        self.offers = tuple(offers)
+        # In order already, each walk has little left to sort.
+        self.offers = tuple(sorted(offers, key=_RANK))
         self.cooldown = cooldown
         self._cooldowns: dict[OfferKey, Cooldown] = {}
 

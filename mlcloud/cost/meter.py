@@ -117,10 +117,13 @@ def execution_cost(ledger: Ledger, execution_id: str, now: datetime) -> Bill:
     return _bill(ledger, mine, spans, now, session_id, execution_id)
 
 
-def session_cost(ledger: Ledger, session_id: str, now: datetime) -> Bill:
-    """What a session cost: its executions and its idle time, up to `now`."""
+def session_cost(
+    ledger: Ledger, session_id: str, now: datetime, *, since: datetime | None = None
+) -> Bill:
+    """What a session cost: its executions and its idle time, up to `now`, perhaps from `since`."""
     spans = ledger.placements_of(session_id)
-    mine = [c for c in charges(ledger, now, session_id=session_id) if c.session_id == session_id]
+    every = charges(ledger, now, since=since, session_id=session_id)
+    mine = [charge for charge in every if charge.session_id == session_id]
     return _bill(ledger, mine, spans, now, session_id)
 
 

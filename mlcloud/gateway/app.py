@@ -23,11 +23,15 @@ from starlette.exceptions import HTTPException
 
 from mlcloud import errors
 from mlcloud.cluster.records import now
+from mlcloud.cost.budgets import Limit
 from mlcloud.gateway import auth, db, environments, imds, logs, objects, saved, timetravel
+from mlcloud.gateway.budgets import CLUSTER
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.models import (
     Boundary,
+    BudgetInfo,
+    BudgetRequest,
     ClusterInfo,
     CompleteAnswer,
     CompleteRequest,
@@ -62,13 +66,14 @@ STATUS: list[tuple[type[errors.MLCloudError], int]] = [
     (errors.Conflict, 409),
     (errors.SessionClosed, 409),
     (errors.VersionMismatch, 409),
+    (errors.BudgetExceeded, 402),
     (errors.UsageError, 422),
     (errors.NoSuchResources, 422),
     (errors.StoreFull, 507),
 ]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (401, 404, 409, 422, 500, 507)
+    code: {"model": ErrorBody} for code in (401, 402, 404, 409, 422, 500, 507)
 }
 
 
@@ -149,7 +154,11 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     async def create_session(request: SessionRequest) -> SessionInfo:
         with contextlib.suppress(errors.NotFound):
             await sessions.find(request.name)
+        if request.budget is not None:
+            Limit.parse(request.budget)  # before anything is made
         session = sessions.create(request)
+        if request.budget is not None:
+            gateway.budgets.put(session.id, request.budget)
         log_change("session.create", request.name)
         return sessions.info(session)
 
@@ -207,7 +216,7 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
             op="cell",
             code=request.code,
             shipment=None,
-            options={"allow_stdin": request.allow_stdin},
+            options={"allow_stdin": request.allow_stdin, "max_cost": request.max_cost},
         )
         return gateway.execution_info(execution.id)
 
@@ -258,6 +267,20 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     @routes.get("/cluster")
     async def get_cluster() -> ClusterInfo:
         return gateway.cluster_info()
+
+    @routes.get("/budgets")
+    async def list_budgets() -> list[BudgetInfo]:
+        return gateway.budgets.infos()
+
+    @routes.put("/budgets")
+    async def set_budget(request: BudgetRequest) -> list[BudgetInfo]:
+        whose = CLUSTER if request.session is None else sessions.get(request.session).id
+        if request.limit is None:
+            gateway.budgets.remove(whose)
+        else:
+            gateway.budgets.put(whose, request.limit, tuple(request.alerts))
+        log_change("budget.set", f"{request.session or CLUSTER}: {request.limit}")
+        return gateway.budgets.infos()
 
     @routes.get("/nodes")
     async def list_nodes() -> list[NodeInfo]:

@@ -23,6 +23,7 @@ from mlcloud.cluster.records import now
 from mlcloud.config import Settings
 from mlcloud.errors import MLCloudError, NotFound, StoreError
 from mlcloud.gateway.billing import Billing, is_worker
+from mlcloud.gateway.budgets import Budgets
 from mlcloud.gateway.comeback import Comeback
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
@@ -102,6 +103,9 @@ class Gateway:
                 snapshot_limits=settings.snapshot_limits,
             )
         )
+        self.budgets = Budgets(self.sessions)
+        self.sessions.services.refuse = self.budgets.refuse
+        self.budgets.recall(self.record.budgets())
         self.comeback = Comeback(self.sessions, settings.spot_return)
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
         self._on_idle = on_idle
@@ -123,6 +127,7 @@ class Gateway:
             asyncio.create_task(self._keep_lease()),
             asyncio.create_task(self.upkeep.run()),
             asyncio.create_task(self.comeback.run()),
+            asyncio.create_task(self.budgets.run()),
         ]
 
     def used(self) -> None:
@@ -198,7 +203,8 @@ class Gateway:
                 await session.write_record()
         if everything:
             try:
-                await asyncio.to_thread(self.record.write_nodes, self.billing.ledger.nodes)
+                nodes, budgets = self.billing.ledger.nodes, self.budgets.plain()
+                await asyncio.to_thread(self.record.write_nodes, nodes, budgets)
             except MLCloudError as error:
                 log.warning("what nodes cost could not be recorded: %s", error)
 
@@ -331,6 +337,7 @@ class Gateway:
             usd_per_hour=self.billing.per_hour(),
             simulated=all(each.simulated for each in self.cluster.cloud.offers()),
             offers=sorted({each.describe() for each in self.cluster.types}),
+            budgets=self.budgets.infos(),
             attempts=self._attempts(),
         )
 

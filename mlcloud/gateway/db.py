@@ -120,6 +120,17 @@ recorded = Table(
     Column("entry", Integer, nullable=False),
 )
 
+# Of the cluster, and of sessions by their ids (`budgets.py`).
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("whose", String, primary_key=True),
+    Column("limit", String, nullable=False),
+    Column("alerts", String, nullable=False),
+    # Why work is refused, and in which period: JSON, empty while it is not.
+    Column("stopped", Text, nullable=False, server_default=""),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -71,6 +71,9 @@ class Outcomes:
                     content = self._death(blob)
                     execution = self._ends(execution_id)
                     if execution is not None:
+                        over = execution.options.get("over_budget")
+                        if over:
+                            content = {**content, "ename": "BudgetExceeded", "evalue": over}
                         done = self.ended(
                             execution, ExecutionState.FAILED, content, connection, ending
                         )
@@ -123,7 +126,10 @@ class Outcomes:
         ending: Ending,
     ) -> bytes:
         failed = content.get("status") != "ok"
-        if execution.options.get("timed_out"):
+        if failed and execution.options.get("over_budget"):
+            why = execution.options["over_budget"]
+            content = {**content, "ename": "BudgetExceeded", "evalue": why}
+        elif execution.options.get("timed_out"):
             content = {
                 **content,
                 "ename": "ExecutionTimeout",

@@ -58,7 +58,7 @@ class Record:
         self._engine, self._store, self._signer = engine, store, signer
         self.cluster = cluster
         self._lock = threading.Lock()
-        self._nodes: list[Any] = []
+        self._nodes: tuple[list[Any], list[Any]] = ([], [])
         self._checked: dict[str, float] = {}  # sessions, and when each was found to be ours
 
     # --- writing ----------------------------------------------------------------------------------
@@ -162,18 +162,20 @@ class Record:
         body = {"session_id": session_id, "cluster": self.cluster}
         self._store.commit(NAMES, name, step, body, sign=self._signer.sign)
 
-    def write_nodes(self, nodes: Iterable[NodeSpan]) -> None:
-        """What nodes cost, where that has changed."""
+    def write_nodes(self, nodes: Iterable[NodeSpan], budgets: list[list[Any]]) -> None:
+        """What nodes cost, and the budgets, where that has changed."""
         plain = [_node_to_plain(each) for each in nodes]
-        if plain == self._nodes:
+        if (plain, budgets) == self._nodes:
             return
         name = f"cluster-{self.cluster}"
         step = (self._store.latest(KIND, name) or 0) + 1
         refs = self._store.put_buffers([msgpack.packb(plain)])
-        self._commit(name, step, {"cluster": self.cluster, "chunks": [str(r) for r in refs]})
+        chunks = [str(ref) for ref in refs]
+        body = {"cluster": self.cluster, "chunks": chunks, "budgets": budgets}
+        self._commit(name, step, body)
         if step > 2:
             self._store.discard(KIND, name, step - 2)  # each has all of them
-        self._nodes = plain
+        self._nodes = (plain, budgets)
 
     # --- sessions that are over -------------------------------------------------------------------
 
@@ -242,6 +244,12 @@ class Record:
             return []
         plain = msgpack.unpackb(self._chunks(self._read(name, step)["chunks"]))
         return [_node_from_plain(each) for each in plain]
+
+    def budgets(self) -> list[list[Any]]:
+        """What the store knows of this cluster's budgets, as `Budgets.plain` gave them."""
+        name = f"cluster-{self.cluster}"
+        step = self._store.latest(KIND, name)
+        return [] if step is None else list(self._read(name, step).get("budgets", []))
 
     def rebuild(self) -> int:
         """Fill an empty database with this cluster's sessions; how many there were."""

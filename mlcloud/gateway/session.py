@@ -20,6 +20,7 @@ import contextlib
 import logging
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -87,6 +88,8 @@ class Services:
     input_timeout_s: float
     output_limits: dict[str, int]
     snapshot_limits: dict[str, float]
+    # Raises `BudgetExceeded` where work would certainly lead beyond a budget (`budgets.py`).
+    refuse: Callable[[Session, dict[str, Any]], None] = lambda session, options: None
 
 
 class Session:
@@ -159,6 +162,7 @@ class Session:
         """Queue an execution; the same id again is the same execution, and runs nothing twice."""
         if execution_id in self.known:
             return self.known[execution_id]
+        self.services.refuse(self, options)
         execution = Execution(
             execution_id,
             self.id,
@@ -271,6 +275,7 @@ class Session:
 
     async def resume(self) -> None:
         """Bring the session back on a node without running anything."""
+        self.services.refuse(self, {})
         async with self.turn:
             await self.ensure_host()
             self.settle()

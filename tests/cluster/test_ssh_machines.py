@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+import mlcloud
 from mlcloud import __version__
+from mlcloud.client import launching
 from mlcloud.client.machines import of_specification
 from mlcloud.client.tunnel import Tunnel
 from mlcloud.cluster import bootstrap, nodefile, onlyhere, ssh
@@ -28,7 +30,9 @@ from mlcloud.cluster.clouds.ssh import SSHCloud
 from mlcloud.cluster.headspec import HeadSpec, Machine, Runtime
 from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.records import now
-from mlcloud.errors import CloudRefused, ConnectionFailed, CredentialsMissing, NoCapacity
+from mlcloud.cluster.specification import from_yaml
+from mlcloud.config import Settings
+from mlcloud.errors import CloudRefused, Conflict, ConnectionFailed, CredentialsMissing, NoCapacity
 from tests import netns
 from tests.live import ROOT, until
 
@@ -468,8 +472,7 @@ def test_temporary_folders_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_specification_becomes_a_cluster_of_machines() -> None:
-    specification = pytest.importorskip("mlcloud.cluster.specification")
-    told = specification.from_yaml(
+    told = from_yaml(
         "name: lab\ncloud: ssh\nstore: s3://bucket/lab\nsetup: nvidia-smi\n"
         "ssh:\n  user: me\n  key: ~/.ssh/lab\n  hosts:\n"
         "  - {host: front, cpus: 4, memory: 16GB}\n"
@@ -488,3 +491,29 @@ def test_a_specification_becomes_a_cluster_of_machines() -> None:
     assert made.settings["MLCLOUD_MAX_NODES"] == "1"
     assert made.runtime.setup == ("nvidia-smi",)
     assert type(told).model_validate(made.specification) == told
+
+
+@needs_machines
+def test_a_cluster_yaml_that_cannot_come_up_is_noted_and_cleared(
+    target: ssh.Target, machine: netns.Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up as far as the machine allows, with its last words; a change is refused; down clears it."""
+    monkeypatch.setenv("MLCLOUD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    text = (
+        "name: lab\ncloud: ssh\nstore: s3://bucket/lab\nsetup: echo no driver >&2; false\n"
+        f"ssh:\n  user: root\n  key: {target.key}\n  hosts:\n"
+        f"  - {{host: {machine.address}, cpus: 1, memory: 2GB}}\n"
+    )
+    cluster = mlcloud.Cluster.from_yaml(text)
+    with pytest.raises(CloudRefused, match="setup: this failed: echo no driver"):
+        cluster.up()
+    assert launching.known(Settings()) == ["lab"]
+    assert "mlcloud cluster lab" in (machine.home / ".ssh/authorized_keys").read_text()
+    with pytest.raises(Conflict, match=r"setup.*no driver.*true \(for nodes launched"):
+        mlcloud.Cluster.from_yaml(text.replace("echo no driver >&2; false", "'true'")).up()
+    cluster.down()
+    assert launching.known(Settings()) == []
+    assert "mlcloud cluster lab" not in (machine.home / ".ssh/authorized_keys").read_text()
+    assert not (machine.home / ".mlcloud-node").exists()
+    assert machine.pids() == []
