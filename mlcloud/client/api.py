@@ -186,7 +186,8 @@ def connect(
     cluster that `mlcloud up` made, through an SSH tunnel; else its URL.
 
     `https://` to a gateway in the same network takes the `fingerprint` of its certificate, which
-    `mlcloud status` shows: where another one answers, nothing is sent.
+    `MLCLOUD_HOME/clusters/NAME.json` has beside address and token where it was brought up: where
+    another one answers, nothing is sent.
 
     The connection becomes the default of `%%remote` and `mlcloud.session()`. Raises
     `ConnectionFailed` where none answers, `AuthenticationFailed` for a wrong token,

@@ -195,10 +195,14 @@ def head(
     version: str,
 ) -> str:
     """The script for the head. `files` (0600) are put into the gateway's home, and `variables` are
-    its settings; `MLCLOUD_HOME` is set here."""
+    its settings; `MLCLOUD_HOME` is set here. A head that runs already takes `known_hosts` alone:
+    a machine may have been away when it was brought up."""
     wanted = {**runtime.variables, **variables}
+    files = dict(files)
+    known = {name: files.pop(name) for name in ("known_hosts",) if name in files}
     parts = [
         _BEGIN.format(cluster=cluster, cluster_id=cluster_id, folder="head", root=ROOT),
+        *(_file(name, text) for name, text in known.items()),
         'if [ -s "$folder/pid" ] && kill -0 "$(cat "$folder/pid")" 2>/dev/null; then exit 0; fi\n',
         *(_file(name, text) for name, text in files.items()),
         *_runtime(runtime, version),

@@ -266,7 +266,7 @@ def test_a_dead_address_is_said_to_be_dead() -> None:
         mlcloud.connect("http://127.0.0.1:9", token="x")
     with pytest.raises((errors.ConnectionFailed, errors.UsageError)):
         mlcloud.connect("http://", token="x")
-    with pytest.raises(errors.NotFound, match="this version knows"):
+    with pytest.raises(errors.NotFound, match="no cluster 'my-cluster' was brought up from here"):
         mlcloud.connect("my-cluster")
 
 
