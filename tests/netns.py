@@ -119,6 +119,15 @@ class Machine:
     def mend(self) -> None:
         run("ip", "link", "set", self.link, "up")
 
+    @contextlib.contextmanager
+    def out_of_reach(self) -> Iterator[None]:
+        """From here alone, as when a laptop sleeps: what is sent gets lost, without a word."""
+        run("ip", "route", "add", "blackhole", f"{self.address}/32")
+        try:
+            yield
+        finally:
+            run("ip", "route", "del", "blackhole", f"{self.address}/32")
+
     def pids(self) -> list[int]:
         """Every process of the machine but sshd's own."""
         found = [int(word) for word in run("ip", "netns", "pids", self.namespace).split()]

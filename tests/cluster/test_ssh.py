@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 import httpx
 import pytest
 import ray
+from click.testing import CliRunner
 
 import mlcloud
+from mlcloud import cli
 from mlcloud.client import launching, reaching
 from mlcloud.client.machines import SSHCluster
 from mlcloud.cluster import ssh
@@ -137,7 +140,7 @@ def test_a_cluster_on_two_machines(lab: Any, capsys: pytest.CaptureFixture[str])
     with reaching.forwarded(place, namespace["port"]) as url:
         assert httpx.get(url, trust_env=False).is_success
     session.run("server.shutdown(); del server")
-    assert reaching.shell(reaching.target(None, "lab", Settings()), ("exit", "7")) == 7
+    assert CliRunner().invoke(cli.main, ["ssh", "s", "exit", "7"]).exit_code == 7
 
     # No token is on any command line, the cluster's own keys neither.
     commands = b"".join(_command(int(each.name)) for each in Path("/proc").glob("[0-9]*"))
@@ -194,7 +197,18 @@ def test_machines_that_are_lost(lab: Any, capsys: pytest.CaptureFixture[str]) ->
     assert namespace["total"] == sum(range(1000)) - 1
     assert three.machine_of(session) in (first, second)  # its power is back
 
+    # The laptop sleeps for a while in the middle of a cell: nothing it prints is missed.
     head = three.machines["a"]
+    seen = launching.tunnels["lab"].pid
+    with contextlib.ExitStack() as sleeping:
+        threading.Timer(2, sleeping.enter_context, (head.out_of_reach(),)).start()
+        threading.Timer(22, sleeping.close).start()
+        capsys.readouterr()
+        session.run("import time\nfor i in range(30): print('tick', i, flush=True); time.sleep(1)")
+    ticks = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tick")]
+    assert ticks == [f"tick {number}" for number in range(30)]
+    assert launching.tunnels["lab"].pid != seen
+
     gateway = next(pid for pid in head.pids() if b"mlcloud.gateway" in _command(pid))
     os.kill(gateway, signal.SIGKILL)
     session.run("total += 1")
