@@ -288,11 +288,11 @@ def node_routes(gateway: Gateway) -> APIRouter:
     routes = APIRouter(prefix="/v1/nodes/{node}", dependencies=[Depends(require_node)])
 
     @routes.post("/heartbeat", status_code=204)
-    async def heartbeat(node: str, _: Heartbeat) -> None:
-        return None
+    async def heartbeat(node: str, sign: Heartbeat) -> None:
+        gateway.notices.in_force(node, sign.notices)
 
     @routes.post("/notice", status_code=204)
     async def notice(node: str, report: NoticeReport) -> None:
-        gateway.sessions.on_notice(node, report.deadline, report.kind)
+        gateway.notices.report(node, report)
 
     return routes

@@ -9,6 +9,7 @@ machines and a killed gateway forgets nothing:
                  a new process group; that agent runs `ray start` and watches for notices
     preempt()    writes the notice into the record: the metadata service shows it from then on, and
                  the agent, playing the cloud's part, kills the group at the deadline
+    warn()       the same for a softer sign (a rebalance recommendation, a live migration)
     terminate()  tells the agent to switch off: it SIGKILLs and reaps all that is below it
 
 Every process an instance starts inherits `MLCLOUD_INSTANCE=<id>` in its environment; that mark
@@ -129,12 +130,19 @@ class LocalCloud(Cloud, CloudWithPreemption):
         record = self._read(instance_id)
         return {key: str(record[key]) for key in ("metadata_key", "node_token")}
 
-    def by_metadata_key(self, key: str) -> Instance | None:
-        """The instance whose metadata lives behind `key`."""
+    def metadata_of(self, key: str) -> dict[str, Any] | None:
+        """The record of the instance whose metadata lives behind `key`: of its own, `notice` and
+        `warned_at` say what is to be shown."""
         for path in self.records.glob("i-*.json"):
-            if secrets.compare_digest(str(self._read(path.stem)["metadata_key"]), key):
-                return self._settled(path.stem)
+            record = self._read(path.stem)
+            if secrets.compare_digest(str(record["metadata_key"]), key):
+                return record
         return None
+
+    def revision(self, instance_id: str) -> tuple[int, int]:
+        """Another one after each change of the instance's record."""
+        facts = self._path(instance_id).stat()
+        return facts.st_ino, facts.st_mtime_ns
 
     def terminate(self, instance_id: str, reason: str) -> None:
         if not self._path(instance_id).exists():
@@ -174,6 +182,16 @@ class LocalCloud(Cloud, CloudWithPreemption):
         with self._changing(instance_id) as record:
             record["notice"] = _to_record(notice)
         return notice
+
+    def warn(self, instance_id: str) -> None:
+        """A drill as well: the cloud says that `instance_id` is at risk, and takes nothing back."""
+        with self._changing(instance_id) as record:
+            record["warned_at"] = now().isoformat()
+
+    def withdraw(self, instance_id: str) -> None:
+        """The cloud thinks better of a notice or a warning. AWS and GCP never do."""
+        with self._changing(instance_id) as record:
+            record["notice"] = record["warned_at"] = None
 
     # --- records ----------------------------------------------------------------------------------
 
