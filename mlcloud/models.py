@@ -319,7 +319,9 @@ class NoticeReport(Model):
         "`maintenance`, `lifetime`: the node goes away. `rebalance`, `freeze`, `migrate`: it is "
         "saved. `withdrawn`: the cloud took back what it said under this key.",
     )
-    in_s: float | None = Field(None, ge=0, description="Seconds that are left; None: not known.")
+    in_s: float | None = Field(
+        None, ge=0, le=366 * 86400, description="Seconds that are left; None: not known."
+    )
 
 
 class Heartbeat(Model):

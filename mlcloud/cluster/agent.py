@@ -20,6 +20,7 @@ runs on every node for ever.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -45,6 +46,7 @@ HEARTBEAT = 3.0
 TELL_S = 5.0  # so long the gateway is looked for when the machine shuts down
 LIFETIME_NOTICE_S = 120.0
 END_AGAIN_S = 60.0
+FOREVER_S = 365 * 86400.0
 
 # Ray's raylet waits 15 s for each agent of its own to say on which port it listens, and aborts: too
 # short on a busy machine, where their imports take longer. A port that is given is not waited for.
@@ -102,7 +104,8 @@ class Told:
 
 
 def _report(notice: Notice, left: float | None) -> dict[str, Any]:
-    return {"key": notice.key[:200], "kind": notice.kind[:40], "in_s": left}
+    in_s = None if left is None else min(left, FOREVER_S)
+    return {"key": notice.key[:200], "kind": notice.kind[:40], "in_s": in_s}
 
 
 def main(record_path: str) -> int:
@@ -216,7 +219,7 @@ def _sources(record: dict[str, Any], settings: dict[str, Any]) -> list[notices.S
             _endpoint(settings),
             notice_s=float(settings.get("preemption_notice_s") or 0.0),
         )
-    if "metadata_key" not in record:
+    if "metadata_key" not in record or record["node_type"] == "head":
         return []
 
     def endpoint() -> str | None:
@@ -267,7 +270,7 @@ def _post(
     try:
         with urllib.request.urlopen(request, timeout=2):
             return True
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 

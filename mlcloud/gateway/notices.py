@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from mlcloud.cluster.clouds.local import now
+from mlcloud.cluster.clouds.local import HEAD, now
 from mlcloud.cluster.notices import SAVES, SHUTDOWN_S, WITHDRAWN
 from mlcloud.cluster.notices.notice import LIFETIME
 
@@ -62,6 +62,8 @@ class Notices:
             return
         self._known[node, report.key] = report.kind
         log.info("node %s has a notice: %s, in %s s", node, report.kind, report.in_s)
+        if self._is_head(node):
+            return  # no session is on it, and Ray's head is not drained
         if report.kind in SAVES:
             self._sessions.on_risk(node, report.kind)
         elif report.kind == WITHDRAWN:
@@ -69,6 +71,9 @@ class Notices:
         else:
             seconds = SHUTDOWN_S if report.in_s is None else report.in_s
             self._goes(node, Leaving(now() + timedelta(seconds=seconds), report.kind))
+
+    def _is_head(self, node: str) -> bool:
+        return self._cluster.cloud.get(node).node_type == HEAD
 
     def _goes(self, node: str, leaving: Leaving) -> None:
         before = self.leaving.get(node)

@@ -61,6 +61,7 @@ class LocalCloud(Cloud, CloudWithPreemption):
         self.records.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._offers = offers
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._by_key: dict[str, str] = {}
 
     # --- the catalogue ----------------------------------------------------------------------------
 
@@ -133,11 +134,12 @@ class LocalCloud(Cloud, CloudWithPreemption):
     def metadata_of(self, key: str) -> dict[str, Any] | None:
         """The record of the instance whose metadata lives behind `key`: of its own, `notice` and
         `warned_at` say what is to be shown."""
-        for path in self.records.glob("i-*.json"):
-            record = self._read(path.stem)
-            if secrets.compare_digest(str(record["metadata_key"]), key):
-                return record
-        return None
+        if key not in self._by_key:  # nodes ask several times a second
+            for path in self.records.glob("i-*.json"):
+                if secrets.compare_digest(str(self._read(path.stem)["metadata_key"]), key):
+                    self._by_key[key] = path.stem
+        found = self._by_key.get(key)
+        return None if found is None else self._read(found)
 
     def revision(self, instance_id: str) -> tuple[int, int]:
         """Another one after each change of the instance's record."""

@@ -100,12 +100,19 @@ class Watcher:
             else:
                 del seen[key]
 
+    def _is_told(self, each: _Seen) -> bool:
+        try:
+            return self._tell(each.notice, each.left)
+        except Exception as error:  # a thread that ends here would watch no more
+            self._log(f"{each.notice.kind} could not be passed on: {type(error).__name__}: {error}")
+            return False
+
     def _pass_on(self, seen: dict[str, _Seen], until: float) -> None:
         """Tell what is not told, and wait until it is time to look again."""
         while True:
             for each in seen.values():
                 if not each.told:
-                    each.told = self._tell(each.notice, each.left)
+                    each.told = self._is_told(each)
             left = until - time.monotonic()
             if left <= 0:
                 return
