@@ -356,6 +356,17 @@ def test_azure_once_within_a_poll_and_called_off() -> None:
         assert it.kinds[2] == "preempt"
 
 
+def test_an_event_that_has_begun_is_not_called_off_when_it_is_over() -> None:
+    served = Azure(document=event("Reboot", 900))
+    with Nasty(served) as server, watching(*sources("azure", server.endpoint, poll_s=POLL_S)) as it:
+        it.wait(1)
+        served.document = event("Reboot", None, EventStatus="Started")
+        until_asked(server, len(server.seen) + 3)
+        served.document = '{"DocumentIncarnation":4,"Events":[]}'
+        until_asked(server, len(server.seen) + 3)
+        assert it.kinds == ["reboot"]
+
+
 def test_what_is_called_off_before_anybody_was_told_is_not_told() -> None:
     served = Azure(document=event("Preempt", 30))
     with Nasty(served) as server:
@@ -501,7 +512,7 @@ FAILURES = {
     "away": Reply("", 503),
     "hangs": Reply("{}", hang_s=30),
     "resets": Reply("{}", cut=True, headers={"Content-Length": "9"}),
-    "a byte a second": Reply("x" * 30, slow=1.0),
+    "a byte now and then": Reply("x" * 40, slow=0.1),
     "short": Reply("{}", headers={"Content-Length": "900"}),
     "no JSON": Reply("<html>captive portal</html>", headers={"Metadata-Flavor": "Google"}),
     "other JSON": Reply('["x", 1]', headers={"Metadata-Flavor": "Google"}),
@@ -621,6 +632,21 @@ def test_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         answer = aws.Metadata(server.endpoint).read("instance-id")
         assert answer is not None
         assert answer.text == "i-1"
+
+
+def test_where_nothing_may_hang() -> None:
+    """Something between cuts every request that waits: values are asked for between these."""
+    values = {"instance/preempted": "FALSE", "instance/maintenance-event": "NONE"}
+    served = Gce(values)
+
+    def answer(request: Request) -> Reply:
+        return Reply(cut=True) if "wait_for_change" in request.path else served(request)
+
+    with Nasty(answer) as server, watching(*sources("gcp", server.endpoint, poll_s=POLL_S)) as it:
+        until_asked(server, 6)
+        served.set("instance/preempted", "TRUE")
+        it.wait(1)
+        assert it.kinds == ["preempt"]
 
 
 def test_another_clouds_service_is_not_googles() -> None:
