@@ -196,6 +196,7 @@ def test_a_node_that_is_taken_down_says_nothing(
     assert "notice" not in stories(s)
 
 
+@pytest.mark.slow
 def test_a_gateway_that_was_not_told_hears_it_with_the_next_heartbeat(
     session: Callable[..., Session], cluster: Embedded
 ) -> None:
@@ -220,6 +221,7 @@ def test_a_gateway_that_was_not_told_hears_it_with_the_next_heartbeat(
     cloud_of(cluster).terminate(str(first), "the test ended")
 
 
+@pytest.mark.slow
 def test_a_notice_that_the_cloud_takes_back(
     session: Callable[..., Session], cluster: Embedded, tmp_path: object
 ) -> None:
