@@ -314,9 +314,10 @@ def node_routes(gateway: Gateway) -> APIRouter:
     @routes.post("/heartbeat", status_code=204)
     async def heartbeat(node: str, beat: Heartbeat) -> None:
         await asyncio.to_thread(gateway.heard, node, beat.ends)
+        gateway.notices.in_force(node, beat.notices)
 
     @routes.post("/notice", status_code=204)
     async def notice(node: str, report: NoticeReport) -> None:
-        gateway.sessions.on_notice(node, report.deadline, report.kind)
+        gateway.notices.report(node, report)
 
     return routes
