@@ -105,9 +105,9 @@ class CloudSettings:
 class Leftover:
     """Something in the cloud's account that a cluster made and that is still there.
 
-    `kind` is the cloud's word (`instance`, `volume`, `security-group` …), `region` is empty for what
-    belongs to none. `usd_per_hour` is what it costs to leave it, None where that is not known, 0
-    where it is free. `why` says why it is listed, as a person reads it.
+    `kind` is the cloud's word (`instance`, `volume`, `security-group` …), `region` is empty for
+    what belongs to none. `usd_per_hour` is what it costs to leave it, None where that is not known,
+    0 where it is free. `why` says why it is listed, as a person reads it.
     """
 
     kind: str
@@ -181,8 +181,8 @@ class CloudWithLeftovers(ABC):
     def leftovers(self, now: datetime) -> list[Leftover]:
         """What this cluster has in the cloud, and what clusters left that have expired at `now`.
 
-        In the order in which it can be removed. Only what carries mlcloud's tags is listed. A running
-        cluster's own machines are among them: it is for the caller to say that it is over.
+        In the order in which it can be removed. Only what carries mlcloud's tags is listed. A
+        running cluster's own machines are among them: it is for the caller to say that it is over.
         """
 
     @abstractmethod
