@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -23,12 +25,34 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 ERROR = """<?xml version="1.0" encoding="UTF-8"?>
 <Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors>
 <RequestID>ea966190-f9aa-478e-9ede-example</RequestID></Response>"""
+# Moto's own list of images takes seconds to load, after each reset.
+IMAGES = [
+    {
+        "ami_id": image,
+        "owner_id": "099720109477",
+        "name": f"ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-{day}",
+        "creation_date": f"{day[:4]}-{day[4:6]}-{day[6:]}T00:00:00.000Z",
+        "root_device_name": "/dev/sda1",
+        "root_device_type": "ebs",
+        "architecture": "x86_64",
+        "virtualization_type": "hvm",
+        "image_type": "machine",
+        "state": "available",
+        "public": True,
+        "platform": None,
+        "description": "",
+        "hypervisor": "xen",
+        "sriov": "simple",
+    }
+    for image, day in (("ami-0000000000000new", "20260301"), ("ami-0000000000000old", "20260101"))
+]
 NO_PLACEMENT_GROUPS = """<DescribePlacementGroupsResponse
 xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>x</requestId><placementGroupSet/>
 </DescribePlacementGroupsResponse>"""
@@ -77,7 +101,7 @@ class Door:
 @contextlib.contextmanager
 def door() -> Iterator[Door]:
     """A door before a moto server of its own."""
-    with _moto() as behind:
+    with tempfile.TemporaryDirectory() as folder, _moto(folder) as behind:
         made = Door("")
         server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(made, behind))
         server.daemon_threads = True
@@ -153,15 +177,22 @@ def _handler(made: Door, behind: int) -> type[BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
-def _moto() -> Iterator[int]:
+def _moto(folder: str) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
+    images = Path(folder) / "images.json"
+    images.write_text(json.dumps(IMAGES))
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "MOTO_ENABLE_KEYPAIR_VALIDATION": "true"},
+        env={
+            **os.environ,
+            "MOTO_AMIS_PATH": str(images),
+            "MOTO_ENABLE_AMI_VALIDATION": "true",
+            "MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION": "true",
+        },
     )
     try:
         for _ in range(600):

@@ -16,7 +16,7 @@ from mlcloud.cluster.offers import Market, Offer
 from tests import ec2
 
 REGION = "us-east-1"
-IMAGE = "ami-12c6146b"  # one of moto's
+IMAGE = "ami-0000000000000new"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPWgg4vLCkDRPZ0OKCPPBbYIkEIBeRYVxmmqPpb4bJqZ ann@x"
 SETTINGS = CloudSettings(
     "work", "Ann Example", (REGION,), image=IMAGE, ssh_public_key=KEY, tags={"team": "vision"}

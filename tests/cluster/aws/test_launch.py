@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 
+from mlcloud.cluster.clouds.aws import body as bodies
 from mlcloud.cluster.clouds.aws import images, userdata
+from mlcloud.cluster.clouds.aws.body import Found
 from mlcloud.cluster.clouds.base import LaunchRequest
 from mlcloud.errors import CloudRefused, CredentialsMissing, NoCapacity, UsageError
 from tests import ec2
 from tests.cluster.aws.conftest import IMAGE, KEY, REGION, Clock, offer, request
 
 Make = Callable[..., Any]
+OLDER = "ami-0000000000000old"
 
 
 def fields_of(body: dict[str, Any]) -> dict[str, str]:
@@ -189,6 +192,16 @@ def test_security_group_lets_nothing_in_from_the_world(cloud: Make, aws: ec2.Doo
     assert let_in == {"198.51.100.9/32"}
 
 
+def test_ssh_from_me_is_this_computers_address(cloud: Make, aws: ec2.Door) -> None:
+    aws.plays[""] = [lambda _: (200, b"203.0.113.9\n"), lambda _: (200, b"<html>no")]
+    made = cloud(network={"ssh_from": "me"}, endpoints={"checkip": aws.url})
+    made.prepare(REGION)
+    allowed = aws.calls("AuthorizeSecurityGroupIngress")[0]
+    assert allowed["IpPermissions.2.IpRanges.1.CidrIp"] == "203.0.113.9/32"
+    with pytest.raises(CloudRefused, match=r"give it by `network\.ssh_from`"):
+        cloud(network={"ssh_from": "me"}, endpoints={"checkip": aws.url}).check()
+
+
 @pytest.mark.parametrize("world", ["0.0.0.0/0", "::/0", "0.0.0.0/1"])
 def test_the_world_is_refused(cloud: Make, world: str) -> None:
     with pytest.raises(UsageError, match="lets the world in"):
@@ -308,33 +321,40 @@ def test_the_architecture_is_in_the_name(kind: str, arch: str) -> None:
 
 def test_without_an_image_the_clouds_own_is_taken(cloud: Make, aws: ec2.Door) -> None:
     """By AWS's public parameter; where that may not be read, the newest of the owner's."""
-    made = cloud(image=None)
-    ssm = made.api.client("ssm", REGION)
     from botocore.stub import Stubber
 
+    made = cloud(image=None)
     name = "/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/hvm/ebs-gp3/ami-id"
-    with Stubber(ssm) as stub:
-        stub.add_response("get_parameter", {"Parameter": {"Value": IMAGE}}, {"Name": name})
+    with Stubber(made.api.client("ssm", REGION)) as stub:
+        stub.add_response("get_parameter", {"Parameter": {"Value": OLDER}}, {"Name": name})
         made.launch(offer("m5.xlarge"), request())
         stub.assert_no_pending_responses()
-    assert aws.calls("RunInstances")[0]["ImageId"] == IMAGE
+    cloud(image=None).launch(offer("m5.xlarge"), request())  # moto has no such parameter
+    assert [sent["ImageId"] for sent in aws.calls("RunInstances")] == [OLDER, IMAGE]
 
+
+def test_a_gpu_gets_the_image_that_has_its_driver(cloud: Make) -> None:
+    from botocore.stub import Stubber
+
+    made = cloud(image=None)
     gpu = images.choice(None, offer())
     assert gpu.parameter.endswith("x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id")
-    with Stubber(ssm) as stub, Stubber(made.api.client("ec2", REGION)) as ec2_stub:
-        stub.add_client_error("get_parameter", "AccessDeniedException")
-        found = [
-            {"ImageId": "ami-old", "CreationDate": "2025-01-01T00:00:00.000Z"},
-            {
-                "ImageId": "ami-new",
-                "CreationDate": "2026-01-01T00:00:00.000Z",
-                "RootDeviceName": "/dev/sda1",
-                "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 120}}],
-            },
-        ]
-        ec2_stub.add_response("describe_images", {"Images": found})
+    listed = {
+        "ImageId": "ami-gpu",
+        "RootDeviceName": "/dev/sda1",
+        "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 120}}],
+    }
+    with (
+        Stubber(made.api.client("ssm", REGION)) as ssm,
+        Stubber(made.api.client("ec2", REGION)) as stub,
+    ):
+        ssm.add_response("get_parameter", {"Parameter": {"Value": "ami-gpu"}})
+        stub.add_response("describe_images", {"Images": [listed]}, {"ImageIds": ["ami-gpu"]})
         image = images.find(made.api, REGION, gpu)
-    assert image == images.Image("ami-new", "/dev/sda1", 120)
+    assert image == images.Image("ami-gpu", "/dev/sda1", 120)
+    found = Found(image, "subnet-1", ("sg-1",))
+    body = bodies.body(made.settings, offer(), request(), found, made._now())
+    assert body["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] == 120  # 100 were asked for
 
 
 @pytest.mark.parametrize("kind", ["trn1.2xlarge", "inf2.xlarge", "g4ad.xlarge"])

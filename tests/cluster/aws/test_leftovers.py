@@ -12,7 +12,7 @@ import pytest
 from mlcloud.cluster.clouds.base import CloudWithLeftovers, Leftover
 from mlcloud.errors import CloudRefused, UsageError
 from tests import ec2
-from tests.cluster.aws.conftest import REGION, Clock, offer, request
+from tests.cluster.aws.conftest import IMAGE, REGION, Clock, offer, request
 
 Make = Callable[..., Any]
 WEEK = 7 * 86400
@@ -39,13 +39,6 @@ def tagged(made: Any) -> dict[str, list[Any]]:
     ]
     found = {
         "instances": instances,
-        "tags": [
-            each
-            for each in client.describe_tags(
-                Filters=[{"Name": "key", "Values": ["mlcloud-cluster"]}]
-            )["Tags"]
-            if each["ResourceType"] != "instance"
-        ],
         "volumes": client.describe_volumes(Filters=ours)["Volumes"],
         "interfaces": client.describe_network_interfaces(Filters=ours)["NetworkInterfaces"],
         "addresses": client.describe_addresses(Filters=ours)["Addresses"],
@@ -176,7 +169,7 @@ def test_what_carries_no_tag_of_ours_is_never_touched(
 ) -> None:
     made = cloud()
     client, iam = made.api.client("ec2", REGION), made.api.client("iam", REGION)
-    client.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)
+    client.run_instances(ImageId=IMAGE, InstanceType="m5.large", MinCount=1, MaxCount=1)
     group = client.create_security_group(GroupName="theirs", Description="x")["GroupId"]
     iam.create_role(RoleName="theirs", Path="/mlcloud/", AssumeRolePolicyDocument=json.dumps({}))
     clock.sleep(10 * WEEK)
@@ -196,3 +189,28 @@ def test_leftovers_outside_the_regions_are_refused(cloud: Make, aws: ec2.Door) -
     with pytest.raises(CloudRefused, match="eu-west-1 is outside"):
         cloud().remove(Leftover("volume", "vol-1", "eu-west-1", {}, None, ""))
     assert aws.seen == []
+
+
+def test_each_listing_is_one_that_ec2_has() -> None:
+    """Against EC2's own model: moto lacks some of them, and would not tell of a wrong field."""
+    from botocore import xform_name
+    from botocore.session import Session
+
+    from mlcloud.cluster.clouds.aws.leftovers import KINDS
+
+    model = Session().get_service_model("ec2")
+    operations = {xform_name(name): name for name in model.operation_names}
+    pages = Session().create_client("ec2", REGION, aws_access_key_id="x", aws_secret_access_key="x")
+    for kind in KINDS:
+        operation = model.operation_model(operations[kind.operation])
+        assert "Filters" in operation.input_shape.members
+        shape = operation.output_shape.members[kind.field].member
+        if kind.kind == "instance":
+            shape = shape.members["Instances"].member
+        assert kind.id in shape.members
+        assert {"Tags", "TagSet"} & set(shape.members), kind.kind
+        if kind.states:
+            state = shape.members.get("State") or shape.members["Status"]
+            known = (state.members["Name"] if state.type_name == "structure" else state).enum
+            assert set(kind.states) <= set(known), kind.kind
+        assert pages.can_paginate(kind.operation) == kind.paged

@@ -220,8 +220,8 @@ def test_an_unknown_type_with_the_nearest(cloud: Make, aws: ec2.Door) -> None:
 
 
 def test_an_unknown_region_with_the_nearest(cloud: Make, aws: ec2.Door) -> None:
-    with pytest.raises(UsageError, match="no region 'us-esat-1'; did you mean 'us-east-1'?"):
-        cloud(regions=("us-esat-1",)).check()
+    with pytest.raises(UsageError, match=r"no region 'us-eas-1'; did you mean 'us-east-1'\?"):
+        cloud(regions=("us-eas-1",)).check()
     assert aws.seen == []
 
 

@@ -69,7 +69,7 @@ class Api:
     def forget(self) -> None:
         """Read the credentials anew at the next call."""
         with self._lock:
-            self._clients.clear()
+            self._clients = {}
             self._session = None
 
     @contextmanager

@@ -42,6 +42,7 @@ from mlcloud.cluster.clouds.base import (
 )
 from mlcloud.cluster.clouds.local import HEAD
 from mlcloud.cluster.offers import Offer
+from mlcloud.errors import UsageError
 
 ATTEMPTS = 7
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 20.0
@@ -93,11 +94,13 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         return self._offers
 
     def check(self) -> None:
-        self.api.check_regions()
-        ssh_sources(self.settings)
-        for region in self.settings.regions[:1]:
-            with self.api.telling(Errand("asking who we are", region)):
-                self.api.client("sts", region).get_caller_identity()
+        if not self.settings.regions:
+            raise UsageError("no region is allowed: name one at least by `regions`")
+        region = self.settings.regions[0]
+        with self.api.telling(Errand("asking who we are", region)):
+            self.api.check_regions()
+            ssh_sources(self.settings)
+            self.api.client("sts", region).get_caller_identity()
 
     def configuration(self, offer: Offer, request: LaunchRequest) -> dict[str, Any]:
         """RunInstances' body, as it is sent. What only AWS knows and was not asked for yet is
@@ -116,6 +119,12 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
             client = self.api.client("service-quotas", region)
             listed = self.api.pages(client, "list_service_quotas", "Quotas", ServiceCode="ec2")
             return quota_rules.read(listed, region)
+
+    def prepare(self, region: str) -> None:
+        """Make the security group, key and roles that nodes in `region` need, where they are not
+        there. A head's launch does it for its own region; a head itself may make none of them."""
+        with self.api.telling(Errand("preparing", region)):
+            self._made(region, profiles=True)
 
     # --- launching --------------------------------------------------------------------------------
 
@@ -161,16 +170,15 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
             with self._lock:
                 self._images[offer.region, chosen] = image
         subnet = self._network.subnet(offer)
-        if request.node_type == HEAD:
-            self._identity.make_profiles(offer.region)
-        self._identity.make_key(offer.region)
-        return bodies.Found(
-            self._images[offer.region, chosen],
-            subnet,
-            self._network.groups(offer.region),
-            self._profile(request),
-            self._identity.key(),
-        )
+        groups = self._made(offer.region, profiles=request.node_type == HEAD)
+        image = self._images[offer.region, chosen]
+        return bodies.Found(image, subnet, groups, self._profile(request), self._identity.key())
+
+    def _made(self, region: str, *, profiles: bool) -> tuple[str, ...]:
+        if profiles:
+            self._identity.make_profiles(region)
+        self._identity.make_key(region)
+        return self._network.groups(region)
 
     def _profile(self, request: LaunchRequest) -> str | None:
         return self._identity.profile(head=request.node_type == HEAD)
@@ -226,24 +234,23 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
                 self._learn_kinds(region, listed)
                 ends = self._spot_ends(region, listed)
             for each in listed:
-                offer = machines.bought(each, self._offers, self._kinds)
+                offer = machines.bought(each, region, self._offers, self._kinds)
                 instance = machines.instance_of(each, offer)
                 with self._lock:
                     self._remember(each, region)
                     self._unlisted.pop(instance.id, None)
-                    found[instance.id] = self._settled(
-                        instance, machines.has_ended(each), ends.get(instance.id)
-                    )
+                    final = each["State"]["Name"] not in machines.UNFINISHED
+                    found[instance.id] = self._settled(instance, final, ends.get(instance.id))
         with self._lock:
             for instance in list(self._unlisted.values()):
                 found[instance.id] = self._unseen(instance)
         return sorted(found.values(), key=lambda instance: instance.launched_at)
 
-    def _settled(self, instance: Instance, ended: bool, spot_end: datetime | None) -> Instance:
+    def _settled(self, instance: Instance, final: bool, spot_end: datetime | None) -> Instance:
         """With one end and one reason, however often it is listed; what was ended here has ended,
         even where EC2's listing does not know it yet."""
         known = self._ended.get(instance.id)
-        if known is None and not ended:
+        if known is None and not final:
             return instance
         if known is None:
             known = (instance.ended_at or spot_end or self._now(), instance.reason)
@@ -254,7 +261,7 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         """One that was launched and is not listed: not yet, or no more."""
         known = self._ended.get(instance.id)
         if known is None and self._now() - instance.launched_at > LISTED_WITHIN:
-            known = self._ended[instance.id] = (self._now(), "AWS does not list it")
+            known = (instance.launched_at + LISTED_WITHIN, "AWS does not list it")
         return replace(instance, ended_at=known[0], reason=known[1]) if known else instance
 
     def _describe(self, region: str, **filters: str) -> list[dict[str, Any]]:
@@ -308,6 +315,8 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
 
     def terminate(self, instance_id: str, reason: str) -> None:
         """End an instance of this cluster, and its spot request; does not wait until it is gone."""
+        if instance_id in self._ended:
+            return
         where = self._where.get(instance_id) or self._find(instance_id)
         if where is None:
             return
@@ -326,13 +335,14 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
                 )
 
     def _find(self, instance_id: str) -> tuple[str, str] | None:
-        """Where an instance is that another process launched; None for none of this cluster's."""
+        """Where an instance lives that another process launched; None for none of this cluster."""
         for region in self.settings.regions:
             with self.api.telling(Errand(f"looking for {instance_id}", region)):
                 for each in self._describe(region, instance_id=instance_id):
                     carried = from_tags(each.get("Tags"))
                     mine = (tags.plain(self.settings.owner), tags.plain(self.settings.cluster))
-                    if (carried.get(tags.OWNER), carried.get(tags.CLUSTER)) == mine:
+                    theirs = (carried.get(tags.OWNER), carried.get(tags.CLUSTER))
+                    if theirs == mine and each["State"]["Name"] in machines.UNFINISHED:
                         with self._lock:
                             self._remember(each, region)
                         return self._where[instance_id]

@@ -20,6 +20,7 @@ from typing import Any
 from mlcloud.cluster.clouds import tags
 from mlcloud.cluster.clouds.aws import names
 from mlcloud.cluster.clouds.aws.api import Api, as_filters, from_tags
+from mlcloud.cluster.clouds.aws.machines import UNFINISHED
 from mlcloud.cluster.clouds.aws.refusals import Errand, code_of
 from mlcloud.cluster.clouds.base import CloudSettings, Leftover
 from mlcloud.errors import CloudRefused, UsageError
@@ -44,52 +45,40 @@ _FREE = Decimal(0)
 
 @dataclass(frozen=True)
 class _Listing:
-    """One kind of thing: how it is listed, under what name, and with what identity."""
+    """One kind of thing: how it is listed, what identifies it, and in which states it is left."""
 
     kind: str
     operation: str
     field: str
     id: str
+    states: tuple[str, ...] = ()
     paged: bool = True
-    filters: Mapping[str, tuple[str, ...]] | None = None
 
 
-_KINDS = (
+# An interface or volume that is attached goes with its machine.
+KINDS = (
     _Listing(
         "spot-request",
         "describe_spot_instance_requests",
         "SpotInstanceRequests",
         "SpotInstanceRequestId",
-        filters={"state": ("open", "active")},
+        ("open", "active"),
     ),
-    _Listing(
-        "instance",
-        "describe_instances",
-        "Reservations",
-        "InstanceId",
-        filters={"instance-state-name": ("pending", "running", "stopping", "stopped")},
-    ),
-    # What is attached goes with its machine.
+    _Listing("instance", "describe_instances", "Reservations", "InstanceId", UNFINISHED),
     _Listing(
         "network-interface",
         "describe_network_interfaces",
         "NetworkInterfaces",
         "NetworkInterfaceId",
-        filters={"status": ("available",)},
+        ("available",),
     ),
-    _Listing(
-        "volume",
-        "describe_volumes",
-        "Volumes",
-        "VolumeId",
-        filters={"status": ("available", "error")},
-    ),
+    _Listing("volume", "describe_volumes", "Volumes", "VolumeId", ("available", "error")),
     _Listing("address", "describe_addresses", "Addresses", "AllocationId", paged=False),
     _Listing(
         "placement-group", "describe_placement_groups", "PlacementGroups", "GroupName", paged=False
     ),
     _Listing("security-group", "describe_security_groups", "SecurityGroups", "GroupId"),
-    _Listing("key-pair", "describe_key_pairs", "KeyPairs", "KeyPairId", paged=False),
+    _Listing("key-pair", "describe_key_pairs", "KeyPairs", "KeyName", paged=False),
 )
 
 
@@ -111,7 +100,7 @@ class Leftovers:
             region = self.settings.regions[0]
             with self.api.telling(Errand("listing roles", region)):
                 found += self._roles(region)
-        order = [listing.kind for listing in _KINDS] + ["instance-profile", "role"]
+        order = [listing.kind for listing in KINDS] + ["instance-profile", "role"]
         in_use = {
             _cluster(each.tags)
             for each in found
@@ -139,8 +128,8 @@ class Leftovers:
 
     def _in_region(self, region: str) -> Iterator[Leftover]:
         ec2 = self.api.client("ec2", region)
-        for listing in _KINDS:
-            filters = as_filters(tag_key=tags.CLUSTER, **(dict(listing.filters or {})))
+        for listing in KINDS:
+            filters = as_filters(tag_key=tags.CLUSTER)
             if listing.paged:
                 listed = self.api.pages(ec2, listing.operation, listing.field, Filters=filters)
             else:
@@ -148,8 +137,8 @@ class Leftovers:
                 listed = iter(answer.get(listing.field, []))
             for each in listed:
                 for one in each["Instances"] if listing.kind == "instance" else [each]:
-                    carried = from_tags(one.get("Tags"))
-                    if tags.CLUSTER in carried:
+                    carried = from_tags(one.get("Tags") or one.get("TagSet"))  # of interfaces
+                    if tags.CLUSTER in carried and _left(one, listing.states):
                         cost = _cost(listing.kind, one, carried, region)
                         yield Leftover(
                             listing.kind, str(one[listing.id]), region, carried, cost, ""
@@ -188,7 +177,7 @@ class Leftovers:
             "address": _release,
             "placement-group": lambda ec2, id: ec2.delete_placement_group(GroupName=id),
             "security-group": lambda ec2, id: ec2.delete_security_group(GroupId=id),
-            "key-pair": lambda ec2, id: ec2.delete_key_pair(KeyPairId=id),
+            "key-pair": lambda ec2, id: ec2.delete_key_pair(KeyName=id),
             "instance-profile": _delete_profile,
             "role": _delete_role,
         }
@@ -226,6 +215,11 @@ class Leftovers:
                     ) from error
             self.sleep(_BETWEEN_S)
             waited += _BETWEEN_S
+
+
+def _left(listed: Mapping[str, Any], states: tuple[str, ...]) -> bool:
+    state = listed.get("State") or listed.get("Status")
+    return not states or (state["Name"] if isinstance(state, dict) else state) in states
 
 
 def _release(ec2: Any, allocation: str) -> None:

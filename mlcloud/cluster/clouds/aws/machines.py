@@ -20,6 +20,7 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.offers import Market, Offer
 
 ALIVE = ("pending", "running")
+UNFINISHED = (*ALIVE, "stopping", "stopped")  # what can still be terminated
 PREEMPTED = "preempted"
 _MIB = 2**20
 
@@ -89,7 +90,10 @@ def spot_end(request: Mapping[str, Any]) -> datetime | None:
 
 
 def bought(
-    listed: Mapping[str, Any], catalogue: Iterable[Offer], kinds: Mapping[str, Mapping[str, Any]]
+    listed: Mapping[str, Any],
+    region: str,
+    catalogue: Iterable[Offer],
+    kinds: Mapping[str, Mapping[str, Any]],
 ) -> Offer:
     """The offer that an instance was launched for: its price and market from its tags, the rest
     from the catalogue, or from EC2's own description of the type (`kinds`)."""
@@ -106,7 +110,7 @@ def bought(
     gpus = (facts.get("GpuInfo") or {}).get("Gpus") or [{}]
     return Offer(
         cloud="aws",
-        region=zone.rstrip("abcdefghijklmnopqrstuvwxyz"),
+        region=region,
         zone=zone,
         instance_type=kind,
         cpus=float((facts.get("VCpuInfo") or {}).get("DefaultVCpus", 1)),
