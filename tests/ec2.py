@@ -3,8 +3,8 @@
     with ec2.door() as aws: …   # aws.url is the endpoint
 
 The door writes down each request, keeps EC2's promise about client tokens (moto launches again)
-and finds by them, lists no placement groups (moto has none), and answers what a test tells it to: an error as EC2
-writes it, a broken line, a late answer.
+and finds by them, lists no placement groups (moto has none), and answers what a test tells it to:
+an error as EC2 writes it, a line that breaks before or after.
 """
 
 from __future__ import annotations

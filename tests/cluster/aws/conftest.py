@@ -1,4 +1,4 @@
-"""An account of AWS's for each test: moto behind a door, with fixed credentials and a fixed clock."""
+"""An account of AWS's for each test: moto behind a door, with credentials and a clock of its own."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import random
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -101,7 +102,7 @@ def test_every_body_is_one_that_botocore_takes(cloud: Make, seed: int) -> None:
         disk_gb=pick.choice([8, 100, 4000]),
         ssh_public_key=pick.choice([None, KEY]),
         image=pick.choice([None, "ami-1", "/my/image"]),
-        network=pick.choice([{}, {"public_ip": "no", "subnet": "subnet-1", "key_pair": "mine"}]),
+        network=pick.choice([{}, {"public_ip": "none", "subnet": "subnet-1", "key_pair": "mine"}]),
         buckets=pick.choice([(), ("mine",)]),
     )
     kind = pick.choice(["g5.xlarge", "m7g.large", "p5.48xlarge", "g5g.xlarge"])
@@ -202,6 +203,26 @@ def test_ssh_from_me_is_this_computers_address(cloud: Make, aws: ec2.Door) -> No
         cloud(network={"ssh_from": "me"}, endpoints={"checkip": aws.url}).check()
 
 
+@pytest.mark.parametrize(
+    ("who", "head", "worker"),
+    [
+        ("head", "true", "false"),
+        ("all", "true", "true"),
+        ("none", "false", "false"),
+        ("", None, None),
+    ],
+)
+def test_who_gets_a_public_address(
+    cloud: Make, who: str, head: str | None, worker: str | None
+) -> None:
+    made = cloud(network={"public_ip": who})
+    field = "NetworkInterface.1.AssociatePublicIpAddress"
+    assert fields_of(made.configuration(offer(), request("head"))).get(field) == head
+    assert fields_of(made.configuration(offer(), request())).get(field) == worker
+    with pytest.raises(UsageError, match="'yes' is none of head, all, none"):
+        cloud(network={"public_ip": "yes"}).check()
+
+
 @pytest.mark.parametrize("world", ["0.0.0.0/0", "::/0", "0.0.0.0/1"])
 def test_the_world_is_refused(cloud: Make, world: str) -> None:
     with pytest.raises(UsageError, match="lets the world in"):
@@ -231,7 +252,7 @@ def test_the_head_may_launch_and_a_worker_may_not(cloud: Make, aws: ec2.Door) ->
 def test_a_profile_that_ec2_does_not_know_yet_is_waited_for(
     cloud: Make, aws: ec2.Door, clock: Clock
 ) -> None:
-    unknown = "Value (x) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile name"
+    unknown = "Value (x) for parameter iamInstanceProfile.name is invalid."
     aws.plays["RunInstances"] = [ec2.refuse("InvalidParameterValue", unknown)] * 3
     assert cloud().launch(offer(), request("head")).alive
     assert len(clock.slept) == 3
@@ -249,7 +270,7 @@ def test_a_subnet_that_is_gone_is_looked_up_again(cloud: Make, aws: ec2.Door) ->
 
 
 def test_a_zone_without_a_subnet_has_no_capacity(cloud: Make, aws: ec2.Door) -> None:
-    with pytest.raises(NoCapacity, match="no subnet for g5.xlarge spot in us-east-1z"):
+    with pytest.raises(NoCapacity, match=r"no subnet for g5\.xlarge spot in us-east-1z"):
         cloud().launch(offer(zone="us-east-1z"), request())
     assert aws.calls("RunInstances") == []
 
@@ -418,6 +439,19 @@ def test_without_boto3_one_line_says_what_to_install(
         assert str(raised.value) == (
             'the cloud is aws, and boto3 is not installed here: pip install "mlcloud[aws]"'
         )
+
+
+def test_a_plan_needs_neither_boto3_nor_ray() -> None:
+    """`mlcloud plan` shows a body on a computer that has neither."""
+    code = """
+import sys
+sys.modules.update(boto3=None, botocore=None, ray=None)
+from tests.cluster.aws.conftest import SETTINGS, offer, request
+from mlcloud.cluster.clouds.aws import AwsCloud
+print(AwsCloud(SETTINGS, [offer()]).configuration(offer(), request())["InstanceType"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "g5.xlarge"
 
 
 def test_a_request_without_a_script_or_key(cloud: Make, aws: ec2.Door) -> None:

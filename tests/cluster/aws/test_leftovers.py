@@ -117,7 +117,7 @@ def test_a_group_that_a_dying_machine_holds_is_waited_for(
     assert tagged(made) == {}
     made.launch(offer(), request())
     aws.plays["DeleteSecurityGroup"] = [ec2.refuse("DependencyViolation")] * 1000
-    with pytest.raises(CloudRefused, match="security-group sg-.* is still held after 300 s"):
+    with pytest.raises(CloudRefused, match=r"security-group sg-.* is still held after 300 s"):
         sweep(made, clock)
 
 

@@ -1,4 +1,4 @@
-"""What is listed: the living, the ended with their reason and time, and what EC2 does not show yet."""
+"""What is listed: the living, the ended with reason and time, and what EC2 does not show yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What AWS says no with: capacity, quota, credentials and rights told apart, each with its place."""
+"""What AWS says no with: capacity, quota, credentials and rights told apart, with the place."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mlcloud.errors import (
     CloudCredentialsExpired,
     CloudRefused,
     CredentialsMissing,
+    MLCloudError,
     NoCapacity,
     QuotaExceeded,
     UsageError,
@@ -27,15 +28,13 @@ PLACE = r"g5.xlarge spot in us-east-1a \(region us-east-1\)"
 
 def refused(
     cloud: Make, aws: ec2.Door, code: str, message: str = "told so", status: int = 400, **more: Any
-) -> Exception:
+) -> MLCloudError:
     """What a launch raises where RunInstances answers so."""
     aws.plays["RunInstances"] = [ec2.refuse(code, message, status)]
-    with pytest.raises(Exception) as raised:
+    with pytest.raises(MLCloudError) as raised:
         cloud(ssh_public_key=None).launch(offer(**more), request())
     assert len(aws.calls("RunInstances")) == 1, "asked again for nothing"
-    error = raised.value
-    assert isinstance(error, Exception)
-    return error
+    return raised.value
 
 
 @pytest.mark.parametrize(

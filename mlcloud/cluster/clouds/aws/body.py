@@ -9,6 +9,7 @@ import base64
 import hashlib
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,7 @@ from mlcloud.cluster.clouds.aws import names, userdata
 from mlcloud.cluster.clouds.aws.api import as_tags
 from mlcloud.cluster.clouds.aws.images import Image
 from mlcloud.cluster.clouds.base import CloudSettings, LaunchRequest
+from mlcloud.cluster.clouds.local import HEAD
 from mlcloud.cluster.clouds.tags import of_node, plain
 from mlcloud.cluster.offers import Offer, key_of
 from mlcloud.errors import UsageError
@@ -59,9 +61,11 @@ def body(
         "Groups": list(found.groups),
         "DeleteOnTermination": True,
     }
-    public = settings.network.get("public_ip", "")
+    public = public_ip(settings.network)
     if public:
-        interface["AssociatePublicIpAddress"] = public == "yes"
+        interface["AssociatePublicIpAddress"] = public == "all" or (
+            public == "head" and request.node_type == HEAD
+        )
     asked: dict[str, Any] = {
         "ImageId": found.image.id,
         "InstanceType": offer.instance_type,
@@ -113,6 +117,17 @@ def body(
     if found.key:
         asked["KeyName"] = found.key
     return asked
+
+
+def public_ip(network: Mapping[str, str]) -> str:
+    """Which nodes get a public address: `head`, `all`, `none`; empty: as their subnet says.
+
+    Raises `UsageError`.
+    """
+    who = network.get("public_ip", "")
+    if who not in ("", "head", "all", "none"):
+        raise UsageError(f"`network.public_ip`: {who!r} is none of head, all, none")
+    return who
 
 
 def on_the_wire(asked: dict[str, Any]) -> dict[str, Any]:

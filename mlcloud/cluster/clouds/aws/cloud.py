@@ -5,7 +5,8 @@
 
 `settings.network`, all optional: `vpc`, `subnet` and `security_group` (ids, separated by commas),
 `key_pair`, `instance_profile` and `worker_instance_profile` (names; empty: none), `public_ip`
-(`yes`, `no`; the subnet's own setting otherwise), `ssh_from` (addresses, CIDRs, `me`).
+(`head`, `all`, `none`; otherwise the subnet's own setting: a default VPC has no other way out),
+`ssh_from` (addresses, CIDRs, `me`).
 `settings.endpoints`: `ec2`, `iam`, `ssm`, `sts`, `service-quotas`, `checkip`.
 """
 
@@ -100,6 +101,7 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         with self.api.telling(Errand("asking who we are", region)):
             self.api.check_regions()
             ssh_sources(self.settings)
+            bodies.public_ip(self.settings.network)
             self.api.client("sts", region).get_caller_identity()
 
     def configuration(self, offer: Offer, request: LaunchRequest) -> dict[str, Any]:

@@ -36,5 +36,5 @@ def partition(region: str) -> str:
 
 
 def values(text: str) -> tuple[str, ...]:
-    """The values of a setting that may hold several, separated by commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """The values of a setting that may hold several, separated by commas or spaces."""
+    return tuple(text.replace(",", " ").split())
