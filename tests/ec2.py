@@ -78,6 +78,14 @@ def break_line(_: Callable[[], Answer]) -> Answer:
     return None
 
 
+def with_spot_request(ask: Callable[[], Answer]) -> Answer:
+    """The launch tells its spot request, as EC2's does and moto's does not."""
+    answer = ask()
+    assert answer is not None
+    tag = b"<spotInstanceRequestId>sir-77</spotInstanceRequestId><instanceId>"
+    return answer[0], answer[1].replace(b"<instanceId>", tag, 1)
+
+
 class Door:
     """What tests see: `seen` requests as (action, fields), and `plays` to come for an action."""
 

@@ -1,4 +1,4 @@
-"""An account of AWS's for each test: moto behind a door, with credentials and a clock of its own."""
+"""An AWS account for each test: moto behind a door, with credentials and a clock of its own."""
 
 from __future__ import annotations
 

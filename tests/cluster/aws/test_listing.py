@@ -199,14 +199,7 @@ def test_a_preempted_nodes_end_is_the_spot_requests(cloud: Make, aws: ec2.Door) 
 def test_a_spot_request_is_cancelled_with_its_machine(cloud: Make, aws: ec2.Door) -> None:
     """Else it counts against the quota until AWS has noticed."""
     made = cloud()
-
-    def with_request(ask: Callable[[], ec2.Answer]) -> ec2.Answer:
-        answer = ask()
-        assert answer is not None
-        tag = b"<spotInstanceRequestId>sir-77</spotInstanceRequestId><instanceId>"
-        return answer[0], answer[1].replace(b"<instanceId>", tag, 1)
-
-    aws.plays["RunInstances"] = [with_request]
+    aws.plays["RunInstances"] = [ec2.with_spot_request]
     aws.plays["CancelSpotInstanceRequests"] = [ec2.refuse("InvalidSpotInstanceRequestID.NotFound")]
     bought = made.launch(offer(), request())
     made.terminate(bought.id, "idle")

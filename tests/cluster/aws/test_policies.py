@@ -32,6 +32,8 @@ def test_every_call_that_is_made_is_allowed(cloud: Make, aws: ec2.Door, clock: C
     made.launch(offer(), request("head"))
     aws.seen.clear()
     head = cloud(buckets=BUCKETS)
+    aws.plays["RunInstances"] = [ec2.with_spot_request]
+    aws.plays["CancelSpotInstanceRequests"] = [ec2.refuse("InvalidSpotInstanceRequestID.NotFound")]
     worker = head.launch(offer(), request())
     head.instances()
     head.terminate(worker.id, "idle")

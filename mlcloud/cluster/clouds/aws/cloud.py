@@ -310,8 +310,9 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         return {instance: end for instance, end in ends.items() if end is not None}
 
     def _remember(self, described: Mapping[str, Any], region: str) -> None:
-        request = str(described.get("SpotInstanceRequestId") or "")
-        self._where[str(described["InstanceId"])] = (region, request)
+        instance_id = str(described["InstanceId"])
+        _, known = self._where.get(instance_id, ("", ""))
+        self._where[instance_id] = (region, str(described.get("SpotInstanceRequestId") or known))
 
     # --- the end ----------------------------------------------------------------------------------
 
