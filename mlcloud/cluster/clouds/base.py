@@ -7,9 +7,9 @@
 An `Instance` is a fact sheet: what was bought, where, at what price, from when to when. The meter
 bills from these facts alone, so they are kept after the machine is gone.
 
-Powers that not every cloud has are separate classes (`CloudWithPreemption`, `CloudThatPlans`): what
-a cloud can do is what it implements. The local cloud needs nothing to be told; the others are made
-from `CloudSettings`, which a cluster's specification fills in.
+Powers that not every cloud has are separate classes (`CloudWithPreemption`, `CloudThatPlans`,
+`CloudWithLeftovers`): what a cloud can do is what it implements. The local cloud needs nothing to
+be told; the others are made from `CloudSettings`, which a cluster's specification fills in.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from mlcloud.cluster.offers import Offer
@@ -154,3 +155,32 @@ class CloudWithPreemption(ABC):
     @abstractmethod
     def preempt(self, instance_id: str, seconds: float) -> Notice:
         """Give `instance_id` a notice now and take it back `seconds` later."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something of mlcloud's that nobody uses any more, and that may still cost.
+
+    `kind` is the cloud's word (`"instance"`, `"disk"`, `"network"` …), `id` what `remove` needs,
+    `usd_per_hour` None where it is not known, `why` a few words for the user.
+    """
+
+    kind: str
+    id: str
+    region: str
+    tags: Mapping[str, str]
+    usd_per_hour: Decimal | None
+    why: str
+
+
+class CloudWithLeftovers(ABC):
+    """A cloud on which things may be left behind, and found again by their tags."""
+
+    @abstractmethod
+    def leftovers(self, now: datetime) -> list[Leftover]:
+        """What carries mlcloud's tags, of any cluster, and is of no use any more, in the order in
+        which to remove it."""
+
+    @abstractmethod
+    def remove(self, leftover: Leftover) -> None:
+        """Remove one. Idempotent: what is gone is left as it is."""
