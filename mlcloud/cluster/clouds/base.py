@@ -7,9 +7,9 @@
 An `Instance` is a fact sheet: what was bought, where, at what price, from when to when. The meter
 bills from these facts alone, so they are kept after the machine is gone.
 
-Powers that not every cloud has are separate classes (`CloudWithPreemption`, `CloudThatPlans`,
-`CloudWithLeftovers`): what a cloud can do is what it implements. The local cloud needs nothing to
-be told; the others are made from `CloudSettings`, which a cluster's specification fills in.
+Powers that not every cloud has are separate classes (`CloudWithPreemption`, `CloudThatPlans`): what
+a cloud can do is what it implements. The local cloud needs nothing to be told; the others are made
+from `CloudSettings`, which a cluster's specification fills in.
 """
 
 from __future__ import annotations
@@ -101,6 +101,23 @@ class CloudSettings:
     lifetime_s: float = 7 * 86400.0
 
 
+@dataclass(frozen=True)
+class Leftover:
+    """Something in the cloud's account that a cluster made and that is still there.
+
+    `kind` is the cloud's word (`instance`, `volume`, `security-group` …), `region` is empty for
+    what belongs to none. `usd_per_hour` is what it costs to leave it, None where that is not known,
+    0 where it is free. `why` says why it is listed, as a person reads it.
+    """
+
+    kind: str
+    id: str
+    region: str
+    tags: Mapping[str, str]
+    usd_per_hour: Decimal | None
+    why: str
+
+
 class Cloud(ABC):
     """Launch, list, terminate.
 
@@ -157,30 +174,20 @@ class CloudWithPreemption(ABC):
         """Give `instance_id` a notice now and take it back `seconds` later."""
 
 
-@dataclass(frozen=True)
-class Leftover:
-    """Something of mlcloud's that nobody uses any more, and that may still cost.
-
-    `kind` is the cloud's word (`"instance"`, `"disk"`, `"network"` …), `id` what `remove` needs,
-    `usd_per_hour` None where it is not known, `why` a few words for the user.
-    """
-
-    kind: str
-    id: str
-    region: str
-    tags: Mapping[str, str]
-    usd_per_hour: Decimal | None
-    why: str
-
-
 class CloudWithLeftovers(ABC):
-    """A cloud on which things may be left behind, and found again by their tags."""
+    """A cloud in which things can be left behind: `mlcloud down` and `gc` sweep with it."""
 
     @abstractmethod
     def leftovers(self, now: datetime) -> list[Leftover]:
-        """What carries mlcloud's tags, of any cluster, and is of no use any more, in the order in
-        which to remove it."""
+        """What this cluster has in the cloud, and what clusters left that have expired at `now`.
+
+        In the order in which it can be removed. Only what carries mlcloud's tags is listed. A
+        running cluster's own machines are among them: it is for the caller to say that it is over.
+        """
 
     @abstractmethod
     def remove(self, leftover: Leftover) -> None:
-        """Remove one. Idempotent: what is gone is left as it is."""
+        """Remove it and wait until it is gone, as far as the next in the list needs it.
+
+        Idempotent: what is gone already is left as it is. Raises what `Cloud` raises.
+        """

@@ -1,8 +1,8 @@
-"""Whether a request is one that Google's published schema has: no other fields, no other types.
+"""Whether a request is one that the cloud's published schema has: no other fields, types or words.
 
-The schema is Google's discovery document (`schemas/compute.v1.json`, its source stands in it). A
-field that Google marks as read only, or whose description begins with [Output Only], is not ours to
-send either; the first kind is checked.
+`GOOGLE` is Google's discovery document of Compute Engine, `AZURE` the models of Azure's SDKs in the
+same form (`azure_models`); where they come from stands in them. What the cloud marks as read only
+is not ours to send either.
 """
 
 from __future__ import annotations
@@ -12,19 +12,29 @@ import re
 from pathlib import Path
 from typing import Any
 
-DOCUMENT = json.loads((Path(__file__).parent / "schemas" / "compute.v1.json").read_text())
+Schemas = dict[str, dict[str, Any]]
+
+
+def _published(name: str) -> Schemas:
+    document = json.loads((Path(__file__).parent / "schemas" / name).read_text())
+    return dict(document["schemas"])
+
+
+GOOGLE = _published("compute.v1.json")
+AZURE = _published("azure.json")
 _TYPES = {"string": str, "boolean": bool, "object": dict, "array": list}
 
 
-def faults(value: Any, schema: str | dict[str, Any], where: str = "") -> list[str]:
-    """What is wrong with `value` as a `schema`, each with its path."""
-    if isinstance(schema, str):
-        where, schema = where or schema, DOCUMENT["schemas"][schema]
-    assert isinstance(schema, dict)
+def faults(value: Any, name: str, schemas: Schemas = GOOGLE) -> list[str]:
+    """What is wrong with `value` as the schema `name`, each with its path."""
+    return _faults(value, {"$ref": name}, name, schemas)
+
+
+def _faults(value: Any, schema: dict[str, Any], where: str, schemas: Schemas) -> list[str]:
     if "$ref" in schema:
-        return faults(value, DOCUMENT["schemas"][schema["$ref"]], where)
+        return _faults(value, schemas[schema["$ref"]], where, schemas)
     if schema.get("readOnly"):
-        return [f"{where}: is Google's to say"]
+        return [f"{where}: is the cloud's to say"]
     kind = schema["type"]
     if kind in ("integer", "number"):
         right = isinstance(value, int if kind == "integer" else (int, float))
@@ -33,18 +43,20 @@ def faults(value: Any, schema: str | dict[str, Any], where: str = "") -> list[st
         return [f"{where}: no {kind}: {value!r}"]
     if kind == "string":
         return _string(value, schema, where)
-    if kind == "array":
-        return [f for i, v in enumerate(value) for f in faults(v, schema["items"], f"{where}[{i}]")]
     if kind == "boolean":
         return []
+    found: list[str] = []
+    if kind == "array":
+        for index, each in enumerate(value):
+            found += _faults(each, schema["items"], f"{where}[{index}]", schemas)
+        return found
     known, other = schema.get("properties", {}), schema.get("additionalProperties")
-    found = []
     for key, each in value.items():
         inner = known.get(key, other)
         if inner is None:
             found.append(f"{where}.{key}: no such field")
         else:
-            found += faults(each, inner, f"{where}.{key}")
+            found += _faults(each, inner, f"{where}.{key}", schemas)
     return found
 
 

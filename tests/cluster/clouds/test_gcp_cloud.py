@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -80,6 +81,17 @@ def cloud(google: ComputeEngine, clock: Clock | None = None, **more: Any) -> Gcp
     credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
     return GcpCloud(
         given, OFFERS, credentials=credentials, now=clock or Clock(), pause_s=0.01, accepted_s=2
+    )
+
+
+def other(here: GcpCloud) -> GcpCloud:
+    """Another cluster of the same project."""
+    return GcpCloud(
+        replace(here.settings, cluster="other"),
+        OFFERS,
+        credentials=here.compute._credentials,
+        now=lambda: NOW,
+        pause_s=0.01,
     )
 
 
@@ -272,15 +284,10 @@ def test_a_list_of_many_pages_has_every_machine_of_this_cluster_only(google: Com
     here = cloud(google)
     for number in range(7):
         here.launch(L4, request(instance_id=f"n-{number}"))
-    other = GcpCloud(
-        settings(REGION, cluster="other", network=here.settings.network,
-                 endpoints=here.settings.endpoints),
-        OFFERS, credentials=here.compute._credentials, pause_s=0.01,
-    )  # fmt: skip
-    other.launch(L4, request(instance_id="foreign"))
+    other(here).launch(L4, request(instance_id="foreign"))
     google.page = 2
     assert [each.id for each in cloud(google).instances()] == [f"n-{n}" for n in range(7)]
-    assert [each.id for each in other.instances()] == ["foreign"]
+    assert [each.id for each in other(here).instances()] == ["foreign"]
 
 
 def test_a_new_machine_that_is_not_listed_yet_counts_as_there(google: ComputeEngine) -> None:
@@ -365,10 +372,11 @@ def test_everything_a_crashed_laptop_left_is_found_and_removed(google: ComputeEn
             "creationTimestamp": "2026-01-01T00:00:00.000-07:00",
             "selfLink": f"https://www.googleapis.com/compute/v1/projects/lab/zones/{ZONE}/disks/{name}",
         }
-    early = {each.id.rsplit("/", 1)[-1] for each in here.leftovers(NOW + timedelta(days=1))}
-    assert early == {"stopped", "loose"}
+    elsewhere = other(here)
+    day = NOW + timedelta(days=1)
+    assert {each.id.rsplit("/", 1)[-1] for each in elsewhere.leftovers(day)} == {"stopped", "loose"}
     late = NOW + timedelta(days=8)
-    found = here.leftovers(late)
+    found = elsewhere.leftovers(late)
     assert [(each.kind, each.why) for each in found] == [
         ("instance", "past its lifetime"),
         ("instance", "stopped: its disk bills"),
@@ -378,20 +386,24 @@ def test_everything_a_crashed_laptop_left_is_found_and_removed(google: ComputeEn
     assert found[2].usd_per_hour == Decimal("0.1")
     assert {each.region for each in found} == {REGION}
     for _ in range(2):
-        for each in here.leftovers(late):
-            here.remove(each)
-    here.remove(found[0])  # gone already
+        for each in elsewhere.leftovers(late):
+            elsewhere.remove(each)
+    elsewhere.remove(found[0])  # gone already
     assert [path for path in google.resources if "used" not in path] == []
 
 
-def test_a_network_that_is_just_being_made_is_no_leftover(google: ComputeEngine) -> None:
-    here = cloud(google)
+def test_down_finds_all_of_its_own_cluster_and_nothing_of_another(google: ComputeEngine) -> None:
+    here = cloud(google, network={"ssh_from": "203.0.113.7"})
     here.launch(L4, request(instance_id="n-1"))
-    here.terminate("n-1", "down")
-    made = datetime(2026, 1, 1, 7, tzinfo=timezone.utc)  # 00:00 -07:00
-    assert here.leftovers(made + timedelta(minutes=9)) == []
-    kinds = [each.kind for each in here.leftovers(made + timedelta(minutes=11))]
-    assert kinds == ["router", "firewall", "subnet", "network"]
+    other(here).launch(L4, request(instance_id="foreign"))
+    found = here.leftovers(NOW)
+    kinds = ["instance", "router", "firewall", "firewall", "subnet", "network"]
+    assert [each.kind for each in found] == kinds
+    assert {each.tags["mlcloud-cluster"] for each in found} == {"exp-7"}
+    for each in found:
+        here.remove(each)
+    assert here.leftovers(NOW) == []
+    assert [each.id for each in other(here).instances()] == ["foreign"]
 
 
 def test_credentials_that_expire_meanwhile_say_so(google: ComputeEngine) -> None:

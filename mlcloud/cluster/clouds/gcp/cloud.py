@@ -238,7 +238,7 @@ class GcpCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
             self._seen[instance_id] = replace(known, ended_at=self._now(), reason=reason)
 
     def leftovers(self, now: datetime) -> list[Leftover]:
-        return leftovers.find(self.compute, now)
+        return leftovers.find(self.compute, tags.plain(self.settings.cluster), now)
 
     def remove(self, leftover: Leftover) -> None:
         leftovers.remove(self.compute, leftover)

@@ -1,11 +1,10 @@
-"""What a cluster that went away without `down` leaves on GCP, and how to remove it.
+"""What a cluster has on GCP, and what clusters that are over left there.
 
-    instances   past their lifetime, or stopped (their disks bill)
+    instances   of this cluster; of others: past their lifetime, or stopped (their disks bill)
     disks       attached to nothing
-    routers, firewalls, subnets, networks    of a cluster that has no machine any more
+    routers, firewalls, subnets, networks    of this cluster; of others, expired and without machine
 
-In this order: a network goes when nothing is in it. Anything younger than ten minutes is left: its
-cluster may be just starting.
+In this order: a network goes when nothing is in it.
 """
 
 from __future__ import annotations
@@ -35,14 +34,15 @@ _NETWORKING = (
 )
 
 
-def find(compute: Compute, now: datetime) -> list[Leftover]:
-    machines = list(
-        compute.items(compute.path("aggregated/instances"), "instances", params=_FILTER)
-    )
+def find(compute: Compute, cluster: str, now: datetime) -> list[Leftover]:
+    """`cluster` is this one, as its tag says it."""
+    path = compute.path("aggregated/instances")
+    machines = list(compute.items(path, "instances", params=_FILTER))
+    in_use = {each["labels"][tags.CLUSTER] for each in machines} - {cluster}
     return [
-        *_instances(machines, now),
-        *_disks(compute, now),
-        *_networking(compute, {each["labels"][tags.CLUSTER] for each in machines}, now),
+        *_instances(machines, cluster, now),
+        *_disks(compute, cluster, now),
+        *_networking(compute, cluster, in_use, now),
     ]
 
 
@@ -55,35 +55,45 @@ def remove(compute: Compute, leftover: Leftover, wait_s: float = 180.0) -> None:
         return
 
 
-def _instances(machines: list[dict[str, Any]], now: datetime) -> Iterator[Leftover]:
+def _instances(machines: list[dict[str, Any]], cluster: str, now: datetime) -> Iterator[Leftover]:
     for each in machines:
         labels = each["labels"]
-        price: Decimal | None
+        price: Decimal | None = tags.read_price(labels.get(tags.PRICE))
         if each.get("status") in STOPPED:
             why, price = "stopped: its disk bills", _disk_price(each)
         elif tags.expired(labels, now):
-            why, price = "past its lifetime", tags.read_price(labels.get(tags.PRICE))
+            why = "past its lifetime"
+        elif labels[tags.CLUSTER] == cluster:
+            why = "a machine of this cluster"
         else:
             continue
         yield Leftover("instance", path_of(each), region_of(each), labels, price, why)
 
 
-def _disks(compute: Compute, now: datetime) -> Iterator[Leftover]:
+def _disks(compute: Compute, cluster: str, now: datetime) -> Iterator[Leftover]:
     for each in compute.items(compute.path("aggregated/disks"), "disks", params=_FILTER):
-        if not each.get("users") and not _young(each, now):
+        ours = each["labels"][tags.CLUSTER] == cluster
+        if not each.get("users") and (ours or not _young(each, now)):
             price = int(each.get("sizeGb", 0)) * DISK_GB_HOUR
             why = "attached to no machine"
             yield Leftover("disk", path_of(each), region_of(each), each["labels"], price, why)
 
 
-def _networking(compute: Compute, in_use: set[str], now: datetime) -> Iterator[Leftover]:
+def _networking(
+    compute: Compute, cluster: str, in_use: set[str], now: datetime
+) -> Iterator[Leftover]:
     for kind, where in _NETWORKING:
         params = {"filter": "name:mlcloud-*"}
         for each in compute.items(compute.path(where), f"{kind}s", params=params):
             marked = described(each.get("description"))
-            if marked.get(tags.CLUSTER, "") not in {"", *in_use} and not _young(each, now):
+            whose = marked.get(tags.CLUSTER)
+            if whose == cluster:
+                why = "of this cluster"
+            elif whose and whose not in in_use and tags.expired(marked, now):
                 why = "its cluster has no machine any more"
-                yield Leftover(kind, path_of(each), region_of(each), marked, Decimal(0), why)
+            else:
+                continue
+            yield Leftover(kind, path_of(each), region_of(each), marked, Decimal(0), why)
 
 
 def _young(each: Mapping[str, Any], now: datetime) -> bool:
