@@ -1,8 +1,8 @@
 """Whether a request is one that the cloud's published schema has: no other fields, types or words.
 
 `GOOGLE` is Google's discovery document of Compute Engine, `AZURE` the models of Azure's SDKs in the
-same form (`azure_models`); where they come from stands in them. What the cloud marks as read only
-is not ours to send either.
+same form (`azure_models`), `RAY` KubeRay's CRD with Kubernetes' models (`ray_schema`); where they
+come from stands in them. What the cloud marks as read only is not ours to send either.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def _published(name: str) -> Schemas:
 
 GOOGLE = _published("compute.v1.json")
 AZURE = _published("azure.json")
+RAY = _published("raycluster.json")
 _TYPES = {"string": str, "boolean": bool, "object": dict, "array": list}
 
 
@@ -45,7 +46,7 @@ def _faults(value: Any, schema: dict[str, Any], where: str, schemas: Schemas) ->
         return _string(value, schema, where)
     if kind == "boolean":
         return []
-    found: list[str] = []
+    found = [f"{where}: no {key}" for key in schema.get("required", []) if key not in value]
     if kind == "array":
         for index, each in enumerate(value):
             found += _faults(each, schema["items"], f"{where}[{index}]", schemas)

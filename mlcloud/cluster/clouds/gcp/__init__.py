@@ -11,8 +11,8 @@ API and does not run it:
 - a refused operation is a bare `Exception(result["error"])`, so "no capacity" and "quota" look
   alike; an operation that is not done after 12 polls of 5 s counts as done;
 - it lists one page of one zone, and has no lifetime, no notice duration, no request id;
-- its bootstrap gives every node a service account with `compute.admin` and the scope
-  `cloud-platform`, and puts an SSH key into the project's metadata;
+- its bootstrap makes a service account with `compute.admin` and `storage.objectAdmin` of the whole
+  project for the head, with the scope `cloud-platform`, and a project-wide SSH key;
 - googleapiclient weighs 111 MB (its discovery documents) and its transport is no good across
   threads, for which Ray opens a new one for each call. `google-auth`, which comes with gcsfs
   anyway, has an authorized `requests` session that retries and is 0 MB more.
