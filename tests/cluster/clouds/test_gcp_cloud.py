@@ -451,3 +451,16 @@ def test_an_api_that_cannot_be_reached_is_no_hang(google: ComputeEngine) -> None
     with pytest.raises(CloudRefused, match="cannot be reached"):
         here.check()
     assert time.monotonic() - before < 10
+
+
+def test_launches_at_once_make_one_network(google: ComputeEngine) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    here = cloud(google)
+    google.slow = 3
+    with ThreadPoolExecutor(6) as threads:
+        made = list(threads.map(lambda n: here.launch((L4, L4_B)[n % 2], request()), range(6)))
+    assert len({each.id for each in made}) == 6
+    assert len(google.sent("POST", "/networks")) == 1
+    assert len([path for path in google.resources if "/subnetworks/" in path]) == 2
+    assert len(here.instances()) == 6

@@ -327,3 +327,12 @@ def test_an_api_server_that_cannot_be_reached_is_no_hang() -> None:
     given = settings(REGION, endpoints={"api": "http://127.0.0.1:9"})
     with pytest.raises(CloudRefused, match="the API server cannot be reached"):
         KubernetesCloud(given, OFFERS).check()
+
+
+async def test_a_refused_list_says_why(k8s: Cluster) -> None:
+    k8s.works = False
+    k8s.server["get /api/v1/namespaces/default/pods"] << kmock.Response(
+        status=403, payload={"message": "pods is forbidden"}
+    )
+    with pytest.raises(CloudRefused, match="pods: not allowed: pods is forbidden"):
+        await asyncio.to_thread(cloud(k8s).instances)

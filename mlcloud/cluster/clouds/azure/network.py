@@ -14,6 +14,7 @@ subnets of yours that are peered.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -35,6 +36,7 @@ class Network:
         self._arm = arm
         self._settings = settings
         self._ready: set[str] = set()
+        self._making = threading.Lock()
 
     def within(self, rest: str = "") -> str:
         """A path in the cluster's resource group."""
@@ -61,8 +63,11 @@ class Network:
 
     def ensure(self, region: str, now: datetime) -> None:
         """The resource group, and a subnet in `region`."""
-        if region in self._ready:
-            return
+        with self._making:
+            if region not in self._ready:
+                self._ensure(region, now)
+
+    def _ensure(self, region: str, now: datetime) -> None:
         marked = tagged(tags.of_resource(self._settings, now))
         if "resource_group" not in self._settings.network:
             self._ensure_group(marked)

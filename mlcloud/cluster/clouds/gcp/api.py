@@ -141,6 +141,8 @@ class Compute:
             if current.get("status") != "DONE" and time.monotonic() - before < self._pause_s:
                 time.sleep(self._pause_s)  # answered at once all the same: not a busy loop
         if "error" in current:
+            if "RESOURCE_ALREADY_EXISTS" in answers.codes(current["error"]):
+                raise Conflict(f"{what}: is there already")
             raise answers.refusal(current["error"], what=what, project=self.project)
         return current
 

@@ -13,6 +13,7 @@ it is named. None of these can carry labels on GCP: what they are stands in thei
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -35,10 +36,16 @@ class Network:
         self._compute = compute
         self._settings = settings
         self._ready: set[str] = set()
+        self._making = threading.Lock()
 
     def ensure(self, region: str, now: datetime) -> None:
         """A subnet in `region`, on the cluster's network."""
-        if self._settings.network.keys() & {"network", "subnet"} or region in self._ready:
+        with self._making:
+            if not self._settings.network.keys() & {"network", "subnet"}:
+                self._ensure(region, now)
+
+    def _ensure(self, region: str, now: datetime) -> None:
+        if region in self._ready:
             return
         marked = describe(tags.of_resource(self._settings, now))
         name = group(self._settings)

@@ -9,6 +9,7 @@ change it at once never undo each other: the second reads it again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -114,9 +115,9 @@ class Api:
     def pods(self, selector: str) -> list[dict[str, Any]]:
         with self._asking("pods"):
             found = self._core().list_namespaced_pod(
-                self.namespace, label_selector=selector, **_LIMITS
+                self.namespace, label_selector=selector, **_RAW
             )
-            return [dict(each) for each in self._plain(found)["items"]]
+            return _items(found)
 
     def create_secret(self, body: Mapping[str, Any]) -> None:
         with self._asking(f"secret {body['metadata']['name']}"):
@@ -125,9 +126,9 @@ class Api:
     def secrets(self, selector: str) -> list[dict[str, Any]]:
         with self._asking("secrets"):
             found = self._core().list_namespaced_secret(
-                self.namespace, label_selector=selector, **_LIMITS
+                self.namespace, label_selector=selector, **_RAW
             )
-            return [dict(each) for each in self._plain(found)["items"]]
+            return _items(found)
 
     def delete_secret(self, name: str) -> None:
         with self._asking(f"secret {name}", missing=True):
@@ -142,9 +143,9 @@ class Api:
     def policies(self, selector: str) -> list[dict[str, Any]]:
         with self._asking("network policies"):
             found = self._networking().list_namespaced_network_policy(
-                self.namespace, label_selector=selector, **_LIMITS
+                self.namespace, label_selector=selector, **_RAW
             )
-            return [dict(each) for each in self._plain(found)["items"]]
+            return _items(found)
 
     def delete_policy(self, name: str) -> None:
         with self._asking(f"network policy {name}", missing=True):
@@ -163,8 +164,6 @@ class Api:
             ) from error
         configuration = client.Configuration()
         configuration.retries = _RETRIES
-        # The server is right about its own objects, also where it is newer or older than this.
-        configuration.client_side_validation = False
         if self._url:
             configuration.host = self._url
         else:
@@ -201,10 +200,6 @@ class Api:
 
         return client.NetworkingV1Api(self._connect())
 
-    def _plain(self, found: Any) -> Any:
-        """A model of the client's as the JSON it came from."""
-        return self._connect().sanitize_for_serialization(found)
-
     @staticmethod
     def _error() -> Any:
         from kubernetes.client.exceptions import ApiException
@@ -229,12 +224,17 @@ class Api:
 
 
 _LIMITS: dict[str, Any] = {"_request_timeout": _TIMEOUT_S}
+#: The client's models refuse an object that lacks what their own version knows as required: the
+#: JSON is read as it came.
+_RAW: dict[str, Any] = {**_LIMITS, "_preload_content": False}
+
+
+def _items(response: Any) -> list[dict[str, Any]]:
+    return [dict(each) for each in json.loads(response.data)["items"]]
 
 
 def _refusal(error: Any, what: str) -> MLCloudError:
     """What an `ApiException` means."""
-    import json
-
     try:
         message = str(json.loads(error.body)["message"])
     except (ValueError, KeyError, TypeError):
