@@ -407,3 +407,23 @@ def test_an_api_that_cannot_be_reached_is_no_hang(azure: ResourceManager) -> Non
     with pytest.raises(CloudRefused, match="cannot be reached"):
         here.check()
     assert time.monotonic() - before < 10
+
+
+def test_a_refused_second_launch_does_not_delete_the_first(azure: ResourceManager) -> None:
+    cloud(azure).launch(T4, request(instance_id="n-1"))
+    azure.refusals = [(409, {"code": "AllocationFailed", "message": "full"})]
+    here = cloud(azure)
+    here._network._ready.add(REGION)
+    with pytest.raises(NoCapacity):
+        here.launch(T4, request(instance_id="n-1"))
+    azure.refusals = []
+    assert [each.id for each in cloud(azure).instances()] == ["n-1"]
+    assert azure.sent("DELETE") == []
+
+
+def test_an_expired_group_with_a_machine_that_is_not_is_left(azure: ResourceManager) -> None:
+    here = cloud(azure)
+    here.launch(T4, request(instance_id="n-1"))
+    group = azure.resources[f"{azure.root}/resourcegroups/mlcloud-exp-7"]
+    group["tags"]["mlcloud-expires"] = "1"
+    assert other(here).leftovers(NOW) == []

@@ -336,3 +336,15 @@ async def test_a_refused_list_says_why(k8s: Cluster) -> None:
     )
     with pytest.raises(CloudRefused, match="pods: not allowed: pods is forbidden"):
         await asyncio.to_thread(cloud(k8s).instances)
+
+
+async def test_two_who_end_one_pod_end_one(k8s: Cluster) -> None:
+    here, there = cloud(k8s), cloud(k8s)
+    await asyncio.to_thread(here.launch, HEAD, asked("head"))
+    pods = [await asyncio.to_thread(here.launch, SPOT, asked()) for _ in range(3)]
+    k8s.works = False  # the pod is still there when the second comes
+    for each in (here, there):
+        await asyncio.to_thread(each.terminate, pods[0].id, "idle")
+    [group] = next(iter(k8s.all(CLUSTERS).values()))["spec"]["workerGroupSpecs"]
+    assert group["replicas"] == 2
+    assert group["scaleStrategy"]["workersToDelete"] == [pods[0].id]
