@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mlcloud import __version__
-from mlcloud.errors import MLCloudError
+from mlcloud.errors import CloudRefused, MLCloudError, UsageError
 
 KEY_VARIABLE = "MLCLOUD_ENCRYPTION_KEY"  # a key's file, or the key in base64
 
@@ -131,6 +131,48 @@ def budget(limit: str | None, session: str | None, alerts: str | None, remove: b
     words = [*([limit] if limit else []), *(["--session", session] if session else [])]
     words += ["--alerts", alerts] if alerts else []
     _run("budget", *words, *(["--remove"] if remove else []))
+
+
+@main.command()
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False))
+@click.option("--cloud", metavar="NAME", help="Without FILE: aws, gcp, azure or kubernetes.")
+@click.option("--region", multiple=True, metavar="NAME", help="Of that cloud; several times.")
+@click.option("--remove", is_flag=True, help="Remove what is found; asks first.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON; removes nothing.")
+def gc(
+    file: str | None,
+    cloud: str | None,
+    region: tuple[str, ...],
+    remove: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Find what clusters left in a cloud's account, and remove it with --remove.
+
+    With FILE (a cluster.yaml): all that this cluster has there, so while it runs, its machines too.
+    Without: what has expired of any cluster, in the cloud and regions that are named.
+    """
+    import json
+
+    from mlcloud.client.sweeping import leftovers
+
+    if file is None and cloud is None:
+        raise UsageError("mlcloud gc: name a cluster.yaml, or a --cloud (and its --region)")
+    found = leftovers(file, cloud=cloud, regions=region)
+    if as_json:
+        click.echo(json.dumps(found.record(), indent=1))
+        return
+    click.echo(repr(found))
+    if not remove or not found:
+        return
+    if not yes:
+        click.confirm(f"remove these {len(found)}?", abort=True)
+    left = found.remove(
+        lambda each, error: click.echo(f"{each.kind} {each.id}: {error or 'removed'}")
+    )
+    if left:
+        raise CloudRefused(f"{len(left)} of {len(found)} could not be removed: {left[0][1]}")
 
 
 @main.command()

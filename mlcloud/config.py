@@ -82,6 +82,15 @@ class Settings(BaseSettings):
     notice_poll: timedelta = Field(
         timedelta(seconds=1), description="How often a node looks for a preemption notice."
     )
+    metadata: Literal["aws", "gcp", "azure"] = Field(
+        "aws",
+        description="Whose metadata service the embedded cluster's nodes have, and watch: a drill "
+        "is told to them as this cloud would.",
+    )
+    node_lifetime: timedelta = Field(
+        timedelta(days=7),
+        description="A node that is so old ends, and its sessions move. `0s`: none does.",
+    )
     max_nodes: int = Field(
         4, ge=1, le=64, description="Nodes the embedded cluster may have at once."
     )
@@ -176,6 +185,7 @@ class Settings(BaseSettings):
         "spot_return",
         "dead_man",
         "notice_poll",
+        "node_lifetime",
         "prune_every",
         "prune_grace",
         "closed_keep",

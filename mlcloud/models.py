@@ -350,10 +350,18 @@ class Notice(Model):
 
 
 class NoticeReport(Model):
-    """What a node's agent saw in its metadata."""
+    """What a node's agent saw in its metadata. The node's clock may be off, so no time of it."""
 
-    kind: str
-    deadline: datetime
+    key: str = Field(max_length=200, description="The same for the same event.")
+    kind: str = Field(
+        max_length=40,
+        description="`terminate`, `stop`, `hibernate`, `preempt`, `reboot`, `redeploy`, "
+        "`maintenance`, `lifetime`: the node goes away. `rebalance`, `freeze`, `migrate`: it is "
+        "saved. `withdrawn`: the cloud took back what it said under this key.",
+    )
+    in_s: float | None = Field(
+        None, ge=0, le=366 * 86400, description="Seconds that are left; None: not known."
+    )
 
 
 class FailureReport(Model):
@@ -367,6 +375,7 @@ class Heartbeat(Model):
 
     pid: int
     ends: str = Field("", max_length=500)
+    notices: list[NoticeReport] = Field([], max_length=50, description="Those in force.")
 
 
 class RunRequest(Model):

@@ -36,13 +36,15 @@ DEFAULT_MEAN_TIME_TO_PREEMPTION_S = 2 * 3600.0
 class Notice:
     """A cloud's warning that the node goes away, with a deadline (UTC). Safe in threads.
 
-    `number` counts the warnings: a watcher that repeats the same one does not count.
+    `number` counts the warnings: a watcher that repeats the same one does not count. `saves` counts
+    how often a loop was asked to save without a deadline, because the node may go away one day.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._deadline: datetime | None = None
         self._number = 0
+        self._saves = 0
 
     @property
     def deadline(self) -> datetime | None:
@@ -65,6 +67,15 @@ class Notice:
     def clear(self) -> None:
         with self._lock:
             self._deadline = None
+
+    @property
+    def saves(self) -> int:
+        with self._lock:
+            return self._saves
+
+    def save(self) -> None:
+        with self._lock:
+            self._saves += 1
 
 
 @dataclass(eq=False)

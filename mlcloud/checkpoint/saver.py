@@ -39,6 +39,7 @@ class Saver:
         mean = run.mean_time_to_preemption_s if run else DEFAULT_MEAN_TIME_TO_PREEMPTION_S
         self._schedule = Schedule(every, mean, time.monotonic())
         self._notice = 0
+        self._saves = run.notice.saves if run is not None else 0
         self._saving: Saving | None = None
         self._began, self._why = 0.0, ""
         self.saved: int | None = None
@@ -68,6 +69,10 @@ class Saver:
                 f"goes away in {max(left, 0):.1f} s; the last committed step is {self.saved}"
             )
             return None
+        if notice is not None and notice.saves != self._saves:
+            self._saves = notice.saves
+            self.join()
+            return NOTICE
         if not self._schedule.due(step, time.monotonic()):
             return None
         if self._saving is not None:

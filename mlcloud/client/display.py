@@ -30,6 +30,7 @@ STYLE = (
 )
 MARKS = {
     "notice": "⚠",
+    "risk": "⚠",
     "lost": "✕",
     "moved": "→",
     "rerun": "↻",

@@ -34,6 +34,7 @@ _CLOUDS = {
     "aws": ("mlcloud.cluster.clouds.aws", "AwsCloud"),
     "gcp": ("mlcloud.cluster.clouds.gcp", "GcpCloud"),
     "azure": ("mlcloud.cluster.clouds.azure", "AzureCloud"),
+    "kubernetes": ("mlcloud.cluster.clouds.kubernetes", "KubernetesCloud"),
 }
 
 
@@ -65,7 +66,7 @@ def plan(
     """
     source = str(target) if isinstance(target, (str, Path)) else ""
     lines = lines_of(source) if source else None
-    specification = _specification(target, cloud, regions)
+    specification = specification_of(target, cloud, regions)
     shape = {"gpu": gpu, "cpus": cpus, "memory": memory, "market": market}
     asked = {key: value for key, value in shape.items() if value is not None}
     offers = offers_of(specification)
@@ -143,7 +144,7 @@ def _from_catalogue(name: str, *arguments: Any) -> Any:
     return None if ask is None else ask(*arguments)
 
 
-def _specification(
+def specification_of(
     target: object, cloud: str | None, regions: Collection[str] | None
 ) -> Specification:
     found = getattr(target, "specification", target)
@@ -204,6 +205,26 @@ def _showing(cloud: str, offers: list[Offer]) -> Showing | None:
     except (ImportError, AttributeError, ValueError):
         return None
     return lambda settings: make(settings, offers)
+
+
+def cloud_of(specification: Specification) -> Cloud:
+    """The specification's cloud, as the notebook's side may ask it.
+
+    Raises `MLCloudError` where this version has none of that name, or its parts are missing.
+    """
+    try:
+        offers = offers_of(specification)
+    except MLCloudError:
+        offers = []  # it may be asked what there is all the same
+    make = _showing(specification.cloud, offers)
+    if make is None:
+        raise MLCloudError(
+            f"{specification.cloud} cannot be asked from here; install its part, such as "
+            f'`pip install "mlcloud[{specification.cloud}]"`'
+        )
+    made = make(specification.settings())
+    assert isinstance(made, Cloud)
+    return made
 
 
 def _lacking(specification: Specification, showing: Showing | None) -> Lacking:

@@ -183,7 +183,9 @@ class _Body(ast.NodeVisitor):
             self.visit(part)
         if node.value is not None:
             self.visit(node.value)
-        self.visit(node.target)
+        # `(a): int` says nothing of `a`, and makes it no local one either.
+        if node.simple or node.value is not None or not isinstance(node.target, ast.Name):
+            self.visit(node.target)
 
     def visit_Call(self, node: ast.Call) -> None:
         hidden = hidden_code(node)

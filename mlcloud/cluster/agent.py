@@ -2,13 +2,16 @@
 
     agent ── starts ──► ray start --block          (same process group: they live and die together)
       │
-      ├── polls the cloud's metadata for a notice ──► POST /v1/nodes/<id>/notice
-      ├── POST /v1/nodes/<id>/heartbeat every few seconds
-      └── none answered for `dead_man_s`: nobody is left to stop this node, so it ends itself
+      ├── watches the cloud's metadata (`notices`) ──► POST /v1/nodes/<id>/notice
+      ├── POST /v1/nodes/<id>/heartbeat every few seconds, with the notices that are in force
+      ├── SIGTERM: the machine shuts down, so the sessions must leave; a notice like any other
+      ├── as old as `lifetime_s`: a notice as well, and at its end the node ends itself
+      └── no heartbeat answered for `dead_man_s`: nobody is left to stop this node: it ends itself
 
 The gateway may be killed and come back on another port: the agent reads the gateway's address from
 the connection file each time. On the local cloud the agent also plays the hypervisor: it kills its
-own group at a notice's deadline, whether or not anybody is watching.
+own group at a notice's deadline, whether or not anybody is watching. On a real one it has the
+machine deleted (`self_end`), since one that is only shut down may go on billing.
 
 A node of a real cloud shares no disk with its head: what it needs comes in its node file and in
 answer to its join (`nodefile.py`), and the gateway is reached at the head's private address by TLS
@@ -21,12 +24,14 @@ alone, since one runs on every node for ever.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -34,11 +39,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mlcloud.cluster import lean, nodefile, onlyhere
+from mlcloud.cluster import lean, nodefile, notices, onlyhere, self_end
+from mlcloud.cluster.notices import Notice
+from mlcloud.cluster.notices.clouds import ENDPOINTS
+from mlcloud.cluster.notices.notice import LIFETIME
+from mlcloud.errors import CloudRefused
 from mlcloud.processes import become_subreaper, end_descendants
 
 TICK = 0.25
 HEARTBEAT = 3.0
+TELL_S = 5.0  # so long the gateway is looked for when the machine shuts down
+LIFETIME_NOTICE_S = 120.0
+END_AGAIN_S = 60.0
+FOREVER_S = 365 * 86400.0
 LEAVING = contextlib.ExitStack()
 GIVEN_UP = 410  # what the gateway answers a node that it believes to have ended
 
@@ -52,79 +65,101 @@ AGENT_PORTS = (
 )
 
 
-class Metadata:
-    """A client of the EC2 instance metadata service, version 2 (token, then reads).
+class Told:
+    """Which notices the gateway was told of, and which are still in force.
 
-    Source: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+    These go along with each heartbeat: a gateway that was started meanwhile knows of none.
     """
 
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint.rstrip("/")
-        self._token = ""
-        self._token_until = 0.0
+    def __init__(self, record: dict[str, Any], settings: dict[str, Any]) -> None:
+        self._record, self._settings = record, settings
+        self._lock = threading.Lock()
+        self._in_force: dict[str, tuple[Notice, float | None]] = {}
+        self.shut_down_at: float | None = None  # on the monotonic clock
 
-    def get(self, path: str) -> str | None:
-        """The text at `path`, None where the service answers 404."""
-        if time.monotonic() > self._token_until:
-            self._token = self._request(
-                "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "600"}
-            )
-            self._token_until = time.monotonic() + 540
-        try:
-            return self._request("GET", path, {"X-aws-ec2-metadata-token": self._token})
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            if error.code == 401:
-                self._token_until = 0.0
-            raise
+    def tell(self, notice: Notice, left: float | None) -> bool:
+        """False where the gateway did not take it."""
+        if not _post(self._record, self._settings, "notice", _report(notice, left)):
+            return False
+        with self._lock:
+            if notice.kind == notices.WITHDRAWN:
+                self._in_force.pop(notice.key, None)
+            else:
+                due = None if left is None else time.monotonic() + left
+                self._in_force[notice.key] = (notice, due)
+        return True
 
-    def notice(self) -> dict[str, str] | None:
-        text = self.get("/latest/meta-data/spot/instance-action")
-        return None if text is None else json.loads(text)
+    def in_force(self) -> list[dict[str, Any]]:
+        with self._lock:
+            return [
+                _report(notice, None if due is None else max(0.0, due - time.monotonic()))
+                for notice, due in self._in_force.values()
+            ]
 
-    def _request(self, method: str, path: str, headers: dict[str, str]) -> str:
-        request = urllib.request.Request(self.endpoint + path, method=method, headers=headers)
-        with urllib.request.urlopen(request, timeout=2) as answer:
-            text: str = answer.read().decode()
-            return text
+    def shutting_down(self) -> None:
+        """The operating system ends this process before long: so long sessions may leave."""
+        if self.shut_down_at is not None:
+            return
+        began = time.monotonic()
+        self.shut_down_at = began + notices.SHUTDOWN_S
+        notice = Notice("shutdown", notices.TERMINATE, notices.SHUTDOWN_S)
+        while not self.tell(notice, self.shut_down_at - time.monotonic()):
+            if time.monotonic() > began + TELL_S:
+                self.shut_down_at = 0.0  # nobody is there to move anything
+                return
+            time.sleep(TICK)
+
+
+def _report(notice: Notice, left: float | None) -> dict[str, Any]:
+    in_s = None if left is None else min(left, FOREVER_S)
+    return {"key": notice.key[:200], "kind": notice.kind[:40], "in_s": in_s}
 
 
 def main(record_path: str) -> int:
     path = Path(record_path)
     record = json.loads(path.read_text())
-    signal.signal(signal.SIGTERM, lambda *_: _end())
-    become_subreaper()
     if nodefile.is_one(record):
         settings = nodefile.join(record, path.parent)
         LEAVING.callback(nodefile.leave, settings, path)
     else:
         settings = json.loads((path.parent.parent / "cluster.json").read_text())
+    told = Told(record, settings)
+    signal.signal(signal.SIGTERM, lambda *_: _switched_off(path, told))
+    become_subreaper()
     node = subprocess.Popen(ray_command(record, settings), env=ray_environment(record, settings))
+    notices.Watcher(_sources(record, settings), told.tell, _log).start()
 
     last_answer = time.monotonic()
     next_heartbeat = 0.0
-    next_poll = 0.0
-    told = False
+    old_at = _ends_by_age(record, settings)
+    warn_at = None if old_at is None else old_at - _lifetime_notice(record, settings)
     while node.poll() is None:
-        if time.monotonic() >= next_poll:
-            next_poll = time.monotonic() + float(settings["notice_poll_s"])
-            if not told and record["offer"]["market"] == "spot":
-                told = _forward_notice(record, settings)
-        if time.monotonic() >= next_heartbeat:
-            next_heartbeat = time.monotonic() + HEARTBEAT
-            if _post(record, settings, "heartbeat", {"pid": os.getpid()}):
+        now = time.monotonic()
+        if now >= next_heartbeat:
+            next_heartbeat = now + HEARTBEAT
+            body = {"pid": os.getpid(), "notices": told.in_force()}
+            if _post(record, settings, "heartbeat", body):
                 last_answer = time.monotonic()
         if time.monotonic() - last_answer > float(settings["dead_man_s"]):
-            print("nobody answered the heartbeats: this node ends itself", flush=True)
+            _leave(record, settings, "nobody answered the heartbeats")
+        if old_at is not None and now >= old_at:
+            _leave(record, settings, "this node is as old as it may become")
+        if old_at is not None and warn_at is not None and now >= warn_at:
+            left = old_at - now
+            if told.tell(Notice("lifetime", LIFETIME, left), left):
+                warn_at = None
+        if told.shut_down_at is not None and now >= told.shut_down_at:
+            _log("the machine shuts down")
             _end()
         if _overdue(path):
-            print("the notice's deadline has passed: taken back", flush=True)
+            _log("the notice's deadline has passed: taken back")
             _end()
         # A node that dies ends the wait at once; otherwise this is the tick of the polls.
         with contextlib.suppress(subprocess.TimeoutExpired):
             node.wait(TICK)
     end_descendants()
+    if _is_rented(record):
+        _leave(record, settings, "Ray has ended on this node")
     LEAVING.close()
     return node.returncode or 0
 
@@ -191,18 +226,47 @@ def ray_environment(record: dict[str, Any], settings: dict[str, Any]) -> dict[st
     }
 
 
-def _forward_notice(record: dict[str, Any], settings: dict[str, Any]) -> bool:
-    """Look for a notice; True once the gateway has been told of one."""
-    gateway = _gateway(settings)
-    if gateway is None:
-        return False
-    try:
-        notice = Metadata(f"{gateway['url']}/imds/{record['metadata_key']}").notice()
-    except (OSError, ValueError):
-        return False
-    return notice is not None and _post(
-        record, settings, "notice", {"kind": notice["action"], "deadline": notice["time"]}
-    )
+def _sources(record: dict[str, Any], settings: dict[str, Any]) -> list[notices.Source]:
+    """Where this node's cloud says what it is about to do. The local one says it as another would,
+    at an address that moves with the gateway."""
+    if _is_rented(record):
+        return notices.sources(
+            record["offer"]["cloud"],
+            _endpoint(settings),
+            notice_s=float(settings.get("preemption_notice_s") or 0.0),
+        )
+    if "metadata_key" not in record or record["node_type"] == "head":
+        return []
+
+    def endpoint() -> str | None:
+        gateway = _gateway(settings)
+        return None if gateway is None else f"{gateway['url']}/imds/{record['metadata_key']}"
+
+    flavour = str(settings.get("metadata", "aws"))
+    return notices.sources(flavour, endpoint, poll_s=float(settings["notice_poll_s"]))
+
+
+def _endpoint(settings: dict[str, Any]) -> notices.Endpoint | None:
+    at = settings.get("metadata_endpoint")
+    return None if at is None else lambda: str(at)
+
+
+def _is_rented(record: dict[str, Any]) -> bool:
+    return record["offer"]["cloud"] in ENDPOINTS
+
+
+def _ends_by_age(record: dict[str, Any], settings: dict[str, Any]) -> float | None:
+    """When this node is as old as it may become, on the monotonic clock. The head of the embedded
+    cluster is your own computer: it may become older."""
+    lifetime = settings.get("lifetime_s")
+    if not lifetime or not (_is_rented(record) or record["node_type"] != "head"):
+        return None
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(record["launched_at"])
+    return time.monotonic() + float(lifetime) - max(0.0, age.total_seconds())
+
+
+def _lifetime_notice(record: dict[str, Any], settings: dict[str, Any]) -> float:
+    return min(LIFETIME_NOTICE_S, float(settings["lifetime_s"]) / 4)
 
 
 def _post(
@@ -223,11 +287,10 @@ def _post(
         with urllib.request.urlopen(request, timeout=2, context=nodefile.pinned(settings)):
             return True
     except urllib.error.HTTPError as error:
-        if error.code == GIVEN_UP:
-            print("this node was given up: it ends itself", flush=True)
-            _end()
+        if error.code == GIVEN_UP and what == "heartbeat":
+            _leave(record, settings, "this node was given up")
         return False
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 
@@ -249,6 +312,44 @@ def _overdue(path: Path) -> bool:
     return notice is not None and datetime.now(timezone.utc) >= datetime.fromisoformat(
         notice["deadline"]
     )
+
+
+def _switched_off(path: Path, told: Told) -> None:
+    """SIGTERM: whoever ends a node has written so, and it ends at once. Else the machine shuts down
+    under it, without having said a word before, and what is on it may still leave."""
+    if _has_ended(path):
+        _end()
+    # Not here: what was interrupted may hold the lock.
+    threading.Thread(target=told.shutting_down, daemon=True).start()
+
+
+def _has_ended(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text()).get("ended_at") is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _leave(record: dict[str, Any], settings: dict[str, Any], why: str) -> None:
+    """End this node for good: on a cloud the machine too, however often that must be asked for."""
+    _log(f"{why}: this node ends itself")
+    if not _is_rented(record):
+        _end()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # of the shutdown that we ask for
+    end_descendants()
+    while True:
+        with contextlib.suppress(CloudRefused):  # which has been said
+            self_end.end(
+                record["offer"]["cloud"],
+                metadata=_endpoint(settings),
+                api=settings.get("cloud_api"),
+                log=_log,
+            )
+        time.sleep(END_AGAIN_S)
+
+
+def _log(text: str) -> None:
+    print(text, flush=True)
 
 
 def _end() -> None:

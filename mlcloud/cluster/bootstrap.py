@@ -269,6 +269,9 @@ def ending(mark: str, value: str, *, folders: str = "", claims: str = "") -> str
     return f"""set -u
 root={ROOT}
 marked() {{ grep -lz -- '^{mark}={value}$' /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3; }}
+for file in "$root"/{folders or "none"}/node.json "$root"/{folders or "none"}/*/node.json; do
+  [ ! -e "$file" ] || echo '{{"ended_at": "now"}}' >"$file"  # no shutdown: it ends at once
+done
 for pid in $(cat "$root"/{folders or "none"}/pid "$root"/{folders or "none"}/*/pid 2>/dev/null); do
   marked | grep -qx "$pid" && kill -TERM "$pid" 2>/dev/null
 done

@@ -24,7 +24,7 @@ SETTLE = timedelta(minutes=2)
 REST = timedelta(minutes=10)
 LONGEST_REST = timedelta(hours=6)
 #: Ends that say nothing about a node's use, by the first words of their reason.
-NO_FAULT = ("idle", "preempted", "the cluster", "left over", "lifetime", "budget")
+NO_FAULT = ("idle", "preempted", "the cluster", "left over", "it was too old", "budget")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ def write(
     cooldown_s: float,
     dead_man_s: float,
     notice_poll_s: float,
+    metadata: str,
+    lifetime_s: float,
     spares: dict[str, int],
     node_ip: str = NODE_IP,
     head_file: Path | None = None,
@@ -67,6 +69,8 @@ def write(
         "object_store_bytes": OBJECT_STORE_BYTES,
         "dead_man_s": dead_man_s,
         "notice_poll_s": notice_poll_s,
+        "metadata": metadata,
+        "lifetime_s": lifetime_s,
         "head_instance_id": head_instance_id,
         "ray_environment": ray_environment(),
     }

@@ -90,6 +90,12 @@ class Records:
         """It holds a session."""
         self._first(instance_id, "served_at")
 
+    def noticed(self, instance_id: str, deadline: datetime, kind: str) -> None:
+        """Its cloud takes it back, as its agent has heard."""
+        with self.changing(instance_id) as record:
+            if record.get("notice") is None:
+                record["notice"] = plain(Notice(now(), deadline, kind))
+
     def said(self, instance_id: str, reason: str) -> None:
         """Why it is about to end itself, in its own words: the reason, once it has ended."""
         with self.changing(instance_id) as record:

@@ -313,6 +313,8 @@ def join_routes(gateway: Gateway) -> APIRouter:
         answer = await asyncio.to_thread(gateway.join, node, auth.bearer(request))
         if answer is None:
             raise errors.AuthenticationFailed(refused)
+        if not answer:
+            raise HTTPException(503, "this node is not noted yet: ask again")
         return answer
 
     @routes.get("/wheel")
@@ -347,9 +349,10 @@ def node_routes(gateway: Gateway) -> APIRouter:
     async def heartbeat(node: str, beat: Heartbeat) -> None:
         if not await asyncio.to_thread(gateway.heard, node, beat.ends):
             raise HTTPException(410, f"the node {node} has been given up")
+        gateway.notices.in_force(node, beat.notices)
 
     @routes.post("/notice", status_code=204)
     async def notice(node: str, report: NoticeReport) -> None:
-        gateway.sessions.on_notice(node, report.deadline, report.kind)
+        gateway.notices.report(node, report)
 
     return routes

@@ -31,6 +31,7 @@ from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
 from mlcloud.gateway.links import Links
+from mlcloud.gateway.notices import Leaving, Notices
 from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
@@ -83,6 +84,7 @@ class Gateway:
         self.billing = Billing(self.engine, self.cluster.cloud.offers())
         self.billing.recall(self.record.nodes(), self.cluster.cloud.instances())
         self.preemptions = Preemptions()
+        leaving: dict[str, Leaving] = {}
         self.sessions = Sessions(
             Services(
                 engine=self.engine,
@@ -95,6 +97,7 @@ class Gateway:
                 lease=self.lease,
                 inputs=Inputs(self.store),
                 preemptions=self.preemptions,
+                leaving=leaving,
                 store_url=settings.store_url,
                 ray_dir=settings.ray_dir,
                 idle_timeout_s=settings.idle_timeout.total_seconds(),
@@ -107,6 +110,7 @@ class Gateway:
         self.sessions.services.refuse = self.budgets.refuse
         self.budgets.recall(self.record.budgets())
         self.comeback = Comeback(self.sessions, settings.spot_return)
+        self.notices = Notices(self.cluster, self.sessions, leaving)
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
         self._on_idle = on_idle
         self._heard: set[str] = set()  # nodes whose agents were heard
@@ -155,6 +159,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.notices.close()
         self.engine.dispose()
 
     # --- background -------------------------------------------------------------------------------
@@ -251,6 +256,7 @@ class Gateway:
 
     def _node_ended(self, instance: Instance) -> None:
         self._see(self.cluster.cloud.instances())
+        self.notices.leaving.pop(instance.id, None)
         self.sessions.on_node_end(instance)
 
     def _attempt(self, attempt: Attempt) -> None:

@@ -145,6 +145,8 @@ class EmbeddedCluster:
             cooldown_s=self.settings.offer_cooldown.total_seconds(),
             dead_man_s=self.settings.dead_man.total_seconds(),
             notice_poll_s=self.settings.notice_poll.total_seconds(),
+            metadata=self.settings.metadata,
+            lifetime_s=self.settings.node_lifetime.total_seconds(),
             spares={smallest: self.settings.warm_spares},
             node_ip=self.cloud.address,
             head_file=self.settings.head_file,

@@ -18,6 +18,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from mlcloud.cluster.clouds.local import LocalCloud
+from mlcloud.cluster.notices.notice import LIFETIME, MAINTENANCE, REBALANCE, REBOOT, REDEPLOY
 from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest
 from mlcloud.cost.ledger import Placement
@@ -78,7 +79,7 @@ async def bring_up(
                     or session.memory_bytes // 10,
                 },
             },
-            avoid={avoid, *gone} - {""},
+            avoid={avoid, *gone, *session.services.leaving} - {""},
             node_type=node_type,
             runtime_env=environments.runtime_env(session),
         )
@@ -126,9 +127,34 @@ async def bring_up_elsewhere(session: Session, host: LiveHost, deadline: datetim
     return await bring_up(session, avoid=host.instance)
 
 
-async def tell_notice(session: Session, host: LiveHost, deadline: datetime) -> None:
+async def tell_notice(session: Session, host: LiveHost, deadline: datetime | None) -> None:
+    left = None if deadline is None else max(0.0, (deadline - now()).total_seconds())
     with contextlib.suppress(Exception):  # it may be gone already
-        await host.call("notice", deadline.isoformat())
+        await host.call("notice", left)
+
+
+def notice_text(place: str, kind: str, seconds: int) -> str:
+    if kind == LIFETIME:
+        return f"notice: {place} is as old as it may become and ends in {seconds} s"
+    if kind in (REBOOT, REDEPLOY, MAINTENANCE):
+        return f"notice: the cloud stops {place} for maintenance in {seconds} s"
+    return f"notice: the cloud takes {place} back in {seconds} s"
+
+
+def risk_text(place: str, kind: str) -> str:
+    if kind == REBALANCE:
+        return f"the cloud says that it may take {place} back before long: saving now"
+    return f"the cloud will make {place} stand still for a moment: saving now"
+
+
+async def save_now(session: Session, host: LiveHost) -> None:
+    """Loops save at their next step; between cells, what was not in the store yet comes there."""
+    with contextlib.suppress(Exception):  # it may be gone already
+        await host.call("save_now")
+    if session.current is None:
+        async with session.turn:
+            if session.host is host:
+                await save_background(session)
 
 
 async def move_when_idle(session: Session, old: LiveHost) -> None:
@@ -218,6 +244,9 @@ async def take_over(session: Session, host: LiveHost) -> None:
     session.status(f"on {session.place(host)}", ready=True)
     if previous is not None:
         await release(session, previous, billing=False)
+    leaving = session.services.leaving.get(host.instance)
+    if leaving is not None:  # it had its notice while the session was on its way there
+        session.on_notice(host.instance, leaving.deadline, leaving.kind)
     # With the shape that it was brought up on: a session may be given another one (`reshaping.py`).
     request = session.request.model_dump_json()
     session.save(epoch=host.epoch, host_number=host.number, request=request)

@@ -48,6 +48,7 @@ from mlcloud.gateway.journal import Journal
 from mlcloud.gateway.lease import Lease
 from mlcloud.gateway.links import HostError, Links
 from mlcloud.gateway.livehost import LiveHost
+from mlcloud.gateway.notices import Leaving
 from mlcloud.gateway.outcomes import Outcomes
 from mlcloud.gateway.questions import Questions
 from mlcloud.gateway.record import Fenced, Record
@@ -82,6 +83,7 @@ class Services:
     lease: Lease
     inputs: Inputs
     preemptions: Preemptions
+    leaving: dict[str, Leaving]  # nodes that go away
     store_url: str
     ray_dir: Path
     idle_timeout_s: float
@@ -305,15 +307,18 @@ class Session:
 
     # --- what the cluster tells -------------------------------------------------------------------
 
-    def on_notice(self, instance_id: str, deadline: datetime, kind: str) -> None:
-        """The session's node goes away: ask for the successor now, not after the kill."""
+    def on_notice(self, instance_id: str, deadline: datetime, kind: str) -> bool:
+        """The session's node goes away: ask for the successor now, not after the kill.
+
+        False where it is not on this node, or on its way already.
+        """
         host = self.host
         if host is None or host.instance != instance_id or self.successor is not None:
-            return
+            return False
         seconds = max(0, math.ceil((deadline - now()).total_seconds()))
         self.story(
             "notice",
-            f"notice: the cloud takes {self.place(host)} back in {seconds} s",
+            hosting.notice_text(self.place(host), kind, seconds),
             node=instance_id,
             deadline=deadline.isoformat(),
             kind=kind,
@@ -322,6 +327,24 @@ class Session:
         self.spawn(hosting.tell_notice(self, host, deadline))
         self.successor = asyncio.create_task(hosting.bring_up_elsewhere(self, host, deadline))
         self.spawn(hosting.move_when_idle(self, host))
+        return True
+
+    def on_risk(self, instance_id: str, kind: str) -> None:
+        """The session's node may go away, or stands still for a moment: save, and stay."""
+        host = self.host
+        if host is None or host.instance != instance_id or self.successor is not None:
+            return
+        self.story("risk", hosting.risk_text(self.place(host), kind), node=instance_id, kind=kind)
+        self.spawn(hosting.save_now(self, host))
+
+    def on_withdrawn(self, instance_id: str, was_risk: bool) -> None:
+        host = self.host
+        if host is None or host.instance != instance_id:
+            return
+        self.spawn(hosting.tell_notice(self, host, None))
+        if not was_risk:
+            text = f"the cloud took its notice back; the session leaves {self.place(host)} all the "
+            self.story("risk", f"{text}same, between cells", node=instance_id, kind="withdrawn")
 
     def on_node_end(self, instance_id: str, reason: str) -> None:
         if self.host is not None and self.host.instance == instance_id:

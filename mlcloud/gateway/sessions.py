@@ -213,9 +213,18 @@ class Sessions:
         )
         self._by_name[request.name].spawn(self._hold_wheels(self._by_name[request.name]))
 
-    def on_notice(self, instance_id: str, deadline: datetime, kind: str) -> None:
+    def on_notice(self, instance_id: str, deadline: datetime, kind: str) -> bool:
+        """False: no session moves because of it."""
+        moving = [session.on_notice(instance_id, deadline, kind) for session in self]
+        return any(moving)
+
+    def on_risk(self, instance_id: str, kind: str) -> None:
         for session in self:
-            session.on_notice(instance_id, deadline, kind)
+            session.on_risk(instance_id, kind)
+
+    def on_withdrawn(self, instance_id: str, was_risk: bool) -> None:
+        for session in self:
+            session.on_withdrawn(instance_id, was_risk)
 
     def on_node_end(self, instance: Instance) -> None:
         for session in self:

@@ -23,6 +23,7 @@ import os
 import secrets
 import sys
 from collections import deque
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ INTERRUPT_REPEATS = 5
 DRAIN_S = 10.0
 # What is called over a link; the rest of the methods concern the actor itself.
 LINKED = (
-    *("events", "submit", "interrupt", "kill_kernel", "notice"),
+    *("events", "submit", "interrupt", "kill_kernel", "notice", "save_now"),
     *("answer", "comm", "ask", "environment", "settled"),
 )
 
@@ -186,10 +187,20 @@ class Host:
             self._kernel.interrupt()
             await asyncio.sleep(1.0)
 
-    async def notice(self, deadline: str | None) -> None:
-        """Tell the kernel that the node goes away at `deadline` (None: the danger has passed)."""
+    async def notice(self, in_s: float | None) -> None:
+        """Tell the kernel that the node goes away in so many seconds (None: the danger has passed).
+
+        Its deadline is by this node's clock, whatever the gateway's shows.
+        """
         kernel = self._live()
+        at = None if in_s is None else datetime.now(timezone.utc) + timedelta(seconds=in_s)
+        deadline = at and at.isoformat()
         kernel.send(kernel.control, "mlcloud_notice", {"deadline": deadline}, "notice")
+
+    async def save_now(self) -> None:
+        """Tell the kernel that the node may go away: loops save, and every boundary counts."""
+        kernel = self._live()
+        kernel.send(kernel.control, "mlcloud_notice", {"save": True}, "notice")
 
     async def answer(self, request: str, value: str) -> None:
         """Answer the `input()` that the kernel waits in, if it is still this one."""

@@ -492,10 +492,14 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
     # --- notices ----------------------------------------------------------------------------------
 
     async def mlcloud_notice(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
-        """The node goes away at `deadline` (ISO, UTC): `resumable` loops save at once."""
-        deadline = parent["content"]["deadline"]
-        self._pace.hurry = deadline is not None
-        if deadline is None:
+        """The node goes away at `deadline` (ISO, UTC), or may (`save`): `resumable` loops save at
+        once. Neither: it does not."""
+        save = bool(parent["content"].get("save"))
+        deadline = parent["content"].get("deadline")
+        self._pace.hurry = save or deadline is not None
+        if save:
+            self.notice.save()
+        elif deadline is None:
             self.notice.clear()
         else:
             self.notice.set(datetime.fromisoformat(deadline))

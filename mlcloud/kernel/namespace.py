@@ -25,7 +25,7 @@ from mlcloud.kernel import dump
 from mlcloud.kernel.choice import Choice, Chosen
 from mlcloud.kernel.dump import Dumped
 from mlcloud.kernel.imports import imported, is_importable
-from mlcloud.kernel.mentions import EVERYTHING
+from mlcloud.kernel.mentions import EVERYTHING, used_by
 from mlcloud.kernel.recipes import CellRun, Recipes
 from mlcloud.kernel.tracking import ALL, CHEAP_S, Later, Tracking
 from mlcloud.kernel.versions import Versions
@@ -277,6 +277,8 @@ class RemoteSide:
         scan = Scan(self.namespace, self.classes, known)
         if not refs:
             scan.add(keys)
+            # What it calls may rebind its name, and be gone when the cell has ended.
+            self._tracking.came(used_by(scan.codes(keys)))
         for key in keys:
             entry = self._versions.entry(key)
             pickled = scan.pickled.get(key)

@@ -93,12 +93,17 @@ class Tracking:
         self._classes = versions.classes
         self._known: dict[str, Look] = {}
         self._walk: _Walk | None = None
+        self._came: frozenset[str] = frozenset()
         self.active: set[str] = set()  # keys that the last look was about; EVERYTHING among them
 
     def forget(self, keys: Iterable[str] | None = None) -> None:
         """Look at these next time in any case; None: at all."""
         for key in list(self._known) if keys is None else keys:
             self._known.pop(key, None)
+
+    def came(self, uses: frozenset[str]) -> None:
+        """Functions that use these names have been brought in for the cell that runs next."""
+        self._came |= uses
 
     def look(
         self,
@@ -114,7 +119,8 @@ class Tracking:
         scan.stop = stop
         present = self._present()
         gone = {key for key in self._known if key not in present and not self._is_class(key)}
-        active = self._used({*mentioned, *gone})
+        active = self._used({*mentioned, *gone, *self._came})
+        self._came = frozenset()
         for key in gone:  # what it held, it may have changed before it went
             active |= self._known[key].group
         if EVERYTHING in active:

@@ -202,6 +202,22 @@ class TestContext:
             (6, "end"),
         ]
 
+    def test_a_risk_saves_at_once_and_has_no_deadline(self, url: str) -> None:
+        """What began after it was told saves as before."""
+        events: list[dict[str, Any]] = []
+        notice = Notice()
+        with context.use(run_of(url, events, notice=notice)):
+            for i in resumable(range(6), {}, every="1h"):
+                if i == 2:
+                    notice.save()
+            for _ in resumable(range(3), {}, every="1h"):
+                pass
+        assert [(e["step"], e["reason"]) for e in events] == [
+            (3, "notice"),
+            (6, "end"),
+            (3, "end"),
+        ]
+
     def test_a_notice_too_late_for_a_save_does_not_start_one(self, url: str) -> None:
         events: list[dict[str, Any]] = []
         notice = Notice()

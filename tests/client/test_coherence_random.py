@@ -116,3 +116,15 @@ def test_found(title: str) -> None:
     world = World()
     for code, remote in FOUND[title]:
         world.step(code, remote)
+
+
+def test_what_was_called_is_gone_when_its_cell_has_ended() -> None:
+    """The object that came in with the cell is rebound by it, and had changed another name."""
+    world = World()
+    lines = ["class C:", "    def bump(self):", "        global k", "        k += 1"]
+    world.step("\n".join([*lines, "        return [k]"]), remote=False)
+    world.step("a = C()", remote=False)
+    world.step("k = 0", remote=True)
+    world.step("a = a.bump()", remote=True)
+    world.step("def f():\n    global k\n    k += 1\n    return k", remote=False)
+    world.step("f = f()", remote=True)

@@ -223,6 +223,12 @@ def test_closure_looks_through_decorators_and_partials() -> None:
     assert used(code, "c") == {"c", "k"}
 
 
+def test_an_annotation_in_parentheses_makes_no_local_name() -> None:
+    assert analyze("@b\ndef a():\n    k\n    (k): int\n", {}).reads == {"b", "k"}
+    assert analyze("@b\ndef a():\n    k\n    k: int\n", {}).reads == {"b"}
+    assert analyze("@b\ndef a():\n    k\n    (k): int = 1\n", {}).reads == {"b"}
+
+
 def test_it_is_quick() -> None:
     cell = "x = 1\ny = [v * k for v in x]\nprint(f'{y}')\n"
     best = min(_timed(cell) for _ in range(20))

@@ -12,8 +12,8 @@ import pytest
 
 from mlcloud.client.api import Client
 from mlcloud.client.session import Session
-from mlcloud.cluster.agent import Metadata
 from mlcloud.cluster.clouds.local import LocalCloud
+from mlcloud.cluster.notices.aws import Metadata
 from mlcloud.errors import NoSuchResources, UsageError
 from tests.live import Embedded, Process, until
 
@@ -116,8 +116,8 @@ def test_the_notice_is_what_ec2_would_say(
         name = http.get(f"{base}/latest/meta-data/instance-id", headers=headers)
         assert name.text == node["id"]
 
-        metadata = Metadata(f"{cluster.connection['url']}{base}")
-        assert metadata.notice() is None
+        metadata = Metadata(lambda: f"{cluster.connection['url']}{base}")
+        assert metadata.read("spot/instance-action") is None
         notice = client.cluster.preempt(s, "6s")
         answer = http.get(action, headers=headers)
         assert answer.status_code == 200
@@ -125,7 +125,9 @@ def test_the_notice_is_what_ec2_would_say(
         assert body["action"] == "terminate"
         at = datetime.strptime(body["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
         assert abs((at - notice.deadline).total_seconds()) <= 1
-        assert metadata.notice() == body
+        seen = metadata.read("spot/instance-action")
+        assert seen is not None
+        assert seen.json() == body
     # The agent saw it as well, told the gateway, and the node is gone when it said.
     until(lambda: s.state in ("moving", "idle"), "the session heard of it", 5)
     until(lambda: node["id"] not in {e["id"] for e in cluster.workers()}, "it is gone", 15)

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from mlcloud.cluster.offers import Offer
@@ -103,6 +104,23 @@ class CloudSettings:
     lifetime_s: float = 7 * 86400.0
 
 
+@dataclass(frozen=True)
+class Leftover:
+    """Something in the cloud's account that a cluster made and that is still there.
+
+    `kind` is the cloud's word (`instance`, `volume`, `security-group` …), `region` is empty for
+    what belongs to none. `usd_per_hour` is what it costs to leave it, None where that is not known,
+    0 where it is free. `why` says why it is listed, as a person reads it.
+    """
+
+    kind: str
+    id: str
+    region: str
+    tags: Mapping[str, str]
+    usd_per_hour: Decimal | None
+    why: str
+
+
 class Cloud(ABC):
     """Launch, list, terminate.
 
@@ -165,3 +183,22 @@ class CloudWithPreemption(ABC):
     @abstractmethod
     def preempt(self, instance_id: str, seconds: float) -> Notice:
         """Give `instance_id` a notice now and take it back `seconds` later."""
+
+
+class CloudWithLeftovers(ABC):
+    """A cloud in which things can be left behind: `mlcloud down` and `gc` sweep with it."""
+
+    @abstractmethod
+    def leftovers(self, now: datetime) -> list[Leftover]:
+        """What this cluster has in the cloud, and what clusters left that have expired at `now`.
+
+        In the order in which it can be removed. Only what carries mlcloud's tags is listed. A
+        running cluster's own machines are among them: it is for the caller to say that it is over.
+        """
+
+    @abstractmethod
+    def remove(self, leftover: Leftover) -> None:
+        """Remove it and wait until it is gone, as far as the next in the list needs it.
+
+        Idempotent: what is gone already is left as it is. Raises what `Cloud` raises.
+        """

@@ -35,7 +35,7 @@ from mlcloud.cluster.clouds.base import (
 from mlcloud.cluster.clouds.local import HEAD, LocalCloud
 from mlcloud.cluster.headspec import HeadSpec
 from mlcloud.cluster.offers import Offer
-from mlcloud.cluster.records import now, write_json
+from mlcloud.cluster.records import now, plain, write_json
 from mlcloud.errors import MLCloudError, UsageError
 
 log = logging.getLogger(__name__)
@@ -82,33 +82,34 @@ class Headed(LocalCloud, CloudWithMachines):
         )
         join = secrets.token_urlsafe(24)
         write_json(self._join_path(instance.id), {"token": join})
-        self.records.create(instance, request)
         try:
             made = self.beyond.launch(
                 offer,
                 replace(
                     request,
                     instance_id=instance.id,
-                    bootstrap=self._bootstrap(self.records.read(instance.id), join),
+                    bootstrap=self._bootstrap(instance, request, join),
                 ),
             )
         except BaseException:
-            self.records.path(instance.id).unlink(missing_ok=True)
             self._join_path(instance.id).unlink(missing_ok=True)
             raise
+        # Not before: nobody shall see a node that could not be had. It may ask to join already.
+        instance = replace(instance, private_ip=made.private_ip, public_ip=made.public_ip)
+        self.records.create(instance, request)
         with self.records.changing(instance.id) as record:
             record["beyond"] = made.id
-            record["private_ip"], record["public_ip"] = made.private_ip, made.public_ip
-        return replace(instance, private_ip=made.private_ip, public_ip=made.public_ip)
+        return instance
 
-    def _bootstrap(self, record: dict[str, Any], join: str) -> str:
+    def _bootstrap(self, instance: Instance, request: LaunchRequest, join: str) -> str:
+        record = plain(instance)
         node = {
             "id": record["id"],
             "node_type": record["node_type"],
-            "resources": record["resources"],
-            "labels": record["labels"],
-            "offer": {"market": record["offer"]["market"]},
-            "cloud": self.beyond.name,
+            "resources": request.resources,
+            "labels": request.labels,
+            "offer": record["offer"],
+            "launched_at": record["launched_at"],
             "join": join,
             "gateway": {
                 "url": f"https://{self.spec.address}:{self.spec.port}",
@@ -127,25 +128,22 @@ class Headed(LocalCloud, CloudWithMachines):
     # --- joining ----------------------------------------------------------------------------------
 
     def join(self, instance_id: str, token: str) -> dict[str, Any] | None:
-        """What a node gets for its join token; None for a wrong one, or one that was used."""
+        """What a node gets for its join token; None for a wrong one, or one that was used; nothing
+        yet where it is faster than who launched it."""
         try:
             kept = json.loads(self._join_path(instance_id).read_text())["token"]
         except (OSError, ValueError, KeyError):
             return None
         if not hmac.compare_digest(kept.encode(), token.encode()):
             return None
+        if instance_id not in self.records:
+            return {}
         settings = json.loads((self.root / "cluster.json").read_text())
-        wanted = (
-            "gcs_port",
-            "object_store_bytes",
-            "dead_man_s",
-            "notice_poll_s",
-            "ray_environment",
-        )
+        head_only = ("node_ip", "ray_dir", "connection_file", "autoscaling_config", "metadata")
         return {
             "node_token": self.records.secrets_of(instance_id)["node_token"],
             "settings": {
-                **{name: settings[name] for name in wanted},
+                **{name: value for name, value in settings.items() if name not in head_only},
                 "head_ip": self.spec.address,
                 "store_url": settings.get("store_url", ""),
             },

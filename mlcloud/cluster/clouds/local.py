@@ -9,6 +9,7 @@ machines and a killed gateway forgets nothing:
                  a new process group; that agent runs `ray start` and watches for notices
     preempt()    writes the notice into the record: the metadata service shows it from then on, and
                  the agent, playing the cloud's part, kills the group at the deadline
+    warn()       the same for a softer sign (a rebalance recommendation, a live migration)
     terminate()  tells the agent to switch off: it SIGKILLs and reaps all that is below it
 
 Every process an instance starts inherits `MLCLOUD_INSTANCE=<id>` in its environment; that mark
@@ -29,6 +30,7 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -53,6 +55,7 @@ class LocalCloud(Cloud, CloudWithPreemption):
         self.records = Records(root)
         self._offers = offers
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._by_key: dict[str, str] = {}
 
     # --- the catalogue ----------------------------------------------------------------------------
 
@@ -131,12 +134,20 @@ class LocalCloud(Cloud, CloudWithPreemption):
             raise NotFound(f"no node {instance_id!r}; `mlcloud status` lists the nodes")
         return self._settled(instance_id)
 
-    def by_metadata_key(self, key: str) -> Instance | None:
-        """The instance whose metadata lives behind `key`."""
-        for each in self.records.ids():
-            if secrets.compare_digest(str(self.records.read(each)["metadata_key"]), key):
-                return self._settled(each)
-        return None
+    def metadata_of(self, key: str) -> dict[str, Any] | None:
+        """The record of the instance whose metadata lives behind `key`: of its own, `notice` and
+        `warned_at` say what is to be shown."""
+        if key not in self._by_key:  # nodes ask several times a second
+            for each in self.records.ids():
+                if secrets.compare_digest(str(self.records.read(each)["metadata_key"]), key):
+                    self._by_key[key] = each
+        found = self._by_key.get(key)
+        return None if found is None else self.records.read(found)
+
+    def revision(self, instance_id: str) -> tuple[int, int]:
+        """Another one after each change of the instance's record."""
+        facts = self.records.path(instance_id).stat()
+        return facts.st_ino, facts.st_mtime_ns
 
     def terminate(self, instance_id: str, reason: str) -> None:
         if instance_id not in self.records:
@@ -172,6 +183,16 @@ class LocalCloud(Cloud, CloudWithPreemption):
         with self.records.changing(instance_id) as record:
             record["notice"] = plain(notice)
         return notice
+
+    def warn(self, instance_id: str) -> None:
+        """A drill as well: the cloud says that `instance_id` is at risk, and takes nothing back."""
+        with self.records.changing(instance_id) as record:
+            record["warned_at"] = now().isoformat()
+
+    def withdraw(self, instance_id: str) -> None:
+        """The cloud thinks better of a notice or a warning. AWS and GCP never do."""
+        with self.records.changing(instance_id) as record:
+            record["notice"] = record["warned_at"] = None
 
     def _settled(self, instance_id: str) -> Instance:
         """The instance as it is: one whose leader is gone has ended, whoever ended it."""
