@@ -3,8 +3,8 @@
     minimise     cost of a plan           over plans that pick, at each step, to wait, on-demand,
     subject to   its progress ≥ work      or spot in a zone that has it; a start costs a changeover
 
-The constraint is priced: for a price `l` of an hour of work, the plan of the least cost - l·progress
-is found by backward induction over (where, changeover left), and its value + l·work is a lower bound
+The constraint is priced: for a price `l` of an hour of work, the plan of least cost - l·progress is
+found by backward induction over (where, changeover left), and its value + l·work is a lower bound
 on what any plan costs in which the job is done in time. The best `l` gives the highest bound. It is
 concave in `l` and made of straight lines, so the lines at both ends of an interval meet at the next
 `l` to try. Mixtures of plans are allowed so: the bound can be a little below the best plan.

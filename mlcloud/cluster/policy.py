@@ -136,6 +136,8 @@ def auto(view: View) -> Places:
         view.left_s - view.work_s - view.changeover_left_s,
         mean_up_s=np.where(any_up, seen.mean_up_s()[lanes, zone], seen.mean_up_anywhere_s()),
         mean_down_s=np.where(any_up, seen.mean_gap_s(), seen.mean_outage_s()),
+        steady_up=np.where(any_up, seen.steady_up()[lanes, zone], seen.steady_up_anywhere()),
+        steady_down=seen.steady_outages(),
         age_s=np.where(any_up, seen.age[lanes, zone], seen.outage_age),
         up=any_up,
         on_spot=view.where >= 0,

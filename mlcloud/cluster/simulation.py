@@ -1,9 +1,9 @@
 """Replay traces of spot availability: what a policy would have cost, and whether it was late.
 
 The model is that of "Can't Be Late" (NSDI'24): a job of C hours of computation with a deadline of
-R = C / fraction, on one node. Every start on a node begins with a changeover that is paid and makes no
-progress; waiting costs nothing; on-demand is always there. A decision is made at each sample of the
-trace; a spot node is lost at a sample at which its zone has none, with what was left of its
+R = C / fraction, on one node. Every start on a node begins with a changeover that is paid and makes
+no progress; waiting costs nothing; on-demand is always there. A decision is made at each sample of
+the trace; a spot node is lost at a sample at which its zone has none, with what was left of its
 changeover, and never with work that was done. Whoever finishes within a step pays until then.
 
     traces ──► windows from random starts, N × steps × zones ──► replay: N lanes through `policy`

@@ -14,11 +14,13 @@ if everything after it is done well.
     spot      against on-demand     from rest, from on-demand and from spot, while spot is there
 
 Age is kept in classes of doubling width, slack on a grid that is fine where it is scarce. Time
-steps are no finer than decisions; beyond `STEPS` of them a job is treated as a shorter one with the
-same share of slack. A changeover is taken as work that is added at the moment of the switch.
+steps are those of the decisions, or two thirds of a changeover where that is longer; a job of more
+than `STEPS` of them is treated as a shorter one with the same share of slack. A changeover is taken
+as work that is added at the moment of the switch.
 
-Acting by the posterior over run lengths (weighing the advantages by it) or by a learned shape of
-their distribution was no better on real traces than acting by the means, and took 50 times as long.
+Acting by the posterior over run lengths (weighing the advantages by it), or by the likeliest of
+several shapes of their distribution, was no better on real traces than acting by the means, and
+took up to 50 times as long.
 """
 
 from __future__ import annotations
@@ -33,15 +35,16 @@ from mlcloud.cluster.lifetimes import SHAPE, Bools, Floats
 Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.intp]
 
-STEPS = 240
+STEPS = 360
 GRID_H = np.geomspace(0.25, 64.0, 9)  # mean run lengths
 LEVELS = 48  # of slack
 AGES = 5
-FIRST_AGE_H = 1 / 3
+FIRST_AGE_H = 0.4
+_STEADY_SHAPE = 20.0  # of run lengths whose end comes at nearly the same rate at any age
 _NEVER = np.float32(1e4)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)
 def slack_table(
     work_s: float, deadline_s: float, changeover_s: float, step_s: float, price_ratio: float
 ) -> SlackTable:
@@ -52,8 +55,8 @@ def slack_table(
 class SlackTable:
     """Advantages for one kind of job. `price_ratio` is on-demand over spot.
 
-    What is needed of it is solved when it is first asked for (10 ms for one pair of run lengths,
-    0.3 s for all of the grid) and kept (0.8 MB a pair).
+    What is needed of it is solved when it is first asked for (20 ms for one pair of kinds of runs,
+    3 ms each for many at once) and kept (1.2 MB a pair).
     """
 
     def __init__(
@@ -67,8 +70,8 @@ class SlackTable:
         hour = 3600.0
         deadline, step = deadline_s / hour, step_s / hour
         self.changeover, self.price = changeover_s / hour, price_ratio
-        # decisions are as fine as they are made, or as the changeover asks for
-        self.dt = max(step, min(deadline / 180, 2 * max(self.changeover, step)))
+        # what is shorter than a changeover can be nobody's plan; coarser steps miss short runs
+        self.dt = max(step, self.changeover * 2 / 3, deadline / (4 * STEPS))
         self.steps = min(int(np.ceil(deadline / self.dt - 1e-9)), STEPS)
         most = max((deadline_s - work_s) / hour, 2 * self.changeover, self.dt, 1e-3)
         most *= min(1.0, self.steps * self.dt / deadline)
@@ -77,13 +80,14 @@ class SlackTable:
         self.age_edges = np.concatenate([[0.0], np.cumsum(widths)])
         ages = (self.age_edges[:-1] + self.age_edges[1:]) / 2
         ages[-1] = self.age_edges[-2] * 1.7  # the last class has no end
-        rate = SHAPE / (GRID_H[:, None] * (SHAPE - 1) + ages)
-        self._ends = (1 - np.exp(-rate * self.dt)).astype(np.float32)  # run length × age
+        shape = np.repeat([SHAPE, _STEADY_SHAPE], len(GRID_H))[:, None]
+        rate = shape / (np.tile(GRID_H, 2)[:, None] * (shape - 1) + ages)
+        self._ends = (1 - np.exp(-rate * self.dt)).astype(np.float32)  # kind of run × age
         self._older = np.minimum(1, self.dt / widths).astype(np.float32)
         self._older[-1] = 0
-        pairs = len(GRID_H) ** 2
+        pairs = len(self._ends) ** 2
         self._solved = np.zeros(pairs, bool)
-        self._advantages = np.empty((pairs, self.steps + 1, 8 * AGES, LEVELS), np.float16)
+        self._advantages = np.empty((pairs, self.steps + 1, 7 * AGES, LEVELS), np.float16)
 
     def advantages(
         self,
@@ -92,6 +96,8 @@ class SlackTable:
         *,
         mean_up_s: Floats,
         mean_down_s: Floats,
+        steady_up: Bools,
+        steady_down: Bools,
         age_s: Floats,
         up: Bools,
         on_spot: Bools,
@@ -109,7 +115,8 @@ class SlackTable:
         place = np.interp(slack_s / hour * shrunk, self.slack, np.arange(LEVELS))
         level = np.minimum(place.astype(np.intp), LEVELS - 2)
         above = place - level
-        pair = _nearest(mean_up_s / hour) * len(GRID_H) + _nearest(mean_down_s / hour)
+        pair = _kind(mean_up_s / hour, steady_up) * len(self._ends)
+        pair += _kind(mean_down_s / hour, steady_down)
         self.solve(pair)
         age = np.searchsorted(self.age_edges, age_s / hour + 1e-9, side="right") - 1
         age = np.clip(age, 0, AGES - 1)
@@ -135,8 +142,8 @@ class SlackTable:
     def _backwards(self, pairs: Ints) -> None:
         """Backward induction. Values are pairs × (age while up, age while down) × slack."""
         dt, changeover, price, slack = self.dt, self.changeover, self.price, self.slack
-        ends_up = self._ends[pairs // len(GRID_H)][:, :, None]
-        ends_down = self._ends[pairs % len(GRID_H)][:, :, None]
+        ends_up = self._ends[pairs // len(self._ends)][:, :, None]
+        ends_down = self._ends[pairs % len(self._ends)][:, :, None]
         by_switch, by_wait = _spend(slack, changeover), _spend(slack, dt)
         # below one changeover of slack, only a job that is on demand already is in time
         no_wait = slack - dt < changeover - 1e-9
@@ -175,7 +182,7 @@ class SlackTable:
                 ],
                 axis=1,
             )
-            self._advantages[pairs, step, : 7 * AGES] = np.clip(kept, -100, 100)
+            self._advantages[pairs, step] = np.clip(kept, -100, 100)
 
             rest, demand = np.minimum(wait, start), np.minimum(wait, stay)
             other = np.minimum(rest[:, :AGES], mount)
@@ -201,10 +208,11 @@ class SlackTable:
         return after
 
 
-def _nearest(hours: Floats) -> Ints:
-    """The index in GRID_H of each mean run length."""
+def _kind(hours: Floats, steady: Bools) -> Ints:
+    """The index of each kind of run: of its mean length in GRID_H; after these, the steady ones."""
     place = np.log(hours / GRID_H[0]) / np.log(GRID_H[1] / GRID_H[0])
-    return np.asarray(np.clip(np.rint(place), 0, len(GRID_H) - 1), np.intp)
+    nearest = np.clip(np.rint(place), 0, len(GRID_H) - 1)
+    return np.asarray(nearest + np.where(steady, len(GRID_H), 0), np.intp)
 
 
 def _spend(slack: Floats, amount: float) -> Singles:
