@@ -286,6 +286,7 @@ def test_a_live_job_decides_as_a_replayed_one(policy: str) -> None:
 
     def noting(view: View) -> Places:
         chosen = POLICIES[policy](view)
+        assert not view.changeover_left_s[view.where == WAIT].any()  # lost with its node
         now = (view.left_s, view.work_s, view.where, view.changeover_left_s)
         wanted.append([float(values[0]) for values in now])
         places.append(int(keep_safe(view, chosen)[0]))
