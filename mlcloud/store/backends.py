@@ -69,10 +69,12 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 class Backend(ABC):
     """Files under one root. Paths are relative and use `/`. Safe to call from several threads.
 
-    `parallel` is how many calls at a time are useful here.
+    `parallel` is how many calls at a time are useful here, `uploads` how many chunks are put at a
+    time: fewer, where the client copies what it sends.
     """
 
     parallel: int
+    uploads = 4
     clock_s = 2.0  # by which times of files may be too early
     in_place = False  # whether `read` fills `into` without a copy
 
@@ -486,6 +488,10 @@ def open_backend(url: str, options: Options | None = None) -> tuple[Backend, str
 
     if protocol == "memory":
         return MemoryBackend(connect), url
+    if protocol in {"s3", "s3a"}:
+        from mlcloud.store.s3 import S3Backend
+
+        return S3Backend(connect), url
     return ConditionalBackend(connect), url
 
 
