@@ -56,7 +56,8 @@ T = TypeVar("T")
 Connect = Callable[[bool], "tuple[AbstractFileSystem, str]"]
 
 #: Protocols whose `pipe_file(mode="create")` is decided by the server.
-CONDITIONAL = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+S3 = {"s3", "s3a"}
+CONDITIONAL = {*S3, "gs", "gcs", "az", "abfs", "abfss"}
 
 #: A temp file this old belongs to a process that was killed while it wrote.
 STALE_TEMP_S = 24 * 3600.0
@@ -478,6 +479,10 @@ def open_backend(url: str, options: Options | None = None) -> tuple[Backend, str
             raise errors.StoreError(f"store {url!r} needs fsspec: pip install fsspec") from error
         try:
             given = {} if options is None else options.now()
+            if protocol in S3:
+                from mlcloud.store.s3 import options_for
+
+                given = options_for(given)
             if fresh:
                 given["skip_instance_cache"] = True
             # Listings must be fresh: another process commits steps while we run.
@@ -488,7 +493,7 @@ def open_backend(url: str, options: Options | None = None) -> tuple[Backend, str
 
     if protocol == "memory":
         return MemoryBackend(connect), url
-    if protocol in {"s3", "s3a"}:
+    if protocol in S3:
         from mlcloud.store.s3 import S3Backend
 
         return S3Backend(connect), url

@@ -7,12 +7,14 @@ object, it joins what came, and that is copied to its place. So here
     put    memory ─ pieces of 256 KiB, each when the socket has taken the last ─► socket
     read   socket ─ what has come ─► where it belongs
 
-which takes half of the processor time for a read, two thirds for a put, and no memory worth a word.
+which takes a third of the processor time for a read, two thirds for a put, and no memory to speak of.
 Each is one request: a look for a missing object is not followed by a listing of a folder of its
 name, and nothing asks for a size before it reads.
 
 What is sent is signed or summed up by botocore as usual (SHA-256 over http, CRC32 over https too),
-so a server refuses what was changed on its way; and whoever reads a chunk checks its blake3.
+so a server refuses what was changed on its way; whoever reads a chunk checks its blake3. (Over http
+the CRC32 adds nothing; but without it botocore takes the SHA-256 over https too, which costs three
+times as much.)
 
 botocore sends a request again by itself, from the start (`Body.seek`). s3fs' own repetitions are
 left out: over https they would go on in the middle of a body. The backend's remain.
@@ -21,6 +23,7 @@ left out: over https they would go on in the middle of a body. The backend's rem
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,7 +50,7 @@ class S3Backend(ConditionalBackend):
     def read(self, path: str, into: memoryview | None = None) -> bytes | memoryview:
         if into is None:
             return self._run(lambda fs, at: _read(fs, at, None, {}), path)
-        # One byte more shows a file that is longer. A range is not summed up once more.
+        # One byte more shows a file that is longer.
         part = {"Range": f"bytes=0-{into.nbytes}"}
         try:
             return self._run(lambda fs, at: _read(fs, at, into, part), path)
@@ -87,6 +90,22 @@ class S3Backend(ConditionalBackend):
                 raise
 
         return self._retry(call)
+
+
+def options_for(given: dict[str, Any]) -> dict[str, Any]:
+    """The user's options, and what is set here unless they, or the environment, say otherwise.
+
+    An answer is not summed up on its way: all that is read here is checked by hashes of our own,
+    chunks by their blake3 or xxh3 and manifests by their checksum.
+    """
+    from botocore.config import Config
+
+    option = "response_checksum_validation"
+    known = option in Config.OPTION_DEFAULTS  # not before 1.36
+    if not known or f"AWS_{option.upper()}" in os.environ:
+        return given
+    config = given.get("config_kwargs") or {}
+    return {**given, "config_kwargs": {option: "when_required", **config}}
 
 
 class Body:

@@ -176,6 +176,25 @@ class TestOptions:
         assert "x-amz-checksum-crc32" not in puts(line)[0]
         assert store.exists(ref.hash)
 
+    def test_answers_are_summed_up_only_where_the_user_says_so(
+        self, line: seaweed.Line, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+        data = os.urandom(2 * MIB)
+        more = {"config_kwargs": {"response_checksum_validation": "when_supported"}}
+        fewer = {"config_kwargs": {"max_pool_connections": 3}}
+        for number, options in enumerate(({}, fewer, more, {})):
+            if number == 3:
+                monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_supported")
+                s3fs.S3FileSystem.clear_instance_cache()
+            store = opened(line.endpoint, "answers", **options)
+            refs = store.put_buffers([data])
+            line.seen.clear()
+            assert store.get_buffer(refs) == data
+            (headers,) = (headers for method, _, headers in line.seen if method == "GET")
+            asked.append("x-amz-checksum-mode" in headers)
+        assert asked == [False, False, True, True]
+
     def test_options_of_s3fs_go_with_every_chunk(self, line: seaweed.Line) -> None:
         store = opened(
             line.endpoint, "class", s3_additional_kwargs={"Metadata": {"team": "vision"}}
