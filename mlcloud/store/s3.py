@@ -7,7 +7,7 @@ object, it joins what came, and that is copied to its place. So here
     put    memory ─ pieces of 256 KiB, each when the socket has taken the last ─► socket
     read   socket ─ what has come ─► where it belongs
 
-which takes a third of the processor time for a read, two thirds for a put, and no memory to speak of.
+which takes a third of the processor time for a read, two thirds for a put, and next to no memory.
 Each is one request: a look for a missing object is not followed by a listing of a folder of its
 name, and nothing asks for a size before it reads.
 
