@@ -21,7 +21,11 @@ Each way runs in a process of its own, on the same state of `--mib` MiB (tensors
 
 `memcpy` is a bare copy of the state into memory that was touched before. With `--s3` the state goes
 to a server on this machine (SeaweedFS), beside raw puts and gets of pieces of the same size, eight
-at a time, of the client that the store uses.
+at a time, of the client that the store uses, each round in the other order:
+
+    of raw            our speed in that of the raw ones, the median of the rounds' ratios
+    raw CPU, CPU s    processor time of this process a GiB, without the server's
+    beyond MiB        as above, the highest of all rounds, the first too; of raw ones beside it
 
     python benchmarks/checkpoint.py [--mib 1024] [--rounds 3] [--only mlcloud,dcp] [--s3]
 """
@@ -41,6 +45,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -341,14 +346,13 @@ def objects(mib: int, rounds: int) -> list[dict[str, Any]]:
         fs = s3fs.S3FileSystem(use_listings_cache=False)
         state = make_state(mib)
         way = MLCloud(Path(), state, f"{url}/ours")
-        way.prepare()
         pieces = [
             piece
             for tensor in state.values()
             if tensor.numel() >= PIECE
             for piece in tensor.split(PIECE)
         ]
-        took: dict[str, list[float]] = {name: [] for name in ("puts", "save", "gets", "load")}
+        turn = 0
 
         def each(call: Callable[[int], Any]) -> None:
             with ThreadPoolExecutor(8) as pool:
@@ -363,20 +367,44 @@ def objects(mib: int, rounds: int) -> list[dict[str, Any]]:
 
         def key(number: int) -> str:
             # Spread over as many prefixes as chunks are: this server makes a folder of each.
-            name = hashlib.sha256(f"{way.step} {number}".encode()).hexdigest()
+            name = hashlib.sha256(f"{turn} {number}".encode()).hexdigest()
             return f"bucket/raw/{name[:2]}/{name}"
 
-        for _ in range(rounds):
+        took: dict[str, list[tuple[float, float, float]]] = {}
+
+        def in_turn(*calls: tuple[str, Callable[[], Any]]) -> tuple[tuple[str, Any], ...]:
+            return calls[:: -1 if turn % 2 else 1]
+
+        def note(name: str, call: Callable[[], Any]) -> None:
+            with Peak() as peak:
+                began, used = time.perf_counter(), time.process_time()
+                call()
+                seconds, cpu = time.perf_counter() - began, time.process_time() - used
+            took.setdefault(name, []).append((seconds, cpu, peak.highest - peak.before))
+
+        for turn in range(rounds):
             change(state)
-            took["save"].append(timed(way.save_here))
-            took["puts"].append(timed(lambda: each(put)))
-            took["load"].append(timed(lambda: way.load(way.step)))
-            took["gets"].append(timed(lambda: each(get)))
-    best = {name: mib / min(times) for name, times in took.items()}
-    return [
-        {"what": "up", "raw MiB/s": best["puts"], "mlcloud MiB/s": best["save"]},
-        {"what": "down", "raw MiB/s": best["gets"], "mlcloud MiB/s": best["load"]},
-    ]
+            for name, call in in_turn(("save", way.save_here), ("puts", lambda: each(put))):
+                note(name, call)
+            load = partial(way.load, turn + 1)
+            for name, call in in_turn(("load", load), ("gets", lambda: each(get))):
+                note(name, call)
+
+        def row(what: str, ours: str, raw: str) -> dict[str, Any]:
+            pairs = list(zip(took[raw], took[ours], strict=True))
+            used = [statistics.median(cpu for _, cpu, _ in took[name]) for name in (raw, ours)]
+            return {
+                "what": what,
+                "raw MiB/s": mib / min(seconds for seconds, _, _ in took[raw]),
+                "mlcloud MiB/s": mib / min(seconds for seconds, _, _ in took[ours]),
+                "of raw": statistics.median(theirs[0] / mine[0] for theirs, mine in pairs),
+                "raw CPU s": used[0] * 1024 / mib,
+                "CPU s": used[1] * 1024 / mib,
+                "raw beyond MiB": max(peak for _, _, peak in took[raw]) / 2**20,
+                "beyond MiB": max(peak for _, _, peak in took[ours]) / 2**20,
+            }
+
+        return [row("up", "save", "puts"), row("down", "load", "gets")]
 
 
 def main() -> None:

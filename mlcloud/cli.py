@@ -341,6 +341,65 @@ def prices_refresh(clouds: tuple[str, ...], regions: tuple[str, ...]) -> None:
         sys.exit(1)
 
 
+@main.command()
+@click.argument("traces", nargs=-1, metavar="TRACE...")
+@click.option("--job", default="48h", show_default=True, help="Hours of computation.")
+@click.option("--fraction", default=0.8, show_default=True, help="The job's share of its deadline.")
+@click.option(
+    "--changeover", default="12m", show_default=True, help="What a start on a node costs."
+)
+@click.option("--price-ratio", default=3.1446, show_default=True, help="On-demand over spot.")
+@click.option("--starts", default=300, show_default=True, help="Random starts in each trace.")
+@click.option("--seed", default=0, show_default=True, help="Of the random starts.")
+@click.option("--within", metavar="DURATION", help="Use this much of each trace, `13d`.")
+@click.option("--policy", default="auto", show_default=True, help="Or uniform-progress, greedy, …")
+@click.option(
+    *("--zones", "zones"),
+    type=click.Choice(["apart", "together"]),
+    default="apart",
+    show_default=True,
+    help="Each trace for itself, or all as the zones of one market.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def simulate(traces: tuple[str, ...], zones: str, as_json: bool, **options: Any) -> None:
+    """Replay traces of spot availability: what a deadline policy would have cost.
+
+    A TRACE is JSON: {"metadata": {"gap_seconds": 600}, "data": [1, 0, …]}, the spot nodes that
+    could be had at each sample. Costs are over those of the same work on demand.
+    """
+    import json
+
+    from mlcloud.cluster.simulation import HEADS, Replay, lines, simulate
+    from mlcloud.cluster.traces import read_trace
+    from mlcloud.errors import UsageError
+    from mlcloud.units import parse_duration
+
+    if not traces:
+        raise UsageError("no trace: name at least one file of spot availability")
+    seconds = {
+        name: None if options[name] is None else parse_duration(options[name]).total_seconds()
+        for name in ("job", "changeover", "within")
+    }
+    found = simulate(
+        [read_trace(path) for path in traces],
+        Replay(
+            seconds["job"] or 0.0,
+            options["fraction"],
+            seconds["changeover"] or 0.0,
+            options["price_ratio"],
+        ),
+        policy=options["policy"],
+        starts=options["starts"],
+        seed=options["seed"],
+        together=zones == "together",
+        within_s=seconds["within"],
+    )
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    _table(HEADS, lines(found))
+
+
 @main.group()
 def checkpoints() -> None:
     """Series of checkpoints in a store: a folder, s3://…, gs://… or az://…
@@ -577,7 +636,10 @@ def _told() -> Iterator[None]:
 def _table(heads: tuple[str, ...], lines: list[tuple[Any, ...]]) -> None:
     from mlcloud.widgets.tables import table
 
-    numbers = {"step", "bytes", "new", "age", "metric", "most"}
+    numbers = {
+        *("step", "bytes", "new", "age", "metric", "most"),
+        *("spot there", "cost", "omniscient", "spot h", "on-demand h", "starts", "late"),
+    }
     click.echo(table(heads, lines, numbers=numbers)["text/plain"])
 
 

@@ -10,6 +10,7 @@ import http.client
 import random
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -46,42 +47,48 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """The endpoint of an S3 server with one bucket, `bucket`."""
+def server(folder: Path, *, certificate: Path | None = None) -> Iterator[str]:
+    """The endpoint of an S3 server with one bucket, `bucket`.
+
+    `certificate`: a file with it and its key, by which the server speaks TLS.
+    """
     program = weed()
     assert program is not None
     known = subprocess.run([program, "mini", "-h"], capture_output=True, text=True)
     options = [option for option in PORTS if f"{option} " in known.stdout + known.stderr]
     ports = dict(zip(options, free_ports(len(options)), strict=True))
     folder.mkdir(exist_ok=True)
+    tls = [f"-s3.{what}.file={certificate}" for what in ("cert", "key") if certificate]
     process = subprocess.Popen(
         [
             *(program, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"),
             *("-webdav=false", "-admin.ui=false"),
             *(f"{option}={port}" for option, port in ports.items()),
+            *tls,
         ],
         cwd=folder,
         env={"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "HOME": str(folder)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    endpoint = f"http://127.0.0.1:{ports['-s3.port']}"
+    endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{ports['-s3.port']}"
+    trusted = ssl.create_default_context(cafile=certificate) if certificate else None
     try:
         until = time.monotonic() + 60
-        while not _answers(endpoint):
+        while not _answers(endpoint, trusted):
             assert process.poll() is None, "SeaweedFS ended"
             assert time.monotonic() < until, "SeaweedFS did not come up"
             time.sleep(0.1)
-        _make_bucket(endpoint)
+        _make_bucket(endpoint, certificate)
         yield endpoint
     finally:
         process.kill()
         process.wait()
 
 
-def _answers(endpoint: str) -> bool:
+def _answers(endpoint: str, trusted: ssl.SSLContext | None) -> bool:
     try:
-        urllib.request.urlopen(endpoint, timeout=1).close()
+        urllib.request.urlopen(endpoint, timeout=1, context=trusted).close()
     except urllib.error.HTTPError:
         return True
     except OSError:
@@ -89,7 +96,7 @@ def _answers(endpoint: str) -> bool:
     return True
 
 
-def _make_bucket(endpoint: str) -> None:
+def _make_bucket(endpoint: str, certificate: Path | None) -> None:
     import boto3
 
     s3: Any = boto3.client(
@@ -98,6 +105,7 @@ def _make_bucket(endpoint: str) -> None:
         aws_access_key_id=KEY,
         aws_secret_access_key=SECRET,
         region_name="us-east-1",
+        verify=None if certificate is None else str(certificate),
     )
     s3.create_bucket(Bucket="bucket")
 
@@ -106,7 +114,9 @@ class Line(ThreadingHTTPServer):
     """Passes requests on to `endpoint`; some it breaks in one of the `ways`, all it delays.
 
     A way is the status that it answers with, or `reset` (the request is lost, and the connection),
-    `lost` (the answer is), `stall` (no answer for `stall_s`).
+    `lost` (the answer is), `stall` (no answer for `stall_s`), `cut` (half of the answer is),
+    `changed` (a byte of what is sent is another); these two of GET and of PUT requests only. At
+    most `most` are broken.
     """
 
     daemon_threads = True
@@ -115,6 +125,7 @@ class Line(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = endpoint.removeprefix("http://")
         self.fails, self.delay_s = 0.0, 0.0
+        self.most = sys.maxsize
         self.ways, self.stall_s = ("503",), 3.0
         self.drops = ""  # a header
         self.refused = 0
@@ -153,8 +164,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse("ExpiredToken", "The provided token has expired.")
                 return
         way = ""
-        if self.server.random.random() < self.server.fails:
-            way = self.server.random.choice(self.server.ways)
+        needed = {"changed": "PUT", "cut": "GET"}
+        ways = [way for way in self.server.ways if needed.get(way, self.command) == self.command]
+        if not ways or self.server.refused >= self.server.most:
+            pass
+        elif self.server.random.random() < self.server.fails:
+            way = self.server.random.choice(ways)
             self.server.refused += 1
             self.server.broken[way] += 1
         if way.isdigit():
@@ -165,6 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         if way in ("stall", "reset"):
             self._hang_up()
             return
+        if way == "changed":
+            body = body[:-1] + bytes([body[-1] ^ 1])
         connection = http.client.HTTPConnection(self.server.target, timeout=60)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
@@ -176,6 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         connection.close()
         if way == "lost":
             self._hang_up()
+        elif way == "cut":
+            self._answer(response.status, response.getheaders(), content, len(content) // 2)
         else:
             self._answer(response.status, response.getheaders(), content)
 
@@ -190,7 +209,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         self._answer(403, [("Content-Type", "application/xml")], body)
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _answer(
+        self, status: int, headers: list[tuple[str, str]], body: bytes, most: int | None = None
+    ) -> None:
+        """`most`: so much of the body, and then no more."""
         self.send_response_only(status)
         length = str(len(body))
         for name, value in headers:
@@ -201,7 +223,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[:most])
+        if most is not None:
+            self._hang_up()
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
 

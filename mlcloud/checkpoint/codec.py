@@ -186,8 +186,8 @@ class Encoder:
                     path, key, "is a key, and only plain scalars and tuples of them can be"
                 )
             below = f"{path}[{_spell(key)}]"
-            if path == "state":  # an entry of it
-                self._part = below
+            if path == "state":  # an entry of it; arrays that are entries themselves lie together
+                self._part = path if arrays.is_array(value) else below
             pairs.append([self.encode(key, below), self.encode(value, below)])
         return pairs
 

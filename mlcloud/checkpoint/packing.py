@@ -7,6 +7,8 @@ others are a segment each. The layout follows from sizes and groups alone.
 
 Blobs of different groups share no slab: what is frozen, what is trained and what an optimizer
 remembers change at different times, and a slab that is the same in the next step is not uploaded.
+Each entry of a state has groups of its own, so that it can be read without the others; but for
+those that are arrays themselves, which may be hundreds (`save(model.state_dict(), step)`).
 """
 
 from __future__ import annotations

@@ -19,9 +19,7 @@ from mlcloud.store import CHUNK_BYTES, ChunkRef, Part, Store
 from mlcloud.store.blocks import BLOCK_BYTES, DIGEST_BYTES, digests
 from mlcloud.store.progress import Told
 
-#: So many chunks are on their way: each is held up to three times by a cloud's client.
-WIDTH = 4
-#: The same to a disk, beside a training.
+#: So many chunks are on their way to a disk, beside a training.
 BESIDE = 2
 PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES * DIGEST_BYTES
 
@@ -106,7 +104,7 @@ class Known:
         counts: list[int] = []
         current = 0
         put = partial(self._put, cached=not beside)
-        width = BESIDE if beside and self._store.folder else WIDTH
+        width = BESIDE if beside and self._store.folder else self._store.uploads
         for ref, blocks in self._store.each(put, pieces(), width=width):
             while len(segments[current].refs) == counts[current]:
                 current += 1

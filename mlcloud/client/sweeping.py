@@ -115,7 +115,8 @@ def leftovers(
     Raises `CredentialsMissing`, `UsageError` for a cloud in which nothing can be left over.
     """
     specification = specification_of(target, cloud, tuple(regions))
-    made = None if specification.cloud in ("local", "ssh") else cloud_of(specification)
+    nowhere = specification.cloud in ("local", "ssh")
+    made: Any = None if nowhere else cloud_of(specification)
     if not isinstance(made, CloudWithLeftovers):
         raise UsageError(
             f"nothing can be left over on {specification.cloud}: `mlcloud down` ends all of it"

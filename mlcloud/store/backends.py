@@ -56,7 +56,8 @@ T = TypeVar("T")
 Connect = Callable[[bool], "tuple[AbstractFileSystem, str]"]
 
 #: Protocols whose `pipe_file(mode="create")` is decided by the server.
-CONDITIONAL = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+S3 = {"s3", "s3a"}
+CONDITIONAL = {*S3, "gs", "gcs", "az", "abfs", "abfss"}
 
 #: A temp file this old belongs to a process that was killed while it wrote.
 STALE_TEMP_S = 24 * 3600.0
@@ -69,10 +70,12 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 class Backend(ABC):
     """Files under one root. Paths are relative and use `/`. Safe to call from several threads.
 
-    `parallel` is how many calls at a time are useful here.
+    `parallel` is how many calls at a time are useful here, `uploads` how many chunks are put at a
+    time: fewer, where the client copies what it sends.
     """
 
     parallel: int
+    uploads = 4
     clock_s = 2.0  # by which times of files may be too early
     in_place = False  # whether `read` fills `into` without a copy
 
@@ -476,6 +479,10 @@ def open_backend(url: str, options: Options | None = None) -> tuple[Backend, str
             raise errors.StoreError(f"store {url!r} needs fsspec: pip install fsspec") from error
         try:
             given = {} if options is None else options.now()
+            if protocol in S3:
+                from mlcloud.store.s3 import options_for
+
+                given = options_for(given)
             if fresh:
                 given["skip_instance_cache"] = True
             # Listings must be fresh: another process commits steps while we run.
@@ -486,6 +493,10 @@ def open_backend(url: str, options: Options | None = None) -> tuple[Backend, str
 
     if protocol == "memory":
         return MemoryBackend(connect), url
+    if protocol in S3:
+        from mlcloud.store.s3 import S3Backend
+
+        return S3Backend(connect), url
     return ConditionalBackend(connect), url
 
 

@@ -27,6 +27,8 @@ _EXPIRED_ERRORS = {
     *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "CredentialRetrievalError"),  # botocore
     "RefreshError",  # google.auth
 }
+# What arrived is not what was sent, or not all of it. s3fs makes an EINVAL of some.
+_BROKEN_CODES = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 _SKEWED_CODES = {"RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired"}
 # What no repetition changes.
 _DEFINITE = (
@@ -117,6 +119,8 @@ def is_transient(error: BaseException) -> bool:
         return False
     if says_full(error):
         return False
+    if any(_code(e) in _BROKEN_CODES for e in causes(error)):
+        return True
     return not (isinstance(error, OSError) and error.errno in _DEFINITE_ERRNOS)
 
 

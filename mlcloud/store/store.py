@@ -147,6 +147,11 @@ class Store:
         return str(getattr(self._backend, "root", ""))
 
     @property
+    def uploads(self) -> int:
+        """How many chunks are best put at a time, by who puts many."""
+        return self._backend.uploads
+
+    @property
     def sealed(self) -> str:
         """The fingerprint of the key that what is written here takes to be read, or empty."""
         return "" if self._keys is None else self._keys.fingerprint

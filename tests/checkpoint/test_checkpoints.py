@@ -349,3 +349,17 @@ class TestExport:
         with pytest.raises(errors.UsageError):
             ckpts.export(tmp_path / "m.onnx")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["m.pt", "store"]
+
+
+def test_small_arrays_that_are_entries_themselves_lie_together(ckpts: Checkpoints) -> None:
+    """As of `save(model.state_dict(), step)`: each in a chunk of its own is a request each."""
+    state = {f"bias.{n}": torch.full((500,), float(n)) for n in range(200)}
+    ckpts.save({**state, "note": {"of": "all"}}, 1)
+    # with one for the note's and the random generators' own, if they need any
+    assert len(ckpts.store.read("checkpoint", ckpts.name, 1)["segments"]) <= 3
+    found = ckpts.read(1, only=["bias.7"]).state
+    assert list(found) == ["bias.7"]
+    assert bool((found["bias.7"] == 7).all())
+    live = {name: torch.zeros(500) for name in state}
+    ckpts.restore(live)
+    assert all(bool((live[name] == tensor).all()) for name, tensor in state.items())
