@@ -42,6 +42,7 @@ from mlcloud.store import load_or_create_key
 Say = Callable[[str], None]
 #: This process's, by the cluster's name.
 tunnels: dict[str, Tunnel] = {}
+RENTED = ("aws", "gcp", "azure")
 HEAD_S, GATEWAY_S, DOWN_S = 900.0, 180.0, 90.0
 
 
@@ -172,15 +173,15 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
     `CloudRefused` with its last words for a gateway that does not come up.
     """
     settings = settings or Settings()
-    wanted = target if isinstance(target, SSHCluster) else of_specification(target)
     began = time.monotonic()
 
     def tell(text: str) -> None:
         say(f"{time.monotonic() - began:5.1f} s  {text}")
 
     settings.make_folders()
-    if wanted.specification is not None:
+    if not isinstance(target, SSHCluster):
         _check_same(target, settings)
+    wanted = _wanted(target, settings, tell)
     note = _begun(wanted, settings)
     cloud = note.cloud_of(settings)
     cloud.check()
@@ -226,6 +227,19 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
     return connection
 
 
+def _wanted(target: Any, settings: Settings, tell: Say) -> SSHCluster:
+    """The machines: those that are named, or one that is rented now."""
+    if isinstance(target, SSHCluster):
+        return target
+    if target.cloud not in RENTED:
+        return of_specification(target)
+    from mlcloud.client import renting
+
+    folder = settings.clusters / target.name
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return renting.rent(target, folder, tell)
+
+
 def _check_same(specification: Any, settings: Settings) -> None:
     """Raises `Conflict` with what differs where the cluster runs with another specification: its
     head was told of that one, and takes up no other."""
@@ -248,7 +262,7 @@ def _begun(wanted: SSHCluster, settings: Settings) -> Note:
     fresh = Note(
         name=wanted.name,
         cluster_id=f"{wanted.name}-{secrets.token_hex(4)}",
-        cloud="ssh",
+        cloud=wanted.cloud,
         head=asdict(wanted.machines[0]),
         machines=[asdict(each) for each in wanted.machines],
         port=wanted.port,
@@ -298,9 +312,10 @@ def _files(wanted: SSHCluster, note: Note, folder: Path) -> dict[str, str]:
     spec = HeadSpec(
         name=wanted.name,
         cluster_id=note.cluster_id,
-        cloud="ssh",
+        cloud=wanted.cloud,
         address=head.private,
-        settings={
+        settings=wanted.cloud_settings
+        or {
             "machines": [asdict(each) for each in there.values()],
             "known_hosts": "known_hosts",
             "key": "id_ed25519",
@@ -407,6 +422,13 @@ def down(target: Any, settings: Settings | None = None, say: Say = print) -> boo
         return None
 
     hosts = list(cloud.machines)
+    if note.cloud != "ssh":
+        from mlcloud.client import renting
+
+        count = renting.sweep(note.specification, say)
+        _forget(name, settings)
+        say(f"{name} is down: {count} things were removed from {note.cloud}")
+        return True
     with ThreadPoolExecutor(min(len(hosts), 16)) as pool:
         failures = {
             host: error
@@ -419,10 +441,14 @@ def down(target: Any, settings: Settings | None = None, say: Say = print) -> boo
             f"itself when no gateway answers it; `mlcloud down {name}` tries again: "
             + "; ".join(str(error) for error in failures.values())
         )
-    (settings.clusters / f"{name}.json").unlink(missing_ok=True)
-    shutil.rmtree(settings.clusters / name, ignore_errors=True)
+    _forget(name, settings)
     say(f"{name} is down: nothing of it is left on {len(hosts)} machines")
     return True
+
+
+def _forget(name: str, settings: Settings) -> None:
+    (settings.clusters / f"{name}.json").unlink(missing_ok=True)
+    shutil.rmtree(settings.clusters / name, ignore_errors=True)
 
 
 def _ask_to_end(note: Note, settings: Settings, say: Say) -> None:

@@ -15,10 +15,12 @@ from mlcloud.cluster.headspec import Machine, Runtime
 from mlcloud.errors import UsageError
 from mlcloud.units import parse_gpu
 
+MOST_NODES = 64  # as `Settings.max_nodes`
+
 
 @dataclass(frozen=True)
 class SSHCluster:
-    """What `up` needs to know. The first machine is the head.
+    """What `up` needs to know. The first machine is the head; on a rented one it is the only one.
 
     `head_works`: it is a node too, as it is where there is no other; cells that run there can read
     what the gateway keeps, its signing key included. `settings` are the gateway's, by the names of
@@ -36,6 +38,8 @@ class SSHCluster:
     runtime: Runtime = field(default_factory=Runtime)
     settings: dict[str, str] = field(default_factory=dict)
     specification: dict[str, Any] | None = None
+    cloud: str = "ssh"  # whose nodes the head launches, and what it is told of that (`clouds.make`)
+    cloud_settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", self.name):
@@ -75,15 +79,20 @@ def of_specification(told: Any) -> SSHCluster:
         key=Path(told.ssh.key).expanduser() if told.ssh.key else None,
         jump=told.ssh.jump,
         runtime=Runtime(index_url="".join(index_urls[:1]), setup=tuple(told.setup)),
-        settings={
-            "MLCLOUD_MAX_NODES": str(max(1, min(most, len(used) or 1))),
-            "MLCLOUD_WARM_SPARES": str(told.spares),
-            "MLCLOUD_IDLE_TIMEOUT": _seconds(told.idle.session),
-            "MLCLOUD_NODE_IDLE": _seconds(told.idle.node),
-            "MLCLOUD_IDLE_END": _seconds(told.idle.cluster),
-        },
+        settings=settings_of(told, min(most, len(used) or 1)),
         specification=told.model_dump(mode="json"),
     )
+
+
+def settings_of(told: Any, most: int) -> dict[str, str]:
+    """The gateway's settings of a specification; `most` nodes at once."""
+    return {
+        "MLCLOUD_MAX_NODES": str(max(1, min(most, MOST_NODES))),
+        "MLCLOUD_WARM_SPARES": str(told.spares),
+        "MLCLOUD_IDLE_TIMEOUT": _seconds(told.idle.session),
+        "MLCLOUD_NODE_IDLE": _seconds(told.idle.node),
+        "MLCLOUD_IDLE_END": _seconds(told.idle.cluster),
+    }
 
 
 def _machine(told: Any, ssh: Any) -> Machine:

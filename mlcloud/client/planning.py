@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mlcloud.cluster import clouds
 from mlcloud.cluster.clouds.base import Cloud
 from mlcloud.cluster.effective import Expectations, effective_usd_per_hour
 from mlcloud.cluster.offers import Offer
@@ -28,14 +29,6 @@ from mlcloud.errors import MLCloudError, UsageError
 from mlcloud.units import parse_duration
 
 CATALOGUE = "mlcloud.cost.catalogue"
-
-# The class of each cloud that can show what it would send.
-_CLOUDS = {
-    "aws": ("mlcloud.cluster.clouds.aws", "AwsCloud"),
-    "gcp": ("mlcloud.cluster.clouds.gcp", "GcpCloud"),
-    "azure": ("mlcloud.cluster.clouds.azure", "AzureCloud"),
-    "kubernetes": ("mlcloud.cluster.clouds.kubernetes", "KubernetesCloud"),
-}
 
 
 def plan(
@@ -199,10 +192,9 @@ def _hours(value: float | str) -> float:
 
 def _showing(cloud: str, offers: list[Offer]) -> Showing | None:
     """Makes the cloud that can show what it would send; None for one that is not there."""
-    module, name = _CLOUDS.get(cloud, ("", ""))
     try:
-        make: Callable[..., Cloud] = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
+        make = clouds.class_of(cloud)
+    except (ImportError, UsageError):
         return None
     return lambda settings: make(settings, offers)
 

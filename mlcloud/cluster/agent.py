@@ -39,7 +39,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mlcloud.cluster import lean, nodefile, notices, onlyhere, self_end
+from mlcloud.cluster import lean, machine, nodefile, notices, onlyhere, self_end
 from mlcloud.cluster.notices import Notice
 from mlcloud.cluster.notices.clouds import ENDPOINTS
 from mlcloud.cluster.notices.notice import LIFETIME
@@ -126,6 +126,10 @@ def main(record_path: str) -> int:
     told = Told(record, settings)
     signal.signal(signal.SIGTERM, lambda *_: _switched_off(path, told))
     become_subreaper()
+    lacks = _lacks(record)
+    if lacks is not None:
+        _post(record, settings, "heartbeat", {"pid": os.getpid(), "ends": lacks})
+        _leave(record, settings, lacks)
     node = subprocess.Popen(ray_command(record, settings), env=ray_environment(record, settings))
     notices.Watcher(_sources(record, settings), told.tell, _log).start()
 
@@ -162,6 +166,13 @@ def main(record_path: str) -> int:
         _leave(record, settings, "Ray has ended on this node")
     LEAVING.close()
     return node.returncode or 0
+
+
+def _lacks(record: dict[str, Any]) -> str | None:
+    """What this machine has less of than was declared for it. Simulated ones have what they say."""
+    if record["offer"]["simulated"] or record["node_type"] == "head":
+        return None
+    return machine.shortfall(record["resources"], machine.measure())
 
 
 def ray_command(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ Ray.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,42 @@ def make(name: str, root: Path, settings: dict[str, Any], *, cluster_id: str, ho
             key=home / settings["key"],
             pinned=True,
         )
+    return _rented(name, settings)
+
+
+#: Clouds that machines are bought of: module and class, made of (CloudSettings, offers).
+RENTED = {
+    "aws": ("mlcloud.cluster.clouds.aws", "AwsCloud"),
+    "gcp": ("mlcloud.cluster.clouds.gcp", "GcpCloud"),
+    "azure": ("mlcloud.cluster.clouds.azure", "AzureCloud"),
+    "kubernetes": ("mlcloud.cluster.clouds.kubernetes", "KubernetesCloud"),
+}
+
+
+def class_of(name: str) -> Callable[..., Cloud]:
+    """Raises `UsageError` for a cloud that there is none of."""
+    from importlib import import_module
+
     from mlcloud.errors import UsageError
 
-    raise UsageError(f"no cloud is called {name!r}; there are: local, ssh")
+    if name not in RENTED:
+        raise UsageError(f"no cloud is called {name!r}; there are: local, ssh, {', '.join(RENTED)}")
+    module, kind = RENTED[name]
+    found: Callable[..., Cloud] = getattr(import_module(module), kind)
+    return found
+
+
+def _rented(name: str, settings: dict[str, Any]) -> Cloud:
+    """As the head asks it: with its own identity, for the offers that the specification takes."""
+    from mlcloud.cluster.specification import Specification
+    from mlcloud.cost import catalogue
+
+    make = class_of(name)
+    wanted = Specification.model_validate(settings["specification"])
+    offers = [
+        offer
+        for offer in catalogue.offers(name, wanted.node_regions)
+        if wanted.allows(offer)
+        and (not wanted.nodes or any(group.takes(offer) for group in wanted.nodes))
+    ]
+    return make(wanted.settings(ssh_public_key=settings["ssh_public_key"]), offers)
