@@ -1,4 +1,4 @@
-"""What could be saved, as a notebook or a terminal shows it: a table, and the arithmetic of each."""
+"""What could be saved, as a notebook or a terminal shows it: a table, and each one's arithmetic."""
 
 from __future__ import annotations
 

@@ -125,26 +125,21 @@ def _of_session(facts: Facts, session: SessionFacts, cells: list[Usage]) -> Advi
         return None
     month = facts.monthly(working, saved)
     takes = "take the same time" if evaluate(time) == 1 else f"take at most {time}×"
-    lacks = (
-        f"; {offer.accelerator} has no BF16"
-        if present.accelerator
-        and offer.accelerator
-        and ACCELERATORS[present.accelerator].bf16
-        and not ACCELERATORS[offer.accelerator].bf16
-        else ""
-    )
+    lacks = _lacks(offer, present)
+    if lacks:
+        working.fact(lacks)
     confidence: Confidence = facts.confidence
     if present.accelerator and confidence == "high":
         confidence = "medium"
     return Advice(
         kind="right-size",
         about=f"session {session.name}",
-        text=f"used {used}: {_name(offer)} would cost {number(ratio)}× and {takes}{lacks}",
+        text=f"used {used}: {_name(offer)} would cost {number(ratio)}× and {takes}{lacks and '; '}{lacks}",
         saves_usd=month,
         per="month",
         arithmetic=tuple(working.lines),
         action=_action(session, offer, present),
-        confidence=confidence,
+        confidence="low" if lacks else confidence,
         simulated=offer.simulated or present.simulated,
     )
 
@@ -213,6 +208,14 @@ def _lines_of_price(working: Working, cells: list[Usage]) -> Decimal:
         f"{short(float(paid), 6)} ÷ {short(float(hours), 6)}",
         "$",
     )
+
+
+def _lacks(offer: Offer, present: Offer) -> str:
+    """What code that runs now may miss there."""
+    here, there = (ACCELERATORS.get(each.accelerator or "") for each in (present, offer))
+    if here is None or there is None or there.bf16 or not here.bf16:
+        return ""
+    return f"{offer.accelerator} has no BF16"
 
 
 def _name(offer: Offer) -> str:
