@@ -47,7 +47,7 @@ async def report(gateway: Gateway, own: Sequence[str] = ()) -> AdviceReport:
     first = services.usage.first()
     starts = [node.started_at for node in ledger.nodes]
     since = max(min([*starts, first or at, at]), at - HISTORY)
-    usage = services.usage.since(since, ledger)
+    usage = await asyncio.to_thread(services.usage.since, since, ledger)
     facts = Facts(
         now=at,
         since=since,
@@ -88,6 +88,7 @@ def _session(session: Session, at: datetime) -> SessionFacts:
         idle_since=idle_since,
         busy_why=session.detail if session.detail.startswith("not parked") else "",
         memory_bytes=session.memory_bytes,
+        asks=(session.request.gpu, session.request.cpus),
     )
 
 

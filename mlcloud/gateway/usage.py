@@ -21,7 +21,7 @@ from mlcloud.gateway import db
 from mlcloud.models import UseInfo
 
 KEPT = timedelta(days=92)
-MOST = 20_000  # rows that advice looks at
+MOST = 10_000  # rows that advice looks at
 
 _ADD = db.insert_into(db.usage, "execution_id", "session_id", "node_id", "share", "at", "use")
 _GET = (

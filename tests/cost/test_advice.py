@@ -180,6 +180,9 @@ def test_fewer_cpus() -> None:
     # 1.7 × 1.25 do not fit, nor does a session that pays for half the node gain anything.
     assert not advise(facts(usage=[cell(big, cpus=1.7)], offers=[big, small]))
     assert not advise(facts(usage=[cell(big, share="0.5")], offers=[big, small]))
+    # What it asks for already, though no cell has run there yet.
+    asked = [SessionFacts("s", "exp", "spot", 900, asks=(None, 2))]
+    assert not advise(facts(usage=[cell(big)], offers=[big, small], sessions=asked))
     # An hour with one CPU, on average, and all four for some seconds of it.
     burst = Usage(**{**vars(cell(big)), "cpus_peak": 3.9})
     assert not advise(facts(usage=[burst], offers=[big, small]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -31,6 +33,7 @@ class SessionFacts:
     idle_since: datetime | None = None
     busy_why: str = ""  # why it was not parked, where something keeps it
     memory_bytes: int = 0
+    asks: tuple[str | None, float] | None = None  # GPUs as NAME:COUNT, and CPUs
 
 
 class Own(NamedTuple):
@@ -62,6 +65,14 @@ class Facts:
     cold_start_s: float = 120.0
     lost_s: float = 60.0
     accelerator_memory: Mapping[str, int] = field(default_factory=dict)  # bytes, by instance type
+
+    @functools.cached_property
+    def kinds(self) -> list[Offer]:
+        """Of each machine in each market the cheapest offer, cheapest first."""
+        found: dict[tuple[str, str], Offer] = {}
+        for offer in sorted(self.offers, key=lambda each: each.rank):
+            found.setdefault((offer.instance_type, offer.market), offer)
+        return list(found.values())
 
     @property
     def hours(self) -> float:
@@ -108,13 +119,18 @@ def gaps(
     held: Iterable[tuple[datetime, datetime]], used: Iterable[tuple[datetime, datetime]]
 ) -> list[tuple[datetime, datetime]]:
     """The parts of `held` that are in none of `used`, in order."""
-    busy = sorted(used)
+    busy: list[tuple[datetime, datetime]] = []
+    for start, stop in sorted(used):  # joined, so that their ends are in order too
+        if busy and start <= busy[-1][1]:
+            busy[-1] = (busy[-1][0], max(busy[-1][1], stop))
+        else:
+            busy.append((start, stop))
+    ends = [stop for _, stop in busy]
     found = []
     for begin, end in sorted(held):
         at = begin
-        for start, stop in busy:
-            if stop <= at:
-                continue
+        for index in range(bisect_left(ends, begin), len(busy)):
+            start, stop = busy[index]
             if start >= end:
                 break
             if start > at:

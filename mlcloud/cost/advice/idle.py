@@ -7,21 +7,19 @@ history  stretches between a session's cells: what a shorter idle timeout would 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 
 from mlcloud.cost.advice.facts import Facts, SessionFacts, gaps
 from mlcloud.cost.advice.working import HOURS_A_MONTH, Advice, Working, number, short
-from mlcloud.cost.ledger import NodeSpan, Placement
-from mlcloud.cost.meter import session_cost, usd_per_hour_now
+from mlcloud.cost.ledger import NodeSpan
+from mlcloud.cost.meter import usd_per_hour_now
 from mlcloud.units import format_seconds
 
 NOW_S = 30.0  # idle for less: its next cell is being written
 SPARE_S = 600.0
 TIMEOUTS_S = (60, 120, 300, 600, 900, 1800, 3600)
-
-Stretch = tuple[datetime, datetime]
 
 
 def idle(facts: Facts) -> Iterator[Advice]:
@@ -71,16 +69,15 @@ def _park_now(facts: Facts, session: SessionFacts) -> Advice | None:
 
 def _shorter_timeout(facts: Facts, session: SessionFacts) -> Advice | None:
     stretches = _idle_stretches(facts, session.id)
-    total_s = sum((end - begin).total_seconds() for begin, end, _ in stretches)
-    bill = session_cost(facts.ledger, session.id, facts.now, since=facts.since)
-    usd = float(sum((c.usd for c in bill.charges if c.execution_id is None), 0))
-    if total_s <= 0 or usd <= 0:
+    total_s = sum((end - begin).total_seconds() for begin, end, *_ in stretches)
+    usd = sum((end - begin).total_seconds() / 3600 * rate for begin, end, _, rate in stretches)
+    if total_s <= TIMEOUTS_S[0] or usd <= 0:
         return None
     best_s, best = 0.0, (0, 0.0, 0)
     for timeout in TIMEOUTS_S:
         longer = [each for each in stretches if (each[1] - each[0]).total_seconds() > timeout]
-        beyond = sum((end - begin).total_seconds() - timeout for begin, end, _ in longer)
-        again = sum(used_again for _, _, used_again in longer)
+        beyond = sum((end - begin).total_seconds() - timeout for begin, end, *_ in longer)
+        again = sum(used_again for _, _, used_again, _ in longer)
         saved_s = beyond - again * facts.cold_start_s
         if timeout < session.idle_timeout_s and saved_s > best_s:
             best_s, best = saved_s, (timeout, beyond, again)
@@ -112,21 +109,22 @@ def _shorter_timeout(facts: Facts, session: SessionFacts) -> Advice | None:
     )
 
 
-def _idle_stretches(facts: Facts, session_id: str) -> list[tuple[datetime, datetime, bool]]:
-    """When it held a node and ran nothing, and whether it was used again after that."""
-    held = list(_clipped(facts, facts.ledger.placements_of(session_id)))
+def _idle_stretches(facts: Facts, session_id: str) -> list[tuple[datetime, datetime, bool, float]]:
+    """When it held a node and ran nothing, whether it was used again after that, and what an hour
+    of it cost."""
     runs = [
         (each.started_at, each.until(facts.now)) for each in facts.ledger.executions_of(session_id)
     ]
     last = max((begin for begin, _ in runs), default=facts.since)
-    return [(begin, end, last >= end) for begin, end in gaps(held, runs)]
-
-
-def _clipped(facts: Facts, spans: Iterable[Placement]) -> Iterator[Stretch]:
-    for each in spans:
+    found = []
+    for each in facts.ledger.placements_of(session_id):
         begin, end = max(each.started_at, facts.since), min(each.until(facts.now), facts.now)
+        rate = float(each.share) * float(facts.ledger.node(each.node_id).offer.usd_per_hour)
         if begin < end:
-            yield begin, end
+            found += [
+                (start, stop, last >= stop, rate) for start, stop in gaps([(begin, end)], runs)
+            ]
+    return found
 
 
 def _unused_node(facts: Facts, node: NodeSpan) -> Advice | None:

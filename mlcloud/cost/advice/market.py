@@ -138,7 +138,7 @@ def _listed(facts: Facts, name: str, market: str) -> Decimal | None:
     """The cheapest price of that machine in that market."""
     found = (
         offer.usd_per_hour
-        for offer in facts.offers
+        for offer in facts.kinds
         if offer.instance_type == name and offer.market == market
     )
     return min(found, default=None)

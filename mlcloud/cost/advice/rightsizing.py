@@ -107,6 +107,8 @@ def _of_session(facts: Facts, session: SessionFacts, cells: list[Usage]) -> Advi
     if choice is None:
         return None
     offer, time = choice.offer, choice.time
+    if session.asks == (offer.gpu, offer.cpus):
+        return None  # that is what it has been given, and no cell has run there yet
     working = Working()
     used = _lines_of_need(working, cells, need, present)
     paid = _lines_of_price(working, cells)
@@ -134,7 +136,8 @@ def _of_session(facts: Facts, session: SessionFacts, cells: list[Usage]) -> Advi
     return Advice(
         kind="right-size",
         about=f"session {session.name}",
-        text=f"used {used}: {_name(offer)} would cost {number(ratio)}× and {takes}{lacks and '; '}{lacks}",
+        text=f"used {used}: {_name(offer)} would cost {number(ratio)}× and {takes}"
+        + (f"; {lacks}" if lacks else ""),
         saves_usd=month,
         per="month",
         arithmetic=tuple(working.lines),
@@ -146,12 +149,9 @@ def _of_session(facts: Facts, session: SessionFacts, cells: list[Usage]) -> Advi
 
 def _cheapest(facts: Facts, session: SessionFacts, need: Need, present: Offer) -> _Choice | None:
     best: _Choice | None = None
-    seen: set[tuple[str, str]] = set()
-    for offer in sorted(facts.offers, key=lambda each: each.rank):
-        key = (offer.instance_type, offer.market)
-        if key in seen or offer.instance_type == present.instance_type:
+    for offer in facts.kinds:
+        if offer.instance_type == present.instance_type:
             continue
-        seen.add(key)  # the cheapest zone
         if session.market == "on-demand" and offer.market != "on-demand":
             continue
         if not holds(offer, need, facts.accelerator_memory.get(offer.instance_type)):
