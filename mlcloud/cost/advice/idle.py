@@ -116,14 +116,14 @@ def _idle_stretches(facts: Facts, session_id: str) -> list[tuple[datetime, datet
         (each.started_at, each.until(facts.now)) for each in facts.ledger.executions_of(session_id)
     ]
     last = max((begin for begin, _ in runs), default=facts.since)
+    prices = {node.node_id: node.offer.usd_per_hour for node in facts.ledger.nodes}
     found = []
     for each in facts.ledger.placements_of(session_id):
-        begin, end = max(each.started_at, facts.since), min(each.until(facts.now), facts.now)
-        rate = float(each.share) * float(facts.ledger.node(each.node_id).offer.usd_per_hour)
-        if begin < end:
-            found += [
-                (start, stop, last >= stop, rate) for start, stop in gaps([(begin, end)], runs)
-            ]
+        held = max(each.started_at, facts.since), min(each.until(facts.now), facts.now)
+        price = prices.get(each.node_id)
+        if held[0] < held[1] and price is not None:
+            rate = float(each.share) * float(price)
+            found += [(begin, end, last >= end, rate) for begin, end in gaps([held], runs)]
     return found
 
 

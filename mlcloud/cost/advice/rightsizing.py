@@ -150,6 +150,8 @@ def _of_session(facts: Facts, session: SessionFacts, cells: list[Usage]) -> Advi
 def _cheapest(facts: Facts, session: SessionFacts, need: Need, present: Offer) -> _Choice | None:
     best: _Choice | None = None
     for offer in facts.kinds:
+        if best is not None and offer.usd_per_hour >= best.offer.usd_per_hour * evaluate(best.time):
+            break  # nothing takes less time than now, and the others are dearer
         if offer.instance_type == present.instance_type:
             continue
         if session.market == "on-demand" and offer.market != "on-demand":
