@@ -180,6 +180,9 @@ def test_fewer_cpus() -> None:
     # 1.7 × 1.25 do not fit, nor does a session that pays for half the node gain anything.
     assert not advise(facts(usage=[cell(big, cpus=1.7)], offers=[big, small]))
     assert not advise(facts(usage=[cell(big, share="0.5")], offers=[big, small]))
+    # Of 4 GiB 3.65 GB are the cell's: 2.9 × 1.25 fit, 3 × 1.25 do not.
+    assert advise(facts(usage=[cell(big, memory=2.9 * GB)], offers=[big, small]))
+    assert not advise(facts(usage=[cell(big, memory=3.0 * GB)], offers=[big, small]))
     # What it asks for already, though no cell has run there yet.
     asked = [SessionFacts("s", "exp", "spot", 900, asks=(None, 2))]
     assert not advise(facts(usage=[cell(big)], offers=[big, small], sessions=asked))
@@ -293,6 +296,9 @@ def test_an_idle_session() -> None:
     assert now.action == "%mlcloud park exp"
     assert "parked after 1m it would have saved $0.76" in history.text
     assert history.saves_usd == Decimal("11.57")  # 0.76 × 730.5 / 48
+    # Where a start takes two hours, the wait for it costs more than the 78 minutes.
+    found = advise(facts(ledger=one_session(), sessions=[session], cold_start_s=7200))
+    assert [each.per for each in found] == ["once"]
     # It has just ended its cell, or its timeout is a minute already.
     fresh = SessionFacts("s", "exp", "spot", 60, idle_since=NOW - timedelta(seconds=5))
     assert not advise(facts(ledger=one_session(), sessions=[fresh]))

@@ -96,7 +96,7 @@ def _shorter_timeout(facts: Facts, session: SessionFacts) -> Advice | None:
     )
     saved = working.line("saved", f"{number(saved_line)} × {number(rate)} ÷ 3600", "$")
     month = facts.monthly(working, saved) if saved > 0 else saved
-    waits = f", and it would have waited for a node {again} times" if again else ""
+    waits = f", and it would have waited for a node {_times(again)}" if again else ""
     return _advice(
         facts,
         "park",
@@ -107,6 +107,10 @@ def _shorter_timeout(facts: Facts, session: SessionFacts) -> Advice | None:
         working,
         f'mlcloud.session(…, idle_timeout="{text}"), or MLCLOUD_IDLE_TIMEOUT={text}',
     )
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _idle_stretches(facts: Facts, session_id: str) -> list[tuple[datetime, datetime, bool, float]]:
