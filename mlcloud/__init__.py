@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlcloud.checkpoint import Checkpoints as Checkpoints
     from mlcloud.checkpoint import Keep as Keep
     from mlcloud.checkpoint.resumable import resumable as resumable
+    from mlcloud.client.api import advise as advise
     from mlcloud.client.api import attach as attach
     from mlcloud.client.api import connect as connect
     from mlcloud.client.api import cost as cost
@@ -34,6 +35,7 @@ _PUBLIC = {
     "Cluster": "mlcloud.client.cluster",
     "Keep": "mlcloud.checkpoint",
     "resumable": "mlcloud.checkpoint",
+    "advise": "mlcloud.client.api",
     "attach": "mlcloud.client.api",
     "connect": "mlcloud.client.api",
     "cost": "mlcloud.client.api",
@@ -51,6 +53,7 @@ __all__ = [
     "Checkpoints",
     "Cluster",
     "Keep",
+    "advise",
     "attach",
     "connect",
     "cost",

@@ -176,6 +176,19 @@ def gc(
 
 
 @main.command()
+@click.option("--own", multiple=True, metavar="MACHINE", help="One that might be bought.")
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+def advise(own: tuple[str, ...], as_json: bool) -> None:
+    """What could be saved, the biggest saving first, with its arithmetic.
+
+    MACHINE is name=box,watts=650,kwh=0.30,purchase=4000,years=4,cpus=16,memory=64GB and perhaps
+    gpu=A100:1, resale=500: it is compared with what the cloud has cost.
+    """
+    words = [word for each in own for word in ("--own", each)]
+    _run("advise", *words, *(["--json"] if as_json else []))
+
+
+@main.command()
 @click.argument("session")
 def attach(session: str) -> None:
     """Show a session's running or last cell from its first output on, until it ends."""

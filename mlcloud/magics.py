@@ -376,6 +376,27 @@ def _budget(words: list[str]) -> Any:
     return Budgets(client.set_budget(Budget(options.limit, session=options.session, alerts=alerts)))
 
 
+def _advise(words: list[str]) -> Any:
+    """`advise [--own MACHINE] [--json]`: what could be saved, with its arithmetic."""
+    from mlcloud.client.api import default
+
+    parser = Parser(prog="%mlcloud advise", allow_abbrev=False)
+    parser.add_argument(
+        "--own",
+        action="append",
+        metavar="MACHINE",
+        help="one that might be bought: name=box,watts=650,kwh=0.30,purchase=4000,years=4,"
+        "cpus=16,memory=64GB; may be given several times",
+    )
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    options = parser.read(shlex.join(words))
+    found = default().advise(own=options.own or ())
+    if options.json:
+        print(found.report.model_dump_json(indent=2))
+        return None
+    return found
+
+
 def _fractions(text: str) -> list[float]:
     try:
         return [float(word) for word in text.split(",") if word.strip()]
@@ -455,6 +476,7 @@ COMMANDS = {
     "preempt": _preempt,
     "cost": _cost,
     "budget": _budget,
+    "advise": _advise,
     "env": _env,
     "log": _log,
 }

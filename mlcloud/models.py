@@ -189,6 +189,19 @@ class SessionInfo(Model):
     detail: str = Field("", description="Why, for `failed`, and what it waits for, for `starting`.")
 
 
+class UseInfo(Model):
+    """What an execution used. Shares are of 1, bytes resident; the GPU's are None where it has none
+    or was not looked at in that time."""
+
+    seconds: float
+    cpu_seconds: float
+    memory_mean: int
+    memory_peak: int
+    gpu_mean: float | None = Field(None, description="Of the time, over all its GPUs.")
+    gpu_max: float | None = None
+    gpu_memory_peak: int | None = Field(None, description="Of its fullest GPU.")
+
+
 class ExecutionInfo(Model):
     id: str
     session: str
@@ -201,6 +214,7 @@ class ExecutionInfo(Model):
     first_event: int = Field(
         description="Its events come after this number of the session's journal."
     )
+    use: UseInfo | None = Field(None, description="What it used; None: not measured.")
 
 
 class Boundary(Model):
@@ -336,6 +350,29 @@ class ClusterInfo(Model):
     offers: list[str]
     budgets: list[BudgetInfo] = []
     attempts: list[AttemptInfo] = []
+
+
+class AdviceInfo(Model):
+    """One advice. Dollars are never below zero; every number of `text` comes from `arithmetic`."""
+
+    kind: str = Field(description="`right-size`, `park`, `idle-node`, `market`, `commitment` …")
+    about: str = Field(description="The session, node or resource.")
+    text: str
+    saves_usd: Decimal
+    per: Literal["month", "once"]
+    arithmetic: list[str] = Field(description="`what: expression = result`, or a fact.")
+    action: str = Field(description="What does it.")
+    confidence: Literal["low", "medium", "high"]
+    simulated: bool = Field(description="Whether its prices are.")
+
+
+class AdviceReport(Model):
+    """`GET /v1/advice`, the biggest saving first."""
+
+    since: datetime | None = Field(description="Since when it is measured; None: nothing was yet.")
+    executions: int = Field(description="That were measured since then.")
+    advice: list[AdviceInfo]
+    notes: list[str] = []
 
 
 class PreemptRequest(Model):

@@ -6,6 +6,7 @@ One connection is the default, made by the first call that needs one; it is the 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -13,15 +14,26 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from mlcloud.client import environments
+from mlcloud.client.advice import AdviceList
 from mlcloud.client.cluster import Cluster
 from mlcloud.client.connection import Connection, fixed
 from mlcloud.client.session import Session, main_namespace
 from mlcloud.config import Settings
 from mlcloud.cost.budgets import Budget
 from mlcloud.errors import UsageError
-from mlcloud.models import BudgetInfo, SessionInfo, SessionRequest
+from mlcloud.models import AdviceReport, BudgetInfo, SessionInfo, SessionRequest
 
-__all__ = ["Client", "Cluster", "Session", "attach", "connect", "cost", "session", "sessions"]
+__all__ = [
+    "Client",
+    "Cluster",
+    "Session",
+    "advise",
+    "attach",
+    "connect",
+    "cost",
+    "session",
+    "sessions",
+]
 
 _default: Client | None = None
 
@@ -174,6 +186,18 @@ class Client:
         answer = self._connection.put("/v1/budgets", {"session": session, "limit": None})
         return [BudgetInfo.model_validate(each) for each in answer]
 
+    def advise(self, *, own: str | Iterable[str] = ()) -> AdviceList:
+        """What could be saved here, the biggest saving first, each with its arithmetic.
+
+        `own`: a machine that might be bought, or several, each as
+        `"name=box,watts=650,kwh=0.30,purchase=4000,years=4,cpus=16,memory=64GB,gpu=A100:1"`; it is
+        compared with what the cloud has cost over those years. Raises `UsageError` where one cannot
+        be read. Changes nothing.
+        """
+        machines = [own] if isinstance(own, str) else [*own]
+        answer = self._connection.get("/v1/advice", params={"own": machines})
+        return AdviceList(AdviceReport.model_validate(answer))
+
     def cost(self) -> Decimal:
         """Dollars the cluster has cost so far."""
         return self.cluster.status().info.usd
@@ -257,6 +281,11 @@ def sessions() -> list[SessionInfo]:
 def cost() -> Decimal:
     """What the default connection's cluster has cost so far, in dollars."""
     return default().cost()
+
+
+def advise(*, own: str | Iterable[str] = ()) -> AdviceList:
+    """`Client.advise` of the default connection."""
+    return default().advise(own=own)
 
 
 def as_budget(value: str | float | Decimal | Budget) -> Budget:

@@ -24,11 +24,12 @@ from starlette.exceptions import HTTPException
 from mlcloud import errors
 from mlcloud.cluster.records import now
 from mlcloud.cost.budgets import Limit
-from mlcloud.gateway import auth, db, environments, imds, logs, objects, saved, timetravel
+from mlcloud.gateway import advising, auth, db, environments, imds, logs, objects, saved, timetravel
 from mlcloud.gateway.budgets import CLUSTER
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.models import (
+    AdviceReport,
     Boundary,
     BudgetInfo,
     BudgetRequest,
@@ -81,6 +82,14 @@ Cursor = Annotated[int, Query(ge=0, description="The number of the last event th
 Modules = Annotated[
     Sequence[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]],
     Query(max_length=500, description="Top-level modules to look for; none is imported."),
+]
+Machines = Annotated[
+    Sequence[Annotated[str, Field(max_length=500)]],
+    Query(
+        max_length=20,
+        description="Machines that might be bought: `name=box,watts=650,kwh=0.30,purchase=4000,"
+        "years=4,cpus=16,memory=64GB`.",
+    ),
 ]
 
 
@@ -281,6 +290,11 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
             gateway.budgets.put(whose, request.limit, tuple(request.alerts))
         log_change("budget.set", f"{request.session or CLUSTER}: {request.limit}")
         return gateway.budgets.infos()
+
+    @routes.get("/advice")
+    async def get_advice(own: Machines = ()) -> AdviceReport:
+        """What could be saved, the biggest saving first. Asks the cloud what was left behind."""
+        return await advising.report(gateway, own)
 
     @routes.get("/nodes")
     async def list_nodes() -> list[NodeInfo]:

@@ -37,6 +37,7 @@ from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.gateway.upkeep import Upkeep
+from mlcloud.gateway.usage import UsageTable
 from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo
 from mlcloud.store import Signer, Store, load_or_create_key
 
@@ -97,6 +98,7 @@ class Gateway:
                 lease=self.lease,
                 inputs=Inputs(self.store),
                 preemptions=self.preemptions,
+                usage=UsageTable(self.engine),
                 leaving=leaving,
                 store_url=settings.store_url,
                 ray_dir=settings.ray_dir,
@@ -386,6 +388,7 @@ class Gateway:
             finished_at=execution.finished_at,
             runs=execution.runs,
             first_event=execution.first_event,
+            use=self.sessions.services.usage.info(execution.id),
         )
 
     def events(self, name: str, after: int) -> list[dict[str, Any]]:

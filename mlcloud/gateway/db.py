@@ -120,6 +120,20 @@ recorded = Table(
     Column("entry", Integer, nullable=False),
 )
 
+# What executions used, as far as it was measured (`usage.py`); `use` is JSON.
+usage = Table(
+    "usage",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("execution_id", String, nullable=False, index=True),
+    Column("session_id", String, nullable=False),
+    Column("node_id", String, nullable=False),
+    Column("share", String, nullable=False),
+    Column("at", UTC, nullable=False),
+    Column("use", Text, nullable=False),
+    Index("usage_by_time", "at"),
+)
+
 # Of the cluster, and of sessions by their ids (`budgets.py`).
 budgets = Table(
     "budgets",

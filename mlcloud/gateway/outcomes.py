@@ -62,8 +62,10 @@ class Outcomes:
             for _, execution_id, kind, blob in events:
                 if kind == "finished":
                     content = _content(blob)
+                    use = content.pop("use", None)
                     execution = self._ends(execution_id)
                     if execution is not None:
+                        self._used(execution, host, use, connection)
                         done = self._finished(execution, content, connection, ending)
                         items.append((execution_id, "done", done))
                     acts.append(partial(host.resolve, execution_id, content))
@@ -71,6 +73,7 @@ class Outcomes:
                     content = self._death(blob)
                     execution = self._ends(execution_id)
                     if execution is not None:
+                        self._used(execution, host, _content(blob).get("use"), connection)
                         over = execution.options.get("over_budget")
                         if over:
                             content = {**content, "ename": "BudgetExceeded", "evalue": over}
@@ -140,6 +143,21 @@ class Outcomes:
             self._session.pending[execution.id] = int(content.get("pending") or 0)
         state = ExecutionState.FAILED if failed else ExecutionState.FINISHED
         return self.ended(execution, state, content, connection, ending)
+
+    def _used(
+        self,
+        execution: Execution,
+        host: LiveHost,
+        use: dict[str, Any] | None,
+        connection: Connection,
+    ) -> None:
+        """Enter what it used of its node, where that was measured."""
+        session = self._session
+        if use is not None and execution.op not in (*LOOKING, "save"):
+            share = session.host_request.share
+            session.services.usage.add(
+                execution.id, session.id, host.instance, share, use, connection
+            )
 
     def _death(self, blob: bytes) -> dict[str, Any]:
         message = describe_death(_content(blob), self._session.memory_bytes)

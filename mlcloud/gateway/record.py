@@ -44,7 +44,7 @@ FAR = (
 CHECK_S = 1.0
 MOST_EVENTS = 20_000  # in one record; what is more goes into the next one
 
-_TABLES = {"executions": db.executions, "events": db.events}
+_TABLES = {"executions": db.executions, "events": db.events, "usage": db.usage}
 
 
 class Fenced(Conflict):
@@ -92,6 +92,9 @@ class Record:
                 )
             ).all()
             spans = _spans(connection, session_id, entry)
+            usage = connection.execute(
+                select(db.usage).where(db.usage.c.execution_id.in_([e.id for e in executions]))
+            ).all()
         session = _plain(row)
         body: dict[str, Any] = {"cluster": self.cluster, "session": session}
         if events or executions or spans:
@@ -99,6 +102,7 @@ class Record:
                 {
                     "executions": [_plain(each) for each in executions],
                     "events": [_plain(each) for each in events],
+                    "usage": [_plain(each) for each in usage],
                     "ledger": [each[1:] for each in spans],
                 }
             )
@@ -220,7 +224,7 @@ class Record:
             body["chunks"] = [str(ref) for ref in self._store.put_buffers([packed])]
             self._commit(session_id, last + 1, body)
             with self._engine.begin() as connection:
-                for table in _TABLES.values():
+                for table in (db.executions, db.events):
                     connection.execute(delete(table).where(table.c.session_id == session_id))
                 recorded = db.recorded
                 connection.execute(
@@ -336,6 +340,7 @@ class Record:
         executions: dict[str, dict[str, Any]] = {}
         events: list[dict[str, Any]] = []
         ledger: list[list[str]] = []
+        usage: dict[str, dict[str, Any]] = {}
         session: dict[str, Any] = {}
         for step in self._store.steps(KIND, session_id):
             body = self._read(session_id, step)
@@ -348,6 +353,7 @@ class Record:
                     continue
                 executions.update({each["id"]: each for each in packed["executions"]})
                 events += packed["events"]
+                usage.update({each["execution_id"]: each for each in packed.get("usage", [])})
                 ledger += packed["ledger"]
         safe = set(self._store.steps(SNAPSHOTS, session_id))
         for each in executions.values():
@@ -374,7 +380,13 @@ class Record:
             for table in _TABLES.values():
                 connection.execute(delete(table).where(table.c.session_id == session_id))
             connection.execute(insert(db.sessions).values(_from_plain(db.sessions, session)))
-            for name, rows in (("executions", executions.values()), ("events", events)):
+            for row in usage.values():
+                row.pop("id")  # of the table that it was in
+            for name, rows in (
+                ("executions", executions.values()),
+                ("events", events),
+                ("usage", usage.values()),
+            ):
                 table = _TABLES[name]
                 for row in rows:
                     connection.execute(insert(table).values(_from_plain(table, row)))

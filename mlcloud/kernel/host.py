@@ -32,6 +32,7 @@ from mlcloud.kernel.events import Event, Events
 from mlcloud.kernel.printed import Printed
 from mlcloud.kernel.printing import Limits
 from mlcloud.kernel.process import KernelProcess
+from mlcloud.kernel.use import Use
 
 INTERRUPT_REPEATS = 5
 DRAIN_S = 10.0
@@ -69,6 +70,7 @@ class Host:
         self._early: dict[str, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kernel: KernelProcess | None = None
+        self._use = Use()
         self._question: dict[str, Any] | None = None
         self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._submitted: deque[str] = deque(maxlen=64)
@@ -89,7 +91,9 @@ class Host:
             memory_bytes=self._memory_bytes,
             options=self._kernel_options,
         )
+        self._kernel.on_use = self._use.report
         await self._kernel.start()
+        self._use.of(self._kernel.pid, self._kernel.supervisor_pid, self._kernel.aside)
         output = self._spawn(self._read_output(self._kernel))
         self._spawn(self._read_stdin(self._kernel))
         self._spawn(self._read_control(self._kernel))
@@ -166,6 +170,7 @@ class Host:
             self._printed.limit(execution_id, burst)
         self._running = execution_id
         self._unfinished.add(execution_id)
+        self._use.begin(execution_id)
         content = {
             "code": code,
             "silent": False,
@@ -317,6 +322,7 @@ class Host:
         if self._running == execution_id:
             self._running = None
             self._question = None
+        content = {**content, "use": self._use.end(execution_id)}
         if self._printed.is_more(execution_id):
             self._spawn(self._finish_after_log(execution_id, content))
         else:
@@ -360,6 +366,7 @@ class Host:
         # What it printed before it died is in its socket still: that comes first.
         await asyncio.wait({output}, timeout=DRAIN_S)
         running, self._running = self._running, None
+        report = {**report, "use": self._use.end(running or "")}
         self._unfinished.clear()
         if running is not None:
             await self._printed.ended(running)

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ class KernelProcess:
         self._memory_bytes = memory_bytes
         self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.pid = 0
+        self.aside: frozenset[int] = frozenset()  # beside the kernel, and no work of its cells
+        self.on_use: Callable[[dict[str, Any]], None] = lambda report: None
+
+    @property
+    def supervisor_pid(self) -> int:
+        return self._supervisor.pid
 
     async def start(self) -> None:
         """Start and connect. Raises `SessionFailed` with the log's end if it does not come up."""
@@ -155,9 +162,11 @@ class KernelProcess:
         async for line in reader:
             report = json.loads(line)
             if "pid" in report:
-                self.pid = report["pid"]
-            else:
+                self.pid, self.aside = report["pid"], frozenset(report["aside"])
+            elif "exit" in report:
                 last = report
+            else:
+                self.on_use(report)
         transport.close()
         self._supervisor.wait()
         if not self.ended.done():

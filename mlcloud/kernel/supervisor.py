@@ -10,7 +10,8 @@ what daemonised away. Should the supervisor itself be killed, the kernel dies wi
 (PR_SET_PDEATHSIG).
 
 Commands on standard input, a line each: `int` sends SIGINT to the kernel's process group, as
-Jupyter does; `kill` ends the tree. Reports on standard output, a JSON object a line.
+Jupyter does; `kill` ends the tree. Reports on standard output, a JSON object a line; every
+`LOOK_S` one of what the tree uses (`use`), and of its GPUs where it has any (`gpus`).
 
 Run as `python -S -m mlcloud.kernel.supervisor`, standard library only: it starts in 30 ms and stays
 small. Linux gives subreaper and parent-death signals; elsewhere the pipe alone does the work.
@@ -25,16 +26,20 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
+from mlcloud.kernel.gpus import Gpus
 from mlcloud.processes import (
     become_subreaper,
     die_with_parent,
     end_descendants,
     reap,
     resident_bytes,
+    used,
 )
 
 MEMORY_TICK = 0.5
+LOOK_S = 5.0  # a look takes some ms, of which half a percent of a core is the limit
 
 
 def main(argv: list[str]) -> int:
@@ -63,14 +68,23 @@ def main(argv: list[str]) -> int:
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-    _report({"pid": kernel.pid})
+    gpus = Gpus(LOOK_S)
+    _report({"pid": kernel.pid, "aside": sorted(gpus.pids)})
 
     reason = ""
     peak = 0
     pending = b""
+    due = time.monotonic() + LOOK_S
     while True:
-        timeout = MEMORY_TICK if memory_limit else None
-        readable, _, _ = select.select([0, wake_read], [], [], timeout)
+        timeout = max(0.0, due - time.monotonic())
+        timeout = min(MEMORY_TICK, timeout) if memory_limit else timeout
+        waiting = [0, wake_read, *([gpus.pipe] if gpus.pipe is not None else [])]
+        readable, _, _ = select.select(waiting, [], [], timeout)
+        if time.monotonic() >= due:
+            due = time.monotonic() + LOOK_S
+            _report({"use": used(os.getpid(), gpus.pids)})
+        if gpus.pipe in readable and (seen := gpus.read()):
+            _report({"gpus": seen})
         if wake_read in readable:
             os.read(wake_read, 4096)
         if 0 in readable:
@@ -92,9 +106,9 @@ def main(argv: list[str]) -> int:
             )
             return 0
         if memory_limit:
-            used = resident_bytes(os.getpid())
-            peak = max(peak, used)
-            if used > memory_limit:
+            resident = resident_bytes(os.getpid(), gpus.pids)
+            peak = max(peak, resident)
+            if resident > memory_limit:
                 reason = "memory"
                 break
     _signal_group(kernel.pid, signal.SIGKILL)
