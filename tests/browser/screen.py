@@ -1,0 +1,66 @@
+"""What a screen reader would miss, and text too faint to read: checked in the page itself."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Locator
+
+
+def unnamed(widget: Locator) -> list[str]:
+    """What is wrong, one line each: controls, pictures and meters without a name, tables without
+    header cells, colour contrasts below 4.5 (WCAG 2.2 AA, 1.4.3; disabled controls are exempt)."""
+    found: list[str] = widget.evaluate(CHECK)
+    return found
+
+
+CHECK = """root => {
+  const wrong = [];
+  const named = each => each.getAttribute("aria-label") || each.labels?.length && each.labels[0].textContent.trim()
+    || (each.getAttribute("aria-labelledby") || "").split(" ").map(one => document.getElementById(one)?.textContent).join("")
+    || each.textContent.trim();
+  for (const each of root.querySelectorAll("button, select, input, [role=img], [role=meter], [role=group], [role=region]")) {
+    if (!named(each)) wrong.push(`no name: ${each.outerHTML.slice(0, 120)}`);
+  }
+  for (const each of root.querySelectorAll("svg")) {
+    if (each.getAttribute("role") !== "img" || !each.querySelector("title") || !each.querySelector("desc")) {
+      wrong.push(`a chart without role, title or desc: ${each.outerHTML.slice(0, 120)}`);
+    }
+  }
+  for (const each of root.querySelectorAll("table")) {
+    if (!each.querySelector("caption") || [...each.querySelectorAll("thead th")].some(th => th.scope !== "col")) {
+      wrong.push("a table without caption or header cells");
+    }
+  }
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = text => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = text;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const ground = each => {
+    for (let at = each; at; at = at.parentElement) {
+      const colour = rgba(getComputedStyle(at).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return [255, 255, 255, 255];
+  };
+  const seen = new Set();
+  for (const each of root.querySelectorAll("*")) {
+    const own = [...each.childNodes].some(one => one.nodeType === 3 && one.textContent.trim());
+    const style = getComputedStyle(each);
+    if (!own || !each.getClientRects().length || each.matches("title, desc, style, option, :disabled, [aria-disabled=true]")) continue;
+    const colour = each instanceof SVGElement ? style.fill : style.color;
+    const [a, b] = [light(rgba(colour)), light(ground(each))].sort((x, y) => y - x);
+    const contrast = (a + 0.05) / (b + 0.05);
+    const key = `${colour} on ${ground(each)}`;
+    if (contrast < 4.5 && !seen.has(key)) {
+      seen.add(key);
+      wrong.push(`contrast ${contrast.toFixed(2)}: ${key}: ${each.textContent.trim().slice(0, 40)}`);
+    }
+  }
+  return wrong;
+}"""
