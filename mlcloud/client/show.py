@@ -1,9 +1,9 @@
 """`mlcloud.show()`: the dashboard, or the prices, in the notebook. Neither starts a cluster.
 
-    show()            Dashboard ◄── publish ── Watch ◄── beats of the page
-                          │ pressed                ▲
-                          ╰──────── act ───────────╯  on a thread: a click holds up nobody
-    show("prices")    Prices, from the catalogue: the page filters and sorts by itself
+show()            Dashboard ◄── publish ── Watch ◄── beats of the page
+                      │ pressed                ▲
+                      ╰──────── act ───────────╯  on a thread: a click holds up nobody
+show("prices")    Prices, from the catalogue: the page filters and sorts by itself
 """
 
 from __future__ import annotations

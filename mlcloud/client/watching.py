@@ -63,7 +63,7 @@ class Wire:
                 answer = lane.getresponse()
                 return answer.status, answer.read()
             except (OSError, http.client.HTTPException) as error:
-                # A connection that was kept may have been closed meanwhile: once more, by a new one.
+                # One that was kept may have been closed meanwhile: once more, by a new one.
                 lane.close()
                 self._lane = None
                 if not again:
@@ -84,7 +84,9 @@ class Wire:
         if self._address is None:
             raise ConnectionFailed("no gateway is up")
         parts = urlsplit(self._address.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
         self._prefix = parts.path.rstrip("/")
         self._lane = kind(parts.hostname or "localhost", parts.port, timeout=self._timeout)
         return self._lane

@@ -63,7 +63,7 @@ class View {
         type: "button", "data-range": name, onclick: () => this.model.send({ kind: "range", value: name }),
       }, words)));
     this.nodes = rows("Nodes", ["node", "type", "market", "zone", "$/h", "reserved", "used by"], ["$/h"]);
-    this.sessions = rows("Sessions", ["session", "state", "on", "cells safe", "spent", "$/h", "actions"], ["spent", "$/h"]);
+    this.sessions = rows("Sessions", ["session", "state", "actions", "spent", "$/h", "cells safe", "on"], ["spent", "$/h"]);
     this.tried = h("ul");
     this.attempts = h("details", { hidden: true }, h("summary"), this.tried);
     this.asOf = h("p", { class: "quiet asof" });
@@ -185,7 +185,7 @@ class View {
     this.sessions.table.hidden = !info.sessions.length;
     say(this.sessions.empty, "There is no session yet.");
     keyed(this.sessions.body, info.sessions, each => each.name, each => this.makeSession(each), (row, each) => {
-      const [, state, on, safe, spent, price] = row.children;
+      const [, state, , spent, price, safe, on] = row.children;
       const idle = each.idle_since ? ` for ${lasting((Date.now() - new Date(each.idle_since)) / 1000)}` : "";
       const mark_ = state.firstChild;
       say(mark_, MARKS[each.state] ?? "");
@@ -204,10 +204,10 @@ class View {
   }
 
   makeSession(session) {
-    const row = cells(session.name, 6, [3, 4]);
+    const row = cells(session.name, 6, [2, 3]);
     row.children[1].append(h("span", { "aria-hidden": "true", class: "mark" }), document.createTextNode(""));
     const actions = h("div", { class: "actions" });
-    row.lastChild.append(actions);
+    row.children[2].append(actions);
     actions.addEventListener("keydown", event => {
       if (event.key === "Escape" && this.asking.delete(session.name)) {
         event.stopPropagation();
@@ -234,7 +234,7 @@ class View {
         ...(session.running ? [["interrupt", "Interrupt", ""]] : []),
         ["ask", "Close …", ""],
       ];
-    keyed(row.lastChild.firstChild, wanted, each => each[0], ([action, words, kind]) => h("button", {
+    keyed(row.children[2].firstChild, wanted, each => each[0], ([action, words, kind]) => h("button", {
       type: "button", class: kind, "data-action": action, onclick: () => this.press(row, name, action),
       "aria-label": label(action, name),
     }, words), button => {

@@ -100,10 +100,12 @@ class Dashboard(anywidget.AnyWidget):
 
 
 def head(info: ClusterInfo, spend: Spend | None, at: datetime) -> list[str]:
-    """The lines above the tables: what it costs now, today, beside the budgets, and while parked."""
+    """The lines above the tables: what it costs now, today, beside budgets, and while parked."""
     money = [f"{format_usd_per_hour(info.usd_per_hour)} now"]
     if spend is not None:
-        money.append(f"{format_usd(max(Decimal(0), info.usd - spend.usd_before_today))} today (UTC)")
+        money.append(
+            f"{format_usd(max(Decimal(0), info.usd - spend.usd_before_today))} today (UTC)"
+        )
     money.append(f"{format_usd(info.usd)} so far")
     lines = [
         f"cluster {info.name} on {info.cloud}: {info.state}{': ' * bool(info.detail)}{info.detail}",

@@ -3,7 +3,7 @@
     for epoch in mlcloud.progress(range(10), metric="loss"):
         loss = train()
 
-    ● epoch 3 of 10 ▓▓▓▓▓▓░░░░░░░░ 1 min 12 s, 2 min 48 s left · $0.031 of about $0.10 · loss 0.412 ▇▅▃
+    ◌ epoch 3 of 10 ▓▓▓▓░░░░░░░░ · 1 min 12 s, 2 min 48 s left · $0.031 of about $0.10 · loss 0.4 ▇▅▃
 
 In a notebook it is one display, updated in place: HTML and text, which stay in the file, survive a
 reload and an export, and need no widget. In a terminal it is one line. What a session bills is
@@ -107,7 +107,9 @@ class Progress(Generic[T]):
             for number, item in enumerate(self._iterable):
                 if number == 0:
                     # A loop that goes on from a checkpoint has done these before.
-                    seen.begin((run.step or 0) if run is not None and _resumes(self._iterable) else 0)
+                    seen.begin(
+                        (run.step or 0) if run is not None and _resumes(self._iterable) else 0
+                    )
                     surface.draw(seen)
                 yield item
                 seen.did(self._look())
@@ -210,13 +212,13 @@ class Seen:
 
 
 def text(seen: Seen) -> str:
-    bar = ""
+    first, *rest = seen.facts()
+    head = f"{seen.mark} {first}"
     if seen.part is not None:
         full = round(WIDTH * seen.part)
-        bar = "▓" * full + "░" * (WIDTH - full) + " "
-    first, *rest = seen.facts()
+        head += " " + "▓" * full + "░" * (WIDTH - full)
     metric = " ".join(filter(None, [seen.metric(), _blocks(seen.curve)]))
-    return " · ".join([f"{seen.mark} {first} {bar}{rest[0]}", *rest[1:], *([metric] if metric else [])])
+    return " · ".join([head, *rest, *([metric] if metric else [])])
 
 
 def html(seen: Seen) -> str:
@@ -247,7 +249,9 @@ def _svg(curve: list[tuple[int, float]], label: str) -> str:
         f"{2 + (1 - ((value - low) / (high - low) if high > low else 0.5)) * (height - 4):.1f}"
         for step, value in known
     )
-    words = f"{label} from {known[0][1]:.4g} to {known[-1][1]:.4g}, between {low:.4g} and {high:.4g}"
+    words = (
+        f"{label} from {known[0][1]:.4g} to {known[-1][1]:.4g}, between {low:.4g} and {high:.4g}"
+    )
     return (
         f'<svg role="img" aria-label="{escape(words)}" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}"><title>{escape(words)}</title>'

@@ -32,7 +32,7 @@ class Explorer {
 
   build() {
     this.choices = Object.fromEntries(FACETS.map(([name, words]) => [name,
-      h("select", { onchange: event => this.filter(name, event.target.value) })]));
+      h("select", { id: id(name), onchange: event => this.filter(name, event.target.value) })]));
     this.found = h("p", { role: "status" });
     this.each = h("input", { type: "checkbox", onchange: () => this.draw() });
     this.plot = h("div", { class: "plot" });
@@ -41,7 +41,8 @@ class Explorer {
       h("button", { type: "button", class: "sort", onclick: () => this.order(column) }, words)));
     this.more = h("button", { type: "button", onclick: () => { this.count += 100; this.show(); } });
     this.root = h("section", { class: "mlcloud prices", "aria-label": "Prices of the clouds" },
-      h("div", { class: "choices" }, ...FACETS.map(([name, words]) => h("label", {}, `${words} `, this.choices[name]))),
+      h("div", { class: "choices" }, ...FACETS.map(([name, words]) => h("span", {},
+        h("label", { for: this.choices[name].id }, words), " ", this.choices[name]))),
       this.found,
       h("label", { class: "per" }, this.each, " per GPU, not per machine"),
       this.plot,

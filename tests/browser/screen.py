@@ -41,12 +41,14 @@ CHECK = """root => {
     const [x, y, z] = [r, g, b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * x + 0.7152 * y + 0.0722 * z;
   };
+  const over = (top, below) => below.map((each, i) => i === 3 ? 255 : top[i] * top[3] / 255 + each * (1 - top[3] / 255));
   const ground = each => {
+    const layers = [];
     for (let at = each; at; at = at.parentElement) {
-      const colour = rgba(getComputedStyle(at).backgroundColor);
-      if (colour[3] === 255) return colour;
+      layers.push(rgba(getComputedStyle(at).backgroundColor));
+      if (layers.at(-1)[3] === 255) break;
     }
-    return [255, 255, 255, 255];
+    return layers.reduceRight((below, top) => over(top, below), [255, 255, 255, 255]);
   };
   const seen = new Set();
   for (const each of root.querySelectorAll("*")) {
@@ -54,9 +56,10 @@ CHECK = """root => {
     const style = getComputedStyle(each);
     if (!own || !each.getClientRects().length || each.matches("title, desc, style, option, :disabled, [aria-disabled=true]")) continue;
     const colour = each instanceof SVGElement ? style.fill : style.color;
-    const [a, b] = [light(rgba(colour)), light(ground(each))].sort((x, y) => y - x);
+    const below = ground(each);
+    const [a, b] = [light(over(rgba(colour), below)), light(below)].sort((x, y) => y - x);
     const contrast = (a + 0.05) / (b + 0.05);
-    const key = `${colour} on ${ground(each)}`;
+    const key = `${colour} on ${below}`;
     if (contrast < 4.5 && !seen.has(key)) {
       seen.add(key);
       wrong.push(`contrast ${contrast.toFixed(2)}: ${key}: ${each.textContent.trim().slice(0, 40)}`);

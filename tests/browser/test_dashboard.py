@@ -72,7 +72,7 @@ def test_keyboard_alone_parks_resumes_and_closes(shown: tuple[Book, int, Locator
     book, cell, board = shown
     press = book.page.keyboard.press
     book.cell(cell).scroll_into_view_if_needed()
-    book.ok(f"%%remote --session spare --quiet\ny = 2", timeout=120)
+    book.ok("%%remote --session spare --quiet\ny = 2", timeout=120)
     expect(row(board, "spare")).to_be_visible(timeout=5_000)
     board.locator("[data-range=hour]").focus()
     press("Tab")
@@ -133,7 +133,7 @@ def test_a_reload_shows_it_again(shown: tuple[Book, int, Locator]) -> None:
 def test_an_exported_notebook_has_the_figures(shown: tuple[Book, int, Locator]) -> None:
     from nbconvert import HTMLExporter
 
-    book, cell, _ = shown
+    book, _, _ = shown
     exported, _ = HTMLExporter().from_notebook_node(book.save())
     assert re.search(r"figures of \d{4}-\d\d-\d\d", exported)
     assert NAME in exported

@@ -1,0 +1,42 @@
+"""A loop's progress in a real page: in a remote cell with its cost, after a reload, in a file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.lab import Book
+from tests.browser.screen import unnamed
+
+pytestmark = pytest.mark.cluster
+
+LOOP = """%%remote --quiet
+import mlcloud, time
+for epoch in mlcloud.progress(range(12), metric="loss", name="epoch"):
+    time.sleep(0.4)
+    loss = 1 / (epoch + 1)
+"""
+
+
+def test_a_remote_loop(book: Book, artefacts: Path) -> None:
+    cell = book.start(LOOP)
+    text = book.shows(cell, re.compile(r"epoch [2-9] of 12"), timeout=60)
+    assert re.search(r"\$0\.0\d* of about|<\$0\.0001 of about", text), text
+    assert "(simulated)" in text
+    output = book.outputs(cell).first
+    expect(output.get_by_role("progressbar")).to_be_visible()
+    expect(output.get_by_role("img", name=re.compile("loss from 1 "))).to_be_visible()
+    output.screenshot(path=artefacts / "progress-light.png")
+    book.ended(cell)
+    assert "epoch 12 of 12" in book.shows(cell, "loss 0.08333")
+    assert book.outputs(cell).count() == 1
+    book.theme("JupyterLab Dark")
+    output.screenshot(path=artefacts / "progress-dark.png")
+    book.theme("JupyterLab Light")
+    book.save()
+    book.reload()
+    assert "epoch 12 of 12" in book.shows(cell, "loss 0.08333")
+    assert unnamed(book.outputs(cell).first) == []
