@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from decimal import Decimal
-from html import escape
 from typing import Any
 
 import anywidget
@@ -21,7 +20,7 @@ import traitlets
 from mlcloud.models import ClusterInfo, NodeInfo, SessionInfo, Spend
 from mlcloud.units import format_seconds, format_usd, format_usd_per_hour
 from mlcloud.widgets.page import source
-from mlcloud.widgets.tables import TABLE, table
+from mlcloud.widgets.tables import TABLE, escaped, table
 
 NO_CLUSTER = "no cluster is up, and nothing bills: a %%remote cell or %mlcloud up starts one"
 
@@ -79,11 +78,11 @@ class Dashboard(anywidget.AnyWidget):
         """The same, in the page's colours."""
         info, spend = self._read()
         if info is None:
-            return f'<div style="{TABLE}">{escape(NO_CLUSTER)}</div>'
+            return f'<div style="{TABLE}">{escaped(NO_CLUSTER)}</div>'
         first, *rest = head(info, spend, datetime.fromtimestamp(self.at, timezone.utc))
-        lines = [f"<b>{escape(first)}</b>", *map(escape, rest)]
+        lines = [f"<b>{escaped(first)}</b>", *map(escaped, rest)]
         shown = "".join(
-            f'<div style="font-weight:600;margin:0.8em 0 0.2em">{escape(title)}</div>'
+            f'<div style="font-weight:600;margin:0.8em 0 0.2em">{escaped(title)}</div>'
             f'<div style="overflow-x:auto">{table(heads, rows, numbers=numbers)["text/html"]}</div>'
             for title, heads, rows, numbers in tables(info)
         )

@@ -3,7 +3,7 @@
     for epoch in mlcloud.progress(range(10), metric="loss"):
         loss = train()
 
-    ◌ epoch 3 of 10 ▓▓▓▓░░░░░░░░ · 1 min 12 s, 2 min 48 s left · $0.031 of about $0.10 · loss 0.4 ▇▅▃
+    ◌ epoch 3 of 10 ▓▓▓▓░░░░░░ · 1 min 12 s, 2 min 48 s left · $0.031 of about $0.10 · loss 0.4 ▇▅▃
 
 In a notebook it is one display, updated in place: HTML and text, which stay in the file, survive a
 reload and an export, and need no widget. In a terminal it is one line. What a session bills is
@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from mlcloud.checkpoint import context
 from mlcloud.units import format_seconds, format_usd
+from mlcloud.widgets.tables import escaped
 
 T = TypeVar("T")
 
@@ -223,7 +224,7 @@ def text(seen: Seen) -> str:
 
 def html(seen: Seen) -> str:
     words = ", ".join([*seen.facts(), *filter(None, [seen.metric()])])
-    first, *rest = (escape(fact) for fact in seen.facts())
+    first, *rest = (escaped(fact) for fact in seen.facts())
     parts = [f"<span>{seen.mark} {first}</span>"]
     if seen.part is not None:
         parts.append(
@@ -232,7 +233,7 @@ def html(seen: Seen) -> str:
         )
     parts.append(f'<span style="{_QUIET}">{" · ".join(rest)}</span>')
     if seen.last is not None:
-        parts.append(f"<span>{escape(seen.metric())}</span>")
+        parts.append(f"<span>{escaped(seen.metric())}</span>")
         parts.append(_svg(seen.curve, seen.label))
     return f'<div style="{_STYLE}">{"".join(parts)}</div>'
 

@@ -94,7 +94,7 @@ class Explorer {
     this.body.replaceChildren(...this.rows.slice(0, this.count).map(tr));
     const rest = this.rows.length - this.count;
     this.more.hidden = rest <= 0;
-    say(this.more, `Show ${Math.min(100, rest)} more of ${counted(rest, "offer")}`);
+    say(this.more, rest > 100 ? `Show 100 more of ${counted(rest, "offer")}` : `Show ${counted(rest, "more offer")}`);
     this.draw();
   }
 
@@ -119,7 +119,7 @@ function natural(a, b) {
 }
 
 function money(row) {
-  return (row[MARKS] & 1 ? "~" : "") + rate(row[USD], "") + (row[MARKS] & 2 ? " (simulated)" : "");
+  return (row[MARKS] & 1 ? "~" : "") + "$" + Number(row[USD]).toLocaleString("en-US", fixed(4)) + (row[MARKS] & 2 ? " (simulated)" : "");
 }
 
 function tr(row) {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from html import escape
 from typing import Any
 
 import anywidget
@@ -19,7 +18,7 @@ from mlcloud.cost import catalogue
 from mlcloud.errors import UsageError
 from mlcloud.units import format_bytes, format_usd_per_hour, suggest
 from mlcloud.widgets.page import source
-from mlcloud.widgets.tables import TABLE, table
+from mlcloud.widgets.tables import TABLE, escaped, table
 
 HEADS = ("$/h", "machine", "GPU", "vCPUs", "memory", "market", "cloud", "region")
 STATIC = 15  # rows in an exported notebook
@@ -52,7 +51,7 @@ class Prices(anywidget.AnyWidget):
         data, metadata = bundle
         shown = self._table()
         words = self._words()
-        lines = "<br>".join(map(escape, words))
+        lines = "<br>".join(map(escaped, words))
         below = f'<div style="{TABLE};margin-top:4px">{lines}</div>'
         data["text/plain"] = "\n".join([shown["text/plain"], *words])
         data["text/html"] = f"<div>{shown['text/html']}{below}</div>"

@@ -14,19 +14,24 @@ def unnamed(widget: Locator) -> list[str]:
 
 CHECK = """root => {
   const wrong = [];
-  const named = each => each.getAttribute("aria-label") || each.labels?.length && each.labels[0].textContent.trim()
-    || (each.getAttribute("aria-labelledby") || "").split(" ").map(one => document.getElementById(one)?.textContent).join("")
+  const start = each => each.outerHTML.slice(0, 120);
+  const of = ids => ids.split(" ").map(one => document.getElementById(one)?.textContent).join("");
+  const named = each => each.getAttribute("aria-label")
+    || each.labels?.length && each.labels[0].textContent.trim()
+    || of(each.getAttribute("aria-labelledby") || "")
     || each.textContent.trim();
-  for (const each of root.querySelectorAll("button, select, input, [role=img], [role=meter], [role=group], [role=region]")) {
-    if (!named(each)) wrong.push(`no name: ${each.outerHTML.slice(0, 120)}`);
+  const operable = "button, select, input, progress, [role=img], [role=meter], [role=group], "
+    + "[role=region]";
+  for (const each of root.querySelectorAll(operable)) {
+    if (!named(each)) wrong.push(`no name: ${start(each)}`);
   }
-  for (const each of root.querySelectorAll("svg")) {
-    if (each.getAttribute("role") !== "img" || !each.querySelector("title") || !each.querySelector("desc")) {
-      wrong.push(`a chart without role, title or desc: ${each.outerHTML.slice(0, 120)}`);
-    }
+  for (const each of root.querySelectorAll("svg:not([aria-hidden=true])")) {
+    const described = each.querySelector("title") || each.getAttribute("aria-label");
+    if (each.getAttribute("role") !== "img" || !described) wrong.push(`no words: ${start(each)}`);
   }
   for (const each of root.querySelectorAll("table")) {
-    if (!each.querySelector("caption") || [...each.querySelectorAll("thead th")].some(th => th.scope !== "col")) {
+    const heads = [...each.querySelectorAll("thead th")];
+    if (!each.querySelector("caption") || heads.some(th => th.scope !== "col")) {
       wrong.push("a table without caption or header cells");
     }
   }
@@ -37,11 +42,10 @@ CHECK = """root => {
     canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
-  const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const over = (top, below) => below.map((each, i) => i === 3 ? 255 : top[i] * top[3] / 255 + each * (1 - top[3] / 255));
+  const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const over = (top, below) => below.map(
+    (each, i) => i === 3 ? 255 : top[i] * top[3] / 255 + each * (1 - top[3] / 255));
   const ground = each => {
     const layers = [];
     for (let at = each; at; at = at.parentElement) {
@@ -50,11 +54,12 @@ CHECK = """root => {
     }
     return layers.reduceRight((below, top) => over(top, below), [255, 255, 255, 255]);
   };
+  const unread = "title, desc, style, option, :disabled, [aria-disabled=true]";
   const seen = new Set();
   for (const each of root.querySelectorAll("*")) {
     const own = [...each.childNodes].some(one => one.nodeType === 3 && one.textContent.trim());
+    if (!own || !each.getClientRects().length || each.matches(unread)) continue;
     const style = getComputedStyle(each);
-    if (!own || !each.getClientRects().length || each.matches("title, desc, style, option, :disabled, [aria-disabled=true]")) continue;
     const colour = each instanceof SVGElement ? style.fill : style.color;
     const below = ground(each);
     const [a, b] = [light(over(rgba(colour), below)), light(below)].sort((x, y) => y - x);

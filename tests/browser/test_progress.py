@@ -21,6 +21,11 @@ for epoch in mlcloud.progress(range(12), metric="loss", name="epoch"):
 """
 
 
+def test_two_prices_in_a_line_are_no_formula(book: Book) -> None:
+    cell = book.ok("%%remote\nimport time\ntime.sleep(4)")
+    book.shows(cell, re.compile(r"\$0\.00\d+ · saved \$0\.00\d+ vs on-demand"))
+
+
 def test_a_remote_loop(book: Book, artefacts: Path) -> None:
     cell = book.start(LOOP)
     text = book.shows(cell, re.compile(r"epoch [2-9] of 12"), timeout=60)
