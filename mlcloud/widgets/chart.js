@@ -1,7 +1,7 @@
 // Dollars per hour over time, stacked by session; drawn anew only when the figures are new.
 
 const HEIGHT = 150;
-const PAD = { left: 62, right: 10, top: 8, bottom: 20 };
+const PAD = { left: 72, right: 10, top: 8, bottom: 20 };
 const COLOURS = 6;
 
 // The sessions that cost most have a colour of their own; the rest is one band.

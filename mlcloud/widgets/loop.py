@@ -40,6 +40,7 @@ _STYLE = (
     "align-items:center;padding:2px 0"
 )
 _QUIET = "color:var(--jp-ui-font-color2,inherit)"
+_TOGETHER = "display:inline-flex;gap:8px;align-items:center"
 _ACCENT = "var(--jp-brand-color1,#1976d2)"
 
 
@@ -228,13 +229,13 @@ def html(seen: Seen) -> str:
     parts = [f"<span>{seen.mark} {first}</span>"]
     if seen.part is not None:
         parts.append(
-            f'<progress value="{seen.part:.4f}" max="1" style="width:12em" '
+            f'<progress value="{seen.part:.4f}" max="1" style="width:9em" '
             f'aria-label="{escape(words)}">{seen.part:.0%}</progress>'
         )
     parts.append(f'<span style="{_QUIET}">{" · ".join(rest)}</span>')
     if seen.last is not None:
-        parts.append(f"<span>{escaped(seen.metric())}</span>")
-        parts.append(_svg(seen.curve, seen.label))
+        curve = _svg(seen.curve, seen.label)
+        parts.append(f'<span style="{_TOGETHER}">{escaped(seen.metric())} {curve}</span>')
     return f'<div style="{_STYLE}">{"".join(parts)}</div>'
 
 

@@ -67,7 +67,7 @@ CHECK = """root => {
     const key = `${colour} on ${below}`;
     if (contrast < 4.5 && !seen.has(key)) {
       seen.add(key);
-      wrong.push(`contrast ${contrast.toFixed(2)}: ${key}: ${each.textContent.trim().slice(0, 40)}`);
+      wrong.push(`${contrast.toFixed(2)}: ${key}: ${each.textContent.trim().slice(0, 30)}`);
     }
   }
   return wrong;

@@ -31,14 +31,14 @@ def test_filters_leave_what_fits(shown: tuple[Book, int, Locator]) -> None:
     _, _, board = shown
     expect(board.get_by_label("GPU", exact=True)).to_have_value("A100")
     assert all("A100" in each for each in _column(board, 3))
-    board.get_by_label("Market").select_option("spot")
+    board.get_by_label("Market", exact=True).select_option("spot")
     assert set(_column(board, 6)) == {"spot"}
-    board.get_by_label("Cloud").select_option("gcp")
+    board.get_by_label("Cloud", exact=True).select_option("gcp")
     assert set(_column(board, 7)) == {"gcp"}
-    regions = board.get_by_label("Region").locator("option").all_inner_texts()
+    regions = board.get_by_label("Region", exact=True).locator("option").all_inner_texts()
     assert "us-east-1" not in regions  # Amazon's
-    board.get_by_label("Cloud").select_option("")
-    board.get_by_label("Market").select_option("")
+    board.get_by_label("Cloud", exact=True).select_option("")
+    board.get_by_label("Market", exact=True).select_option("")
 
 
 def test_order_by_keyboard(shown: tuple[Book, int, Locator]) -> None:
@@ -60,12 +60,14 @@ def test_plot_names_and_themes(shown: tuple[Book, int, Locator], artefacts: Path
     book, cell, board = shown
     board.get_by_label("GPU", exact=True).select_option("")
     expect(board.get_by_role("img", name=re.compile("Dollars per hour"))).to_be_visible()
+    book.page.set_viewport_size({"width": 1100, "height": 1700})
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         book.theme(theme)
         book.cell(cell).scroll_into_view_if_needed()
         assert unnamed(board) == []
         board.screenshot(path=artefacts / f"prices-{theme.split()[1].lower()}.png")
     book.theme("JupyterLab Light")
+    book.page.set_viewport_size({"width": 1100, "height": 900})
     board.get_by_label("per GPU").check()
     expect(board.get_by_role("img", name=re.compile("Dollars per GPU-hour"))).to_be_visible()
 
