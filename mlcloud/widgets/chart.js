@@ -13,7 +13,7 @@ function bands(spend) {
   const sessions = all.filter(each => each.name !== null).sort((a, b) => b.total - a.total);
   const shown = sessions.slice(0, COLOURS).map((each, i) => ({ ...each, colour: `var(--c${i})` }));
   const rest = sessions.slice(COLOURS);
-  if (rest.length) shown.push(merged(`${counted(rest.length, "other session")}`, rest, "var(--edge)"));
+  if (rest.length) shown.push(merged(`${counted(rest.length, "other session")}`, rest, "var(--rest)"));
   const none = all.find(each => each.name === null);
   if (none) shown.push({ ...none, name: "no session", colour: "var(--none)" });
   return shown;

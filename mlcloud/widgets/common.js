@@ -42,7 +42,11 @@ function keyed(parent, items, key, make, update) {
     if (row === undefined) known.set(name, (row = make(item)));
     update(row, item);
     const next = before === null ? parent.firstChild : before.nextSibling;
-    if (row !== next) parent.insertBefore(row, next);
+    if (row !== next) {
+      const active = row.contains(document.activeElement) ? document.activeElement : null;
+      parent.insertBefore(row, next);
+      active?.focus({ preventScroll: true });
+    }
     before = row;
   }
   for (const [name, row] of known) {

@@ -6,7 +6,7 @@ const TOLD_MS = 10000; // a screen reader is told of new figures at most so ofte
 const STALE_S = 6;
 const RANGES = [["hour", "1 hour"], ["day", "1 day"], ["week", "1 week"]];
 const MARKS = {
-  starting: "◌", idle: "○", busy: "●", waiting: "◌", moving: "→", parked: "❚❚", closed: "×", failed: "✕",
+  starting: "◌", idle: "○", busy: "●", waiting: "◌", moving: "→", parked: "‖", closed: "×", failed: "✕",
 };
 
 function render({ model, el }) {
@@ -184,7 +184,9 @@ class View {
     this.sessions.empty.hidden = info.sessions.length > 0;
     this.sessions.table.hidden = !info.sessions.length;
     say(this.sessions.empty, "There is no session yet.");
-    keyed(this.sessions.body, info.sessions, each => each.name, each => this.makeSession(each), (row, each) => {
+    // What is on a node, or wants one, comes first.
+    const order = [...info.sessions].sort((a, b) => (a.state === "parked") - (b.state === "parked"));
+    keyed(this.sessions.body, order, each => each.name, each => this.makeSession(each), (row, each) => {
       const [, state, , spent, price, safe, on] = row.children;
       const idle = each.idle_since ? ` for ${lasting((Date.now() - new Date(each.idle_since)) / 1000)}` : "";
       const mark_ = state.firstChild;
@@ -234,13 +236,16 @@ class View {
         ...(session.running ? [["interrupt", "Interrupt", ""]] : []),
         ["ask", "Close …", ""],
       ];
-    keyed(row.children[2].firstChild, wanted, each => each[0], ([action, words, kind]) => h("button", {
+    const actions = row.children[2].firstChild;
+    const focused = actions.contains(document.activeElement);
+    keyed(actions, wanted, each => each[0], ([action, words, kind]) => h("button", {
       type: "button", class: kind, "data-action": action, onclick: () => this.press(row, name, action),
       "aria-label": label(action, name),
     }, words), button => {
       // aria-disabled and not disabled: what is disabled loses the keyboard's focus.
       mark(button, "aria-disabled", busy ? "true" : null);
     });
+    if (focused && !actions.contains(document.activeElement)) actions.firstChild?.focus({ preventScroll: true });
   }
 
   press(row, name, action) {

@@ -7,7 +7,7 @@ const COLUMNS = [
 ];
 const FACETS = [["gpu", "GPU", GPU], ["cloud", "Cloud", CLOUD], ["region", "Region", REGION], ["market", "Market", MARKET]];
 const PAGE = 25;
-const LINES = 14;
+const LINES = 20;
 const ROW = 22;
 
 function render({ model, el }) {
@@ -154,7 +154,7 @@ function plot(rows, per, width) {
   svg("desc", { id: described }, shown.map(([name, , least]) => `${name === "none" ? "no GPU" : name} from ${rate(least)}`).join(", ")));
   for (let value = low; value <= high * 1.001; value *= 10) {
     drawn.append(svg("line", { class: "axis", x1: x(value), x2: x(value), y1: top, y2: height - 22 }),
-      svg("text", { x: x(value), y: height - 8, "text-anchor": value >= high * 0.999 ? "end" : "middle" }, rate(value, per ? " a GPU-hour" : "/h")));
+      svg("text", { x: x(value), y: height - 8, "text-anchor": value >= high * 0.999 ? "end" : "middle" }, "$" + value.toLocaleString("en-US", { maximumSignificantDigits: 1 })));
   }
   shown.forEach(([name, found], i) => {
     const y = top + i * ROW + ROW / 2;
@@ -173,7 +173,7 @@ function plot(rows, per, width) {
   });
   const rest = sorted.length - shown.length;
   const key = (market, shape) => h("li", {}, svgMark(market, shape), market);
-  return h("div", {}, drawn, h("ul", { class: "legend" },
+  return h("div", {}, drawn, h("ul", { class: "legend" }, h("li", { class: "quiet" }, `$ per ${unit}, logarithmic:`),
     key("on-demand", "M1 1h8v8h-8Z"), key("spot", "M1 5a4 4 0 1 0 8 0a4 4 0 1 0 -8 0"),
     rest > 0 ? h("li", { class: "quiet" }, `and ${counted(rest, "dearer GPU")} not drawn: filter to see them`) : null));
 }

@@ -61,6 +61,8 @@ def test_plot_names_and_themes(shown: tuple[Book, int, Locator], artefacts: Path
     board.get_by_label("GPU", exact=True).select_option("")
     expect(board.get_by_role("img", name=re.compile("Dollars per hour"))).to_be_visible()
     book.page.set_viewport_size({"width": 1100, "height": 1700})
+    height = "() => document.querySelector('.jp-NotebookPanel').clientHeight > 1400"
+    book.page.wait_for_function(height)
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         book.theme(theme)
         book.cell(cell).scroll_into_view_if_needed()
