@@ -10,9 +10,9 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page
 
-DARK = """<style>body { background: #111; --jp-ui-font-color1: rgba(255, 255, 255, 1);
-  --jp-ui-font-color2: #b9b9b9; --jp-layout-color1: #111;
-  --jp-layout-color2: #424242; --jp-border-color1: #616161; --jp-border-color2: #424242; }</style>"""
+DARK = """<style>body { background: #111; --jp-ui-font-color1: white; --jp-ui-font-color2: #b9b9b9;
+  --jp-layout-color1: #111; --jp-layout-color2: #424242; --jp-border-color1: #616161;
+  --jp-border-color2: #424242; }</style>"""
 
 MOUNT = """async ([esm, state]) => {
   const module = await import(URL.createObjectURL(new Blob([esm], { type: "text/javascript" })));

@@ -185,6 +185,12 @@ def test_focus_stays_through_updates_and_a_press_is_sent_once(alone: Page) -> No
     expect(bare.root.get_by_role("button", name="Resume session train-llm")).to_be_focused()
     assert bare.root.locator("tbody th").all_inner_texts()[:2] == ["features", "train-llm"]
     bare.set(cluster=cluster(), at=time.time())
+    expect(bare.root.get_by_role("button", name="Park session train-llm")).to_have_count(1)
+    park = bare.root.get_by_role("button", name="Park session features")
+    park.focus()
+    bare.set(cluster=cluster(sessions=others), at=time.time())  # its row comes first now
+    expect(park).to_be_focused()
+    bare.set(cluster=cluster(), at=time.time())
     bare.root.get_by_role("button", name="Interrupt session train-llm").click()
     assert bare.sent[-1]["execution"] == "e-1"
 
