@@ -4,6 +4,9 @@ show()            Dashboard ◄── publish ── Watch ◄── beats of th
                       │ pressed                ▲
                       ╰──────── act ───────────╯  on a thread: a click holds up nobody
 show("prices")    Prices, from the catalogue: the page filters and sorts by itself
+
+Tested in JupyterLab 4.6 and Notebook 7.6. Other front ends that run anywidget (VS Code, Colab,
+marimo) are not.
 """
 
 from __future__ import annotations
