@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from mlcloud.client.cluster import Cluster as Cluster
     from mlcloud.client.functions import remote as remote
     from mlcloud.client.planning import plan as plan
+    from mlcloud.client.show import show as show
     from mlcloud.cost.budgets import Budget as Budget
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
     from mlcloud.magics import unload_ipython_extension as unload_ipython_extension
+    from mlcloud.widgets.loop import progress as progress
 
 _PUBLIC = {
     "Budget": "mlcloud.cost.budgets",
@@ -41,8 +43,10 @@ _PUBLIC = {
     "cost": "mlcloud.client.api",
     "environment": "mlcloud.environment",
     "plan": "mlcloud.client.planning",
+    "progress": "mlcloud.widgets.loop",
     "session": "mlcloud.client.api",
     "sessions": "mlcloud.client.api",
+    "show": "mlcloud.client.show",
     "remote": "mlcloud.client.functions",
     "load_ipython_extension": "mlcloud.magics",
     "unload_ipython_extension": "mlcloud.magics",
@@ -59,10 +63,12 @@ __all__ = [
     "cost",
     "environment",
     "plan",
+    "progress",
     "remote",
     "resumable",
     "session",
     "sessions",
+    "show",
 ]
 
 

@@ -253,6 +253,15 @@ def _status(_: list[str]) -> Any:
     return default().cluster.status()
 
 
+def _show(words: list[str]) -> Any:
+    """`show [prices]`: the dashboard, or what the clouds sell."""
+    from mlcloud.client.show import show
+
+    if len(words) > 1:
+        raise UsageError("%mlcloud show [prices]")
+    return show(*words)  # type: ignore[arg-type]
+
+
 def _sessions(_: list[str]) -> None:
     from mlcloud.client.api import sessions
 
@@ -463,6 +472,7 @@ COMMANDS = {
     "plan": _plan,
     "down": _down,
     "status": _status,
+    "show": _show,
     "sessions": _sessions,
     "state": _state,
     "history": _history,

@@ -187,6 +187,9 @@ class SessionInfo(Model):
         default_factory=list, description="Ids of the sessions from which it was forked."
     )
     detail: str = Field("", description="Why, for `failed`, and what it waits for, for `starting`.")
+    idle_since: datetime | None = Field(
+        None, description="Since when it holds a node and runs nothing."
+    )
 
 
 class UseInfo(Model):
@@ -297,6 +300,8 @@ class NodeInfo(Model):
     reason: str
     notice_deadline: datetime | None
     sessions: list[str]
+    idle_since: datetime | None = Field(None, description="Since when no session is on it.")
+    reserved: float = Field(0.0, description="The part of it that sessions hold, 0 to 1.")
 
 
 class BudgetRequest(Model):
@@ -350,6 +355,28 @@ class ClusterInfo(Model):
     offers: list[str]
     budgets: list[BudgetInfo] = []
     attempts: list[AttemptInfo] = []
+    standing_usd_per_hour: Decimal = Field(
+        Decimal(0), description="What bills also while every session is parked: the head."
+    )
+
+
+class SpendOf(Model):
+    """Of a session; None: of no session, which is nodes that start up or wait, and the head."""
+
+    session: str | None
+    usd: list[Decimal] = Field(description="For each step; the last one goes on.")
+
+
+class Spend(Model):
+    """`GET /v1/spend`: dollars by session over time."""
+
+    begins_at: datetime
+    step_s: int
+    of: list[SpendOf]
+    usd_before_today: Decimal = Field(
+        description="All that was spent before this day (UTC): `usd` of the cluster less this is "
+        "what today has cost."
+    )
 
 
 class AdviceInfo(Model):

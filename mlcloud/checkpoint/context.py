@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 Report = Callable[[dict[str, Any]], None]
@@ -100,6 +101,8 @@ class RunContext:
     report: Report
     notice: Notice = field(default_factory=Notice)
     mean_time_to_preemption_s: float = DEFAULT_MEAN_TIME_TO_PREEMPTION_S
+    usd_per_hour: Decimal = Decimal(0)  # what this execution's session bills as it begins
+    simulated: bool = False
     _count: int = field(default=0, repr=False)
     _running: list[Loop] = field(default_factory=list, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -113,6 +116,12 @@ class RunContext:
                 return f"{outer.series}/{outer.step}/{outer.inner - 1}"
             self._count += 1
             return f"{self.series}/{self._count - 1}"
+
+    @property
+    def step(self) -> int | None:
+        """Of the loop whose body runs: how many of its items are done."""
+        with self._lock:
+            return self._running[-1].step if self._running else None
 
     def enter(self, loop: Loop) -> None:
         with self._lock:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from mlcloud.client import environments
 from mlcloud.client.advice import AdviceList
 from mlcloud.client.cluster import Cluster
-from mlcloud.client.connection import Connection, fixed
+from mlcloud.client.connection import Address, Connection, fixed
 from mlcloud.client.session import Session, main_namespace
 from mlcloud.config import Settings
 from mlcloud.cost.budgets import Budget
@@ -53,6 +53,10 @@ class Client:
     @property
     def url(self) -> str:
         return self._connection.address.url
+
+    def look(self) -> Address | None:
+        """Where the gateway answers now; None where it does not. Starts nothing."""
+        return self._connection.look()
 
     @property
     def cluster(self) -> Cluster:

@@ -313,16 +313,16 @@ class Status:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from mlcloud.widgets.tables import escaped
 
         def table(rows: list[dict[str, Any]]) -> str:
             if not rows:
                 return ""
-            head = "".join(f"<th style='text-align:left'>{escape(key)}</th>" for key in rows[0])
+            head = "".join(f"<th style='text-align:left'>{escaped(key)}</th>" for key in rows[0])
             body = "".join(
                 "<tr>"
                 + "".join(
-                    f"<td style='text-align:left'>{escape(str(value))}</td>"
+                    f"<td style='text-align:left'>{escaped(str(value))}</td>"
                     for value in row.values()
                 )
                 + "</tr>"
@@ -341,4 +341,4 @@ class Status:
             for each in self.info.sessions
         ]
         tables = "".join(table(rows) for rows in (self._rows(), sessions, self._tries()))
-        return f"<div>{escape(self._head())}</div>{tables}"
+        return f"<div>{escaped(self._head())}</div>{tables}"

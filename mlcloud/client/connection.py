@@ -93,6 +93,13 @@ class Connection:
             self.reopen()
         return address is not None
 
+    def look(self) -> Address | None:
+        """Where the gateway answers now, None where it does not; starts nothing."""
+        try:
+            return self._find() if self._look is None else self._look()
+        except errors.MLCloudError:
+            return None
+
     @contextlib.contextmanager
     def lane(self) -> Iterator[http.client.HTTPConnection]:
         """A plain connection of the caller's own, for bytes in bulk: it copies none of them.

@@ -13,7 +13,6 @@ plain Python only text appears.
 
 from __future__ import annotations
 
-import html
 import itertools
 import sys
 import time
@@ -23,6 +22,7 @@ from uuid import uuid4
 
 from mlcloud.client import frontend
 from mlcloud.client.frontend import Cell
+from mlcloud.widgets.tables import escaped
 
 STYLE = (
     "font-family:var(--jp-ui-font-family,system-ui,sans-serif);"
@@ -367,7 +367,7 @@ class Display:
     ) -> None:
         data = {
             "text/plain": f"{mark} {text}",
-            "text/html": f'<div style="{STYLE}">{mark} {html.escape(text)}</div>',
+            "text/html": f'<div style="{STYLE}">{mark} {escaped(text)}</div>',
         }
         metadata = {"mlcloud": {"line": text, **(facts or {})}}
         self._sink.display(data, metadata, transient or {}, update=update)

@@ -7,7 +7,6 @@ middle of one. Closing the notebook does not stop it; `%mlcloud attach` finds it
 
 from __future__ import annotations
 
-import html
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from mlcloud.client.channel import Event
 from mlcloud.client.display import STYLE, Display, Here, Under
 from mlcloud.client.following import unpacked
 from mlcloud.models import ExecutionInfo
+from mlcloud.widgets.tables import escaped
 
 if TYPE_CHECKING:
     from mlcloud.client.session import Session
@@ -110,7 +110,7 @@ class Execution:
         text = self._text()
         data = {
             "text/plain": text,
-            "text/html": f'<div style="{STYLE}">{html.escape(text)}</div>',
+            "text/html": f'<div style="{STYLE}">{escaped(text)}</div>',
         }
         return data, {"mlcloud": {"line": text, "execution": self.id}}
 

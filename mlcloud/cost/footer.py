@@ -19,6 +19,7 @@ from typing import Any
 from mlcloud.cost.ledger import NodeSpan
 from mlcloud.cost.meter import Bill
 from mlcloud.units import format_seconds, format_usd
+from mlcloud.widgets.tables import escaped
 
 # Differences that would be shown as "<$0.0001" are not worth a word.
 _NOTEWORTHY = Decimal("0.00005")
@@ -40,7 +41,7 @@ def footer(bill: Bill, lag: str = "") -> tuple[str, str, dict[str, Any]]:
     """
     parts = [*_parts(bill), *([lag] if lag else [])]
     text = " · ".join(parts)
-    html = f'<div class="mlcloud-footer" style="{_STYLE}"{_title(bill.nodes)}>{escape(text)}</div>'
+    html = f'<div class="mlcloud-footer" style="{_STYLE}"{_title(bill.nodes)}>{escaped(text)}</div>'
     offer = bill.nodes[-1].offer if bill.nodes else None
     figures: dict[str, Any] = {
         "seconds": round(bill.seconds, 6),

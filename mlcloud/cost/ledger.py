@@ -170,5 +170,10 @@ class Ledger:
         ended = [entry for entry in later if latest[entry.identity] is entry]
         return [*self._going_on.get(session_id, {}).values(), *ended]
 
+    def last_end(self, session_id: str) -> datetime | None:
+        """When it last ended an execution."""
+        ends = self._by_end.get(session_id)
+        return ends[-1][0] if ends else None
+
     def spans_of(self, execution_id: str) -> list[ExecutionSpan]:
         return list(self._of_execution.get(execution_id, {}).values())

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 from sqlalchemy import insert
 from starlette.exceptions import HTTPException
 
@@ -57,6 +57,7 @@ from mlcloud.models import (
     SessionInfo,
     SessionRequest,
     ShapeRequest,
+    Spend,
 )
 
 STATUS: list[tuple[type[errors.MLCloudError], int]] = [
@@ -79,6 +80,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 Cursor = Annotated[int, Query(ge=0, description="The number of the last event that was seen.")]
+StepSeconds = Annotated[int, Query(ge=10, le=86400, description="How long a step is.")]
 Modules = Annotated[
     Sequence[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]],
     Query(max_length=500, description="Top-level modules to look for; none is imported."),
@@ -276,6 +278,10 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     @routes.get("/cluster")
     async def get_cluster() -> ClusterInfo:
         return gateway.cluster_info()
+
+    @routes.get("/spend")
+    async def get_spend(since: AwareDatetime, step_s: StepSeconds = 60) -> Spend:
+        return await gateway.spend(since, step_s)
 
     @routes.get("/budgets")
     async def list_budgets() -> list[BudgetInfo]:

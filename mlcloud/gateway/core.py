@@ -8,7 +8,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
+from mlcloud.gateway.spend import Spending
 from mlcloud.gateway.upkeep import Upkeep
 from mlcloud.gateway.usage import UsageTable
-from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo
+from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo, Spend
 from mlcloud.store import Signer, Store, load_or_create_key
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ class Gateway:
         self.cluster = EmbeddedCluster(settings, on_end=self._node_ended, on_attempt=self._attempt)
         self.billing = Billing(self.engine, self.cluster.cloud.offers())
         self.billing.recall(self.record.nodes(), self.cluster.cloud.instances())
+        self.spending = Spending(self.billing.ledger)
         self.preemptions = Preemptions()
         leaving: dict[str, Leaving] = {}
         self.sessions = Sessions(
@@ -324,6 +327,8 @@ class Gateway:
                 reason=each.reason,
                 notice_deadline=each.notice.deadline if each.notice else None,
                 sessions=held.get(each.id, []),
+                idle_since=self._idle_since(each) if each.id not in held else None,
+                reserved=self._reserved(each.id),
             )
             for each in self.cluster.cloud.instances()
             if is_worker(each) and (ended or each.alive)
@@ -340,6 +345,7 @@ class Gateway:
             cloud=self.cluster.cloud.name,
             nodes=self.node_infos(),
             sessions=self.sessions.infos(),
+            standing_usd_per_hour=self._standing(),
             store=self.store.url,
             usd=bill.usd,
             usd_per_hour=self.billing.per_hour(),
@@ -348,6 +354,22 @@ class Gateway:
             budgets=self.budgets.infos(),
             attempts=self._attempts(),
         )
+
+    def _idle_since(self, node: Instance) -> datetime:
+        placed = self.billing.ledger.placements_on(node.id)
+        return max([node.launched_at, *(each.ended_at for each in placed if each.ended_at)])
+
+    def _reserved(self, node: str) -> float:
+        placed = self.billing.ledger.placements_on(node)
+        return min(1.0, sum(float(each.share) for each in placed if each.ended_at is None))
+
+    def _standing(self) -> Decimal:
+        heads = [e for e in self.cluster.cloud.instances() if e.alive and not is_worker(e)]
+        return sum((each.offer.usd_per_hour for each in heads), Decimal(0))
+
+    async def spend(self, since: datetime, step_s: int) -> Spend:
+        names = {each.id: each.request.name for each in self.sessions}
+        return await self.spending.series(since, step_s, now(), lambda key: names.get(key, key))
 
     def _attempts(self) -> list[AttemptInfo]:
         """The latest of each offer, and what launches wait for, within `ATTEMPTS_SHOWN`."""

@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import msgpack
@@ -76,7 +77,9 @@ class Execution:
             ExecutionState.FAILED,
         )
 
-    def request(self, mean_time_to_preemption_s: float) -> bytes:
+    def request(
+        self, mean_time_to_preemption_s: float, usd_per_hour: Decimal, simulated: bool
+    ) -> bytes:
         """What the kernel gets with the code."""
         packed: bytes = msgpack.packb(
             {
@@ -89,6 +92,8 @@ class Execution:
                 "binding": self.options.get("binding"),
                 "cell": self.options.get("cell"),
                 "mean_time_to_preemption_s": mean_time_to_preemption_s,
+                "usd_per_hour": str(usd_per_hour),
+                "simulated": simulated,
             }
         )
         return packed

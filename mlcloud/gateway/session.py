@@ -488,6 +488,14 @@ class Session:
         if self.host is not None:
             self.spawn(hosting.release(self, self.host))
 
+    def _request(self, host: LiveHost, execution: Execution) -> bytes:
+        services = self.services
+        return execution.request(
+            services.preemptions.mean_time_s(host.instance),
+            services.billing.per_hour(self.id),
+            services.cluster.cloud.get(host.instance).offer.simulated,
+        )
+
     async def submit(self, host: LiveHost, execution: Execution) -> None:
         # In the store before the cell starts.
         if execution.brings_names and not await self._keep_inputs(execution):
@@ -496,7 +504,7 @@ class Session:
         try:
             await host.call(
                 "submit",
-                execution.request(self.services.preemptions.mean_time_s(host.instance)),
+                self._request(host, execution),
                 execution.code,
                 execution.id,
                 bool(execution.options.get("allow_stdin")),

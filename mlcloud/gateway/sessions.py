@@ -273,7 +273,16 @@ class Sessions:
             environment=session.request.environment.summary if session.request.environment else "",
             ancestors=session.request.ancestors,
             detail=session.detail,
+            idle_since=self._idle_since(session),
         )
+
+    def _idle_since(self, session: Session) -> datetime | None:
+        if session.host is None or session.current is not None or session.queue:
+            return None
+        ledger = self.services.billing.ledger
+        placed = [p.started_at for p in ledger.placements_of(session.id) if p.ended_at is None]
+        worked = ledger.last_end(session.id)
+        return max([*placed, *([worked] if worked else [])], default=None)
 
     def infos(self) -> list[SessionInfo]:
         return [self.info(session) for session in self]

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -117,6 +118,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self._due: _Due | None = None
         self._busy, self._handled = False, 0
         self._mean_s = _MEAN_S
+        self._price: tuple[str, bool] = ("0", False)
         self._retaken = 0  # in a row
 
     def start(self) -> None:
@@ -142,6 +144,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self._saving.detach()
             self._request = request
             self._mean_s = request.get("mean_time_to_preemption_s") or _MEAN_S
+            self._price = str(request.get("usd_per_hour", 0)), bool(request.get("simulated"))
             content = parent["content"]
             reply = await self.do_execute(
                 content["code"], False, allow_stdin=content["allow_stdin"]
@@ -346,6 +349,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             report=lambda event: self._publish("mlcloud_event", event, parent),
             notice=self.notice,
             mean_time_to_preemption_s=self._mean_s,
+            usd_per_hour=Decimal(self._price[0]),
+            simulated=self._price[1],
         )
         try:
             with run_context.use(context):

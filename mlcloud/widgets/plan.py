@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 from typing import TYPE_CHECKING
 
 from mlcloud.units import format_bytes, format_seconds, format_usd
-from mlcloud.widgets.tables import table
+from mlcloud.widgets.tables import escaped, table
 
 if TYPE_CHECKING:
     from mlcloud.cluster.planning import Plan, Row
@@ -33,12 +32,12 @@ def text(plan: Plan) -> str:
 
 def html(plan: Plan) -> str:
     """For a notebook, in the page's own colours."""
-    parts = [f'<div style="{_FONT}">{escape(_head(plan))}</div>']
+    parts = [f'<div style="{_FONT}">{escaped(_head(plan))}</div>']
     for group, rows in _groups(plan):
-        parts.append(f'<div style="{_TITLE}">{escape(_title(group, rows))}</div>')
+        parts.append(f'<div style="{_TITLE}">{escaped(_title(group, rows))}</div>')
         parts.append(f'<div style="overflow-x:auto">{_table(plan, rows)["text/html"]}</div>')
-        parts += [f'<div style="{_QUIET}">{escape(line)}</div>' for line in _more(plan, rows)]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in plan.notes)
+        parts += [f'<div style="{_QUIET}">{escaped(line)}</div>' for line in _more(plan, rows)]
+    notes = "".join(f"<li>{escaped(note)}</li>" for note in plan.notes)
     parts.append(f'<ul style="margin:0.6em 0 0;padding-left:1.2em;{_QUIET}">{notes}</ul>')
     return f"<div>{''.join(parts)}</div>"
 

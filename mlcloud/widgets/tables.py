@@ -15,6 +15,12 @@ TABLE = (
 NUMBER = ";text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
 
 
+def escaped(text: str) -> str:
+    """As HTML. Between two `$` of one text JupyterLab, and an exported notebook, see mathematics:
+    each stands in an element of its own, where no formula begins."""
+    return escape(text).replace("$", "<span>$</span>")
+
+
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Iterable[str] = ()
 ) -> dict[str, str]:
@@ -32,7 +38,7 @@ def table(
 
     def html(line: Sequence[str], tag: str, style: str) -> str:
         cells = [
-            f'<{tag} style="{style}{NUMBER if index in right else ""}">{escape(part)}</{tag}>'
+            f'<{tag} style="{style}{NUMBER if index in right else ""}">{escaped(part)}</{tag}>'
             for index, part in enumerate(line)
         ]
         return f"<tr>{''.join(cells)}</tr>"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +66,12 @@ def book(lab: Lab, page: Page) -> Iterator[Book]:
     yield book
     book.run("import mlcloud\nfor s in mlcloud.sessions(): mlcloud.attach(s.name).close()")
     lab.end_kernels()
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots are kept: `MLCLOUD_SCREENSHOTS`, else pytest's own temporary folder."""
+    named = os.environ.get("MLCLOUD_SCREENSHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -70,6 +70,10 @@ def free_port() -> int:
 class Lab:
     """A JupyterLab server on 127.0.0.1, with its notebooks and all else in `folder`."""
 
+    module = "jupyterlab"
+    tree = "lab/tree"
+    options = ("--LabApp.extension_manager=readonly",)
+
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder / "notebooks"
         self.folder.mkdir()
@@ -89,7 +93,7 @@ class Lab:
             [
                 sys.executable,
                 "-m",
-                "jupyterlab",
+                self.module,
                 "--no-browser",
                 "--expose-app-in-browser",
                 "--allow-root",
@@ -101,7 +105,7 @@ class Lab:
                 f"--LabApp.app_settings_dir={settings}",
                 f"--LabApp.user_settings_dir={folder / 'user-settings'}",
                 f"--LabApp.workspaces_dir={folder / 'workspaces'}",
-                "--LabApp.extension_manager=readonly",
+                *self.options,
                 "--ServerApp.terminals_enabled=False",
             ],
             stdout=self._log,
@@ -127,7 +131,7 @@ class Lab:
                     return
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._log.seek(0)
-                pytest.fail(f"JupyterLab did not start:\n{self._log.read()[-3000:]}")
+                pytest.fail(f"{self.module} did not start:\n{self._log.read()[-3000:]}")
             time.sleep(0.1)
 
     def end_kernels(self) -> None:
@@ -148,6 +152,14 @@ class Lab:
         self._log.close()
 
 
+class Notebook7(Lab):
+    """The same server with Notebook 7's page, which is made of JupyterLab's parts."""
+
+    module = "notebook"
+    tree = "notebooks"
+    options = ()
+
+
 class Book:
     """A notebook in the page. Cells are numbered from 0, as in its file."""
 
@@ -165,10 +177,14 @@ class Book:
 
     def open(self) -> None:
         """Load the page, as a reload does, and wait until its kernel is ready."""
-        self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?token={self.lab.token}&reset")
-        # The kernel's state beside its name; the first cell's indicator comes too early.
-        status = self.page.locator("#jp-main-statusbar")
-        expect(status).to_contain_text("| Idle", timeout=60_000)
+        address = f"{self.lab.url}/{self.lab.tree}/{self.name}?token={self.lab.token}"
+        self.page.goto(f"{address}&reset")
+        if self.lab.tree == "notebooks":
+            self.page.wait_for_function(KERNEL_IDLE, timeout=60_000)
+        else:
+            # The kernel's state beside its name; the first cell's indicator comes too early.
+            status = self.page.locator("#jp-main-statusbar")
+            expect(status).to_contain_text("| Idle", timeout=60_000)
         self.page.evaluate(SETTLED)
 
     reload = open
@@ -292,6 +308,8 @@ class Book:
 
 
 NOTEBOOK = "window.jupyterapp.shell.currentWidget.content"
+KERNEL_IDLE = """() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel
+  ?.status === 'idle'"""
 ADD = f"""source => {{
   const cells = {NOTEBOOK}.model.sharedModel;
   cells.insertCell(cells.cells.length, {{cell_type: 'code', source, metadata: {{trusted: true}}}});
