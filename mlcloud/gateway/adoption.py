@@ -13,6 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from mlcloud.gateway import hosting
 from mlcloud.gateway.execution import Execution
 from mlcloud.gateway.hosting import BRING_UP_TRIES
 from mlcloud.gateway.livehost import LiveHost
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LEFTOVERS = 2 * BRING_UP_TRIES
+STILL_TOLD_S = 3.0
 
 
 def take_up(session: Session) -> None:
@@ -63,6 +65,19 @@ async def adopt(session: Session, host_number: int) -> None:
         finally:
             session.current = None
         session.settle()
+    if session.unsafe:
+        session.spawn(save_what_was_left(session))
+
+
+async def save_what_was_left(session: Session) -> None:
+    """A state was on its way to the store when the gateway died: it had been told of it, and had
+    not committed it. It is put there once more, unless its kernel still tells of it."""
+    await asyncio.sleep(STILL_TOLD_S)
+    async with session.turn:
+        host = session.host
+        if session.unsafe and host is not None and host.alive and session.current is None:
+            await hosting.save(session, host)
+            session.settle()
 
 
 async def adopt_host(session: Session, host_number: int) -> None:

@@ -203,6 +203,11 @@ async def save_background(session: Session) -> None:
         return
     if not (await session.ask({"what": "activity"}, ACTIVITY_S)).get("doubtful"):
         return
+    await save(session, host)
+
+
+async def save(session: Session, host: LiveHost) -> None:
+    """Have the whole state put into the store. The caller has the turn, and no cell runs."""
     execution = Execution(
         f"save-{secrets.token_hex(8)}",
         session.id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from mlcloud.client.embedded import down
 from mlcloud.client.session import Session
+from mlcloud.store import Store
 from tests.live import (
     Embedded,
     Running,
@@ -146,6 +148,29 @@ def test_a_killed_notebook_leaves_its_cell_running(
     other.wait()
     assert s["left"] == 99
     assert printed(s).split() == [str(i) for i in range(100)]
+
+
+def test_a_state_that_was_told_of_and_not_committed(
+    session: Callable[..., Session], cluster: Embedded
+) -> None:
+    """Killed between a state's message, which no host tells twice, and its commit."""
+    s = session()
+    s.run("kept = [1]", durable=True, quiet=True)
+    s.run("kept.append(2)", durable=True, quiet=True)
+    last = max(Store(cluster.settings.store_url).steps("sessions", s.id))
+    cluster.kill_gateway()
+    Store(cluster.settings.store_url).discard("sessions", s.id, last)
+    with sqlite3.connect(cluster.home / "gateway.db") as database:
+        (cell,) = database.execute(
+            "select id from executions where session_id = ? order by ordinal desc", (s.id,)
+        ).fetchone()
+        database.execute("update executions set state = 'finished' where id = ?", (cell,))
+    again = cluster.connect().attach(s.name)
+    assert again.info.safe_cells < again.info.finished_cells
+    until(lambda: again.info.safe_cells == again.info.finished_cells, "it is safe", 40)
+    again.park()
+    assert again["kept"] == [1, 2]
+    assert not [each for each in stories(again) if "runs again" in each]
 
 
 @pytest.mark.slow
