@@ -120,6 +120,10 @@ class SessionFailed(MLCloudError):
     """The session could not be started or restored. The message says why."""
 
 
+class SecretMissing(MLCloudError):
+    """A secret that the session needs cannot be had. The message names it, never its value."""
+
+
 class EnvironmentFailed(SessionFailed):
     """A wheel could not be built, or a node could not install what was asked for."""
 

@@ -78,6 +78,13 @@ def remote_parser() -> Parser:
     )
     add("--durable", action="store_true", help="wait until the cell's state is in the store")
     add("--keep-remote", action="store_true", help="where both sides changed, the session's wins")
+    add(
+        "--secret",
+        action="append",
+        metavar="NAME[=SOURCE]",
+        help="an environment variable of the session, from this notebook's or its keyring, or from "
+        "keyring:SERVICE/USER, env:VARIABLE, aws:NAME, …; may be given several times",
+    )
     add("--quiet", action="store_true", help="no footer")
     return parser
 
@@ -114,6 +121,10 @@ def run_remote(line: str, cell: str) -> Any:
 
     timeout = None if options.timeout is None else parse_duration(options.timeout).total_seconds()
     wanted = _shape(options)
+    if options.secret:
+        from mlcloud.client.secrets import read_words
+
+        wanted["secrets"] = read_words(options.secret)
     client = default()
     session = client.known(options.session)
     # A cell that asks for nothing runs wherever the session is; asking is checked against it.

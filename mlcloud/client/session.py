@@ -29,6 +29,7 @@ from mlcloud.client.labels import Labels
 from mlcloud.client.logs import Log
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.saved import Saved
+from mlcloud.client.secrets import SessionSecrets
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.cost.budgets import Limit
 from mlcloud.errors import UsageError
@@ -64,7 +65,10 @@ class Session:
             session_name=info.name,
             ancestors=info.ancestors,
         )
-        self.feed = Feed(connection, info.name, after=info.last_event)
+        self.secrets = SessionSecrets(connection, info.name, self._side.classes)
+        self.feed = Feed(
+            connection, info.name, after=info.last_event, on_secrets=self.secrets.asked
+        )
         self._labels = Labels(info.name)
         self._returns: list[tuple[dict[str, Any], Display]] = []
         self._environment = SessionEnvironment(connection, info.name)

@@ -35,6 +35,7 @@ from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.gateway.upkeep import Upkeep
+from mlcloud.gateway.vault import Vault
 from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo
 from mlcloud.store import Signer, Store, load_or_create_key
 
@@ -87,6 +88,7 @@ class Gateway:
                 lease=self.lease,
                 inputs=Inputs(self.store),
                 preemptions=self.preemptions,
+                vault=Vault(),
                 leaving=leaving,
                 store_url=settings.store_url,
                 ray_dir=settings.ray_dir,

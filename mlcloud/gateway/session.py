@@ -54,6 +54,7 @@ from mlcloud.gateway.questions import Questions
 from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.rerun import refusal
 from mlcloud.gateway.snapshots import SnapshotLog
+from mlcloud.gateway.vault import Vault
 from mlcloud.models import ExecutionState, SessionRequest, SessionState
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Services:
     lease: Lease
     inputs: Inputs
     preemptions: Preemptions
+    vault: Vault
     leaving: dict[str, Leaving]  # nodes that go away
     store_url: str
     ray_dir: Path

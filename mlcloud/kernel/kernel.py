@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from mlcloud.kernel.effects import Effects
 from mlcloud.kernel.files import Files
 from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.introspection import Introspection
+from mlcloud.kernel.masking import as_variables, secrets_of
 from mlcloud.kernel.mentions import mentions, used_by
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.outlet import DELIMITER, END, Outlet
@@ -58,6 +60,7 @@ from mlcloud.values.immutable import is_immutable
 from mlcloud.values.messages import Shipment
 from mlcloud.values.pickling import Enough, dump, up_to
 from mlcloud.values.scan import Stopped
+from mlcloud.values.secrets import Secrets
 
 _MEAN_S = run_context.DEFAULT_MEAN_TIME_TO_PREEMPTION_S  # a gateway of before says none
 MOST_RETAKEN = 3
@@ -82,6 +85,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         "mlcloud_notice",
         "mlcloud_comm",
         "mlcloud_ask",
+        "mlcloud_secrets",
     ]
 
     def serve(
@@ -99,6 +103,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.session_id = session_id
         self.store = Store(store_url)
         self.names = RemoteSide(self.shell.user_ns, snapshot_max=snapshot_max or None)
+        self.names.classes.secrets = secrets_of(os.environ)
         workspace = Path.cwd()
         files = Files(workspace, keep_files)
         self.snapshots = Snapshots(self.store, self.names, files, self.shell)
@@ -303,6 +308,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         """The exception and its family as plain data, as far as they can travel."""
 
         def one(value: Any) -> list[Any]:
+            if isinstance(value, str):
+                value = self.names.classes.secrets.mask(value)
             pickled = dump(value, self.shell.user_ns, classes=self.names.classes)
             if pickled.size > MAX_PICKLED_BYTES:
                 raise NotPicklable("it is too large to travel with an exception")
@@ -518,6 +525,16 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         answer = await self.introspection.answer(parent["content"])
         self.session.send(stream, "mlcloud_ask_reply", answer, parent, ident=ident)
 
+    # --- secrets ----------------------------------------------------------------------------------
+
+    async def mlcloud_secrets(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """More environment variables, whose values are in no pickle from now on."""
+        values: dict[str, str] = parent["content"]["values"]
+        held = Secrets({**self.names.classes.secrets.values, **values})
+        self.names.classes.secrets = held
+        os.environ.update(as_variables(held))
+        self.session.send(stream, "mlcloud_secrets_reply", {"status": "ok"}, parent, ident=ident)
+
     # --- the wire ---------------------------------------------------------------------------------
 
     def _publish(
@@ -543,8 +560,16 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self.session.pack({"msg_id": parent.get("header", {}).get("msg_id", "")}),
             b"{}",
             self.session.pack(content),
-            *([] if packed is None else [msgpack.packb(packed)]),
+            *([] if packed is None else [self._packed_answer(packed)]),
         ]
+
+    def _packed_answer(self, answer: dict[str, Any]) -> bytes:
+        """What a cell returns, its texts without the secrets that no pickle in it has."""
+        packed: bytes = msgpack.packb(answer)
+        held = self.names.classes.secrets
+        if held.held_by(packed) is not None:
+            packed = msgpack.packb(held.masked(answer))
+        return packed
 
 
 def _brings_values(request: dict[str, Any]) -> bool:
