@@ -99,19 +99,25 @@ class SessionSecrets:
     def __repr__(self) -> str:
         return f"<secrets of {self._name}: {', '.join(sorted(self._declared)) or 'none'}>"
 
+    def refuse_in(self, code: str) -> None:
+        """Raises `UsageError` where a cell's text has a value that this notebook gave: cells are
+        kept, to be run again after a move."""
+        name = self._given.held_by(code.encode("utf-8", "replace"))
+        if name is not None:
+            raise UsageError(
+                f"the cell's text has the value of the secret {name} in it, and cells are kept in "
+                f"the store: write os.environ[{name!r}]"
+            )
+
     def infos(self) -> list[SecretInfo]:
         return [SecretInfo.model_validate(each) for each in self._connection.get(self._path)]
 
     def give(self, sources: Mapping[str, str], found: Found | None = None) -> None:
-        """Declare them, and send those values that are kept here and are new.
+        """Declare them, and send those values that are kept here.
 
         Raises `SecretMissing` for one that is neither here nor at the gateway.
         """
         values, reasons = found or find(sources)
-        before = self._given.values
-        known = all(self._declared.get(name) == source for name, source in sources.items())
-        if known and not reasons and all(before.get(n) == v for n, v in values.items()):
-            return
         self._keep(values)
         body = {"sources": dict(sources), "values": values}
         answer = self._connection.put(self._path, body)

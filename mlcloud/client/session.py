@@ -208,6 +208,7 @@ class Session:
     def _prepare(
         self, code: str, display: Display, wanted: dict[str, Any], options: dict[str, Any]
     ) -> Shipment:
+        self.secrets.refuse_in(code)
         options["cell"] = self._labels.describe(code)
         try:
             shipment = self._side.prepare(code, max_return=MAX_RETURN, **wanted)
@@ -414,7 +415,9 @@ class Session:
         namespace[name] = value
         try:
             # A side of its own: what the notebook knows of its own `name` stays as it is.
-            shipment = LocalSide(namespace, self.id).prepare(name, only_in=[name], out=[])
+            side = LocalSide(namespace, self.id)
+            side.classes.secrets = self._side.classes.secrets
+            shipment = side.prepare(name, only_in=[name], out=[])
         finally:
             if before is nothing:
                 del namespace[name]

@@ -42,17 +42,18 @@ async def give(session: Session, sources: Mapping[str, str], values: Mapping[str
     unknown = sorted(values.keys() - declared.keys())
     if unknown:
         raise NotFound(f"session {session.request.name!r} has no secret {', '.join(unknown)}")
+    new = session.services.vault.changed(session.id, values)
+    new.update(each for each in sources if sources[each] != session.request.secrets.get(each))
     session.services.vault.put(session.id, values)
     if declared != session.request.secrets:
         session.request = session.request.model_copy(update={"secrets": declared})
         session.save(request=session.request.model_dump_json())
         session.spawn(session.write_record())
     host = session.host
-    if host is not None and host.alive and not session.services.vault.missing(session):
+    if new and host is not None and host.alive and not session.services.vault.missing(session):
         everything = await session.services.vault.gather(session)
-        new = {name: everything[name] for name in (*sources, *values)}
         with contextlib.suppress(Exception):  # a host that dies now has a successor, which asks
-            await host.call("secrets", new)
+            await host.call("secrets", {name: everything[name] for name in new})
 
 
 async def recall(session: Session, host: LiveHost) -> None:

@@ -84,6 +84,11 @@ class Vault:
             self._new.set()
             self._new = asyncio.Event()
 
+    def changed(self, session_id: str, values: Mapping[str, str]) -> set[str]:
+        """The names for which these are others than those held."""
+        held = self._values.get(session_id, {})
+        return {name for name, value in values.items() if held.get(name) != value}
+
     def copy(self, from_id: str, to_id: str) -> None:
         """For a fork."""
         self.put(to_id, self._values.get(from_id, {}))

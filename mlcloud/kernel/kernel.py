@@ -105,7 +105,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.names = RemoteSide(self.shell.user_ns, snapshot_max=snapshot_max or None)
         self.names.classes.secrets = secrets_of(os.environ)
         workspace = Path.cwd()
-        files = Files(workspace, keep_files)
+        files = Files(workspace, keep_files, lambda data: self.names.classes.secrets.held_by(data))
         self.snapshots = Snapshots(self.store, self.names, files, self.shell)
         self._saving = Saving(snapshot_memory or psutil.virtual_memory().total // 10)
         self.effects = Effects(workspace, [self.store.folder] if self.store.folder else [])
