@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlcloud.cost.budgets import Budget as Budget
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
     from mlcloud.magics import unload_ipython_extension as unload_ipython_extension
+    from mlcloud.store.mounts import data as data
 
 _PUBLIC = {
     "Budget": "mlcloud.cost.budgets",
@@ -37,6 +38,7 @@ _PUBLIC = {
     "attach": "mlcloud.client.api",
     "connect": "mlcloud.client.api",
     "cost": "mlcloud.client.api",
+    "data": "mlcloud.store.mounts",
     "environment": "mlcloud.environment",
     "plan": "mlcloud.client.planning",
     "session": "mlcloud.client.api",
@@ -54,6 +56,7 @@ __all__ = [
     "attach",
     "connect",
     "cost",
+    "data",
     "environment",
     "plan",
     "remote",

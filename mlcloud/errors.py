@@ -155,6 +155,10 @@ class StoreFull(StoreError):
     """The store has no room left. Nothing that was committed before is affected."""
 
 
+class DataTooLarge(StoreError):
+    """Data that does not fit into the cache, or onto the disk, of the machine that wants it."""
+
+
 class StepExists(StoreError):
     """Somebody else committed this step first: a manifest is written once and never replaced."""
 
