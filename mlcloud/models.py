@@ -103,6 +103,20 @@ SessionName = Annotated[
 ]
 
 
+class DataMount(Model):
+    """Files of a bucket that a session has under a path, read-only."""
+
+    path: str = Field(
+        max_length=1000,
+        pattern=r"^[^\x00-\x1f]+$",
+        description="Absolute, or in the session's working directory.",
+    )
+    url: str = Field(max_length=2000, description="`s3://…`, `gs://…`, `az://…`, `https://…`.")
+    cache: str = Field(
+        "20GB", description="What the data of all sessions may have on the disk of a node."
+    )
+
+
 SecretName = Annotated[
     str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$", description="An environment variable.")
 ]
@@ -158,6 +172,9 @@ class SessionRequest(Model):
     )
     budget: str | None = Field(
         None, description="`5`, `5/h`, `50/day`: dollars it may cost; None: no limit of its own."
+    )
+    data: list[DataMount] = Field(
+        default_factory=list, max_length=50, description="There before its first cell runs."
     )
     secrets: dict[SecretName, SecretSource] = Field(
         default_factory=dict,

@@ -6,6 +6,7 @@ One connection is the default, made by the first call that needs one; it is the 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -69,6 +70,7 @@ class Client:
         budget: str | float | Decimal | Budget | None = None,
         environment: Any = None,
         secrets: Declared | None = None,
+        data: Mapping[str, str] | None = None,
         namespace: dict[str, Any] | None = None,
     ) -> Session:
         """The session of this name (None: this notebook's own), made if there is none.
@@ -89,6 +91,9 @@ class Client:
         `gcp:`, `azure:`, `kubernetes:`). Their values are held in memory, and are in no snapshot,
         log or output.
 
+        `data` are folders of the session with a bucket's files, read-only, there before its first
+        cell on every node: `{"/data": "s3://bucket/prefix"}`, or a path in its working directory.
+
         Raises `SecretMissing` for a secret that is nowhere, `UsageError` for what it does not
         understand, `NoSuchResources` at once where the
         cluster has no such machine, `Conflict` where the name exists with other resources or
@@ -108,6 +113,8 @@ class Client:
         sources = {} if secrets is None else declared(secrets)
         if sources:
             wanted["secrets"] = sources
+        if data is not None:
+            wanted["data"] = [{"path": str(path), "url": url} for path, url in data.items()]
         try:
             request = SessionRequest.model_validate({"name": name or self._unnamed, **wanted})
         except ValidationError as error:

@@ -17,7 +17,7 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest, NodeMarket, choose
 from mlcloud.errors import Conflict, MLCloudError, NotFound
-from mlcloud.gateway import db, environments, reshaping, stories, vault
+from mlcloud.gateway import db, environments, mounting, reshaping, stories, vault
 from mlcloud.gateway.inputs import WHEELS
 from mlcloud.gateway.session import Services, Session
 from mlcloud.models import SessionInfo, SessionRequest, SessionState, ShapeRequest
@@ -51,6 +51,7 @@ class Sessions:
             return existing
         environments.check(request)
         vault.check(request.secrets)
+        mounting.check(request)
         host_request, memory_bytes, idle_s = self._resolve(request)
         session = Session(
             self.services,
@@ -299,3 +300,4 @@ def _same_resources(existing: SessionRequest, wanted: SessionRequest) -> None:
                 f"`resume({field}=…)` puts it on another shape; or use another name"
             )
     environments.same(existing, wanted)
+    mounting.same(existing, wanted)

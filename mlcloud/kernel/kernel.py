@@ -35,7 +35,7 @@ from traitlets import Type
 
 from mlcloud.checkpoint import context as run_context
 from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable, UsageError
-from mlcloud.kernel import activity, tracebacks
+from mlcloud.kernel import activity, mounting, tracebacks
 from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.effects import Effects
 from mlcloud.kernel.files import Files
@@ -55,6 +55,7 @@ from mlcloud.kernel.threads import inherit_parents
 from mlcloud.kernel.tracking import ALL
 from mlcloud.kernel.transfer import Inbox, send
 from mlcloud.store import Store
+from mlcloud.store.mounts import data
 from mlcloud.values import exceptions
 from mlcloud.values.immutable import is_immutable
 from mlcloud.values.messages import Shipment
@@ -104,7 +105,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.store = Store(store_url)
         self.names = RemoteSide(self.shell.user_ns, snapshot_max=snapshot_max or None)
         self.names.classes.secrets = secrets_of(os.environ)
-        workspace = Path.cwd()
+        self._workspace = workspace = Path.cwd()
         files = Files(workspace, keep_files, lambda data: self.names.classes.secrets.held_by(data))
         self.snapshots = Snapshots(self.store, self.names, files, self.shell)
         self._saving = Saving(snapshot_memory or psutil.virtual_memory().total // 10)
@@ -392,6 +393,14 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
 
     async def op_save(self, request: dict[str, Any]) -> dict[str, Any]:
         """Only the snapshot that follows: of what ran beside the cells."""
+        return {}
+
+    async def op_mount(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The session's data: read onto this node, and linked to where it is to be."""
+        for each in request["mounts"]:
+            tell = mounting.teller(each["url"], self._tell)
+            source = data(each["url"], cache=each["cache"], tell=tell)
+            mounting.mount(self._workspace, each["path"], source)
         return {}
 
     async def op_restore(self, request: dict[str, Any]) -> dict[str, Any]:

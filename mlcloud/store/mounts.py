@@ -102,7 +102,7 @@ class DataCache:
                 raise errors.StoreError(
                     f"{url} changes faster than it can be read: copy it to a prefix that stays"
                 )
-            mount.used()
+            mount.reserve(0)
         return mount.files / next(iter(found.entries)) if found.alone else mount.files
 
     def _complete(self, mount: Mount, found: Listing, tell: Tell | None) -> None:
@@ -144,7 +144,7 @@ class DataCache:
             free = shutil.disk_usage(self.folder).free
             for other in others:
                 if left + total <= self._limit and new < free:
-                    return
+                    break
                 size = other.size
                 if other.removed():
                     left, free = left - size, free + size
@@ -160,6 +160,7 @@ class DataCache:
                     f"{self.folder} has {format_bytes(free)} free: give a larger `disk`, or a "
                     "narrower prefix"
                 )
+            mount.reserve(total)
 
 
 class Mount:
@@ -202,7 +203,9 @@ class Mount:
 
     @property
     def size(self) -> int:
-        return sum(size for _, size, _ in self._index["files"].values())
+        """Bytes that it has, or will have."""
+        here: int = sum(size for _, size, _ in self._index["files"].values())
+        return max(here, int(self._index.get("reserved", 0)))
 
     @property
     def used_at(self) -> float:
@@ -242,6 +245,11 @@ class Mount:
                     break
                 with contextlib.suppress(OSError):  # it has others
                     parent.rmdir()
+
+    def reserve(self, size: int) -> None:
+        """Others must leave so much room, from before the first of it is here."""
+        self._index["reserved"] = size
+        self.used()
 
     def used(self) -> None:
         self._index["used_at"] = time.time()
