@@ -101,10 +101,8 @@ def test_seen_by_cells_and_by_nobody_else(
     assert files_with(VALUE, *folders) == []
 
 
-def test_it_comes_along_to_every_node_and_past_every_death(
-    make: Callable[..., Session], embedded: Embedded, capsys: pytest.CaptureFixture[str]
-) -> None:
-    s = make("along")
+def kept_in(s: Session, capsys: pytest.CaptureFixture[str]) -> Callable[[], None]:
+    """What asserts that the session has the secret, and a name that a cell made of it."""
     s.run("import os\ntok = os.environ['HF_TOKEN']", quiet=True, durable=True)
 
     def still_there() -> None:
@@ -112,6 +110,14 @@ def test_it_comes_along_to_every_node_and_past_every_death(
         s.run(f"{LOOK}\nprint(tok == os.environ['HF_TOKEN'])", quiet=True)
         assert f"{DIGEST}\nTrue\n" in capsys.readouterr().out
 
+    return still_there
+
+
+def test_it_comes_along_to_the_next_node_and_the_next_kernel(
+    make: Callable[..., Session], embedded: Embedded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s = make("along")
+    still_there = kept_in(s, capsys)
     first = s.info.node
     embedded.connect().cluster.preempt(s.name, "0s")
     until(lambda: s.info.node != first, "the node is gone")
@@ -120,7 +126,14 @@ def test_it_comes_along_to_every_node_and_past_every_death(
     with pytest.raises(Exception, match="SIGKILL"):
         s.run("os.kill(os.getpid(), 9)", quiet=True)
     still_there()
+    assert files_with(VALUE, embedded.home, embedded.settings.ray_dir) == []
 
+
+def test_a_killed_gateway_has_it_again(
+    make: Callable[..., Session], embedded: Embedded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s = make("gateway")
+    still_there = kept_in(s, capsys)
     embedded.kill_gateway()  # the next one asks the host
     still_there()
     second = s.info.node
