@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlcloud.cost.budgets import Budget as Budget
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
     from mlcloud.magics import unload_ipython_extension as unload_ipython_extension
+    from mlcloud.store.mounts import data as data
     from mlcloud.widgets.loop import progress as progress
 
 _PUBLIC = {
@@ -41,6 +42,7 @@ _PUBLIC = {
     "attach": "mlcloud.client.api",
     "connect": "mlcloud.client.api",
     "cost": "mlcloud.client.api",
+    "data": "mlcloud.store.mounts",
     "environment": "mlcloud.environment",
     "plan": "mlcloud.client.planning",
     "progress": "mlcloud.widgets.loop",
@@ -61,6 +63,7 @@ __all__ = [
     "attach",
     "connect",
     "cost",
+    "data",
     "environment",
     "plan",
     "progress",

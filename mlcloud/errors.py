@@ -120,6 +120,10 @@ class SessionFailed(MLCloudError):
     """The session could not be started or restored. The message says why."""
 
 
+class SecretMissing(MLCloudError):
+    """A secret that the session needs cannot be had. The message names it, never its value."""
+
+
 class EnvironmentFailed(SessionFailed):
     """A wheel could not be built, or a node could not install what was asked for."""
 
@@ -149,6 +153,10 @@ class StoreError(MLCloudError):
 
 class StoreFull(StoreError):
     """The store has no room left. Nothing that was committed before is affected."""
+
+
+class DataTooLarge(StoreError):
+    """Data that does not fit into the cache, or onto the disk, of the machine that wants it."""
 
 
 class StepExists(StoreError):

@@ -79,6 +79,20 @@ def remote_parser() -> Parser:
     )
     add("--durable", action="store_true", help="wait until the cell's state is in the store")
     add("--keep-remote", action="store_true", help="where both sides changed, the session's wins")
+    add(
+        "--secret",
+        action="append",
+        metavar="NAME[=SOURCE]",
+        help="an environment variable of the session, from this notebook's or its keyring, or from "
+        "keyring:SERVICE/USER, env:VARIABLE, aws:NAME, …; may be given several times",
+    )
+    add(
+        "--data",
+        action="append",
+        metavar="PATH=URL",
+        help="a folder of the session with the files of s3://…, gs://… or az://…, there before its "
+        "first cell; may be given several times",
+    )
     add("--quiet", action="store_true", help="no footer")
     return parser
 
@@ -115,6 +129,12 @@ def run_remote(line: str, cell: str) -> Any:
 
     timeout = None if options.timeout is None else parse_duration(options.timeout).total_seconds()
     wanted = _shape(options)
+    if options.secret:
+        from mlcloud.client.secrets import read_words
+
+        wanted["secrets"] = read_words(options.secret)
+    if options.data:
+        wanted["data"] = _mounts(options.data)
     client = default()
     session = client.known(options.session)
     # A cell that asks for nothing runs wherever the session is; asking is checked against it.
@@ -140,6 +160,16 @@ def run_remote(line: str, cell: str) -> Any:
     except BaseException as error:
         show_as_it_was(error)
         raise
+
+
+def _mounts(words: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in words:
+        path, equals, url = word.partition("=")
+        if not equals or not url:
+            raise UsageError("%%remote: --data is PATH=URL such as /data=s3://bucket/prefix")
+        found[path] = url
+    return found
 
 
 def _names(text: str | None) -> list[str] | None:

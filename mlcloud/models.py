@@ -12,7 +12,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 API_VERSION = "1"
 
@@ -103,6 +103,50 @@ SessionName = Annotated[
 ]
 
 
+class DataMount(Model):
+    """Files of a bucket that a session has under a path, read-only."""
+
+    path: str = Field(
+        max_length=1000,
+        pattern=r"^[^\x00-\x1f]+$",
+        description="Absolute, or in the session's working directory.",
+    )
+    url: str = Field(max_length=2000, description="`s3://…`, `gs://…`, `az://…`, `https://…`.")
+    cache: str = Field(
+        "20GB", description="What the data of all sessions may have on the disk of a node."
+    )
+
+
+SecretName = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$", description="An environment variable.")
+]
+SecretSource = Annotated[
+    str,
+    Field(
+        max_length=2000,
+        description="Where its value is kept, as in a specification (`keyring:SERVICE/USER`, "
+        "`env:VARIABLE`, `aws:NAME`, …), never the value; empty: a notebook has it.",
+    ),
+]
+
+
+class SecretsRequest(Model):
+    """`PUT /v1/sessions/{name}/secrets`: more secrets, or values of those it has."""
+
+    sources: dict[SecretName, SecretSource] = Field({}, max_length=100)
+    values: dict[SecretName, SecretStr] = Field(
+        {}, max_length=100, description="Held in the gateway's memory, and written nowhere."
+    )
+
+
+class SecretInfo(Model):
+    """A session's secret, without its value."""
+
+    name: str
+    source: str
+    held: bool = Field(description="Whether it can be had: the gateway has it, or a cloud does.")
+
+
 class SessionRequest(Model):
     """`POST /v1/sessions`. Creating a name that exists returns it unchanged."""
 
@@ -128,6 +172,14 @@ class SessionRequest(Model):
     )
     budget: str | None = Field(
         None, description="`5`, `5/h`, `50/day`: dollars it may cost; None: no limit of its own."
+    )
+    data: list[DataMount] = Field(
+        default_factory=list, max_length=50, description="There before its first cell runs."
+    )
+    secrets: dict[SecretName, SecretSource] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Environment variables of its kernel, and where each value is kept.",
     )
     ancestors: list[str] = Field(
         default_factory=list, description="Ids of the sessions from which it was forked."
@@ -512,9 +564,10 @@ class Frame:
                       `{op: "kill", id}`, `{op: "input", id, request, value}`,
                       `{op: "comm", id, message: {type, content, metadata, buffers}}`
     gateway → client: `{events: [[seq, execution id, kind, blob], …]}`,
-                      `{error: {code, message}, id}`
+                      `{error: {code, message}, id}`, `{secrets: {name: source, …}}`
     """
 
     OP = "op"
     EVENTS = "events"
     ERROR = "error"
+    SECRETS = "secrets"

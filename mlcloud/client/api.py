@@ -6,7 +6,7 @@ One connection is the default, made by the first call that needs one; it is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -17,6 +17,7 @@ from mlcloud.client import environments
 from mlcloud.client.advice import AdviceList
 from mlcloud.client.cluster import Cluster
 from mlcloud.client.connection import Address, Connection, fixed
+from mlcloud.client.secrets import Declared, declared, find, require
 from mlcloud.client.session import Session, main_namespace
 from mlcloud.config import Settings
 from mlcloud.cost.budgets import Budget
@@ -83,6 +84,8 @@ class Client:
         keep_files: str | None = None,
         budget: str | float | Decimal | Budget | None = None,
         environment: Any = None,
+        secrets: Declared | None = None,
+        data: Mapping[str, str] | None = None,
         namespace: dict[str, Any] | None = None,
     ) -> Session:
         """The session of this name (None: this notebook's own), made if there is none.
@@ -98,7 +101,16 @@ class Client:
         that are installed here, an `mlcloud.environment.Environment`, a list of requirements
         (`["polars==1.9", "./mypackage"]`), or the path of a requirements file.
 
-        Raises `UsageError` for what it does not understand, `NoSuchResources` at once where the
+        `secrets` are environment variables of the session (`["HF_TOKEN"]`: this notebook's, else
+        from its keyring; or where each is kept, `{"HF_TOKEN": "keyring:hf/me"}`, `env:`, `aws:`,
+        `gcp:`, `azure:`, `kubernetes:`). Their values are held in memory, and are in no snapshot,
+        log or output.
+
+        `data` are folders of the session with a bucket's files, read-only, there before its first
+        cell on every node: `{"/data": "s3://bucket/prefix"}`, or a path in its working directory.
+
+        Raises `SecretMissing` for a secret that is nowhere, `UsageError` for what it does not
+        understand, `NoSuchResources` at once where the
         cluster has no such machine, `Conflict` where the name exists with other resources or
         another environment than those given here, `EnvironmentMismatch` where no node could make
         the environment, `EnvironmentFailed` where a wheel of it could not be built.
@@ -112,7 +124,12 @@ class Client:
             "keep_files": keep_files,
             "budget": None if budget is None else as_budget(budget).text,
         }
-        wanted = {key: value for key, value in given.items() if value is not None}
+        wanted: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
+        sources = {} if secrets is None else declared(secrets)
+        if sources:
+            wanted["secrets"] = sources
+        if data is not None:
+            wanted["data"] = [{"path": str(path), "url": url} for path, url in data.items()]
         try:
             request = SessionRequest.model_validate({"name": name or self._unnamed, **wanted})
         except ValidationError as error:
@@ -123,9 +140,13 @@ class Client:
         body = request.model_dump(exclude_unset=True)
         if environment is not None:
             body["environment"] = environments.spec(environment, self._connection)
+        found = find(sources)
+        require(self._connection, request.name, found)
         answer = self._connection.post("/v1/sessions", body)
-        info = SessionInfo.model_validate(answer)
-        return self._local(info, namespace)
+        made = self._local(SessionInfo.model_validate(answer), namespace)
+        if sources:
+            made.secrets.give(sources, found)
+        return made
 
     def _local(self, info: SessionInfo, namespace: dict[str, Any] | None) -> Session:
         known = self._sessions.get(info.name)

@@ -49,6 +49,9 @@ class Listener:
     def on_link(self, text: str) -> None:
         """The connection was lost, or is back: a word for who waits."""
 
+    def on_secrets(self, sources: dict[str, str]) -> None:
+        """The gateway has these secrets no more: name, and where it is kept."""
+
     def on_broken(self, error: errors.MLCloudError) -> None:
         """The connection could not be made again. Nothing more comes until it is used."""
 
@@ -184,6 +187,9 @@ class Channel:
             self.ended(request_id)
             error = error_named(message["error"]["code"], message["error"]["message"])
             self._listener.on_refused(request_id, error)
+            return
+        if "secrets" in message:
+            self._listener.on_secrets(message["secrets"])
             return
         for seq, execution_id, kind, blob in message["events"]:
             if seq > self.cursor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlcloud import errors
@@ -50,7 +50,15 @@ class Follower(Protocol):
 class Feed(Listener):
     """The events of one session, from number `after` on."""
 
-    def __init__(self, connection: Connection, name: str, *, after: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        *,
+        after: int,
+        on_secrets: Callable[[dict[str, str]], None] = lambda sources: None,
+    ) -> None:
+        self._on_secrets = on_secrets
         self._connection = connection
         self._name = name
         self.channel = Channel(connection, name, after=after, listener=self)
@@ -114,6 +122,9 @@ class Feed(Listener):
         for followers in list(self._followers.values()):
             for follower in list(followers):
                 follower.link(text)
+
+    def on_secrets(self, sources: dict[str, str]) -> None:
+        self._on_secrets(sources)
 
     def on_broken(self, error: errors.MLCloudError) -> None:
         for execution_id in list(self._followers):

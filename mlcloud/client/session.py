@@ -29,6 +29,7 @@ from mlcloud.client.labels import Labels
 from mlcloud.client.logs import Log
 from mlcloud.client.objects import INLINE_BYTES, download, upload
 from mlcloud.client.saved import Saved
+from mlcloud.client.secrets import SessionSecrets
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.cost.budgets import Limit
 from mlcloud.errors import UsageError
@@ -64,7 +65,10 @@ class Session:
             session_name=info.name,
             ancestors=info.ancestors,
         )
-        self.feed = Feed(connection, info.name, after=info.last_event)
+        self.secrets = SessionSecrets(connection, info.name, self._side.classes)
+        self.feed = Feed(
+            connection, info.name, after=info.last_event, on_secrets=self.secrets.asked
+        )
         self._labels = Labels(info.name)
         self._returns: list[tuple[dict[str, Any], Display]] = []
         self._environment = SessionEnvironment(connection, info.name)
@@ -204,6 +208,7 @@ class Session:
     def _prepare(
         self, code: str, display: Display, wanted: dict[str, Any], options: dict[str, Any]
     ) -> Shipment:
+        self.secrets.refuse_in(code)
         options["cell"] = self._labels.describe(code)
         try:
             shipment = self._side.prepare(code, max_return=MAX_RETURN, **wanted)
@@ -410,7 +415,9 @@ class Session:
         namespace[name] = value
         try:
             # A side of its own: what the notebook knows of its own `name` stays as it is.
-            shipment = LocalSide(namespace, self.id).prepare(name, only_in=[name], out=[])
+            side = LocalSide(namespace, self.id)
+            side.classes.secrets = self._side.classes.secrets
+            shipment = side.prepare(name, only_in=[name], out=[])
         finally:
             if before is nothing:
                 del namespace[name]

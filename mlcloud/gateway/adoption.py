@@ -13,7 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from mlcloud.gateway import hosting
+from mlcloud.gateway import hosting, secrets
 from mlcloud.gateway.execution import Execution
 from mlcloud.gateway.hosting import BRING_UP_TRIES
 from mlcloud.gateway.livehost import LiveHost
@@ -107,6 +107,8 @@ async def adopt_host(session: Session, host_number: int) -> None:
         links=session.services.links,
         on_events=session.outcomes.on_events,
     )
+    if session.request.secrets:
+        await secrets.recall(session, session.host)
     if status["question"] is not None and status["running"]:
         session.questions.asked(status["running"], status["question"])
 

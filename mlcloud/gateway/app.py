@@ -24,7 +24,18 @@ from starlette.exceptions import HTTPException
 from mlcloud import errors
 from mlcloud.cluster.records import now
 from mlcloud.cost.budgets import Limit
-from mlcloud.gateway import advising, auth, db, environments, imds, logs, objects, saved, timetravel
+from mlcloud.gateway import (
+    advising,
+    auth,
+    db,
+    environments,
+    imds,
+    logs,
+    objects,
+    saved,
+    secrets,
+    timetravel,
+)
 from mlcloud.gateway.budgets import CLUSTER
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
@@ -54,6 +65,8 @@ from mlcloud.models import (
     Rewound,
     RunRequest,
     SavedState,
+    SecretInfo,
+    SecretsRequest,
     SessionInfo,
     SessionRequest,
     ShapeRequest,
@@ -71,6 +84,7 @@ STATUS: list[tuple[type[errors.MLCloudError], int]] = [
     (errors.BudgetExceeded, 402),
     (errors.UsageError, 422),
     (errors.NoSuchResources, 422),
+    (errors.SecretMissing, 409),
     (errors.StoreFull, 507),
 ]
 
@@ -198,6 +212,18 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         session = await sessions.resume(name, shape)
         log_change("session.resume", name)
         return sessions.info(session)
+
+    @routes.get("/sessions/{name}/secrets")
+    async def list_secrets(name: str) -> list[SecretInfo]:
+        return secrets.infos(await sessions.find(name))
+
+    @routes.put("/sessions/{name}/secrets")
+    async def put_secrets(name: str, request: SecretsRequest) -> list[SecretInfo]:
+        session = await sessions.find(name)
+        values = {each: value.get_secret_value() for each, value in request.values.items()}
+        await secrets.give(session, request.sources, values)
+        log_change("session.secrets", f"{name}: {', '.join(sorted(session.request.secrets))}")
+        return secrets.infos(session)
 
     @routes.get("/sessions/{name}/state")
     async def read_state(name: str) -> SavedState:

@@ -5,6 +5,7 @@
 ─► {op: "interrupt", id}    ─► {op: "kill", id}
 ─► {op: "input", id, request, value}                   the answer to an `input()`; null: its end
 ─► {op: "comm", id, message}                           a page's message for a widget, not journaled
+◄─ {secrets: {name: source, …}}                        who has them is asked to `PUT` them
 ◄─ {error: {code, message}, id}                        the request was refused, nothing ran
 """
 
@@ -40,6 +41,8 @@ async def serve_channel(socket: WebSocket, gateway: Gateway, name: str, after: i
     sender = asyncio.create_task(_send(socket, session, after))
     session.questions.clients += 1
     try:
+        if missing := session.services.vault.missing(session):
+            await socket.send_bytes(msgpack.packb({Frame.SECRETS: missing}))
         while True:
             frame = await socket.receive()
             if frame["type"] == "websocket.disconnect":

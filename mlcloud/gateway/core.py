@@ -40,6 +40,7 @@ from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.gateway.spend import Spending
 from mlcloud.gateway.upkeep import Upkeep
 from mlcloud.gateway.usage import UsageTable
+from mlcloud.gateway.vault import Vault
 from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo, Spend
 from mlcloud.store import Signer, Store, load_or_create_key
 
@@ -102,6 +103,7 @@ class Gateway:
                 inputs=Inputs(self.store),
                 preemptions=self.preemptions,
                 usage=UsageTable(self.engine),
+                vault=Vault(),
                 leaving=leaving,
                 store_url=settings.store_url,
                 ray_dir=settings.ray_dir,

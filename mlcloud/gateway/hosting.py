@@ -57,6 +57,7 @@ async def bring_up(
     if not session.services.cluster.up:
         session.status("starting the embedded cluster")
     hosts = await session.services.cluster.joined()
+    values = await session.services.vault.gather(session)
     for attempt in range(BRING_UP_TRIES):
         # In the table the epoch changes with take_over: until then a gateway that comes back must
         # find the present host, and sweeps the others away (`adoption.py`).
@@ -87,7 +88,7 @@ async def bring_up(
             own = session.request.environment
             session.status("asking for a node" + (f" and installing {own.summary}" if own else ""))
         try:
-            facts = await handle.start.remote()
+            facts = await handle.start.remote(values)
         except asyncio.CancelledError:
             hosts.kill(handle)
             raise

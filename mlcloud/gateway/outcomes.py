@@ -19,7 +19,7 @@ from mlcloud.cluster.records import now
 from mlcloud.cost.footer import footer
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import ExecutionCancelled, MLCloudError
-from mlcloud.gateway import db, hosting, restoring
+from mlcloud.gateway import db, hosting, mounting, restoring
 from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
 from mlcloud.gateway.lease import Lapsed
@@ -89,6 +89,9 @@ class Outcomes:
                     if execution is not None:
                         execution.effects.append(_content(blob)["text"])
                         self._session.services.executions.save(execution, connection)
+                elif execution_id.startswith(mounting.PREFIX):
+                    if kind == "mlcloud_transfer":
+                        acts.append(partial(self._session.status, _content(blob)["text"]))
                 elif not execution_id.startswith("restore-"):
                     items.append((execution_id, kind, blob))
                     if kind == "input_request":

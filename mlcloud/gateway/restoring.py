@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from mlcloud.errors import SessionFailed
+from mlcloud.gateway import mounting
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.gateway.rerun import refusal
 from mlcloud.gateway.snapshots import cannot_survive
@@ -62,6 +63,7 @@ async def replay(session: Session, host: LiveHost, *, after: int) -> None:
 async def restore_latest(session: Session, host: LiveHost) -> int:
     """Load the newest snapshot that can be read; its step, 0 if there is none."""
     session.not_restored = {}
+    await mounting.prepare(session, host)
     before: int | None = None
     while True:
         latest = await asyncio.to_thread(session.services.snapshots.latest, session.id, before)

@@ -55,6 +55,7 @@ from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.rerun import refusal
 from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.gateway.usage import UsageTable
+from mlcloud.gateway.vault import Vault
 from mlcloud.models import ExecutionState, SessionRequest, SessionState
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Services:
     inputs: Inputs
     preemptions: Preemptions
     usage: UsageTable
+    vault: Vault
     leaving: dict[str, Leaving]  # nodes that go away
     store_url: str
     ray_dir: Path

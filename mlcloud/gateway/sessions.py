@@ -17,7 +17,7 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest, NodeMarket, choose
 from mlcloud.errors import Conflict, MLCloudError, NotFound
-from mlcloud.gateway import db, environments, reshaping, stories
+from mlcloud.gateway import db, environments, mounting, reshaping, stories, vault
 from mlcloud.gateway.inputs import WHEELS
 from mlcloud.gateway.session import Services, Session
 from mlcloud.models import SessionInfo, SessionRequest, SessionState, ShapeRequest
@@ -50,6 +50,8 @@ class Sessions:
             _same_resources(existing.request, request)
             return existing
         environments.check(request)
+        vault.check(request.secrets)
+        mounting.check(request)
         host_request, memory_bytes, idle_s = self._resolve(request)
         session = Session(
             self.services,
@@ -173,6 +175,7 @@ class Sessions:
         session = self.get(name)
         await session.close()
         del self._by_name[name]
+        self.services.vault.forget(session.id)
         with self.services.engine.begin() as connection:
             connection.execute(
                 update(db.sessions)
@@ -306,3 +309,4 @@ def _same_resources(existing: SessionRequest, wanted: SessionRequest) -> None:
                 f"`resume({field}=…)` puts it on another shape; or use another name"
             )
     environments.same(existing, wanted)
+    mounting.same(existing, wanted)

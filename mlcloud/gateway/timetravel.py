@@ -115,6 +115,7 @@ async def _fork(sessions: Sessions, session: Session, name: str, step: int | Non
     made = sessions.create(
         session.request.model_copy(update={"name": name, "ancestors": ancestors})
     )
+    session.services.vault.copy(session.id, made.id)
     if body is None:
         return made
     copy = {**body, "restored_from": step, "new_bytes": 0}

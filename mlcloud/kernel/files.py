@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,17 @@ PASSED_OVER = frozenset({"__pycache__", ".ipynb_checkpoints", ".git"})
 
 
 class Files:
-    """One workspace. `limit` 0: no file comes along."""
+    """One workspace. `limit` 0: no file comes along; nor does one that holds a secret, whose name
+    `secret_in` tells."""
 
-    def __init__(self, folder: Path, limit: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limit: int = 0,
+        secret_in: Callable[[bytes], str | None] = lambda data: None,
+    ) -> None:
         self.folder = folder
+        self._secret_in = secret_in
         self._limit = limit
         self._known: dict[str, tuple[tuple[int, int, int], list[str]]] = {}
 
@@ -37,6 +44,7 @@ class Files:
         kept: dict[str, list[Any]] = {}
         known: dict[str, tuple[tuple[int, int, int], list[str]]] = {}
         left_out, total, new = [], 0, 0
+        held: dict[str, str] = {}
         for path, status in found:
             total += status.st_size
             if total > self._limit:
@@ -51,13 +59,17 @@ class Files:
                     data = (self.folder / path).read_bytes()
                 except OSError:  # gone, or not for us to read
                     continue
+                if (secret := self._secret_in(data)) is not None:
+                    held[path] = secret
+                    continue
                 refs = store.put_buffers([data])
                 new += sum(ref.size for ref in refs if ref.new)
                 chunks = [str(ref) for ref in refs]
             known[path] = mark, chunks
             kept[path] = [chunks, stat.S_IMODE(status.st_mode)]
         self._known = known
-        return {"files": kept, "left_out": left_out, "limit": self._limit}, new
+        told = {"files": kept, "left_out": left_out, "limit": self._limit, "held": held}
+        return told, new
 
     def bring_back(self, saved: dict[str, Any], store: Store) -> dict[str, str]:
         """Write them; for what could not be had, why. Raises `Damaged`."""
@@ -74,6 +86,8 @@ class Files:
         limit = format_bytes(saved.get("limit", 0))
         why = f"beyond the limit of {limit} (keep_files)"
         failed.update({f"file {path}": why for path in saved.get("left_out", ())})
+        for path, secret in saved.get("held", {}).items():
+            failed[f"file {path}"] = f"it holds the secret {secret}, and was not saved"
         return failed
 
     def _walk(self) -> Iterator[tuple[str, os.stat_result]]:

@@ -4,8 +4,8 @@
             ◄─ events(after=n) ──       ◄─ iopub ──
        (over the link, else by Ray)
 
-    kernel ─► Output ─► text ─► Printed ─► Events ─► gateway
-                    └─► messages ─────────────┘
+    kernel ─► Output ─► text ─► Masking ─► Printed ─► Events ─► gateway
+                    └─► messages, masked ─────────────┘
 
 One long poll is outstanding at any time (`events.py`). What is not acknowledged (by the next
 `after`) is kept, so a killed gateway misses nothing. When too much waits, the host stops reading;
@@ -29,17 +29,20 @@ from typing import Any
 
 from mlcloud.kernel import link
 from mlcloud.kernel.events import Event, Events
+from mlcloud.kernel.masking import Masking
 from mlcloud.kernel.printed import Printed
 from mlcloud.kernel.printing import Limits
 from mlcloud.kernel.process import KernelProcess
 from mlcloud.kernel.use import Use
+from mlcloud.values.secrets import Secrets
 
 INTERRUPT_REPEATS = 5
 DRAIN_S = 10.0
+SECRETS_S = 10.0
 # What is called over a link; the rest of the methods concern the actor itself.
 LINKED = (
     *("events", "submit", "interrupt", "kill_kernel", "notice", "save_now"),
-    *("answer", "comm", "ask", "environment", "settled"),
+    *("answer", "comm", "ask", "environment", "settled", "secrets"),
 )
 
 
@@ -64,6 +67,7 @@ class Host:
         self._events = Events()
         limits = Limits(**output_limits)
         self._printed = Printed(session_id, store_url, limits, self._events, self._make_room)
+        self._masking = Masking(self._printed.text)
         self._running: str | None = None
         self._unfinished: set[str] = set()
         self._returned: dict[str, dict[str, Any]] = {}
@@ -77,8 +81,13 @@ class Host:
         self._link: asyncio.Task[None] | None = None
         self._settled = False
 
-    async def start(self) -> dict[str, Any]:
-        """Start (or restart) the kernel. Returns the facts of this host."""
+    async def start(self, secrets: dict[str, str] | None = None) -> dict[str, Any]:
+        """Start (or restart) the kernel. Returns the facts of this host.
+
+        `secrets` are environment variables of the kernel; None: those that it had.
+        """
+        if secrets is not None:
+            self._masking.secrets = Secrets(secrets)
         if self._kernel is not None:
             await self._close_kernel()
         self._submitted.clear()
@@ -90,6 +99,7 @@ class Host:
             workspace=self._folder / "work" / self._session_id,
             memory_bytes=self._memory_bytes,
             options=self._kernel_options,
+            held=self._masking.secrets,
         )
         self._kernel.on_use = self._use.report
         await self._kernel.start()
@@ -126,6 +136,16 @@ class Host:
     async def settled(self) -> None:
         """The kernel has the session's state. Until then another gateway must not take it up."""
         self._settled = True
+
+    async def held_secrets(self) -> dict[str, str]:
+        """For a gateway that was started again and has them no more."""
+        return self._masking.secrets.values
+
+    async def secrets(self, values: dict[str, str]) -> bool:
+        """More secrets, or new values, for the kernel that runs: whether it has them."""
+        self._masking.secrets = Secrets({**self._masking.secrets.values, **values})
+        answer = await self._request("mlcloud_secrets", {"values": values}, SECRETS_S)
+        return bool(answer)
 
     async def environment(self, modules: list[str]) -> dict[str, Any]:
         """What the kernel beside this runs with, as of now: a cell may have installed something."""
@@ -224,10 +244,15 @@ class Host:
 
     async def ask(self, question: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """What Tab and `?` want to know; empty where the kernel does not answer in time."""
+        return await self._request("mlcloud_ask", question, timeout_s)
+
+    async def _request(
+        self, msg_type: str, content: dict[str, Any], timeout_s: float
+    ) -> dict[str, Any]:
         kernel = self._live()
         asked = f"ask-{secrets.token_hex(8)}"
         answer = self._asked[asked] = asyncio.get_running_loop().create_future()
-        kernel.send(kernel.control, "mlcloud_ask", question, asked)
+        kernel.send(kernel.control, msg_type, content, asked)
         try:
             return await asyncio.wait_for(answer, timeout_s)
         except asyncio.TimeoutError:
@@ -289,7 +314,7 @@ class Host:
         await kernel.output.read(kernel.outlet, self._on_text, self._on_message)
 
     def _on_text(self, execution_id: str, stream: str, text: str) -> None:
-        self._printed.text(execution_id, stream, text)
+        self._masking.text(execution_id, stream, text)
         self._make_room()
 
     def _on_message(self, message: dict[str, Any]) -> None:
@@ -300,6 +325,10 @@ class Host:
             if self._running is None:
                 return
             parent = self._running
+        self._masking.flush()  # what was printed before
+        if kind != "mlcloud_snapshot":  # names and chunks; what they hold is looked at there
+            for part in ("content", "metadata"):
+                message[part] = self._masking.secrets.masked(message[part])
         body = {
             "type": kind,
             "content": message["content"],
@@ -348,16 +377,18 @@ class Host:
             message = kernel.decode(await kernel.control.recv_multipart())
             answer = self._asked.get(message["parent_header"].get("msg_id", ""))
             if answer is not None and not answer.done():
-                answer.set_result(message["content"])
+                answer.set_result(self._masking.secrets.masked(message["content"]))
 
     async def _read_stdin(self, kernel: KernelProcess) -> None:
         while True:
             message = kernel.decode(await kernel.stdin.recv_multipart())
             if message["header"]["msg_type"] != "input_request":
                 continue
-            content = {**message["content"], "request": secrets.token_hex(8)}
+            asked = self._masking.secrets.masked(message["content"])
+            content = {**asked, "request": secrets.token_hex(8)}
             self._question = content
             kernel.output.look()  # what was printed before it asked
+            self._masking.flush()
             parent = message["parent_header"].get("msg_id", "")
             self._emit(parent, "input_request", content)
 
@@ -365,6 +396,7 @@ class Host:
         report = await asyncio.shield(kernel.ended)
         # What it printed before it died is in its socket still: that comes first.
         await asyncio.wait({output}, timeout=DRAIN_S)
+        self._masking.flush()
         running, self._running = self._running, None
         report = {**report, "use": self._use.end(running or "")}
         self._unfinished.clear()

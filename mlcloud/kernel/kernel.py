@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -35,12 +36,13 @@ from traitlets import Type
 
 from mlcloud.checkpoint import context as run_context
 from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable, UsageError
-from mlcloud.kernel import activity, tracebacks
+from mlcloud.kernel import activity, mounting, tracebacks
 from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.effects import Effects
 from mlcloud.kernel.files import Files
 from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.introspection import Introspection
+from mlcloud.kernel.masking import as_variables, secrets_of
 from mlcloud.kernel.mentions import mentions, used_by
 from mlcloud.kernel.namespace import RemoteSide
 from mlcloud.kernel.outlet import DELIMITER, END, Outlet
@@ -54,11 +56,13 @@ from mlcloud.kernel.threads import inherit_parents
 from mlcloud.kernel.tracking import ALL
 from mlcloud.kernel.transfer import Inbox, send
 from mlcloud.store import Store
+from mlcloud.store.mounts import data
 from mlcloud.values import exceptions
 from mlcloud.values.immutable import is_immutable
 from mlcloud.values.messages import Shipment
 from mlcloud.values.pickling import Enough, dump, up_to
 from mlcloud.values.scan import Stopped
+from mlcloud.values.secrets import Secrets
 
 _MEAN_S = run_context.DEFAULT_MEAN_TIME_TO_PREEMPTION_S  # a gateway of before says none
 MOST_RETAKEN = 3
@@ -83,6 +87,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         "mlcloud_notice",
         "mlcloud_comm",
         "mlcloud_ask",
+        "mlcloud_secrets",
     ]
 
     def serve(
@@ -100,8 +105,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.session_id = session_id
         self.store = Store(store_url)
         self.names = RemoteSide(self.shell.user_ns, snapshot_max=snapshot_max or None)
-        workspace = Path.cwd()
-        files = Files(workspace, keep_files)
+        self.names.classes.secrets = secrets_of(os.environ)
+        self._workspace = workspace = Path.cwd()
+        files = Files(workspace, keep_files, lambda data: self.names.classes.secrets.held_by(data))
         self.snapshots = Snapshots(self.store, self.names, files, self.shell)
         self._saving = Saving(snapshot_memory or psutil.virtual_memory().total // 10)
         self.effects = Effects(workspace, [self.store.folder] if self.store.folder else [])
@@ -306,6 +312,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         """The exception and its family as plain data, as far as they can travel."""
 
         def one(value: Any) -> list[Any]:
+            if isinstance(value, str):
+                value = self.names.classes.secrets.mask(value)
             pickled = dump(value, self.shell.user_ns, classes=self.names.classes)
             if pickled.size > MAX_PICKLED_BYTES:
                 raise NotPicklable("it is too large to travel with an exception")
@@ -390,6 +398,14 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
 
     async def op_save(self, request: dict[str, Any]) -> dict[str, Any]:
         """Only the snapshot that follows: of what ran beside the cells."""
+        return {}
+
+    async def op_mount(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The session's data: read onto this node, and linked to where it is to be."""
+        for each in request["mounts"]:
+            tell = mounting.teller(each["url"], self._tell)
+            source = data(each["url"], cache=each["cache"], tell=tell)
+            mounting.mount(self._workspace, each["path"], source)
         return {}
 
     async def op_restore(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -523,6 +539,16 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         answer = await self.introspection.answer(parent["content"])
         self.session.send(stream, "mlcloud_ask_reply", answer, parent, ident=ident)
 
+    # --- secrets ----------------------------------------------------------------------------------
+
+    async def mlcloud_secrets(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """More environment variables, whose values are in no pickle from now on."""
+        values: dict[str, str] = parent["content"]["values"]
+        held = Secrets({**self.names.classes.secrets.values, **values})
+        self.names.classes.secrets = held
+        os.environ.update(as_variables(held))
+        self.session.send(stream, "mlcloud_secrets_reply", {"status": "ok"}, parent, ident=ident)
+
     # --- the wire ---------------------------------------------------------------------------------
 
     def _publish(
@@ -548,8 +574,16 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self.session.pack({"msg_id": parent.get("header", {}).get("msg_id", "")}),
             b"{}",
             self.session.pack(content),
-            *([] if packed is None else [msgpack.packb(packed)]),
+            *([] if packed is None else [self._packed_answer(packed)]),
         ]
+
+    def _packed_answer(self, answer: dict[str, Any]) -> bytes:
+        """What a cell returns, its texts without the secrets that no pickle in it has."""
+        packed: bytes = msgpack.packb(answer)
+        held = self.names.classes.secrets
+        if held.held_by(packed) is not None:
+            packed = msgpack.packb(held.masked(answer))
+        return packed
 
 
 def _brings_values(request: dict[str, Any]) -> bool:

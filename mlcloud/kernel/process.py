@@ -29,7 +29,9 @@ from jupyter_client.session import Session as WireSession
 from mlcloud.cluster import lean
 from mlcloud.errors import SessionFailed
 from mlcloud.kernel import outlet
+from mlcloud.kernel.masking import as_variables
 from mlcloud.kernel.output import Output
+from mlcloud.values.secrets import Secrets
 
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
 
@@ -46,6 +48,7 @@ class KernelProcess:
         workspace: Path,
         memory_bytes: int,
         options: dict[str, float] | None = None,
+        held: Secrets | None = None,
     ) -> None:
         self.folder = folder / secrets.token_hex(4)
         self.workspace = workspace
@@ -61,6 +64,7 @@ class KernelProcess:
             "--HistoryManager.hist_file=:memory:",
         ]
         self._memory_bytes = memory_bytes
+        self._secrets = held or Secrets()
         self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.pid = 0
         self.aside: frozenset[int] = frozenset()  # beside the kernel, and no work of its cells
@@ -110,7 +114,7 @@ class KernelProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=self.workspace,
-            env=kernel_environment(),
+            env={**kernel_environment(), **as_variables(self._secrets)},
             start_new_session=True,
         )
         self._reader = asyncio.create_task(self._read_reports())
@@ -149,7 +153,7 @@ class KernelProcess:
             what = "ended at once" if self.ended.done() else f"did not answer for {timeout:.0f} s"
             end = self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
             await self.stop()
-            raise SessionFailed(f"the kernel {what}:\n{end}")
+            raise SessionFailed(f"the kernel {what}:\n{self._secrets.mask(end)}")
         return ready.result()[0]
 
     async def _read_reports(self) -> None:

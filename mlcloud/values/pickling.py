@@ -432,8 +432,9 @@ def dump(
     Raises `NotPicklable`, which says where in `name` the trouble is; with `wrapped`, `name` is the
     only item of the tuple `value`. `ask` hears of each piece's bytes, and may raise `Enough`.
     """
+    classes = classes or _default_classes
     try:
-        return _dump(value, namespace, classes or _default_classes, inline, ask)
+        pickled = _dump(value, namespace, classes, inline, ask)
     except errors.NotPicklable:
         raise
     except Exception as reason:
@@ -441,6 +442,19 @@ def dump(
 
         named = value[0] if wrapped else value
         raise blame.not_picklable(named, namespace, name, reason) from reason
+    held = classes.secrets.held_by(pickled.payload, pickled.buffers)
+    if held is not None:
+        raise _holds_secret(name, held)
+    return pickled
+
+
+def _holds_secret(name: str, secret: str) -> errors.NotPicklable:
+    error = errors.NotPicklable(
+        f"`{name}` holds the secret {secret}, which is neither saved nor sent: in the session, "
+        f"code finds it in os.environ[{secret!r}]"
+    )
+    error.holds = f"it holds the secret {secret}"
+    return error
 
 
 def _dump(

@@ -44,6 +44,7 @@ from typing import Any
 from cloudpickle import cloudpickle as _cp
 
 from mlcloud.values import sources
+from mlcloud.values.secrets import Secrets
 from mlcloud.values.texts import build_texts as build_texts  # earlier pickles name it here
 
 Reduced = tuple[Any, ...]
@@ -60,9 +61,12 @@ class Classes:
 
     It holds them strongly: a pickle that only *names* a class must find it. That costs one class
     object per class definition that ever travelled.
+
+    `secrets` are those of the session: no pickle of this namespace may hold their values.
     """
 
     def __init__(self) -> None:
+        self.secrets = Secrets()
         self.by_id: dict[str, type] = {}
         self._ids: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 

@@ -1,0 +1,74 @@
+"""Printed text on its way out of a kernel, without the values of the session's secrets.
+
+    Output.on_text ─► Masking.text ─► Printed          `***` where a value was
+
+Text comes in pieces, and a value may be cut by their ends: what may be a value's beginning is held
+until the next piece of that stream tells, for `HOLD_S` at most. So a value that is printed letter
+by letter, with longer pauses, is shown; so is one whose halves go to stdout and stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from mlcloud.values.secrets import Secrets
+
+HOLD_S = 0.1
+SECRETS = "MLCLOUD_SECRETS"
+
+OnText = Callable[[str, str, str], None]
+
+
+class Masking:
+    """`on_text(execution id, stream, text)` hears what may be shown."""
+
+    def __init__(self, on_text: OnText) -> None:
+        self.secrets = Secrets()
+        self._on_text = on_text
+        self._held: dict[tuple[str, str], str] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def text(self, execution_id: str, stream: str, text: str) -> None:
+        """Text as it comes from the kernel."""
+        if not self.secrets:
+            self._on_text(execution_id, stream, text)
+            return
+        key = (execution_id, stream)
+        if len(self._held) > (key in self._held):  # another stream's came before this
+            self._release(key)
+        text = self.secrets.mask(self._held.pop(key, "") + text)
+        begun = self.secrets.begun(text)
+        if begun:
+            self._held[key] = text[-begun:]
+            text = text[:-begun]
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(HOLD_S, self.flush)
+        if text:
+            self._on_text(execution_id, stream, text)
+
+    def flush(self) -> None:
+        """What is held was no value's beginning: something else comes after it, or nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._release(None)
+
+    def _release(self, but: tuple[str, str] | None) -> None:
+        for key in [key for key in self._held if key != but]:
+            self._on_text(*key, self._held.pop(key))
+
+
+# --- the kernel's environment --------------------------------------------------------------------
+
+
+def as_variables(held: Secrets) -> dict[str, str]:
+    """Secrets as a kernel finds them, and their names, by which it knows them as such."""
+    values = held.values
+    return {**values, SECRETS: ",".join(values)} if values else {}
+
+
+def secrets_of(environment: Mapping[str, str]) -> Secrets:
+    """What `as_variables` put there."""
+    names = filter(None, environment.get(SECRETS, "").split(","))
+    return Secrets({name: environment[name] for name in names if name in environment})

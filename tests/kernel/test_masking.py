@@ -1,0 +1,62 @@
+"""Printed secrets are masked, also where the ends of pieces cut them; nothing else is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from mlcloud.kernel.masking import HOLD_S, Masking
+from mlcloud.values.secrets import Secrets
+
+VALUE = "hf_abcabcabd-0123456789"
+
+
+def made() -> tuple[Masking, list[tuple[str, str, str]]]:
+    seen: list[tuple[str, str, str]] = []
+    masking = Masking(lambda *text: seen.append(text))
+    masking.secrets = Secrets({"HF_TOKEN": VALUE})
+    return masking, seen
+
+
+async def test_cut_anywhere() -> None:
+    text = f"a{VALUE}b hf_abcabc{VALUE}{VALUE}\nhf_abcabcab"
+    dice = random.Random(1)
+    for _ in range(300):
+        masking, seen = made()
+        rest = text
+        while rest:
+            length = dice.randint(1, 9)
+            masking.text("x", "stdout", rest[:length])
+            rest = rest[length:]
+        masking.flush()
+        shown = "".join(each for _, _, each in seen)
+        assert shown == "a***b hf_abcabc******\nhf_abcabcab"
+
+
+async def test_what_was_no_beginning_comes_by_itself() -> None:
+    masking, seen = made()
+    masking.text("x", "stdout", "name: hf_")
+    assert seen == [("x", "stdout", "name: ")]
+    await asyncio.sleep(HOLD_S * 1.5)
+    assert seen[1:] == [("x", "stdout", "hf_")]
+
+
+async def test_streams_keep_their_order_and_cells_their_text() -> None:
+    masking, seen = made()
+    masking.text("x", "stdout", "h")
+    masking.text("x", "stderr", "error")
+    masking.text("y", "stdout", "next h")
+    masking.flush()
+    assert seen == [
+        ("x", "stdout", "h"),
+        ("x", "stderr", "error"),
+        ("y", "stdout", "next "),
+        ("y", "stdout", "h"),
+    ]
+
+
+async def test_without_secrets_text_goes_through_at_once() -> None:
+    masking, seen = made()
+    masking.secrets = Secrets()
+    masking.text("x", "stdout", "hf_")
+    assert seen == [("x", "stdout", "hf_")]
