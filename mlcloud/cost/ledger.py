@@ -304,11 +304,7 @@ class Ledger:
 
 def _touched(old: Span | None, new: Span) -> datetime | None:
     if old is None:
-        return (
-            None
-            if new.ended_at is not None and new.ended_at <= new.started_at
-            else (new.started_at)
-        )
+        return new.started_at
     if old == new:
         return None
     if _with_end(old, new.ended_at) == new:

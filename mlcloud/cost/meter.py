@@ -97,13 +97,17 @@ class Bill:
 # --- questions ------------------------------------------------------------------------------------
 
 
-def execution_cost(ledger: Ledger, execution_id: str, now: datetime) -> Bill:
+def execution_cost(
+    ledger: Ledger, execution_id: str, now: datetime, *, since: datetime | None = None
+) -> Bill:
     """What an execution cost on all nodes that it saw, up to `now` if it still runs."""
     spans = ledger.spans_of(execution_id)
     if not spans:
         return Bill(execution_id=execution_id)
     session_id = spans[0].session_id
     window = min(s.started_at for s in spans), max(s.until(now) for s in spans)
+    if since is not None:
+        window = max(window[0], since), window[1]
     mine = [
         charge
         for charge in charges(ledger, now, since=window[0], until=window[1], session_id=session_id)
@@ -162,11 +166,8 @@ def charges(
     `since` and `until` cut off what lies outside; with `session_id` only the nodes that this
     session was placed on are looked at.
     """
-    if session_id is None:
-        nodes = ledger.nodes_after(since)
-    else:
-        nodes = ledger.nodes_of(session_id, since)
-    for node in nodes:
+    of = ledger.nodes_after(since) if session_id is None else ledger.nodes_of(session_id, since)
+    for node in of:
         begin = node.started_at if since is None else max(node.started_at, since)
         end = node.until(now) if until is None else min(node.until(now), until)
         sums: dict[tuple[str | None, str | None], tuple[Fraction, Fraction]] = {}

@@ -56,11 +56,8 @@ def _line(ledger: Ledger, now: datetime, since: datetime | None, session_id: str
     if known is not None and known.changes == ledger.changes and known.base <= now:
         return known
     usd = rate = Fraction(0)
-    if session_id is None:
-        nodes = ledger.nodes_after(since)
-    else:
-        nodes = ledger.nodes_of(session_id, since)
-    for node in nodes:
+    of = ledger.nodes_after(since) if session_id is None else ledger.nodes_of(session_id, since)
+    for node in of:
         begin = node.started_at if since is None else max(node.started_at, since)
         if begin < node.until(now):
             usd += _part(ledger, node, begin, node.until(now), now, session_id)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 from sqlalchemy import insert
 from starlette.exceptions import HTTPException
 
@@ -28,6 +28,7 @@ from mlcloud.gateway import auth, db, environments, imds, logs, objects, saved, 
 from mlcloud.gateway.budgets import CLUSTER
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
+from mlcloud.gateway.costs import MOST_ROWS
 from mlcloud.models import (
     Boundary,
     BudgetInfo,
@@ -35,6 +36,7 @@ from mlcloud.models import (
     ClusterInfo,
     CompleteAnswer,
     CompleteRequest,
+    Costs,
     ErrorBody,
     ExecutionInfo,
     ForkRequest,
@@ -76,6 +78,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+CostsBy = Annotated[
+    str,
+    Query(
+        max_length=500,
+        description="What to group by: `day`, `session`, `node`, `user`, `tag:KEY`, `market`, "
+        "`instance_type`, `zone`, `price`, or several with commas between; or `execution`.",
+    ),
+]
+Moment = Annotated[AwareDatetime | None, Query(description="With its time zone.")]
 Cursor = Annotated[int, Query(ge=0, description="The number of the last event that was seen.")]
 Modules = Annotated[
     Sequence[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]],
@@ -265,6 +276,16 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     @routes.get("/cluster")
     async def get_cluster() -> ClusterInfo:
         return gateway.cluster_info()
+
+    @routes.get("/costs")
+    def read_costs(
+        by: CostsBy = "session",
+        since: Moment = None,
+        until: Moment = None,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 1000,
+    ) -> Costs:
+        return gateway.costs.report(by.split(","), since, until, after=after, limit=limit)
 
     @routes.get("/budgets")
     async def list_budgets() -> list[BudgetInfo]:

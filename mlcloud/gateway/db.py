@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Connection,
     DateTime,
@@ -35,6 +36,7 @@ from sqlalchemy import (
     event,
     insert,
     inspect,
+    text,
     update,
 )
 from sqlalchemy.schema import CreateColumn
@@ -108,7 +110,46 @@ ledger = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("kind", String, nullable=False),
     Column("entry", Text, nullable=False),
+    Column("session_id", String, nullable=False, server_default=""),
+    Column("ended", BigInteger),  # microseconds since 1970; none: open, or not known
+    Column("live", Integer, nullable=False, server_default="1"),  # `entries.py`
+    Index("ledger_live", "live", sqlite_where=text("live > 0"), postgresql_where=text("live > 0")),
+    Index("ledger_of_session", "session_id"),
+    Index("ledger_ended", "ended"),
 )
+
+# What nodes cost on days that are over, by who caused it (`settled.py`): `paid` / `parts`
+# microseconds of a node at a price, whole numbers so that sums are exact. `odd`: the three as text
+# where they are too large for a sum in the database.
+_SHARE = (
+    ("day", Integer),  # since 1970
+    ("node_id", String),
+    ("session_id", String),  # empty: the node's overhead
+    ("usd_per_hour", String),
+    ("on_demand", String),
+    ("parts", BigInteger),
+    ("paid", BigInteger),
+    ("needed", BigInteger),
+    ("odd", String),
+)
+settled = Table(
+    "settled",
+    metadata,
+    *(Column(name, kind, nullable=False) for name, kind in _SHARE),
+    Column("busy", Integer, nullable=False),  # not the session's idle time
+    Index("settled_by_day", "day"),
+    Index("settled_of_session", "session_id", "day"),
+)
+settled_executions = Table(
+    "settled_executions",
+    metadata,
+    *(Column(name, kind, nullable=False) for name, kind in _SHARE),
+    Column("execution_id", String, nullable=False),
+    Index("settled_executions_by_day", "day"),
+    Index("settled_of_execution", "execution_id"),
+)
+# One row: days before this one are settled.
+horizon = Table("horizon", metadata, Column("day", Integer, primary_key=True, autoincrement=False))
 
 # How far each session is in the store's record (`record.py`).
 recorded = Table(
@@ -160,14 +201,16 @@ def open_database(url: str) -> Engine:
 
 
 def _add_columns(engine: Engine) -> None:
-    """Columns that came after this database was made; each has a default."""
+    """Columns and indexes that came after this database was made; columns have a default."""
     for table in metadata.tables.values():
         there = {column["name"] for column in inspect(engine).get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:
-                text = CreateColumn(column).compile(dialect=engine.dialect)
+                made = CreateColumn(column).compile(dialect=engine.dialect)
                 with engine.begin() as connection:
-                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {text}")
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {made}")
+        for index in table.indexes:
+            index.create(engine, checkfirst=True)
 
 
 @contextmanager
