@@ -80,8 +80,7 @@ class CostReports:
         after: str | None,
         limit: int,
     ) -> Costs:
-        at = now()
-        since, until = self._whole(since, until or at, at)
+        since, until = self._whole(since, until)
         totals = dict(self._groups([], since, until)).get((), _NOTHING)
         if by == ["execution"]:
             found, following = self._executions(since, until, after or "", limit)
@@ -108,12 +107,14 @@ class CostReports:
         )
 
     def _whole(
-        self, since: datetime | None, until: datetime, at: datetime
+        self, since: datetime | None, until: datetime | None
     ) -> tuple[datetime | None, datetime]:
         """As they are; but of days that are settled, whole ones."""
+        # A clock that was set back leaves ends behind that are still to come.
+        last = max(now(), self._billing.ledger.latest)
         horizon = self._billing.settled.horizon
         since = since and since.astimezone(timezone.utc)
-        until = min(until.astimezone(timezone.utc), at)
+        until = last if until is None else min(until.astimezone(timezone.utc), last)
         if horizon is not None and since is not None and since < horizon:
             since = midnight(day_of(since))
         if horizon is not None and until < horizon and until != midnight(day_of(until)):
@@ -153,7 +154,7 @@ class CostReports:
         ledger, horizon = self._billing.ledger, self._billing.settled.horizon
         began = min((n.started_at for n in ledger.nodes_after(horizon)), default=until)
         begin = max(each for each in (since, horizon, began) if each is not None)
-        return shares(ledger, begin, until, until)
+        return shares(ledger, begin, until, now())
 
     def _keys(self, by: list[str]) -> tuple[list[str], Callable[[tuple[Any, ...]], _Key]]:
         """What the database is to group by, and the key of such a row."""
