@@ -6,6 +6,7 @@ One connection is the default, made by the first call that needs one; it is the 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ from mlcloud.client import environments
 from mlcloud.client.cluster import Cluster
 from mlcloud.client.connection import Connection, fixed
 from mlcloud.client.session import Session, main_namespace
+from mlcloud.client.spending import Spending, When
 from mlcloud.config import Settings
 from mlcloud.cost.budgets import Budget
 from mlcloud.errors import NotFound, UsageError
@@ -66,6 +68,7 @@ class Client:
         idle_timeout: str | None = None,
         keep_files: str | None = None,
         budget: str | float | Decimal | Budget | None = None,
+        tags: Mapping[str, str] | None = None,
         environment: Any = None,
         namespace: dict[str, Any] | None = None,
     ) -> Session:
@@ -95,6 +98,8 @@ class Client:
             "idle_timeout": idle_timeout,
             "keep_files": keep_files,
             "budget": None if budget is None else as_budget(budget).text,
+            "tags": None if tags is None else dict(tags),
+            "owner": owner(),
         }
         wanted = {key: value for key, value in given.items() if value is not None}
         try:
@@ -178,6 +183,13 @@ class Client:
         """Dollars the cluster has cost so far."""
         return self.cluster.status().info.usd
 
+    def costs(self, by: str = "session", *, since: When = None, until: When = None) -> Spending:
+        """What was spent, by `day`, `session`, `node`, `user`, `tag:KEY`, `market` … or
+        `execution`; several with commas between. `since` and `until`: `"7d"` ago, a date, a
+        datetime; of days before yesterday whole ones are told (UTC).
+        """
+        return Spending(self._connection, by, since, until)
+
 
 def connect(target: str | None = None, *, token: str | None = None) -> Client:
     """Connect to a gateway: None is the embedded cluster, started if need be; else its URL.
@@ -247,9 +259,23 @@ def sessions() -> list[SessionInfo]:
     return default().sessions()
 
 
-def cost() -> Decimal:
-    """What the default connection's cluster has cost so far, in dollars."""
-    return default().cost()
+def cost(by: str = "session", *, since: When = None, until: When = None) -> Spending:
+    """What the default connection's cluster has cost: `Client.costs`.
+
+    The report shows itself as a table, compares as its total in dollars (`mlcloud.cost() > 5`), and
+    gives a DataFrame (`.to_frame(by="day")`) or a FOCUS file (`.focus("costs.csv")`).
+    """
+    return default().costs(by, since=since, until=until)
+
+
+def owner() -> str | None:
+    """Who spends: the user's name on this computer, None where it has none."""
+    import getpass
+
+    try:
+        return getpass.getuser()[:100] or None
+    except (OSError, KeyError, ImportError):  # an account without a name, as in some containers
+        return None
 
 
 def as_budget(value: str | float | Decimal | Budget) -> Budget:
