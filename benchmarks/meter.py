@@ -155,8 +155,8 @@ def main() -> None:
             facts["entries"], facts["settling_a_day_s"] = fill(url, year)
         clock = START + options.days * DAY + timedelta(hours=1)
         with (
-            mock.patch.object(billing_module, "now", lambda: clock),
-            mock.patch.object(costs_module, "now", lambda: clock),
+            mock.patch.object(billing_module, "now", return_value=clock),
+            mock.patch.object(costs_module, "now", return_value=clock),
         ):
             rows = measure(url, year, clock)
     report("meter", rows, **vars(options), **facts)

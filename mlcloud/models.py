@@ -380,6 +380,7 @@ class Costs(Model):
     rows: list[CostRow]
     next: str | None = Field(None, description="Where the next page begins; None: this is the end.")
     nodes: dict[str, CostNode] = {}
+    tags: dict[str, dict[str, str]] = Field({}, description="Of the sessions that rows name.")
     estimates: list[CostEstimate] = []
 
 

@@ -79,7 +79,8 @@ class Client:
         such as `15m`. Names are shared with `namespace`, by default the notebook's. `keep_files`, a
         size such as `50MB`, has the files of the remote working directory saved with the names, as
         far as they fit into it (none). `budget` is what it may cost, `"5"` dollars or `"5/day"`:
-        then it is checkpointed, parked, and takes no more cells until that is raised.
+        then it is checkpointed, parked, and takes no more cells until that is raised. `tags` are
+        what costs can be grouped by: `{"team": "nlp"}`, then `mlcloud.cost("tag:team")`.
 
         `environment` gives the session packages of its own (the nodes'): `"capture"` for those
         that are installed here, an `mlcloud.environment.Environment`, a list of requirements

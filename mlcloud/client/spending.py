@@ -114,7 +114,7 @@ class Spending:
         ]
         keys = ["execution", "session"] if asked == "execution" else asked.split(",")
         columns = [*keys, "usd", "saved_usd", "idle_usd", "node_hours"]
-        frame = pandas.DataFrame(rows, columns=columns)
+        frame: pandas.DataFrame = pandas.DataFrame(rows, columns=columns)
         if "day" in keys:
             frame["day"] = pandas.to_datetime(frame["day"], utc=True)
         return frame
@@ -149,7 +149,7 @@ class Spending:
                     *(node.market, node.simulated),
                 ),
                 None if session.startswith("(") else session,
-                {},
+                page.tags.get(session, {}),
                 Decimal(key["price"]),
                 row.on_demand_usd,
                 row.node_hours,

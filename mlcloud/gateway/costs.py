@@ -103,6 +103,7 @@ class CostReports:
             rows=rows,
             next=following,
             nodes={node_id: self._node(node_id) for node_id in nodes},
+            tags=self._tags({row.key["session"] for row in rows if "session" in row.key}),
             estimates=self._estimates(max(began, since or began), until),
         )
 
@@ -197,6 +198,19 @@ class CostReports:
             for row in connection.execute(select(table.id, table.name, table.request)):
                 name, request = row.name.partition("#")[0], json.loads(row.request)
                 found[row.id] = _facts(name, request)
+        return found
+
+    def _tags(self, names: set[str]) -> dict[str, dict[str, str]]:
+        table = db.sessions.c
+        if not names:
+            return {}
+        found: dict[str, dict[str, str]] = {}
+        with self._engine.connect() as connection:
+            tagged = select(table.name, table.request).where(table.request.contains('"tags"'))
+            for row in connection.execute(tagged):
+                name, tags = row.name.partition("#")[0], json.loads(row.request).get("tags")
+                if tags and name in names:
+                    found.setdefault(name, {}).update(tags)
         return found
 
     def _of_node(self, field: str) -> Callable[[str], str]:
