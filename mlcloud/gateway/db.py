@@ -118,33 +118,28 @@ ledger = Table(
     Index("ledger_ended", "ended"),
 )
 
-# What nodes cost on days that are over, by who caused it (`settled.py`): `paid` / `parts`
-# microseconds of a node at a price, whole numbers so that sums are exact. `odd`: the three as text
-# where they are too large for a sum in the database.
-_SHARE = (
-    ("day", Integer),  # since 1970
-    ("node_id", String),
-    ("session_id", String),  # empty: the node's overhead
-    ("usd_per_hour", String),
-    ("on_demand", String),
-    ("parts", BigInteger),
-    ("paid", BigInteger),
-    ("needed", BigInteger),
-    ("odd", String),
-)
+# What nodes cost on days that are over, by who caused it (`settled.py`): a row for each day, with
+# all of it packed (`columns.py`); and executions, to be found by their ids: `paid` / `parts`
+# microseconds of a node at a price. `odd`: the three as text where they are too large.
 settled = Table(
     "settled",
     metadata,
-    *(Column(name, kind, nullable=False) for name, kind in _SHARE),
-    Column("busy", Integer, nullable=False),  # not the session's idle time
-    Index("settled_by_day", "day"),
-    Index("settled_of_session", "session_id", "day"),
+    Column("day", Integer, primary_key=True, autoincrement=False),  # since 1970
+    Column("shares", LargeBinary, nullable=False),
 )
 settled_executions = Table(
     "settled_executions",
     metadata,
-    *(Column(name, kind, nullable=False) for name, kind in _SHARE),
     Column("execution_id", String, nullable=False),
+    Column("day", Integer, nullable=False),
+    Column("node_id", String, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("usd_per_hour", String, nullable=False),
+    Column("on_demand", String, nullable=False),
+    Column("parts", BigInteger, nullable=False),
+    Column("paid", BigInteger, nullable=False),
+    Column("needed", BigInteger, nullable=False),
+    Column("odd", String, nullable=False),
     Index("settled_executions_by_day", "day"),
     Index("settled_of_execution", "execution_id"),
 )

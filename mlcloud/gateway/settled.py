@@ -1,6 +1,6 @@
-"""Days that are over: what they cost is worked out once, and summed up by the database after that.
+"""Days that are over: what they cost is worked out once, and summed up from columns after that.
 
-    ledger's rows ─► shares of whole days ─► `settled` (day, node, session), `settled_executions`
+    ledger's rows ─► shares of whole days ─► `settled` (a day's columns), `settled_executions`
                                             `horizon`: the first day that is not settled
     a fact of an earlier day turns up ─► `reopen`: its day and all later ones are live again
 
@@ -10,23 +10,22 @@ at any moment finds a day either settled or live, never both and never neither.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from fractions import Fraction
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, delete, func, insert, select
+from sqlalchemy import Column, Connection, Engine, delete, insert, select
 
 from mlcloud.cost.ledger import Entry, Ledger, NodeSpan, PriceChange
 from mlcloud.cost.shares import Share, Sums, day_of, midnight, shares
 from mlcloud.gateway import db, entries
-
-#: Above this, parts are not summed by the database: its whole numbers have 63 bits.
-MOST_PARTS = 10**12
+from mlcloud.gateway.columns import MOST_PARTS, Columns, Row, pack
 
 _COLUMNS = ("day", "node_id", "session_id", "usd_per_hour", "on_demand")
 _NUMBERS = ("parts", "paid", "needed", "odd")
-_ADD = db.insert_into(db.settled, *_COLUMNS, *_NUMBERS, "busy")
+_ADD = db.insert_into(db.settled, "day", "shares")
 _ADD_EXECUTION = db.insert_into(db.settled_executions, *_COLUMNS, *_NUMBERS, "execution_id")
 
 
@@ -37,6 +36,8 @@ class Settled:
         self._engine = engine
         with engine.connect() as connection:
             self.day: int | None = connection.execute(select(db.horizon.c.day)).scalar()
+        self._columns = Columns()
+        self._lock = threading.Lock()
 
     @property
     def horizon(self) -> datetime | None:
@@ -59,8 +60,8 @@ class Settled:
             if share.execution_id:
                 _count(by_execution, (*kept, share.execution_id), share)
         with self._engine.begin() as connection:
-            _ADD.run(connection, *_rows(by_session, "busy"))
-            _ADD_EXECUTION.run(connection, *_rows(by_execution, "execution_id"))
+            _ADD.run(connection, *_days(by_session))
+            _ADD_EXECUTION.run(connection, *_rows(by_execution))
             entries.mark(connection, _marks(rows, midnight(until)))
             _move(connection, until)
 
@@ -84,6 +85,8 @@ class Settled:
             entries.mark(connection, marks)
             _move(connection, day)
         self.day = day
+        with self._lock:
+            self._columns.drop(day)
         return [each.entry for each in rows]
 
     # --- sums -------------------------------------------------------------------------------------
@@ -101,7 +104,7 @@ class Settled:
         table = db.settled_executions
         sums: Sums[str] = Sums()
         where = [table.c.execution_id == execution_id, table.c.day < (self.day or 0)]
-        for node_id, *row in self._read(table, [table.c.node_id], where):
+        for node_id, *row in self._read([table.c.node_id], where):
             sums.add(node_id, *row)
         return {node: (each.usd, each.on_demand) for node, each in sums.amounts().items()}
 
@@ -127,17 +130,30 @@ class Settled:
         """
         if self.day is None:
             return
-        table = db.settled if executions is None else db.settled_executions
-        where = [table.c.day < (self.day if until is None else min(until, self.day))]
+        last = self.day if until is None else min(until, self.day)
+        if executions is None:
+            with self._lock:
+                self._fill()
+                yield from list(self._columns.groups(columns, since, last, session_id))
+            return
+        table = db.settled_executions
+        where = [table.c.day < last, table.c.execution_id > executions[0]]
         if since is not None:
             where.append(table.c.day >= since)
-        if session_id is not None:
-            where.append(table.c.session_id == session_id)
-        if executions is not None:
-            where.append(table.c.execution_id > executions[0])
-            if executions[1] is not None:
-                where.append(table.c.execution_id <= executions[1])
-        yield from self._read(table, [table.c[name] for name in columns], where)
+        if executions[1] is not None:
+            where.append(table.c.execution_id <= executions[1])
+        yield from self._read([table.c[name] for name in columns], where)
+
+    def _fill(self) -> None:
+        """Have every settled day in the columns."""
+        table = db.settled.c
+        newest = max(self._columns.days, default=None)
+        query = select(table.day, table.shares).where(table.day < (self.day or 0))
+        if newest is not None:
+            query = query.where(table.day > newest)
+        with self._engine.connect() as connection:
+            for day, packed in connection.execute(query):
+                self._columns.add(day, packed)
 
     def ids(self, since: int | None, until: int | None, after: str, limit: int) -> list[str]:
         """Of executions, in order."""
@@ -150,33 +166,13 @@ class Settled:
             found = connection.execute(query.order_by(table.execution_id).limit(limit))
             return list(found.scalars())
 
-    def _read(
-        self, table: Any, columns: list[Column[Any]], where: list[Any]
-    ) -> Iterator[tuple[Any, ...]]:
-        c = table.c
-        busy = [c.busy] if "busy" in c else []
-        keys = [*columns, c.usd_per_hour, c.on_demand, c.parts, *busy]
-        sums = [
-            func.sum(part)
-            for each in (c.paid, c.needed)
-            for part in (each // c.parts, each % c.parts)
-        ]
-        many = len(columns)
-        query = select(*keys, *sums).where(*where, c.odd == "").group_by(*keys)
-        odd = select(*columns, c.usd_per_hour, c.on_demand, c.odd, *busy).where(*where, c.odd != "")
+    def _read(self, columns: list[Column[Any]], where: list[Any]) -> Iterator[tuple[Any, ...]]:
+        c = db.settled_executions.c
+        query = select(*columns, c.usd_per_hour, c.on_demand, c.parts, c.paid, c.needed, c.odd)
         with self._engine.connect() as connection:
-            for row in connection.execute(query):
-                price, on_demand, parts = row[many : many + 3]
-                paid, rest, needed, needed_rest = (int(each) for each in row[-4:])
-                yield (
-                    *row[:many],
-                    *(price, on_demand, parts),
-                    *(paid * parts + rest, needed * parts + needed_rest),
-                    bool(row[many + 3]) if busy else True,
-                )
-            for row in connection.execute(odd):
-                numbers = (int(each) for each in row[many + 2].split())
-                yield (*row[: many + 2], *numbers, bool(row[-1]) if busy else True)
+            for *row, odd in connection.execute(query.where(*where)):
+                numbers = tuple(map(int, odd.split())) if odd else tuple(row[-3:])
+                yield (*row[:-3], *numbers, True)
 
 
 def _count(
@@ -186,9 +182,17 @@ def _count(
     into[key] = paid + share.paid, needed + share.needed
 
 
-def _rows(found: dict[tuple[Any, ...], tuple[int, int]], last: str) -> Iterator[dict[str, Any]]:
-    for (*key, parts, what), (paid, needed) in found.items():
-        row = dict(zip(_COLUMNS, key, strict=True), **{last: what})
+def _days(found: dict[tuple[Any, ...], tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    days: dict[int, list[Row]] = {}
+    for (day, node, session, price, on_demand, parts, busy), amounts in found.items():
+        row = Row(node, session, f"{price} {on_demand}", parts, busy, *amounts)
+        days.setdefault(day, []).append(row)
+    return ({"day": day, "shares": pack(rows)} for day, rows in days.items())
+
+
+def _rows(found: dict[tuple[Any, ...], tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    for (*key, parts, execution_id), (paid, needed) in found.items():
+        row = dict(zip(_COLUMNS, key, strict=True), execution_id=execution_id)
         if parts > MOST_PARTS:
             yield {**row, "parts": 1, "paid": 0, "needed": 0, "odd": f"{parts} {paid} {needed}"}
         else:
