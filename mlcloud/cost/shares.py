@@ -7,6 +7,7 @@ rows of today   ─┴─► Sums.add(key, …) ─► Amount(usd, on demand, id
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -111,13 +112,13 @@ class Sums(Generic[Key]):
         hours[at] = hours.get(at, 0) + paid
 
     def amounts(self) -> dict[Key, Amount]:
-        found = [dict.fromkeys(self._keys, Fraction(0)) for _ in self._sums]
+        whole = math.lcm(*{parts for sums in self._sums for _, parts in sums})
+        found = [dict.fromkeys(self._keys, 0) for _ in self._sums]
         for sums, totals in zip(self._sums, found, strict=True):
             for (key, parts), value in sums.items():
-                part = Fraction(value, parts * MICROSECONDS_PER_HOUR)
-                known = totals[key]
-                totals[key] = known + part if known else part
-        return {key: Amount(*(totals[key] for totals in found)) for key in self._keys}
+                totals[key] += value * (whole // parts)
+        of = whole * MICROSECONDS_PER_HOUR
+        return {key: Amount(*(Fraction(totals[key], of) for totals in found)) for key in self._keys}
 
 
 @cache

@@ -22,7 +22,7 @@ from sqlalchemy import Engine, select
 from mlcloud.cluster.records import now
 from mlcloud.cost.estimates import estimates
 from mlcloud.cost.meter import to_usd
-from mlcloud.cost.shares import Amount, Sums, day_of, midnight, shares
+from mlcloud.cost.shares import Amount, Share, Sums, day_of, midnight, shares
 from mlcloud.errors import UsageError
 from mlcloud.gateway import db
 from mlcloud.gateway.billing import Billing
@@ -81,11 +81,12 @@ class CostReports:
         limit: int,
     ) -> Costs:
         since, until = self._whole(since, until)
-        totals = dict(self._groups([], since, until)).get((), _NOTHING)
+        live = list(self._live(since, until))
+        totals = dict(self._groups([], since, until, live)).get((), _NOTHING)
         if by == ["execution"]:
-            found, following = self._executions(since, until, after or "", limit)
+            found, following = self._executions(since, until, after or "", limit, live)
         else:
-            groups = self._paged(by, since, until)
+            groups = self._paged(by, since, until, live)
             first = _number(after)
             found = groups[first : first + limit]
             following = str(first + limit) if first + limit < len(groups) else None
@@ -124,34 +125,38 @@ class CostReports:
 
     # --- groups -----------------------------------------------------------------------------------
 
-    def _paged(self, by: list[str], since: datetime | None, until: datetime) -> _Groups:
+    def _paged(
+        self, by: list[str], since: datetime | None, until: datetime, live: list[Share]
+    ) -> _Groups:
         """In the order of the pages; the last one is kept for a while."""
         asked = tuple(by), since, until
         kept = self._kept
         if kept is not None and kept[1] == asked and time.monotonic() - kept[0] < _KEPT_S:
             return kept[2]
-        groups = self._groups(by, since, until)
+        groups = self._groups(by, since, until, live)
         if by and by[0] == "day":
             groups.sort(key=lambda group: group[0])
         else:
-            groups.sort(key=lambda group: (-group[1].usd, group[0]))
+            groups.sort(key=lambda group: (-float(group[1].usd), group[0]))
         self._kept = time.monotonic(), asked, groups
         return groups
 
-    def _groups(self, by: list[str], since: datetime | None, until: datetime) -> _Groups:
+    def _groups(
+        self, by: list[str], since: datetime | None, until: datetime, live: list[Share]
+    ) -> _Groups:
         columns, key_of = self._keys(by)
         sums: Sums[_Key] = Sums()
         width = len(columns)
         days = None if since is None else day_of(since), day_of(until)
         for row in self._billing.settled.rows(columns, *days):
             sums.add(key_of(row), *row[width:])
-        for share in self._live(since, until):
+        for share in live:
             values = tuple(getattr(share, name) for name in columns)
             price = share.usd_per_hour, share.on_demand, share.parts, share.paid, share.needed
             sums.add(key_of((*values, price[0])), *price, bool(share.execution_id))
         return list(sums.amounts().items())
 
-    def _live(self, since: datetime | None, until: datetime) -> Iterator[Any]:
+    def _live(self, since: datetime | None, until: datetime) -> Iterator[Share]:
         ledger, horizon = self._billing.ledger, self._billing.settled.horizon
         began = min((n.started_at for n in ledger.nodes_after(horizon)), default=until)
         begin = max(each for each in (since, horizon, began) if each is not None)
@@ -228,12 +233,17 @@ class CostReports:
     # --- executions -------------------------------------------------------------------------------
 
     def _executions(
-        self, since: datetime | None, until: datetime, after: str, limit: int
+        self,
+        since: datetime | None,
+        until: datetime,
+        after: str,
+        limit: int,
+        every: list[Share],
     ) -> tuple[_Groups, str | None]:
         """Those whose ids come after that one."""
         settled = self._billing.settled
         days = None if since is None else day_of(since), day_of(until)
-        live = [each for each in self._live(since, until) if each.execution_id > after]
+        live = [each for each in every if each.execution_id > after]
         ids = settled.ids(*days, after, limit + 1)
         page = sorted({*ids, *(each.execution_id for each in live)})[: limit + 1]
         if not page:

@@ -36,9 +36,7 @@ EXPLORED = {
             "TimePeriod": {"Start": "2026-03-01", "End": "2026-03-02"},
             "Total": {},
             "Groups": [
-                group(
-                    "Amazon Elastic Compute Cloud - Compute", "EUC1-SpotUsage:g5.xlarge", "10.1"
-                ),
+                group("Amazon Elastic Compute Cloud - Compute", "EUC1-SpotUsage:g5.xlarge", "10.1"),
                 group("EC2 - Other", "EUC1-EBS:VolumeUsage.gp3", "0.8"),
                 group("EC2 - Other", "EUC1-DataTransfer-Out-Bytes", "0.25"),
                 group("Amazon Simple Storage Service", "EUC1-TimedStorage-ByteHrs", "0.05"),
