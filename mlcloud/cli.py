@@ -116,9 +116,23 @@ def sessions() -> None:
 
 
 @main.command()
-def cost() -> None:
-    """What was spent, and what is being spent per hour."""
-    _run("cost")
+@click.option("--by", metavar="FIELDS", help="session (default), day, node, user, tag:KEY …")
+@click.option("--since", metavar="7d", help="So long ago, or a day: 2026-01-31.")
+@click.option("--until", metavar="DAY", help="The same.")
+@click.option("--focus", metavar="FILE", help="Write a FOCUS 1.1 CSV.")
+@click.option("--reconcile", metavar="BILL", help="Beside the cloud's bill: a file, or aws.")
+@click.option("--cluster", metavar="NAME", help="Whose lines of the bill.")
+@click.option("--json", "as_json", is_flag=True, help="Every row as JSON.")
+def cost(as_json: bool, **options: str | None) -> None:
+    """What was spent, and what is being spent per hour.
+
+    \b
+    mlcloud cost --by day --since 30d
+    mlcloud cost --by tag:team,session
+    mlcloud cost --reconcile bill.csv
+    """
+    words = [word for key, value in options.items() if value for word in (f"--{key}", value)]
+    _run("cost", *words, *(["--json"] if as_json else []))
 
 
 @main.command()

@@ -381,15 +381,31 @@ def _preempt(words: list[str]) -> None:
     )
 
 
-def _cost(_: list[str]) -> None:
+def _cost(words: list[str]) -> Any:
+    """`cost [--by day] [--since 7d] [--until DAY] [--json] [--focus FILE] [--reconcile BILL]`."""
     from mlcloud.client.api import default
-    from mlcloud.units import format_usd, format_usd_per_hour
 
-    info = default().cluster.status().info
-    note = ", simulated prices" if info.simulated else ""
-    print(f"{format_usd(info.usd)} so far, {format_usd_per_hour(info.usd_per_hour)} now{note}")
-    for each in info.sessions:
-        print(f"  {each.name}: {format_usd(each.usd)}")
+    parser = Parser(prog="%mlcloud cost", allow_abbrev=False)
+    parser.add_argument(
+        "--by", default="session", help="session, day, node, user, tag:KEY, execution … (session)"
+    )
+    parser.add_argument("--since", metavar="7d", help="so long ago, or a day: 2026-01-31")
+    parser.add_argument("--until", metavar="DAY", help="the same")
+    parser.add_argument("--json", action="store_true", help="every row, money as text")
+    parser.add_argument("--focus", metavar="FILE", help="write a FOCUS 1.1 CSV")
+    parser.add_argument("--reconcile", metavar="BILL", help="the cloud's bill: a file, or aws")
+    parser.add_argument("--cluster", metavar="NAME", help="whose lines of the bill")
+    options = parser.read(shlex.join(words))
+    found = default().costs(options.by, since=options.since, until=options.until)
+    if options.focus:
+        print(f"{found.focus(options.focus):,} charges written to {options.focus}")
+        return None
+    if options.reconcile:
+        return found.reconcile(options.reconcile, options.cluster)
+    if options.json:
+        print(found.to_json())
+        return None
+    return found
 
 
 def _budget(words: list[str]) -> Any:

@@ -7,7 +7,7 @@ returns (`shipment`, `names`) is defined in `values/messages.py`, and opaque her
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Literal
@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 API_VERSION = "1"
 
 Market = Literal["spot", "on-demand"]
+
+TagKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/+@-]{1,128}$")]
+TagValue = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f]*$")]
 
 
 class SessionState(str, Enum):
@@ -183,6 +186,12 @@ class SessionRequest(Model):
     )
     ancestors: list[str] = Field(
         default_factory=list, description="Ids of the sessions from which it was forked."
+    )
+    owner: str | None = Field(
+        None, max_length=100, description="For whom it spends; the client gives the OS user's name."
+    )
+    tags: dict[TagKey, TagValue] = Field(
+        default_factory=dict, max_length=50, description="What costs are grouped by, `team: nlp`."
     )
 
 
@@ -389,6 +398,61 @@ class AttemptInfo(Model):
     market: str = ""
     usd_per_hour: Decimal = Decimal(0)
     until: datetime | None = None
+
+
+class CostRow(Model):
+    """What one group has cost. `idle_usd` is that part of `usd` in which nothing ran."""
+
+    key: dict[str, str] = Field(description="`day`, `session` …: what it is grouped by.")
+    usd: Decimal
+    on_demand_usd: Decimal
+    idle_usd: Decimal
+    node_hours: Decimal = Field(description="Of whole nodes.")
+
+
+class CostEstimate(Model):
+    """What bills beside the nodes. Nobody measured it: see `basis`."""
+
+    what: str
+    usd: Decimal | None = Field(None, description="In the report's time; None: not known.")
+    usd_per_month: Decimal | None = None
+    basis: str = Field(description="How it comes about, with the list price.")
+    source: str
+    as_of: date
+    simulated: bool
+
+
+class CostNode(Model):
+    """A node that rows name."""
+
+    cloud: str
+    region: str
+    zone: str
+    instance_type: str
+    market: Market
+    simulated: bool
+    source: str
+
+
+class Costs(Model):
+    """`GET /v1/costs`: what nodes have cost, by who caused it."""
+
+    by: list[str]
+    since: datetime | None = Field(
+        description="None: from the beginning. Days before yesterday are whole ones, UTC."
+    )
+    until: datetime = Field(description="Give it with `next`, for pages of one and the same time.")
+    usd: Decimal
+    on_demand_usd: Decimal
+    idle_usd: Decimal
+    node_hours: Decimal
+    usd_per_hour: Decimal = Field(description="Of all nodes, now.")
+    simulated: bool = Field(description="Whether prices that nobody is charged are in it.")
+    rows: list[CostRow]
+    next: str | None = Field(None, description="Where the next page begins; None: this is the end.")
+    nodes: dict[str, CostNode] = {}
+    tags: dict[str, dict[str, str]] = Field({}, description="Of the sessions that rows name.")
+    estimates: list[CostEstimate] = []
 
 
 class ClusterInfo(Model):

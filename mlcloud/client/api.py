@@ -19,6 +19,7 @@ from mlcloud.client.cluster import Cluster
 from mlcloud.client.connection import Address, Connection, fixed
 from mlcloud.client.secrets import Declared, declared, find, require
 from mlcloud.client.session import Session, main_namespace
+from mlcloud.client.spending import Spending, When
 from mlcloud.config import Settings
 from mlcloud.cost.budgets import Budget
 from mlcloud.errors import UsageError
@@ -83,6 +84,7 @@ class Client:
         idle_timeout: str | None = None,
         keep_files: str | None = None,
         budget: str | float | Decimal | Budget | None = None,
+        tags: Mapping[str, str] | None = None,
         environment: Any = None,
         secrets: Declared | None = None,
         data: Mapping[str, str] | None = None,
@@ -95,7 +97,8 @@ class Client:
         such as `15m`. Names are shared with `namespace`, by default the notebook's. `keep_files`, a
         size such as `50MB`, has the files of the remote working directory saved with the names, as
         far as they fit into it (none). `budget` is what it may cost, `"5"` dollars or `"5/day"`:
-        then it is checkpointed, parked, and takes no more cells until that is raised.
+        then it is checkpointed, parked, and takes no more cells until that is raised. `tags` are
+        what costs can be grouped by: `{"team": "nlp"}`, then `mlcloud.cost("tag:team")`.
 
         `environment` gives the session packages of its own (the nodes'): `"capture"` for those
         that are installed here, an `mlcloud.environment.Environment`, a list of requirements
@@ -123,6 +126,8 @@ class Client:
             "idle_timeout": idle_timeout,
             "keep_files": keep_files,
             "budget": None if budget is None else as_budget(budget).text,
+            "tags": None if tags is None else dict(tags),
+            "owner": owner(),
         }
         wanted: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         sources = {} if secrets is None else declared(secrets)
@@ -227,6 +232,13 @@ class Client:
         """Dollars the cluster has cost so far."""
         return self.cluster.status().info.usd
 
+    def costs(self, by: str = "session", *, since: When = None, until: When = None) -> Spending:
+        """What was spent, by `day`, `session`, `node`, `user`, `tag:KEY`, `market` … or
+        `execution`; several with commas between. `since` and `until`: `"7d"` ago, a date, a
+        datetime; of days before yesterday whole ones are told (UTC).
+        """
+        return Spending(self._connection, by, since, until)
+
 
 def connect(
     target: str | None = None, *, token: str | None = None, fingerprint: str | None = None
@@ -303,9 +315,23 @@ def sessions() -> list[SessionInfo]:
     return default().sessions()
 
 
-def cost() -> Decimal:
-    """What the default connection's cluster has cost so far, in dollars."""
-    return default().cost()
+def cost(by: str = "session", *, since: When = None, until: When = None) -> Spending:
+    """What the default connection's cluster has cost: `Client.costs`.
+
+    The report shows itself as a table, compares as its total in dollars (`mlcloud.cost() > 5`), and
+    gives a DataFrame (`.to_frame(by="day")`) or a FOCUS file (`.focus("costs.csv")`).
+    """
+    return default().costs(by, since=since, until=until)
+
+
+def owner() -> str | None:
+    """Who spends: the user's name on this computer, None where it has none."""
+    import getpass
+
+    try:
+        return getpass.getuser()[:100] or None
+    except (OSError, KeyError, ImportError):  # an account without a name, as in some containers
+        return None
 
 
 def advise(*, own: str | Iterable[str] = ()) -> AdviceList:

@@ -24,21 +24,23 @@ marked `only_on_spot` and would have cost nothing on demand, so a saving may com
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from decimal import Decimal, localcontext
+from decimal import Decimal
 from fractions import Fraction
+from operator import itemgetter
 
-from mlcloud.cost.ledger import ExecutionSpan, Ledger, NodeSpan, Placement, Span
+from mlcloud.cost.ledger import Ledger, NodeSpan, Placement, Span
+from mlcloud.cost.pieces import microseconds, per_microsecond, pieces
+from mlcloud.cost.pieces import to_usd as to_usd
+from mlcloud.cost.spent import spent as spent
+from mlcloud.cost.spent import usd_per_hour_now as usd_per_hour_now
 
-_MICROSECOND = timedelta(microseconds=1)
-_MICROSECONDS_PER_HOUR = timedelta(hours=1) // _MICROSECOND
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-#: Amounts are read in billionths of a dollar, half of one being the error.
-_NANODOLLAR = Decimal("1E-9")
+_FIRST = itemgetter(0)
 
 
 # --- the answer -----------------------------------------------------------------------------------
@@ -92,23 +94,20 @@ class Bill:
         return any(node.offer.simulated for node in self.nodes)
 
 
-def to_usd(amount: Fraction) -> Decimal:
-    """`amount` dollars to the nearest billionth."""
-    with localcontext() as context:
-        context.prec = 50
-        return (Decimal(amount.numerator) / Decimal(amount.denominator)).quantize(_NANODOLLAR)
-
-
 # --- questions ------------------------------------------------------------------------------------
 
 
-def execution_cost(ledger: Ledger, execution_id: str, now: datetime) -> Bill:
+def execution_cost(
+    ledger: Ledger, execution_id: str, now: datetime, *, since: datetime | None = None
+) -> Bill:
     """What an execution cost on all nodes that it saw, up to `now` if it still runs."""
     spans = ledger.spans_of(execution_id)
     if not spans:
         return Bill(execution_id=execution_id)
     session_id = spans[0].session_id
     window = min(s.started_at for s in spans), max(s.until(now) for s in spans)
+    if since is not None:
+        window = max(window[0], since), window[1]
     mine = [
         charge
         for charge in charges(ledger, now, since=window[0], until=window[1], session_id=session_id)
@@ -134,31 +133,24 @@ def cluster_cost(
     lower, upper = since or _EPOCH, min(until or now, now)
     spans = [
         NodeSpan(n.node_id, n.offer, max(n.started_at, lower), min(n.until(now), upper))
-        for n in ledger.nodes
+        for n in ledger.nodes_after(since)
     ]
     every = list(charges(ledger, now, since=since, until=until))
     return _bill(ledger, every, spans, now)
 
 
-def node_cost(node: NodeSpan, now: datetime) -> Fraction:
-    """A node's bill, in exact dollars: its price times its time."""
-    return _per_microsecond(node.offer.usd_per_hour) * _microseconds(
-        node.started_at, node.until(now)
+def node_cost(node: NodeSpan, now: datetime, ledger: Ledger | None = None) -> Fraction:
+    """A node's bill, in exact dollars: its price times its time; `ledger` knows when it changed."""
+    begin, end = node.started_at, node.until(now)
+    if ledger is None:
+        return per_microsecond(node.offer.usd_per_hour) * microseconds(begin, end)
+    return sum(
+        (
+            per_microsecond(rate.usd_per_hour) * microseconds(rate.begin, rate.end)
+            for rate in (ledger.rates(node, begin, end) if begin < end else ())
+        ),
+        Fraction(0),
     )
-
-
-def usd_per_hour_now(ledger: Ledger, now: datetime, session_id: str | None = None) -> Decimal:
-    """The rate at which money is being spent at `now`: by the cluster, or by one session."""
-    rate = Fraction(0)
-    for node in ledger.nodes:
-        if not _covers(node, now):
-            continue
-        price = Fraction(node.offer.usd_per_hour)
-        if session_id is not None:
-            shares, _ = _shares([p for p in ledger.placements_on(node.node_id) if _covers(p, now)])
-            price *= sum((share for p, share in shares if p.session_id == session_id), Fraction(0))
-        rate += price
-    return to_usd(rate)
 
 
 def charges(
@@ -174,108 +166,20 @@ def charges(
     `since` and `until` cut off what lies outside; with `session_id` only the nodes that this
     session was placed on are looked at.
     """
-    for node in ledger.nodes:
-        placed = ledger.placements_on(node.node_id)
-        if session_id is not None and all(p.session_id != session_id for p in placed):
-            continue
+    of = ledger.nodes_after(since) if session_id is None else ledger.nodes_of(session_id, since)
+    for node in of:
         begin = node.started_at if since is None else max(node.started_at, since)
         end = node.until(now) if until is None else min(node.until(now), until)
-        if begin < end:
-            yield from _divide(node, placed, ledger, begin, end, now)
+        sums: dict[tuple[str | None, str | None], tuple[Fraction, Fraction]] = {}
+        for piece in pieces(ledger, node, begin, end, now):
+            key = piece.session_id, piece.execution_id
+            usd, on_demand = sums.get(key, (Fraction(0), Fraction(0)))
+            sums[key] = (usd + piece.usd, on_demand + piece.on_demand_usd)
+        for (session, execution), (usd, on_demand) in sums.items():
+            yield Charge(node.node_id, session, execution, usd, on_demand)
 
 
-# --- how a node's bill is divided -----------------------------------------------------------------
-
-
-def _divide(
-    node: NodeSpan,
-    placements: list[Placement],
-    ledger: Ledger,
-    begin: datetime,
-    end: datetime,
-    now: datetime,
-) -> Iterator[Charge]:
-    """One node's bill from `begin` to `end`, cut at every change and summed by who caused it."""
-    changes: list[tuple[datetime, bool, Placement | ExecutionSpan]] = []
-    spans: list[Placement | ExecutionSpan] = [*placements]
-    for session in dict.fromkeys(p.session_id for p in placements):
-        spans.extend(ledger.executions_after(session, begin))
-    for span in spans:
-        if span.started_at < end and (span.ended_at is None or span.ended_at > begin):
-            start, stop = max(span.started_at, begin), min(span.until(now), end)
-            if start < stop:
-                changes += [(start, True, span), (stop, False, span)]
-    changes.sort(key=lambda change: change[0])
-
-    placed: list[Placement] = []
-    shares: list[tuple[Placement, Fraction | int]] = []
-    free: Fraction | int = 1
-    running: dict[str, list[ExecutionSpan]] = {}
-    # Microseconds of the whole node, and those of them that on-demand would have needed too.
-    sums: dict[tuple[str | None, str | None], tuple[Fraction | int, Fraction | int]] = {}
-
-    def charge(
-        session: str | None, execution: str | None, part: Fraction | int, only_on_spot: bool
-    ) -> None:
-        paid, needed = sums.get((session, execution), (0, 0))
-        sums[session, execution] = (paid + part, needed if only_on_spot else needed + part)
-
-    def settle(time: int) -> None:
-        for placement, share in shares:
-            part = share * time
-            current = running.get(placement.session_id)
-            if not current:
-                charge(placement.session_id, None, part, placement.only_on_spot)
-                continue
-            for execution in current:
-                charge(
-                    placement.session_id,
-                    execution.execution_id,
-                    part if len(current) == 1 else Fraction(part) / len(current),
-                    placement.only_on_spot or execution.only_on_spot,
-                )
-        if free:
-            charge(None, None, free * time, False)
-
-    at = begin
-    for time, starts, span in changes:
-        if time > at:
-            settle(_microseconds(at, time))
-            at = time
-        if isinstance(span, Placement):
-            placed.append(span) if starts else placed.remove(span)
-            shares, free = _shares(placed)
-        else:
-            active = running.setdefault(span.session_id, [])
-            active.append(span) if starts else active.remove(span)
-    settle(_microseconds(at, end))
-    price, on_demand = node.offer.usd_per_hour, node.on_demand_rate
-    for (session_id, execution_id), (paid, needed) in sums.items():
-        if paid:
-            yield Charge(
-                node.node_id,
-                session_id,
-                execution_id,
-                _per_microsecond(price) * paid,
-                _per_microsecond(on_demand) * needed,
-            )
-
-
-def _shares(placed: list[Placement]) -> tuple[list[tuple[Placement, Fraction | int]], Fraction]:
-    """What each of `placed` has of the node, together no more than all of it, and what is left."""
-    parts, left = _scaled(tuple(p.share for p in placed))
-    return list(zip(placed, parts, strict=True)), left
-
-
-@functools.lru_cache(maxsize=256)
-def _scaled(
-    shares: tuple[Fraction | Decimal, ...],
-) -> tuple[list[Fraction | int], Fraction]:
-    total = sum((Fraction(share) for share in shares), Fraction(0))
-    parts = [Fraction(share) / max(Fraction(1), total) for share in shares]
-    left = max(Fraction(0), 1 - total)
-    # Most sessions have a node for themselves, and whole numbers add up twenty times faster.
-    return [int(part) if part.denominator == 1 else part for part in parts], left
+# --- bills ----------------------------------------------------------------------------------------
 
 
 def _bill(
@@ -325,13 +229,18 @@ def _moves(stays: list[tuple[datetime, datetime, str]]) -> int:
     the node where the session is, or was last.
     """
     moves = 0
-    for number, (start, _, node_id) in enumerate(stays):
-        before = [stay for stay in stays[:number] if stay[0] < start]
-        if not before:
-            continue
-        still_here = any(stay[1] >= start and stay[2] == node_id for stay in before)
-        last = max(before, key=lambda stay: stay[1])
-        moves += not still_here and last[2] != node_id
+    ends: dict[str, datetime] = {}  # of stays that began earlier, by node
+    last: tuple[datetime, str] | None = None
+    for _, group in itertools.groupby(stays, key=_FIRST):
+        together = list(group)
+        for start, _, node_id in together:
+            if last is not None:
+                still_here = node_id in ends and ends[node_id] >= start
+                moves += not still_here and last[1] != node_id
+        for _, end, node_id in together:
+            ends[node_id] = max(end, ends.get(node_id, end))
+            if last is None or end > last[0]:
+                last = end, node_id
     return moves
 
 
@@ -343,16 +252,3 @@ def _union(spans: list[tuple[datetime, datetime]]) -> timedelta:
             total += stop - max(start, reached)
             reached = stop
     return total
-
-
-def _covers(span: Span, now: datetime) -> bool:
-    return span.started_at <= now and (span.ended_at is None or now < span.ended_at)
-
-
-def _microseconds(begin: datetime, end: datetime) -> int:
-    return max(0, (end - begin) // _MICROSECOND)
-
-
-@functools.cache
-def _per_microsecond(usd_per_hour: Decimal) -> Fraction:
-    return Fraction(usd_per_hour) / _MICROSECONDS_PER_HOUR

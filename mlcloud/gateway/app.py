@@ -39,6 +39,7 @@ from mlcloud.gateway import (
 from mlcloud.gateway.budgets import CLUSTER
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
+from mlcloud.gateway.costs import MOST_ROWS
 from mlcloud.models import (
     AdviceReport,
     Boundary,
@@ -47,6 +48,7 @@ from mlcloud.models import (
     ClusterInfo,
     CompleteAnswer,
     CompleteRequest,
+    Costs,
     ErrorBody,
     ExecutionInfo,
     FailureReport,
@@ -93,6 +95,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+CostsBy = Annotated[
+    str,
+    Query(
+        max_length=500,
+        description="What to group by: `day`, `session`, `node`, `user`, `tag:KEY`, `market`, "
+        "`instance_type`, `zone`, `price`, or several with commas between; or `execution`.",
+    ),
+]
+Moment = Annotated[AwareDatetime | None, Query(description="With its time zone.")]
 Cursor = Annotated[int, Query(ge=0, description="The number of the last event that was seen.")]
 StepSeconds = Annotated[int, Query(ge=10, le=86400, description="How long a step is.")]
 Modules = Annotated[
@@ -308,6 +319,16 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     @routes.get("/spend")
     async def get_spend(since: AwareDatetime, step_s: StepSeconds = 60) -> Spend:
         return await gateway.spend(since, step_s)
+
+    @routes.get("/costs")
+    def read_costs(
+        by: CostsBy = "session",
+        since: Moment = None,
+        until: Moment = None,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 1000,
+    ) -> Costs:
+        return gateway.costs.report(by.split(","), since, until, after=after, limit=limit)
 
     @routes.get("/budgets")
     async def list_budgets() -> list[BudgetInfo]:

@@ -1,50 +1,70 @@
 """The gateway's ledger: what the meter needs to know, appended to the database as it happens.
 
-cloud records ─► NodeSpan                     (the cloud keeps these itself)
-sessions      ─► Placement, ExecutionSpan ─► table `ledger` ─► the same ledger after a restart
+cloud records ─► NodeSpan, PriceChange     ─┐
+sessions      ─► Placement, ExecutionSpan ─┴► table `ledger` ─► the same ledger after a restart
+                                              days that are over ─► `settled.py`
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from fractions import Fraction
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import HEAD
 from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.records import now
-from mlcloud.cost.ledger import ExecutionSpan, Ledger, NodeSpan, Placement
+from mlcloud.cost.ledger import Entry, ExecutionSpan, Ledger, NodeSpan, Placement, PriceChange
 from mlcloud.cost.meter import Bill as MeterBill
-from mlcloud.cost.meter import cluster_cost, execution_cost, session_cost, usd_per_hour_now
+from mlcloud.cost.meter import execution_cost, spent, to_usd, usd_per_hour_now
 from mlcloud.cost.prices import on_demand_usd_per_hour
-from mlcloud.gateway import db
+from mlcloud.cost.shares import Sums, day_of, midnight
+from mlcloud.gateway import db, entries
+from mlcloud.gateway.settled import Settled
 
-_ADD = db.insert_into(db.ledger, "kind", "entry")
+log = logging.getLogger(__name__)
+
+#: How long after its end (UTC) a day is settled: most of what is learnt late is known by then.
+SETTLE_AFTER = timedelta(hours=6)
 
 
 class Billing:
-    """Entries in, bills out."""
+    """Entries in, bills out. `ledger` holds what is not settled yet (`settled.py`)."""
 
     def __init__(self, engine: Engine, offers: list[Offer]) -> None:
         self._engine = engine
         self._offers = offers
+        self.settled = Settled(engine)
         self.ledger = Ledger()
+        self._late: datetime | None = None  # the first settled moment that a new fact changes
+        self._settling: datetime | None = None  # the same, since settling has begun
+        self._is_settling = False
+        self.turns = 0  # odd while days move between `settled` and `ledger`
+        self._sums: dict[tuple[int | None, str | None], Fraction] = {}
         with engine.connect() as connection:
-            for row in connection.execute(select(db.ledger).order_by(db.ledger.c.id)):
-                self.ledger.append(_from_json(row.kind, json.loads(row.entry)))
+            rows = entries.live(connection)
+        for row in rows:
+            touched = self.ledger.append(row.entry)
+            if row.live == entries.NEW:
+                self._touch(touched)
+        self.mend()
+
+    # --- entries ----------------------------------------------------------------------------------
 
     def see(self, instances: list[Instance]) -> None:
         """Bring the nodes up to date with the cloud's records."""
-        known = {node.node_id: node for node in self.ledger.nodes}
+        changed = []
         for instance in instances:
-            node = known.get(instance.id)
+            node = self.ledger.node(instance.id) if self.ledger.knows(instance.id) else None
             if node is None or node.ended_at != instance.ended_at:
-                self.ledger.append(
+                changed.append(
                     NodeSpan(
                         node_id=instance.id,
                         offer=instance.offer,
@@ -53,13 +73,46 @@ class Billing:
                         on_demand_usd_per_hour=on_demand_usd_per_hour(instance.offer, self._offers),
                     )
                 )
+        self._enter(changed)
+        self.mend()
 
-    def recall(self, recorded: list[NodeSpan], instances: list[Instance]) -> None:
-        """Nodes that the store knows of, and the cloud's own records do not: they are gone."""
+    def recall(self, recorded: list[NodeSpan | PriceChange], instances: list[Instance]) -> None:
+        """What the store knows of nodes. Those that the cloud's own records do not are gone."""
         known = {each.id for each in instances}
-        for node in recorded:
-            if node.node_id not in known:
-                self.ledger.append(replace(node, ended_at=node.ended_at or now()))
+        changed: list[NodeSpan | PriceChange] = []
+        for each in recorded:
+            if isinstance(each, PriceChange):
+                if each not in self.ledger.price_changes:
+                    changed.append(each)
+            elif not self.ledger.knows(each.node_id):
+                gone = each.node_id not in known
+                changed.append(replace(each, ended_at=each.ended_at or now()) if gone else each)
+        self._enter(changed)
+        gone_here = [
+            replace(node, ended_at=now())
+            for node in self.ledger.nodes_after(now())
+            if node.ended_at is None and node.node_id not in known
+        ]
+        self._enter(gone_here)
+        self.mend()
+
+    def price(self, node_id: str, usd_per_hour: Decimal, at: datetime | None = None) -> None:
+        """From then on (now) the node costs this, as the cloud says of a spot price that moves.
+
+        Saying what is in force already changes nothing.
+        """
+        since = at or now()
+        node = self.ledger.node(node_id)
+        if self.ledger.rates(node, since, since)[0].usd_per_hour != usd_per_hour:
+            self._enter([PriceChange(node_id, since, usd_per_hour)])
+
+    def _enter(self, changed: Sequence[NodeSpan | PriceChange]) -> None:
+        if changed:
+            with db.writing(self._engine) as connection:
+                for each in changed:
+                    entries.add(each, connection)
+            for each in changed:
+                self.append(each)
 
     def add(self, entry: Placement | ExecutionSpan, connection: Connection | None = None) -> None:
         """Enter it, as a part of the caller's transaction where one is given.
@@ -68,12 +121,15 @@ class Billing:
         """
         with db.part_of(connection, self._engine) as transaction:
             self.write(entry, transaction)
-        self.ledger.append(entry)
+        self.append(entry)
 
     def write(self, entry: Placement | ExecutionSpan, connection: Connection) -> None:
-        """Only into the table; `ledger.append` it when that is committed."""
-        row = {"kind": type(entry).__name__, "entry": json.dumps(_plain(entry))}
-        _ADD.run(connection, row)
+        """Only into the table; `append` it when that is committed."""
+        entries.add(entry, connection)
+
+    def append(self, entry: Entry) -> None:
+        """What is in the table already."""
+        self._touch(self.ledger.append(entry))
 
     def open_placements(self, session_id: str) -> list[Placement]:
         return [p for p in self.ledger.placements_of(session_id) if p.ended_at is None]
@@ -82,9 +138,9 @@ class Billing:
         """The session holds no node any more (`at` the latest when its node ended)."""
         for placement in self.open_placements(session_id):
             ends = at or now()
-            node = next((n for n in self.ledger.nodes if n.node_id == placement.node_id), None)
-            if node is not None and node.ended_at is not None:
-                ends = min(ends, node.ended_at)
+            if self.ledger.knows(placement.node_id):
+                node_ended = self.ledger.node(placement.node_id).ended_at
+                ends = min(ends, node_ended or ends)
             self.add(
                 Placement(
                     placement.session_id,
@@ -96,14 +152,135 @@ class Billing:
                 )
             )
 
+    # --- days that are over -----------------------------------------------------------------------
+
+    def _touch(self, moment: datetime | None) -> None:
+        if moment is None:
+            return
+        if self._is_settling:
+            self._settling = moment if self._settling is None else min(moment, self._settling)
+        horizon = self.settled.horizon
+        if horizon is not None and moment < horizon:
+            self._late = moment if self._late is None else min(moment, self._late)
+
+    def mend(self) -> None:
+        """Have settled days again what has become known of them since. Not in a transaction."""
+        horizon = self.settled.horizon
+        if horizon is None or self._is_settling:
+            return
+        if now() < horizon:  # the clock was set back
+            self._late = min(now(), self._late or now())
+        if self._late is not None:
+            log.info("what was known of the costs since %s has changed: once more", self._late)
+            self.turns += 1
+            self.ledger = Ledger(self.settled.reopen(self._late))
+            self.turns += 1
+            self._late = None
+            self._sums.clear()
+
+    def due(self) -> bool:
+        """Whether a day is over that is not settled yet."""
+        until = self._until()
+        first = min((each.started_at for each in self.ledger.nodes), default=None)
+        if first is None or self._is_settling:
+            return False
+        done = self.settled.day
+        return until > (day_of(first) if done is None else done)
+
+    def _until(self) -> int:
+        return day_of(now() - SETTLE_AFTER)
+
+    async def settle(self) -> None:
+        """Settle the days that are over; what takes long is done in a thread."""
+        until = self._until()
+        self._is_settling, self._settling = True, None
+        try:
+            await asyncio.to_thread(self.settled.settle, until, now())
+            self.take(until)
+        finally:
+            self._is_settling = False
+        self.mend()
+
+    def take(self, until: int) -> None:
+        self.turns += 1
+        self.settled.take(until)
+        self.ledger = self.ledger.after(midnight(until))
+        self.turns += 1
+        self._sums.clear()
+        if self._settling is not None and self._settling < midnight(until):
+            self._late = self._settling
+
+    # --- bills ------------------------------------------------------------------------------------
+
+    def spent(self, session_id: str | None = None, since: datetime | None = None) -> Decimal:
+        """Dollars, by a session or by all. `since`: of a day that is settled, all of it."""
+        return to_usd(self._exact(session_id, since))
+
+    def _exact(self, session_id: str | None, since: datetime | None) -> Fraction:
+        horizon = self.settled.horizon
+        if horizon is None or (since is not None and since >= horizon):
+            return spent(self.ledger, now(), since=since, session_id=session_id)
+        key = None if since is None else day_of(since), session_id
+        before = self._sums.get(key)
+        if before is None:
+            before = self._sums[key] = self.settled.spent(*key)
+        return before + spent(self.ledger, now(), since=horizon, session_id=session_id)
+
+    @property
+    def horizon(self) -> datetime | None:
+        """When the first day begins that is not settled; None where none is."""
+        return self.settled.horizon
+
+    def spent_on(self, day: datetime) -> dict[str | None, Fraction]:
+        """What each session cost on a settled day, None: no session."""
+        sums: Sums[str | None] = Sums()
+        number = day_of(day)
+        for session_id, *row in self.settled.rows(["session_id"], number, number + 1):
+            sums.add(session_id or None, *row)
+        return {key: amount.usd for key, amount in sums.amounts().items()}
+
+    def spent_before(self, horizon: datetime) -> Fraction:
+        """What all cost in the days that are settled."""
+        return self.settled.spent(None, None)
+
+    def spent_by(self, execution_id: str) -> Decimal:
+        """Dollars, by an execution."""
+        horizon = self.settled.horizon
+        live = execution_cost(self.ledger, execution_id, now(), since=horizon).exact
+        if horizon is not None and self._began_before(execution_id, horizon):
+            live += sum(usd for usd, _ in self.settled.execution(execution_id).values())
+        return to_usd(live)
+
+    def _began_before(self, execution_id: str, horizon: datetime) -> bool:
+        spans = self.ledger.spans_of(execution_id)
+        return not spans or min(each.started_at for each in spans) < horizon
+
     def execution(self, execution_id: str) -> MeterBill:
-        return execution_cost(self.ledger, execution_id, now())
+        """Its bill; one of long ago is worked out from the session's rows."""
+        horizon = self.settled.horizon
+        if horizon is None or not self._began_before(execution_id, horizon):
+            return execution_cost(self.ledger, execution_id, now())
+        session_id = self.settled.session_of(execution_id)
+        if session_id is None:
+            return execution_cost(self.ledger, execution_id, now(), since=horizon)
+        with self._engine.connect() as connection:
+            rows = entries.of_session(connection, session_id)
+        # Others that were on the same nodes are not in these rows: the sums are those that are
+        # settled, and what is live.
+        whole = execution_cost(Ledger(each.entry for each in rows), execution_id, now())
+        live = execution_cost(self.ledger, execution_id, now(), since=horizon)
+        parts = self.settled.execution(execution_id).values()
+        return replace(
+            whole,
+            exact=live.exact + sum(usd for usd, _ in parts),
+            exact_on_demand=live.exact_on_demand + sum(on_demand for _, on_demand in parts),
+            charges=live.charges,
+        )
 
-    def session(self, session_id: str) -> MeterBill:
-        return session_cost(self.ledger, session_id, now())
-
-    def cluster(self) -> MeterBill:
-        return cluster_cost(self.ledger, now())
+    def simulated(self, session_id: str | None = None) -> bool:
+        """Whether any node that it is on has a price that nobody is charged."""
+        nodes = self.ledger.nodes if session_id is None else self.ledger.nodes_of(session_id)
+        return any(node.offer.simulated for node in nodes)
 
     def per_hour(self, session_id: str | None = None) -> Decimal:
         return usd_per_hour_now(self.ledger, now(), session_id)
@@ -111,22 +288,3 @@ class Billing:
 
 def is_worker(instance: Instance) -> bool:
     return instance.node_type != HEAD
-
-
-def _plain(entry: Placement | ExecutionSpan) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for key, value in vars(entry).items():
-        if isinstance(value, datetime):
-            plain[key] = value.isoformat()
-        else:
-            plain[key] = str(value) if isinstance(value, Decimal) else value
-    return plain
-
-
-def _from_json(kind: str, plain: dict[str, Any]) -> Placement | ExecutionSpan:
-    for key in ("started_at", "ended_at"):
-        plain[key] = datetime.fromisoformat(plain[key]) if plain[key] else None
-    if kind == "Placement":
-        plain["share"] = Decimal(plain["share"])
-        return Placement(**plain)
-    return ExecutionSpan(**plain)

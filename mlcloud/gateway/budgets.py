@@ -25,7 +25,6 @@ from sqlalchemy import delete, insert, select
 
 from mlcloud.cluster.records import now
 from mlcloud.cost.budgets import ALERTS, Limit, Look, look
-from mlcloud.cost.meter import cluster_cost, session_cost
 from mlcloud.errors import BudgetExceeded, MLCloudError, UsageError
 from mlcloud.gateway import db, hosting
 from mlcloud.models import BudgetInfo
@@ -181,7 +180,7 @@ class Budgets:
         limit = max_cost(execution.options)
         if limit is None:
             return
-        spent = self._services.billing.execution(execution.id).usd
+        spent = self._services.billing.spent_by(execution.id)
         rate = self._services.billing.per_hour(session.id)
         seen = look(Limit(limit), ALERTS, spent, rate, LOOK_S + 1)
         if not seen.stop:
@@ -217,13 +216,13 @@ class Budgets:
         return bool(budget.stopped)
 
     def _look(self, budget: InForce) -> Look:
-        at, billing = now(), self._services.billing
-        since = budget.limit.starts(at)
+        billing = self._services.billing
+        since = budget.limit.starts(now())
         if budget.whose == CLUSTER:
-            spent = cluster_cost(billing.ledger, at, since=since).usd
+            spent = billing.spent(since=since)
             rate = billing.per_hour()
         else:
-            spent = session_cost(billing.ledger, budget.whose, at, since=since).usd
+            spent = billing.spent(budget.whose, since)
             rate = billing.per_hour(budget.whose)
         pending = max((sum(e.pending.values()) for e in self._covered(budget)), default=0)
         stop_s = LOOK_S + STOP_S + pending / BYTES_A_SECOND

@@ -22,10 +22,12 @@ from mlcloud.cluster.clouds.headed import Headed
 from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.cluster.records import now
 from mlcloud.config import Settings
+from mlcloud.cost.ledger import NodeSpan, PriceChange
 from mlcloud.errors import MLCloudError, NotFound, StoreError
 from mlcloud.gateway.billing import Billing, is_worker
 from mlcloud.gateway.budgets import Budgets
 from mlcloud.gateway.comeback import Comeback
+from mlcloud.gateway.costs import CostReports
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
@@ -87,7 +89,7 @@ class Gateway:
         self.cluster = EmbeddedCluster(settings, on_end=self._node_ended, on_attempt=self._attempt)
         self.billing = Billing(self.engine, self.cluster.cloud.offers())
         self.billing.recall(self.record.nodes(), self.cluster.cloud.instances())
-        self.spending = Spending(self.billing.ledger)
+        self.spending = Spending(lambda: self.billing.ledger, self.billing)
         self.preemptions = Preemptions()
         leaving: dict[str, Leaving] = {}
         self.sessions = Sessions(
@@ -114,6 +116,7 @@ class Gateway:
             )
         )
         self.budgets = Budgets(self.sessions)
+        self.costs = CostReports(self.billing, self.engine, self.store)
         self.sessions.services.refuse = self.budgets.refuse
         self.budgets.recall(self.record.budgets())
         self.comeback = Comeback(self.sessions, settings.spot_return)
@@ -194,6 +197,11 @@ class Gateway:
         while True:
             await asyncio.sleep(BILLING_S)
             self._see(await asyncio.to_thread(self.cluster.cloud.instances))
+            if self.billing.due():
+                try:
+                    await self.billing.settle()
+                except Exception:
+                    log.exception("what days cost could not be settled, it is tried again")
 
     async def _keep_record(self) -> None:
         """Into the store: a cell's end at once, what it shows within seconds, all every 30 s."""
@@ -215,7 +223,8 @@ class Gateway:
                 await session.write_record()
         if everything:
             try:
-                nodes, budgets = self.billing.ledger.nodes, self.budgets.plain()
+                ledger, budgets = self.billing.ledger, self.budgets.plain()
+                nodes: list[NodeSpan | PriceChange] = [*ledger.nodes, *ledger.price_changes]
                 await asyncio.to_thread(self.record.write_nodes, nodes, budgets)
             except MLCloudError as error:
                 log.warning("what nodes cost could not be recorded: %s", error)
@@ -338,7 +347,6 @@ class Gateway:
 
     def cluster_info(self) -> ClusterInfo:
         self.billing.see(self.cluster.cloud.instances())
-        bill = self.billing.cluster()
         state: Any = self.cluster.state
         return ClusterInfo(
             name=self.cluster.name,
@@ -349,7 +357,7 @@ class Gateway:
             sessions=self.sessions.infos(),
             standing_usd_per_hour=self._standing(),
             store=self.store.url,
-            usd=bill.usd,
+            usd=self.billing.spent(),
             usd_per_hour=self.billing.per_hour(),
             simulated=all(each.simulated for each in self.cluster.cloud.offers()),
             offers=sorted({each.describe() for each in self.cluster.types}),

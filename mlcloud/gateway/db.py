@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Connection,
     DateTime,
@@ -35,6 +36,7 @@ from sqlalchemy import (
     event,
     insert,
     inspect,
+    text,
     update,
 )
 from sqlalchemy.schema import CreateColumn
@@ -108,7 +110,41 @@ ledger = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("kind", String, nullable=False),
     Column("entry", Text, nullable=False),
+    Column("session_id", String, nullable=False, server_default=""),
+    Column("ended", BigInteger),  # microseconds since 1970; none: open, or not known
+    Column("live", Integer, nullable=False, server_default="1"),  # `entries.py`
+    Index("ledger_live", "live", sqlite_where=text("live > 0"), postgresql_where=text("live > 0")),
+    Index("ledger_of_session", "session_id"),
+    Index("ledger_ended", "ended"),
 )
+
+# What nodes cost on days that are over, by who caused it (`settled.py`): a row for each day, with
+# all of it packed (`columns.py`); and executions, to be found by their ids: `paid` / `parts`
+# microseconds of a node at a price. `odd`: the three as text where they are too large.
+settled = Table(
+    "settled",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # since 1970
+    Column("shares", LargeBinary, nullable=False),
+)
+settled_executions = Table(
+    "settled_executions",
+    metadata,
+    Column("execution_id", String, nullable=False),
+    Column("day", Integer, nullable=False),
+    Column("node_id", String, nullable=False),
+    Column("session_id", String, nullable=False),
+    Column("usd_per_hour", String, nullable=False),
+    Column("on_demand", String, nullable=False),
+    Column("parts", BigInteger, nullable=False),
+    Column("paid", BigInteger, nullable=False),
+    Column("needed", BigInteger, nullable=False),
+    Column("odd", String, nullable=False),
+    Index("settled_executions_by_day", "day"),
+    Index("settled_of_execution", "execution_id"),
+)
+# One row: days before this one are settled.
+horizon = Table("horizon", metadata, Column("day", Integer, primary_key=True, autoincrement=False))
 
 # How far each session is in the store's record (`record.py`).
 recorded = Table(
@@ -174,14 +210,16 @@ def open_database(url: str) -> Engine:
 
 
 def _add_columns(engine: Engine) -> None:
-    """Columns that came after this database was made; each has a default."""
+    """Columns and indexes that came after this database was made; columns have a default."""
     for table in metadata.tables.values():
         there = {column["name"] for column in inspect(engine).get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:
-                text = CreateColumn(column).compile(dialect=engine.dialect)
+                made = CreateColumn(column).compile(dialect=engine.dialect)
                 with engine.begin() as connection:
-                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {text}")
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {made}")
+        for index in table.indexes:
+            index.create(engine, checkfirst=True)
 
 
 @contextmanager

@@ -18,18 +18,15 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import asdict
-from datetime import date, datetime
-from decimal import Decimal
+from datetime import datetime
 from typing import Any
 
 import msgpack
 from sqlalchemy import Connection, Engine, delete, func, insert, select
 
-from mlcloud.cluster.offers import Offer
-from mlcloud.cost.ledger import NodeSpan
+from mlcloud.cost.ledger import NodeSpan, PriceChange
 from mlcloud.errors import Conflict, Damaged, StepExists
-from mlcloud.gateway import db, lease
+from mlcloud.gateway import db, entries, lease
 from mlcloud.gateway.snapshots import KIND as SNAPSHOTS
 from mlcloud.models import ExecutionState, SessionState
 from mlcloud.store import ChunkRef, Signer, Store
@@ -166,9 +163,11 @@ class Record:
         body = {"session_id": session_id, "cluster": self.cluster}
         self._store.commit(NAMES, name, step, body, sign=self._signer.sign)
 
-    def write_nodes(self, nodes: Iterable[NodeSpan], budgets: list[list[Any]]) -> None:
+    def write_nodes(
+        self, nodes: Iterable[NodeSpan | PriceChange], budgets: list[list[Any]]
+    ) -> None:
         """What nodes cost, and the budgets, where that has changed."""
-        plain = [_node_to_plain(each) for each in nodes]
+        plain = [[type(each).__name__, entries.to_plain(each)] for each in nodes]
         if (plain, budgets) == self._nodes:
             return
         name = f"cluster-{self.cluster}"
@@ -240,8 +239,8 @@ class Record:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def nodes(self) -> list[NodeSpan]:
-        """What the store knows of this cluster's nodes."""
+    def nodes(self) -> list[NodeSpan | PriceChange]:
+        """What the store knows of this cluster's nodes and their prices."""
         name = f"cluster-{self.cluster}"
         step = self._store.latest(KIND, name)
         if step is None:
@@ -390,10 +389,10 @@ class Record:
                 table = _TABLES[name]
                 for row in rows:
                     connection.execute(insert(table).values(_from_plain(table, row)))
-            here = {(each.kind, each.entry) for each in connection.execute(select(db.ledger))}
-            for kind, entry in ledger:
-                if (kind, entry) not in here:
-                    connection.execute(insert(db.ledger).values(kind=kind, entry=entry))
+            here = {(kind, entry) for _, kind, entry in _spans(connection, session_id)}
+            rows = [entries.row_of(*each) for each in ledger if tuple(each) not in here]
+            if rows:
+                connection.execute(insert(db.ledger), rows)
             highest = connection.execute(select(func.max(db.ledger.c.id))).scalar()
             mark["entry"] = highest or 0
             connection.execute(insert(db.recorded).values(mark))
@@ -411,8 +410,13 @@ def _spans(connection: Connection, session_id: str, after: int = 0) -> list[list
     """The ledger's entries of a session: id, kind, entry."""
     return [
         [each.id, each.kind, each.entry]
-        for each in connection.execute(select(db.ledger).where(db.ledger.c.id > after))
-        if json.loads(each.entry)["session_id"] == session_id
+        for each in connection.execute(
+            select(db.ledger)
+            .where(db.ledger.c.id > after, db.ledger.c.session_id.in_([session_id, ""]))
+            .order_by(db.ledger.c.id)
+        )
+        # Older rows do not say whose they are; those of nodes are nobody's.
+        if each.session_id or json.loads(each.entry).get("session_id") == session_id
     ]
 
 
@@ -433,32 +437,9 @@ def _from_plain(table: Any, plain: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _node_to_plain(node: NodeSpan) -> list[Any]:
-    return [
-        node.node_id,
-        {
-            **asdict(node.offer),
-            "usd_per_hour": str(node.offer.usd_per_hour),
-            "as_of": node.offer.as_of.isoformat(),
-        },
-        node.started_at.isoformat(),
-        node.ended_at.isoformat() if node.ended_at else None,
-        str(node.on_demand_usd_per_hour) if node.on_demand_usd_per_hour is not None else None,
-    ]
-
-
-def _node_from_plain(plain: list[Any]) -> NodeSpan:
-    node_id, offer, started, ended, on_demand = plain
-    return NodeSpan(
-        node_id=node_id,
-        offer=Offer(
-            **{
-                **offer,
-                "usd_per_hour": Decimal(offer["usd_per_hour"]),
-                "as_of": date.fromisoformat(offer["as_of"]),
-            }
-        ),
-        started_at=datetime.fromisoformat(started),
-        ended_at=datetime.fromisoformat(ended) if ended else None,
-        on_demand_usd_per_hour=None if on_demand is None else Decimal(on_demand),
-    )
+def _node_from_plain(plain: list[Any]) -> Any:
+    if len(plain) == 2:
+        return entries.from_plain(*plain)
+    node_id, offer, started, ended, on_demand = plain  # as it was recorded before 0.2
+    fields = {"node_id": node_id, "offer": offer, "started_at": started, "ended_at": ended}
+    return entries.from_plain("NodeSpan", {**fields, "on_demand_usd_per_hour": on_demand})

@@ -198,7 +198,7 @@ class Session:
             if execution.objects:  # it may wait for long
                 self.spawn(self._hold(execution))
         else:
-            self.services.billing.ledger.append(begin)
+            self.services.billing.append(begin)
             self.current, self.begun = execution, (free, self._send_off(execution, free))
         self._work.set()
         return execution

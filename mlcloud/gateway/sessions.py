@@ -250,7 +250,6 @@ class Sessions:
 
     def info(self, session: Session) -> SessionInfo:
         services = self.services
-        bill = services.billing.session(session.id)
         finished, safe = services.executions.counts(session.id)
         offer = services.cluster.cloud.get(session.host.instance).offer if session.host else None
         return SessionInfo(
@@ -266,8 +265,9 @@ class Sessions:
             instance_type=offer.instance_type if offer else None,
             zone=offer.zone if offer else None,
             usd_per_hour=services.billing.per_hour(session.id),
-            usd=bill.usd,
-            simulated=bill.simulated or (offer.simulated if offer else False),
+            usd=services.billing.spent(session.id),
+            simulated=services.billing.simulated(session.id)
+            or (offer.simulated if offer else False),
             running=session.current.id if session.current else None,
             queued=len(session.queue),
             last_event=session.journal.last,

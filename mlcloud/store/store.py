@@ -627,6 +627,16 @@ class Store:
         with self._doing("remove a step from"):
             self._backend.delete(manifests.path_of(kind, name, step))
 
+    def size(self) -> tuple[int, int]:
+        """Bytes and number of the chunks and manifests, by listing them: no file is read."""
+        with self._doing("read"):
+            sizes = [
+                size
+                for folder in ("chunks", "manifests")
+                for _, size in self._backend.list(folder, deep=True)
+            ]
+        return sum(sizes), len(sizes)
+
     def usage(self) -> Usage:
         """Counts and sizes, by listing everything and reading the manifests."""
         kinds: dict[str, set[str]] = {}

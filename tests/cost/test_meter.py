@@ -228,7 +228,7 @@ def ledgers(draw: st.DrawFn) -> Ledger:
 def test_executions_idle_time_and_overhead_add_up_to_the_nodes_bills(
     ledger: Ledger, now: datetime
 ) -> None:
-    bills = sum((node_cost(node, now) for node in ledger.nodes), Fraction(0))
+    bills = sum((node_cost(node, now, ledger) for node in ledger.nodes), Fraction(0))
     every = list(charges(ledger, now))
     executions = {e.execution_id for s in "abc" for e in ledger.executions_of(s)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -57,7 +58,7 @@ def by(found: Spend) -> dict[str | None, list[Decimal]]:
 
 
 def test_dollars_by_session_and_step() -> None:
-    found = series(Spending(ledger()), NOON, 60, NOON + 12 * MINUTE + timedelta(seconds=30))
+    found = series(Spending(ledger), NOON, 60, NOON + 12 * MINUTE + timedelta(seconds=30))
     cents = {name: [each * 100 for each in usd] for name, usd in by(found).items()}
     assert cents["A"] == [0, 0, half, half, half, *[0] * 8]
     assert cents["B"] == [*[0] * 10, 1, 1, half]
@@ -70,7 +71,7 @@ half = Decimal("0.5")
 def test_the_sum_is_the_bill() -> None:
     now = NOON + timedelta(hours=5, seconds=17.123457)
     for step_s in (60, 900, 7200):
-        found = series(Spending(ledger()), NOON, step_s, now)
+        found = series(Spending(ledger), NOON, step_s, now)
         total = sum(sum(usd) for usd in by(found).values())
         bill = meter.cluster_cost(ledger(), now).usd
         assert abs(total - bill) < Decimal("1E-6"), step_s
@@ -85,7 +86,7 @@ def test_settled_steps_are_kept_and_late_facts_are_seen(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(module, "charges", charges)
     book = ledger()
-    spending = Spending(book)
+    spending = Spending(lambda: book)
     now = NOON + 60 * MINUTE
     series(spending, NOON, 60, now)
     assert len(asked) == 60
@@ -99,7 +100,7 @@ def test_settled_steps_are_kept_and_late_facts_are_seen(monkeypatch: pytest.Monk
 
 def test_what_was_before_today() -> None:
     book = Ledger([NodeSpan("n", OFFER, NOON - timedelta(days=1))])
-    spending = Spending(book)
+    spending = Spending(lambda: book)
     assert series(spending, NOON, 60, NOON).usd_before_today == Decimal("7.2")
     later = NOON + timedelta(days=1)
     assert series(spending, later, 60, later).usd_before_today == Decimal("21.6")
@@ -107,8 +108,30 @@ def test_what_was_before_today() -> None:
 
 def test_too_many_steps_are_refused() -> None:
     with pytest.raises(UsageError, match="ask for longer ones"):
-        series(Spending(ledger()), NOON, 10, NOON + timedelta(days=1))
+        series(Spending(ledger), NOON, 10, NOON + timedelta(days=1))
 
 
 def test_floor_is_at_whole_steps() -> None:
     assert floor(NOON + timedelta(seconds=61), MINUTE) == NOON + MINUTE
+
+
+class Settled:
+    """Two sessions' day before the horizon, of which no entries are left."""
+
+    horizon = NOON.replace(hour=0)
+
+    def spent_on(self, day: datetime) -> dict[str | None, Fraction]:
+        assert day == self.horizon - timedelta(days=1)
+        return {"a": Fraction(24), None: Fraction(12)}
+
+    def spent_before(self, horizon: datetime) -> Fraction:
+        return Fraction(36)
+
+
+def test_days_that_are_settled_are_spread_over_their_steps() -> None:
+    spending = Spending(Ledger, Settled())
+    hour = 3600
+    found = series(spending, Settled.horizon - timedelta(hours=3), hour, Settled.horizon + MINUTE)
+    spent = {each: [float(usd) for usd in steps] for each, steps in by(found).items()}
+    assert spent == {"A": [1.0, 1.0, 1.0, 0.0], None: [0.5, 0.5, 0.5, 0.0]}
+    assert found.usd_before_today == 36

@@ -73,7 +73,12 @@ def commitment(facts: Facts) -> Iterator[Advice]:
 
 def _committed(facts: Facts, name: str, nodes: list[NodeSpan], discount: Discount) -> Advice | None:
     at_least, average = _together(facts, nodes), _average(facts, nodes)
-    listed = max(node.on_demand_rate for node in nodes)
+    listed = max(
+        node.offer.usd_per_hour
+        if node.on_demand_usd_per_hour is None
+        else node.on_demand_usd_per_hour
+        for node in nodes
+    )
     working = Working()
     working.fact(f"{discount.name}, a year, nothing upfront: {number(discount.part)} off "
                  f"({discount.source})")  # fmt: skip

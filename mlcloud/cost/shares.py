@@ -1,0 +1,126 @@
+"""Pieces of days that are over, as rows of whole numbers; and exact sums of such rows.
+
+pieces of a node's day ─► Share(day, node, session, execution, price, paid / parts µs …)
+rows of a table ─┐
+rows of today   ─┴─► Sums.add(key, …) ─► Amount(usd, on demand, idle, node hours), exact
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+from functools import cache
+from typing import Generic, NamedTuple, TypeVar
+
+from mlcloud.cost.ledger import Ledger
+from mlcloud.cost.pieces import MICROSECONDS_PER_HOUR, pieces
+
+DAY = timedelta(days=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Share(NamedTuple):
+    """As `pieces.Piece`, of one day. No session: the node's overhead, `session_id` empty."""
+
+    day: int
+    node_id: str
+    session_id: str
+    execution_id: str
+    usd_per_hour: str
+    on_demand: str
+    parts: int
+    paid: int
+    needed: int
+
+
+def day_of(moment: datetime) -> int:
+    """Days since 1970, UTC."""
+    return (moment - _EPOCH) // DAY
+
+
+def midnight(day: int) -> datetime:
+    """When that day begins."""
+    return _EPOCH + day * DAY
+
+
+def shares(ledger: Ledger, begin: datetime, end: datetime, now: datetime) -> Iterator[Share]:
+    """Who caused what from `begin` to `end`, day by day (UTC)."""
+    day = day_of(begin)
+    while midnight(day) < end:
+        since, until = max(begin, midnight(day)), min(end, midnight(day + 1))
+        for node in ledger.nodes_after(since):
+            start, stop = max(node.started_at, since), min(node.until(now), until)
+            for piece in pieces(ledger, node, start, stop, now):
+                yield Share(
+                    day,
+                    node.node_id,
+                    piece.session_id or "",
+                    piece.execution_id or "",
+                    str(piece.usd_per_hour),
+                    str(piece.on_demand_usd_per_hour),
+                    piece.parts,
+                    piece.paid,
+                    piece.needed,
+                )
+        day += 1
+
+
+class Amount(NamedTuple):
+    """Exact dollars; `hours` of whole nodes; `idle` is that part of `usd` in which nothing ran."""
+
+    usd: Fraction
+    on_demand: Fraction
+    idle: Fraction
+    hours: Fraction
+
+
+class Sums(Generic[Key]):
+    """Exact sums by a key. Rows are added up as whole numbers, by what they are parts of; only the
+    end result is made a fraction."""
+
+    def __init__(self) -> None:
+        self._sums: tuple[dict[tuple[Key, int], int], ...] = ({}, {}, {}, {})
+        self._keys: dict[Key, None] = {}
+
+    def add(
+        self,
+        key: Key,
+        usd_per_hour: str,
+        on_demand: str,
+        parts: int,
+        paid: int,
+        needed: int,
+        busy: bool,
+    ) -> None:
+        usd, market, idle, hours = self._sums
+        self._keys[key] = None
+        price, of = _ratio(usd_per_hour)
+        at = key, of * parts
+        cost = price * paid
+        usd[at] = usd.get(at, 0) + cost
+        if not busy:
+            idle[at] = idle.get(at, 0) + cost
+        price, of = _ratio(on_demand)
+        at = key, of * parts
+        market[at] = market.get(at, 0) + price * needed
+        at = key, parts
+        hours[at] = hours.get(at, 0) + paid
+
+    def amounts(self) -> dict[Key, Amount]:
+        whole = math.lcm(*{parts for sums in self._sums for _, parts in sums})
+        found = [dict.fromkeys(self._keys, 0) for _ in self._sums]
+        for sums, totals in zip(self._sums, found, strict=True):
+            for (key, parts), value in sums.items():
+                totals[key] += value * (whole // parts)
+        of = whole * MICROSECONDS_PER_HOUR
+        return {key: Amount(*(Fraction(totals[key], of) for totals in found)) for key in self._keys}
+
+
+@cache
+def _ratio(price: str) -> tuple[int, int]:
+    return Decimal(price).as_integer_ratio()
