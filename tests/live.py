@@ -213,7 +213,7 @@ class Embedded:
 
     def left(self) -> list[Process]:
         """Which of its processes still run, given a moment to be reaped."""
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 10
         while True:
             alive = [each for each in {*self._seen, *self.processes()} if each.alive]
             if not alive or time.monotonic() > deadline:

@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 
 import msgpack
 import psutil
+import zmq
 from ipykernel.ipkernel import IPythonKernel
 from traitlets import Type
 
@@ -64,6 +65,7 @@ from mlcloud.values.pickling import Enough, dump, up_to
 from mlcloud.values.scan import Stopped
 from mlcloud.values.secrets import Secrets
 
+STDIN_S = 30.0  # for the host's socket to join
 _MEAN_S = run_context.DEFAULT_MEAN_TIME_TO_PREEMPTION_S  # a gateway of before says none
 MOST_RETAKEN = 3
 MAX_PICKLED_BYTES = 1 << 20  # of an exception, or a result
@@ -168,6 +170,20 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             once = reply["status"] != "ok" or any(run.effects for run in self._runs)
             self._due = _Due(request, parent, must=once or request["op"] != "cell")
             self._await_rest(self._due)
+
+    def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
+        """As ipykernel's, and the question reaches the host: a new kernel's first statement may come
+        before the host's socket has joined, and a ROUTER drops what it cannot deliver."""
+        self.stdin_socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        until = time.monotonic() + STDIN_S
+        while True:
+            try:
+                answer: str = super()._input_request(prompt, ident, parent, password)
+                return answer
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH or time.monotonic() > until:
+                    raise
+            time.sleep(0.01)
 
     async def do_execute(
         self,

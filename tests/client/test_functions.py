@@ -22,7 +22,6 @@ from tests.values.pair import Pair, execute, shipped
     ("options", "says"),
     [
         ({"retries": 3}, "retries.*not in this version"),
-        ({"max_cost": 5}, "max_cost.*not in this version"),
         ({"deadline": "6h"}, "deadline.*not in this version"),
         ({"gpus": "A10G:1"}, "unknown option gpus.*gpu"),
     ],

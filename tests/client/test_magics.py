@@ -257,7 +257,7 @@ def test_in_and_out_name_what_travels(notebook: Notebook) -> None:
 def test_the_commands(notebook: Notebook) -> None:
     notebook.ok("%%remote\nkept_through_parking = 1")
     assert "embedded" in notebook.ok("%mlcloud status").result
-    assert "simulated" in notebook.ok("%mlcloud cost").stream()
+    assert "simulated" in notebook.ok("%mlcloud cost").result
     assert "notebook-" in notebook.ok("%mlcloud sessions").stream()
     assert "parked" in notebook.ok("%mlcloud park").stream()
     assert "no node" in notebook.ok("%mlcloud state").result

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import mlcloud
 from mlcloud.cli import main
-from mlcloud.client import planning
+from mlcloud.cluster import clouds
 from mlcloud.cluster.clouds.base import CloudSettings
 from mlcloud.cluster.offers import Offer
 from mlcloud.errors import MLCloudError, NoSuchResources, SpecificationError, UsageError
@@ -163,7 +163,7 @@ def test_quotas_are_asked_for_only_where_one_wants_them(
     package.AwsCloud, part.lacking = AwsCloud, lacking  # type: ignore[attr-defined]
     for name, module in (("fake.aws", package), ("fake.aws.quotas", part)):
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setitem(planning._CLOUDS, "aws", ("fake.aws", "AwsCloud"))
+    monkeypatch.setitem(clouds.RENTED, "aws", ("fake.aws", "AwsCloud"))
     shape: dict[str, Any] = {"cloud": "aws", "regions": ["eu-central-1"], "gpu": "A10G:1"}
     assert mlcloud.plan(**shape).offers[0].offer.market == "spot"
     assert asked == []

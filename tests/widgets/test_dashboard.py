@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -23,6 +24,12 @@ from mlcloud.models import (
 from mlcloud.widgets.dashboard import NO_CLUSTER, Dashboard
 
 NOW = datetime.now(timezone.utc)
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long run collects its tests minutes before it comes to them."""
+    monkeypatch.setattr(sys.modules[__name__], "NOW", datetime.now(timezone.utc))
 
 
 def info() -> ClusterInfo:
