@@ -172,7 +172,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self._await_rest(self._due)
 
     def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
-        """As ipykernel's, and the question reaches the host: a new kernel's first statement may come
+        """As ipykernel's, and the question reaches the host: a kernel's first statement may come
         before the host's socket has joined, and a ROUTER drops what it cannot deliver."""
         self.stdin_socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         until = time.monotonic() + STDIN_S
