@@ -156,7 +156,7 @@ class World:
         happened = _outcome(lambda: run(code))
         assert happened == expected, f"{happened}, not {expected}\n{self}"
         wanted, found = picture(self.plain), picture(self.pair.here)
-        if wanted != found:
+        if wanted != found and repr(wanted) != repr(found):  # NaN is no other than itself
             raise AssertionError(f"{_difference(wanted, found)}\n{self}")
 
     def __str__(self) -> str:
