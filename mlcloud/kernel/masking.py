@@ -3,8 +3,9 @@
     Output.on_text ─► Masking.text ─► Printed          `***` where a value was
 
 Text comes in pieces, and a value may be cut by their ends: what may be a value's beginning is held
-until the next piece of that stream tells, for `HOLD_S` at most. So a value that is printed letter
-by letter, with longer pauses, is shown; so is one whose halves go to stdout and stderr.
+until the next piece of that stream tells. A letter or two may be anything's beginning and waits for
+`HOLD_S`, more of them for `LIKELY_S`, each time anew. So a value that is printed letter by letter,
+with longer pauses, is shown; so is one whose halves go to stdout and stderr.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable, Mapping
 
 from mlcloud.values.secrets import Secrets
 
-HOLD_S = 0.1
+HOLD_S, LIKELY_S = 0.1, 3.0
+LIKELY = 4  # letters of a value that hardly anything else begins with
 SECRETS = "MLCLOUD_SECRETS"
 
 OnText = Callable[[str, str, str], None]
@@ -42,16 +44,25 @@ class Masking:
         if begun:
             self._held[key] = text[-begun:]
             text = text[:-begun]
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(HOLD_S, self.flush)
+            self._wait()
         if text:
             self._on_text(execution_id, stream, text)
 
-    def flush(self) -> None:
-        """What is held was no value's beginning: something else comes after it, or nothing."""
+    def _wait(self) -> None:
+        """From the last piece on, since a value that is still coming may take its time."""
+        self._stop()
+        likely = any(len(held) >= LIKELY for held in self._held.values())
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(LIKELY_S if likely else HOLD_S, self.flush)
+
+    def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def flush(self) -> None:
+        """What is held was no value's beginning: something else comes after it, or nothing."""
+        self._stop()
         self._release(None)
 
     def _release(self, but: tuple[str, str] | None) -> None:

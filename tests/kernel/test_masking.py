@@ -41,6 +41,16 @@ async def test_what_was_no_beginning_comes_by_itself() -> None:
     assert seen[1:] == [("x", "stdout", "hf_")]
 
 
+async def test_letter_by_letter_on_a_busy_machine() -> None:
+    """All of it takes longer than a beginning is held, and one pause does."""
+    masking, seen = made()
+    for number, letter in enumerate(VALUE):
+        masking.text("x", "stdout", letter)
+        await asyncio.sleep(HOLD_S * 1.5 if number == 8 else HOLD_S / 6)
+    masking.text("x", "stdout", "\n")
+    assert "".join(each for _, _, each in seen) == "***\n"
+
+
 async def test_streams_keep_their_order_and_cells_their_text() -> None:
     masking, seen = made()
     masking.text("x", "stdout", "h")

@@ -187,10 +187,12 @@ time.sleep(0.3)
 # %% tags=["from-c"]
 # %%remote
 import ctypes
+import time
 
 libc = ctypes.CDLL(None)
 count = libc.printf(b"printed by C: %d\n", 42)
 flushed = libc.fflush(None)
+time.sleep(0.5)  # a local kernel reads C's text in a thread, on a busy machine after the cell
 # %% tags=["capture"]
 # %%remote
 # %%capture caught
