@@ -4,8 +4,9 @@
 
 Text comes in pieces, and a value may be cut by their ends: what may be a value's beginning is held
 until the next piece of that stream tells. A letter or two may be anything's beginning and waits for
-`HOLD_S`, more of them for `LIKELY_S`, each time anew. So a value that is printed letter by letter,
-with longer pauses, is shown; so is one whose halves go to stdout and stderr.
+`HOLD_S`, more of them for `LIKELY_S`, each time anew. What was shown when its time was over is
+remembered, so that only its own letters were shown where the rest of the value comes after all.
+Shown is a value whose halves go to stdout and stderr.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Masking:
         self.secrets = Secrets()
         self._on_text = on_text
         self._held: dict[tuple[str, str], str] = {}
+        self._shown: dict[tuple[str, str], str] = {}  # the beginning of what is held
         self._timer: asyncio.TimerHandle | None = None
 
     def text(self, execution_id: str, stream: str, text: str) -> None:
@@ -39,21 +41,31 @@ class Masking:
         key = (execution_id, stream)
         if len(self._held) > (key in self._held):  # another stream's came before this
             self._release(key)
-        text = self.secrets.mask(self._held.pop(key, "") + text)
-        begun = self.secrets.begun(text)
-        if begun:
-            self._held[key] = text[-begun:]
-            text = text[:-begun]
+        shown = self._shown.pop(key, "")
+        text = shown + self._held.pop(key, "") + text
+        masked = self.secrets.mask(text)
+        if masked.startswith(shown):
+            masked = masked[len(shown) :]
+        else:  # its first letters are on the screen already
+            shown = ""
+        begun = self.secrets.begun(shown + masked)
+        held = masked[max(0, len(masked) - begun) :]
+        if held:
+            self._held[key] = held
+            self._shown[key] = shown[len(shown) + len(masked) - begun :]
             self._wait()
+        text = masked[: len(masked) - len(held)]
         if text:
             self._on_text(execution_id, stream, text)
 
     def _wait(self) -> None:
         """From the last piece on, since a value that is still coming may take its time."""
         self._stop()
-        likely = any(len(held) >= LIKELY for held in self._held.values())
+        likely = any(
+            len(self._shown.get(key, "") + held) >= LIKELY for key, held in self._held.items()
+        )
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(LIKELY_S if likely else HOLD_S, self.flush)
+        self._timer = loop.call_later(LIKELY_S if likely else HOLD_S, self._late)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -64,9 +76,18 @@ class Masking:
         """What is held was no value's beginning: something else comes after it, or nothing."""
         self._stop()
         self._release(None)
+        self._shown.clear()
+
+    def _late(self) -> None:
+        """Nothing came in time. Where the rest of a value follows, it is known as that."""
+        self._stop()
+        held = {key: self._shown.get(key, "") + text for key, text in self._held.items()}
+        self._release(None)
+        self._shown = held
 
     def _release(self, but: tuple[str, str] | None) -> None:
         for key in [key for key in self._held if key != but]:
+            self._shown.pop(key, None)
             self._on_text(*key, self._held.pop(key))
 
 

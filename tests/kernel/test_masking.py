@@ -51,6 +51,28 @@ async def test_letter_by_letter_on_a_busy_machine() -> None:
     assert "".join(each for _, _, each in seen) == "***\n"
 
 
+async def test_a_pause_after_any_letter_shows_what_came_before_it_only() -> None:
+    for pause in range(len(VALUE)):
+        masking, seen = made()
+        masking.text("x", "stdout", f"so {VALUE[:pause]}")
+        masking._late()
+        for letter in f"{VALUE[pause:]}. h":
+            masking.text("x", "stdout", letter)
+        masking.flush()
+        assert "".join(each for _, _, each in seen) == f"so {VALUE[:pause]}***. h"
+
+
+async def test_a_pause_after_what_was_no_beginning_changes_nothing() -> None:
+    text = "hf_hf_abc hf_abcabcab\n"
+    for pause in range(len(text)):
+        masking, seen = made()
+        for number, letter in enumerate(text):
+            masking.text("x", "stdout", letter)
+            if number == pause:
+                masking._late()
+        assert "".join(each for _, _, each in seen) == text
+
+
 async def test_streams_keep_their_order_and_cells_their_text() -> None:
     masking, seen = made()
     masking.text("x", "stdout", "h")
