@@ -191,5 +191,5 @@ def _called_by(packages: frozenset[str]) -> bool:
 
 def _is_store_working() -> bool:
     """Whether the store moves data now: checkpoints are no effects."""
-    store = sys.modules.get("mlcloud.store.store")
+    store = sys.modules.get("mlcloud.store.access")
     return bool(store is not None and store.WORKING.count)

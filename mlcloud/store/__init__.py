@@ -8,11 +8,13 @@ is encrypted and how, `keys.py` where its key comes from.
 
 from __future__ import annotations
 
+from mlcloud.store.access import join
 from mlcloud.store.blocks import Part
+from mlcloud.store.chunks import CHUNK_BYTES, chunks_of
 from mlcloud.store.keys import new_key
 from mlcloud.store.manifest import ChunkRef, Manifest, refs_in
 from mlcloud.store.signing import Signer, load_or_create_key
-from mlcloud.store.store import CHUNK_BYTES, Store, Usage, chunks_of, join
+from mlcloud.store.store import Store, Usage
 
 __all__ = [
     "CHUNK_BYTES",

@@ -59,7 +59,7 @@ def data(
     cannot be read; called again after that, it goes on where it was.
     """
     from mlcloud.config import Settings
-    from mlcloud.store.store import WORKING
+    from mlcloud.store.access import WORKING
 
     limit = parse_size(cache) if isinstance(cache, str) else int(cache)
     place = Path(folder) if folder is not None else Settings().home / "data"
