@@ -1,0 +1,1 @@
+"""Commands of `mlcloud …` that are many or long, each topic in a module: `cli` adds them."""
