@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlcloud.client.api import cost as cost
     from mlcloud.client.api import session as session
     from mlcloud.client.api import sessions as sessions
+    from mlcloud.client.automl import automl as automl
     from mlcloud.client.cluster import Cluster as Cluster
     from mlcloud.client.functions import remote as remote
     from mlcloud.client.planning import plan as plan
@@ -40,6 +41,7 @@ _PUBLIC = {
     "resumable": "mlcloud.checkpoint",
     "advise": "mlcloud.client.api",
     "attach": "mlcloud.client.api",
+    "automl": "mlcloud.client.automl",
     "connect": "mlcloud.client.api",
     "cost": "mlcloud.client.api",
     "data": "mlcloud.store.mounts",
@@ -61,6 +63,7 @@ __all__ = [
     "Keep",
     "advise",
     "attach",
+    "automl",
     "connect",
     "cost",
     "data",

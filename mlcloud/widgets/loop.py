@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from html import escape
 from typing import Any, Generic, TypeVar
@@ -234,12 +234,13 @@ def html(seen: Seen) -> str:
         )
     parts.append(f'<span style="{_QUIET}">{" · ".join(rest)}</span>')
     if seen.last is not None:
-        curve = _svg(seen.curve, seen.label)
+        curve = curve_svg(seen.curve, seen.label)
         parts.append(f'<span style="{_TOGETHER}">{escaped(seen.metric())} {curve}</span>')
     return f'<div style="{_STYLE}">{"".join(parts)}</div>'
 
 
-def _svg(curve: list[tuple[int, float]], label: str) -> str:
+def curve_svg(curve: Sequence[tuple[float, float]], label: str) -> str:
+    """A small line of (place, value), or nothing of fewer than two."""
     known = [(step, value) for step, value in curve if math.isfinite(value)]
     if len(known) < 2:
         return ""
