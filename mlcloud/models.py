@@ -366,17 +366,23 @@ class NodeInfo(Model):
 
 
 class BudgetRequest(Model):
-    """`PUT /v1/budgets`: of a session, or of the cluster. A limit of null removes it."""
+    """`PUT /v1/budgets`: of a session, a user, a job, or else of the cluster. A limit of null
+    removes it."""
 
     session: str | None = None
+    user: str | None = Field(None, max_length=100, description="All sessions of this owner.")
+    job: str | None = Field(None, max_length=100, description="Its id.")
     limit: str | None = Field(description="`5`, `5/h`, `50/day`, `1000/month`: dollars.")
     alerts: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5, 0.8, 0.95]
 
 
 class BudgetInfo(Model):
-    """A budget in force. `session` None: the cluster's. `refuses`: why new work is refused now."""
+    """A budget in force: of a session, a user or a job; none of them: the cluster's. `refuses`:
+    why new work is refused now."""
 
     session: str | None
+    user: str | None = None
+    job: str | None = None
     limit: str
     limit_usd: Decimal
     spent_usd: Decimal
@@ -384,6 +390,9 @@ class BudgetInfo(Model):
     ends_at: datetime | None
     alerts: list[float]
     refuses: str
+    reserve_usd: Decimal = Field(
+        Decimal(0), description="Kept back: what stopping now would cost, minimum billing included."
+    )
 
 
 class AttemptInfo(Model):
@@ -568,6 +577,9 @@ class RunRequest(Model):
     )
     max_cost: str | None = Field(
         None, description="Dollars after which it is interrupted, e.g. `0.50`."
+    )
+    job: str | None = Field(
+        None, min_length=1, max_length=100, description="The job whose budget pays for it."
     )
 
 

@@ -61,11 +61,13 @@ class NodeSpan(Span):
 
 @dataclass(frozen=True)
 class PriceChange:
-    """From `at` on a node costs `usd_per_hour`, as a spot price does that moves with its zone."""
+    """From `at` on a node costs `usd_per_hour`, as a spot price does that moves with its zone.
+    `source` is who said so."""
 
     node_id: str
     at: datetime
     usd_per_hour: Decimal
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.at.utcoffset() is None:

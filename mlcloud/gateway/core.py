@@ -22,6 +22,7 @@ from mlcloud.cluster.clouds.headed import Headed
 from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.cluster.records import now
 from mlcloud.config import Settings
+from mlcloud.cost.least import Least
 from mlcloud.cost.ledger import NodeSpan, PriceChange
 from mlcloud.errors import MLCloudError, NotFound, StoreError
 from mlcloud.gateway.billing import Billing, is_worker
@@ -36,6 +37,7 @@ from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
 from mlcloud.gateway.links import Links
 from mlcloud.gateway.notices import Leaving, Notices
 from mlcloud.gateway.record import Fenced, Record
+from mlcloud.gateway.repricing import Repricing
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
@@ -87,7 +89,8 @@ class Gateway:
             log.info("%d sessions were read back from the store's record", rebuilt)
         self.record.let_go_of_lost()
         self.cluster = EmbeddedCluster(settings, on_end=self._node_ended, on_attempt=self._attempt)
-        self.billing = Billing(self.engine, self.cluster.cloud.offers())
+        least = Least(settings.least_billed)
+        self.billing = Billing(self.engine, self.cluster.cloud.offers(), least)
         self.billing.recall(self.record.nodes(), self.cluster.cloud.instances())
         self.spending = Spending(lambda: self.billing.ledger, self.billing)
         self.preemptions = Preemptions()
@@ -119,6 +122,7 @@ class Gateway:
         self.costs = CostReports(self.billing, self.engine, self.store)
         self.sessions.services.refuse = self.budgets.refuse
         self.budgets.recall(self.record.budgets())
+        self.repricing = Repricing(settings, self.sessions)
         self.comeback = Comeback(self.sessions, settings.spot_return)
         self.notices = Notices(self.cluster, self.sessions, leaving)
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
@@ -142,6 +146,7 @@ class Gateway:
             asyncio.create_task(self.upkeep.run()),
             asyncio.create_task(self.comeback.run()),
             asyncio.create_task(self.budgets.run()),
+            asyncio.create_task(self.repricing.run()),
         ]
 
     def used(self) -> None:
@@ -331,7 +336,7 @@ class Gateway:
                 instance_type=each.offer.instance_type,
                 zone=each.offer.zone,
                 market=each.offer.market,
-                usd_per_hour=each.offer.usd_per_hour,
+                usd_per_hour=self.billing.price_of(each.id, each.offer.usd_per_hour),
                 simulated=each.offer.simulated,
                 launched_at=each.launched_at,
                 ended_at=each.ended_at,
@@ -375,7 +380,8 @@ class Gateway:
 
     def _standing(self) -> Decimal:
         heads = [e for e in self.cluster.cloud.instances() if e.alive and not is_worker(e)]
-        return sum((each.offer.usd_per_hour for each in heads), Decimal(0))
+        prices = (self.billing.price_of(each.id, each.offer.usd_per_hour) for each in heads)
+        return sum(prices, Decimal(0))
 
     async def spend(self, since: datetime, step_s: int) -> Spend:
         names = {each.id: each.request.name for each in self.sessions}

@@ -95,7 +95,9 @@ class Services:
     output_limits: dict[str, int]
     snapshot_limits: dict[str, float]
     # Raises `BudgetExceeded` where work would certainly lead beyond a budget (`budgets.py`).
-    refuse: Callable[[Session, dict[str, Any]], None] = lambda session, options: None
+    refuse: Callable[[Session, dict[str, Any], str], None] = lambda session, options, execution: (
+        None
+    )
 
 
 class Session:
@@ -168,7 +170,7 @@ class Session:
         """Queue an execution; the same id again is the same execution, and runs nothing twice."""
         if execution_id in self.known:
             return self.known[execution_id]
-        self.services.refuse(self, options)
+        self.services.refuse(self, options, execution_id)
         execution = Execution(
             execution_id,
             self.id,
@@ -281,7 +283,7 @@ class Session:
 
     async def resume(self) -> None:
         """Bring the session back on a node without running anything."""
-        self.services.refuse(self, {})
+        self.services.refuse(self, {}, "")
         async with self.turn:
             await self.ensure_host()
             self.settle()

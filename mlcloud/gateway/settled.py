@@ -99,6 +99,14 @@ class Settled:
         amount = sums.amounts().get(None)
         return Fraction(0) if amount is None else amount.usd
 
+    def spent_by_session(self, since: int | None) -> dict[str, Fraction]:
+        """Dollars, from a day on, by each session; what is of no session is left out."""
+        sums: Sums[str] = Sums()
+        for session_id, *row in self.rows(["session_id"], since, self.day):
+            if session_id:
+                sums.add(session_id, *row)
+        return {key: amount.usd for key, amount in sums.amounts().items()}
+
     def execution(self, execution_id: str) -> dict[str, tuple[Fraction, Fraction]]:
         """By node: dollars, and what they would have been on demand."""
         table = db.settled_executions

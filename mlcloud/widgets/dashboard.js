@@ -138,7 +138,7 @@ class View {
 
   showBudgets(info) {
     const none = info.budgets.length ? [] : [null];
-    keyed(this.budgets, [...info.budgets, ...none], each => (each ? each.session ?? "" : "none"),
+    keyed(this.budgets, [...info.budgets, ...none], each => (each ? whoseBudget(each) : "none"),
       each => (each
         ? h("div", { class: "budget" },
           h("div", { class: "bar", role: "meter", "aria-valuemin": 0 }, h("div", { class: "full" })),
@@ -291,10 +291,15 @@ class View {
   }
 }
 
+function whoseBudget(budget) {
+  const kind = ["session", "user", "job"].find(each => budget[each]);
+  return kind ? `${kind} ${budget[kind]}` : "cluster";
+}
+
 function showBudget(row, budget) {
   const [bar, text] = row.children;
   const part = Number(budget.spent_usd) / Number(budget.limit_usd);
-  const whose = budget.session ? `session ${budget.session}` : "cluster";
+  const whose = whoseBudget(budget);
   const left = Math.max(0, Number(budget.limit_usd) - Number(budget.spent_usd));
   const state = budget.refuses ? " · spent: new work is refused" : "";
   const words = `${whose}: ${usd(budget.spent_usd)} of $${budget.limit} (${Math.round(part * 100)} %), ${usd(left)} left${state}`;

@@ -17,6 +17,7 @@ from typing import Any
 import anywidget
 import traitlets
 
+from mlcloud.cost.budgets import whose
 from mlcloud.models import ClusterInfo, NodeInfo, SessionInfo, Spend
 from mlcloud.units import format_seconds, format_usd, format_usd_per_hour
 from mlcloud.widgets.page import source
@@ -111,7 +112,7 @@ def head(info: ClusterInfo, spend: Spend | None, at: datetime) -> list[str]:
         " · ".join(money) + (" · simulated prices: nobody is charged" if info.simulated else ""),
     ]
     for budget in info.budgets:
-        of = f"session {budget.session}" if budget.session else "cluster"
+        of = whose(budget.session, budget.user, budget.job)
         part = budget.spent_usd / budget.limit_usd
         spent = ", spent: new work is refused" if budget.refuses else ""
         lines.append(
