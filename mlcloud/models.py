@@ -346,6 +346,22 @@ class LogPage(Model):
     next: str | None = Field(description="The next page's `cursor`; None: this was the last.")
 
 
+class GpuLook(Model):
+    """One GPU at one look."""
+
+    busy: float = Field(ge=0, le=1, description="Of the time, in which something ran on it.")
+    memory: int = Field(ge=0, description="Bytes in use.")
+    memory_there: int = Field(ge=0)
+
+
+class NodeUse(Model):
+    """What a node did in the seconds before its last heartbeat."""
+
+    cpus: float = Field(ge=0, description="So many were busy.")
+    memory: int = Field(ge=0, description="Bytes that its processes held.")
+    gpus: list[GpuLook] = Field([], max_length=64)
+
+
 class NodeInfo(Model):
     """A machine of the cluster."""
 
@@ -363,6 +379,10 @@ class NodeInfo(Model):
     sessions: list[str]
     idle_since: datetime | None = Field(None, description="Since when no session is on it.")
     reserved: float = Field(0.0, description="The part of it that sessions hold, 0 to 1.")
+    cpus: float = Field(0.0, description="That it has.")
+    memory_bytes: int = 0
+    gpu: str | None = Field(None, description="What it has, as `A10G:1`.")
+    use: NodeUse | None = Field(None, description="None: it was not heard of late.")
 
 
 class BudgetRequest(Model):
@@ -563,6 +583,7 @@ class Heartbeat(Model):
     """`ends`: the node is about to end itself, and why."""
 
     pid: int
+    use: NodeUse | None = None
     ends: str = Field("", max_length=500)
     notices: list[NoticeReport] = Field([], max_length=50, description="Those in force.")
 

@@ -287,6 +287,10 @@ class Ledger:
     def placements_on(self, node_id: str) -> list[Placement]:
         return list(self._on_node.get(node_id, {}).values())
 
+    @property
+    def placements(self) -> list[Placement]:
+        return [each for on_node in self._on_node.values() for each in on_node.values()]
+
     def placements_of(self, session_id: str) -> list[Placement]:
         return list(self._placed.get(session_id, {}).values())
 

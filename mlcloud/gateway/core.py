@@ -45,7 +45,7 @@ from mlcloud.gateway.spend import Spending
 from mlcloud.gateway.upkeep import Upkeep
 from mlcloud.gateway.usage import UsageTable
 from mlcloud.gateway.vault import Vault
-from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo, Spend
+from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo, NodeUse, Spend
 from mlcloud.store import Signer, Store, load_or_create_key
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ IDLE_LOOKS, IDLE_LOOK_S = 5, 0.2  # so often it must be found idle, that far apa
 BILLING_S = 1.0
 LOOK_S = 0.5
 LAST_RECORD_S = 10.0
+USE_S = 15.0  # some heartbeats: what a node did longer ago is not what it does
 ATTEMPTS_SHOWN = timedelta(hours=1)
 RECORD_S, RECORD_PRINTED_S, RECORD_ALL_S = 1.0, 4.0, 30.0
 
@@ -128,6 +129,7 @@ class Gateway:
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
         self._on_idle = on_idle
         self._heard: set[str] = set()  # nodes whose agents were heard
+        self._uses: dict[str, tuple[float, NodeUse]] = {}
         self._last_used = time.monotonic()
         self._tasks: list[asyncio.Task[Any]] = []
         self._down = False
@@ -278,6 +280,7 @@ class Gateway:
     def _node_ended(self, instance: Instance) -> None:
         self._see(self.cluster.cloud.instances())
         self.notices.leaving.pop(instance.id, None)
+        self._uses.pop(instance.id, None)
         self.sessions.on_node_end(instance)
 
     def _attempt(self, attempt: Attempt) -> None:
@@ -345,6 +348,10 @@ class Gateway:
                 sessions=held.get(each.id, []),
                 idle_since=self._idle_since(each) if each.id not in held else None,
                 reserved=self._reserved(each.id),
+                cpus=each.offer.cpus,
+                memory_bytes=each.offer.memory_bytes,
+                gpu=each.offer.gpu,
+                use=self._use(each.id),
             )
             for each in self.cluster.cloud.instances()
             if is_worker(each) and (ended or each.alive)
@@ -373,6 +380,15 @@ class Gateway:
     def _idle_since(self, node: Instance) -> datetime:
         placed = self.billing.ledger.placements_on(node.id)
         return max([node.launched_at, *(each.ended_at for each in placed if each.ended_at)])
+
+    def used_by(self, node: str, use: NodeUse | None) -> None:
+        """What its heartbeat says."""
+        if use is not None:
+            self._uses[node] = time.monotonic(), use
+
+    def _use(self, node: str) -> NodeUse | None:
+        at, use = self._uses.get(node, (0.0, None))
+        return use if time.monotonic() - at < USE_S else None
 
     def _reserved(self, node: str) -> float:
         placed = self.billing.ledger.placements_on(node)

@@ -14,15 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 from sqlalchemy import Engine, select
 
 from mlcloud.cluster.records import now
 from mlcloud.cost.estimates import estimates
-from mlcloud.cost.meter import to_usd
-from mlcloud.cost.shares import Amount, Share, Sums, day_of, midnight, shares
+from mlcloud.cost.shares import NO_AMOUNT, Amount, Share, Sums, day_of, midnight, shares
 from mlcloud.errors import UsageError
 from mlcloud.gateway import db
 from mlcloud.gateway.billing import Billing
@@ -82,7 +80,7 @@ class CostReports:
     ) -> Costs:
         since, until = self._whole(since, until)
         live = list(self._live(since, until))
-        totals = dict(self._groups([], since, until, live)).get((), _NOTHING)
+        totals = dict(self._groups([], since, until, live)).get((), NO_AMOUNT)
         if by == ["execution"]:
             found, following = self._executions(since, until, after or "", limit, live)
         else:
@@ -137,7 +135,7 @@ class CostReports:
         if by and by[0] == "day":
             groups.sort(key=lambda group: group[0])
         else:
-            groups.sort(key=lambda group: (-float(group[1].usd), group[0]))
+            groups.sort(key=lambda group: (-group[1].n_usd, group[0]))  # all of the same parts
         self._kept = time.monotonic(), asked, groups
         return groups
 
@@ -278,9 +276,6 @@ class CostReports:
             return self._stored[1:]
 
 
-_NOTHING = Amount(Fraction(0), Fraction(0), Fraction(0), Fraction(0))
-
-
 def _check(by: list[str]) -> None:
     for each in by:
         if each not in _BY and not (each.startswith("tag:") and len(each) > 4):
@@ -325,9 +320,5 @@ def _row(key: dict[str, str], amount: Amount) -> CostRow:
 
 
 def _money(amount: Amount) -> dict[str, Decimal]:
-    return {
-        "usd": to_usd(amount.usd),
-        "on_demand_usd": to_usd(amount.on_demand),
-        "idle_usd": to_usd(amount.idle),
-        "node_hours": to_usd(amount.hours),
-    }
+    usd, on_demand, idle, hours = amount.rounded()
+    return {"usd": usd, "on_demand_usd": on_demand, "idle_usd": idle, "node_hours": hours}

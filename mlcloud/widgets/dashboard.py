@@ -25,6 +25,8 @@ from mlcloud.widgets.tables import TABLE, escaped, table
 
 NO_CLUSTER = "no cluster is up, and nothing bills: a %%remote cell or %mlcloud up starts one"
 
+MEASURED = ("CPU", "memory", "GPU")
+
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]], tuple[str, ...]]
 
 
@@ -129,12 +131,12 @@ def head(info: ClusterInfo, spend: Spend | None, at: datetime) -> list[str]:
 def tables(info: ClusterInfo) -> list[Table]:
     """What is not empty of nodes, sessions, and offers that could not be had."""
     now = datetime.now(timezone.utc)
-    nodes = ("node", "type", "market", "zone", "$/h", "reserved", "sessions")
+    nodes = ("node", "type", "market", "zone", "$/h", "reserved", *MEASURED, "sessions")
     sessions = ("session", "state", "on", "cells safe", "spent", "$/h")
     tried = ("tried", "for", "offer", "result")
     failed = [each for each in info.attempts if each.what != "launched"]
     found: list[Table] = [
-        ("nodes", nodes, [_node(each, now) for each in info.nodes], ("$/h", "reserved")),
+        ("nodes", nodes, [_node(each, now) for each in info.nodes], ("$/h", "reserved", *MEASURED)),
         ("sessions", sessions, [_session(each, now) for each in info.sessions], ("spent", "$/h")),
         (
             "offers that could not be had within the last hour",
@@ -163,7 +165,21 @@ def _node(node: NodeInfo, now: datetime) -> tuple[str, ...]:
         node.zone,
         f"${node.usd_per_hour:f}",
         f"{node.reserved:.0%}",
+        *_measured(node),
         ", ".join(node.sessions) or since,
+    )
+
+
+def _measured(node: NodeInfo) -> tuple[str, str, str]:
+    """CPU, memory and GPU of its last seconds."""
+    use = node.use
+    if use is None:
+        return "", "", "" if node.gpu else "none"
+    gpus = [each.busy for each in use.gpus]
+    return (
+        f"{min(1.0, use.cpus / node.cpus):.0%}" if node.cpus else "",
+        f"{use.memory / node.memory_bytes:.0%}" if node.memory_bytes else "",
+        f"{sum(gpus) / len(gpus):.0%}" if gpus else "not seen" if node.gpu else "none",
     )
 
 

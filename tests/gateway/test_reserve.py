@@ -26,9 +26,11 @@ from sqlalchemy import Engine, delete, insert
 from mlcloud.cluster import ceiling
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.offers import Offer
+from mlcloud.cost.advice import Facts, advise
 from mlcloud.cost.ledger import ExecutionSpan, Placement
+from mlcloud.cost.shares import day_of
 from mlcloud.errors import BudgetExceeded
-from mlcloud.gateway import billing, budgets, db, payers
+from mlcloud.gateway import advising, billing, budgets, db, payers
 from mlcloud.gateway.billing import Billing
 from mlcloud.gateway.budgets import STOP_S, Budgets
 from mlcloud.models import SessionRequest
@@ -329,6 +331,47 @@ def test_a_job_pays_for_its_executions_and_for_sessions_of_its_own(tmp_path: Pat
         world.budgets.refuse(shared, {}, "e-4")  # type: ignore[arg-type]
         with pytest.raises(BudgetExceeded):  # all of it is the job's
             world.budgets.refuse(own, {}, "e-5")  # type: ignore[arg-type]
+
+
+def test_advice_reads_the_days_that_are_settled(tmp_path: Path) -> None:
+    """Six weeks of a session that is closed by now: it stood still for an hour each day, and its
+    node ran on AWS all the time, at a price that rose."""
+    day_s = timedelta(days=1).total_seconds()
+    world = World(tmp_path, [sold("aws", "0.30")])
+    with world.running():
+        session = world.session("s-1", "ada")
+        node = world.launch(sold("aws", "0.30"))
+        for number in range(42):
+            world.clock = number * day_s + 3600
+            stay = Placement("s-1", node, Decimal(1), world.now())
+            world.billing.add(replace(stay, ended_at=at(world.clock + 7200)))
+            begun = ExecutionSpan(f"e-{number}", "s-1", world.now())
+            world.billing.add(replace(begun, ended_at=at(world.clock + 3600)))
+        world.billing.price(node, Decimal("0.60"), at(21 * day_s))
+        world.clock = 42 * day_s
+        world.sessions.clear()
+        today = day_of(world.now())
+        world.billing.settled.settle(today, world.now())
+        world.billing.take(today)
+        assert not world.billing.ledger.placements_of(session.id)
+        ledger = advising.history(world.engine, world.billing.ledger, at(0), [])
+        facts = Facts(
+            now=world.now(), since=at(0), usage=[], offers=[], ledger=ledger, idle_timeout_s=900.0
+        )
+        found = {each.kind: each for each in advise(facts)}
+    idle = found["park"]
+    assert idle.about == "the session that there was"
+    assert "idle on a node: 42 times, 151200 s" in "\n".join(idle.arithmetic)
+    assert idle.action == "MLCLOUD_IDLE_TIMEOUT=1m"
+    assert idle.confidence == "high"
+    reserved = found["commitment"]
+    assert "÷ 1008 = 0.45 $" in "\n".join(reserved.arithmetic)  # half of it at either price
+    assert reserved.saves_usd > 0
+    # Of a history that is too long to be read, what is of sessions that are there.
+    with mock.patch.object(advising, "MOST_ROWS", 1):
+        assert not advising.history(world.engine, world.billing.ledger, at(0), []).placements
+        own = advising.history(world.engine, world.billing.ledger, at(0), ["s-1"])
+    assert len(own.placements) == 42
 
 
 def test_a_closed_sessions_cost_stays_its_users(tmp_path: Path) -> None:
