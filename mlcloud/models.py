@@ -251,6 +251,9 @@ class SessionInfo(Model):
     idle_since: datetime | None = Field(
         None, description="Since when it holds a node and runs nothing."
     )
+    data_usd_estimate: Decimal = Field(
+        Decimal(0), description="Beside `usd`: egress and store requests, estimated; not billed."
+    )
 
 
 class UseInfo(Model):
@@ -451,6 +454,17 @@ class CostEstimate(Model):
     simulated: bool
 
 
+class DataMoved(Model):
+    """What a session moved, as far as the gateway saw it, and what that may cost: an estimate."""
+
+    session: str
+    to_notebook_bytes: int
+    between_regions_bytes: int
+    store_writes: int
+    store_reads: int
+    usd_estimate: Decimal
+
+
 class CostNode(Model):
     """A node that rows name."""
 
@@ -482,6 +496,7 @@ class Costs(Model):
     nodes: dict[str, CostNode] = {}
     tags: dict[str, dict[str, str]] = Field({}, description="Of the sessions that rows name.")
     estimates: list[CostEstimate] = []
+    data: list[DataMoved] = Field([], description="The first 100 sessions that moved most.")
 
 
 class ClusterInfo(Model):

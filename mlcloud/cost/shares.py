@@ -154,6 +154,24 @@ class Sums(Generic[Key]):
         at = key, parts
         hours[at] = hours.get(at, 0) + paid
 
+    def add_total(
+        self,
+        key: Key,
+        parts: tuple[int, int],
+        usd: int,
+        on_demand: int,
+        idle: int,
+        hours: int,
+    ) -> None:
+        """What is summed up already: dollars are in `parts[0]` of a dollar-microsecond an hour,
+        `hours` in `parts[1]` of a microsecond."""
+        self._keys[key] = None
+        at = key, parts[0]
+        for sums, value in zip(self._sums, (usd, on_demand, idle), strict=False):
+            sums[at] = sums.get(at, 0) + value
+        at = key, parts[1]
+        self._sums[3][at] = self._sums[3].get(at, 0) + hours
+
     def amounts(self) -> dict[Key, Amount]:
         whole = math.lcm(*{parts for sums in self._sums for _, parts in sums})
         found = [dict.fromkeys(self._keys, 0) for _ in self._sums]

@@ -42,6 +42,7 @@ from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.gateway.spend import Spending
+from mlcloud.gateway.traffic import Traffic
 from mlcloud.gateway.upkeep import Upkeep
 from mlcloud.gateway.usage import UsageTable
 from mlcloud.gateway.vault import Vault
@@ -95,6 +96,7 @@ class Gateway:
         self.billing.recall(self.record.nodes(), self.cluster.cloud.instances())
         self.spending = Spending(lambda: self.billing.ledger, self.billing)
         self.preemptions = Preemptions()
+        self.traffic = Traffic(self.engine)
         leaving: dict[str, Leaving] = {}
         self.sessions = Sessions(
             Services(
@@ -109,6 +111,7 @@ class Gateway:
                 inputs=Inputs(self.store),
                 preemptions=self.preemptions,
                 usage=UsageTable(self.engine),
+                traffic=self.traffic,
                 vault=Vault(),
                 leaving=leaving,
                 store_url=settings.store_url,
@@ -120,7 +123,7 @@ class Gateway:
             )
         )
         self.budgets = Budgets(self.sessions)
-        self.costs = CostReports(self.billing, self.engine, self.store)
+        self.costs = CostReports(self.billing, self.engine, self.store, self.traffic)
         self.sessions.services.refuse = self.budgets.refuse
         self.budgets.recall(self.record.budgets())
         self.repricing = Repricing(settings, self.sessions)
@@ -177,6 +180,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.notices.close()
+        self.traffic.flush(now_=True)
         self.engine.dispose()
 
     # --- background -------------------------------------------------------------------------------
@@ -204,6 +208,7 @@ class Gateway:
         while True:
             await asyncio.sleep(BILLING_S)
             self._see(await asyncio.to_thread(self.cluster.cloud.instances))
+            self.traffic.flush()
             if self.billing.due():
                 try:
                     await self.billing.settle()

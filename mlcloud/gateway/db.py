@@ -189,6 +189,18 @@ charged = Table(
     Column("of", String, primary_key=True),
 )
 
+# What sessions moved (`traffic.py`): bytes and requests.
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # since 1970
+    Column("session_id", String, primary_key=True),
+    Column("out", BigInteger, nullable=False),
+    Column("across", BigInteger, nullable=False),
+    Column("puts", BigInteger, nullable=False),
+    Column("gets", BigInteger, nullable=False),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -358,6 +358,8 @@ class Outcomes:
         services = self._session.services
         services.record.check(self._session.id)
         services.snapshots.commit(self._session.id, ordinal, execution_id, body)
+        elsewhere = self._session.is_elsewhere()
+        services.traffic.committed(self._session.id, body, elsewhere=elsewhere)
 
 
 def _content(blob: bytes) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from mlcloud.errors import (
     SessionFailed,
 )
 from mlcloud.gateway import adoption, db, hosting, restoring
-from mlcloud.gateway.billing import Billing
+from mlcloud.gateway.billing import Billing, is_worker
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.inputs import Inputs
@@ -54,6 +54,7 @@ from mlcloud.gateway.questions import Questions
 from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.rerun import refusal
 from mlcloud.gateway.snapshots import SnapshotLog
+from mlcloud.gateway.traffic import Traffic
 from mlcloud.gateway.usage import UsageTable
 from mlcloud.gateway.vault import Vault
 from mlcloud.models import ExecutionState, SessionRequest, SessionState
@@ -86,6 +87,7 @@ class Services:
     inputs: Inputs
     preemptions: Preemptions
     usage: UsageTable
+    traffic: Traffic
     vault: Vault
     leaving: dict[str, Leaving]  # nodes that go away
     store_url: str
@@ -626,6 +628,13 @@ class Session:
     def over(self) -> bool:
         """Whether it has ended for good, here."""
         return self.state in (SessionState.CLOSED, SessionState.FAILED)
+
+    def is_elsewhere(self) -> bool:
+        """Whether its node is in another region than the head, and with it the store."""
+        instances = self.services.cluster.cloud.instances() if self.host is not None else []
+        here = {e.offer.region for e in instances if e.alive and not is_worker(e)}
+        mine = {e.offer.region for e in instances if self.host and e.id == self.host.instance}
+        return bool(here and mine) and not here & mine
 
     def place(self, host: LiveHost) -> str:
         return self.place_of(host.instance)

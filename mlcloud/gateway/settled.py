@@ -152,6 +152,18 @@ class Settled:
             where.append(table.c.execution_id <= executions[1])
         yield from self._read([table.c[name] for name in columns], where)
 
+    def totals(
+        self, columns: Iterable[str], since: int | None, until: int
+    ) -> tuple[tuple[int, int], list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """As `Columns.totals`, with the rows that it leaves out as `rows` gives them."""
+        if self.day is None:
+            return (1, 1), [], []
+        wanted, last = list(columns), min(until, self.day)
+        with self._lock:
+            self._fill()
+            dollar, hour, found = self._columns.totals(wanted, since, last)
+            return (dollar, hour), list(found), list(self._columns.odd(wanted, since, last))
+
     def _fill(self) -> None:
         """Have every settled day in the columns."""
         table = db.settled.c

@@ -216,7 +216,10 @@ class View {
       safe.className = behind > 0 ? "warn" : "";
       say(safe, `${each.safe_cells} of ${each.finished_cells}`);
       mark(safe, "title", behind > 0 ? `${counted(behind, "cell")} not in the store yet` : null);
-      say(spent, usd(each.usd));
+      // Egress and store requests are an estimate beside it, and not in it.
+      const data = Number(each.data_usd_estimate ?? 0);
+      say(spent, usd(each.usd) + (data >= 0.00005 ? ` + ~${usd(data)} data` : ""));
+      mark(spent, "title", data >= 0.00005 ? "data: egress and store requests, estimated" : null);
       say(price, rate(each.usd_per_hour, ""));
       this.showActions(row, each);
     });

@@ -25,6 +25,7 @@ from mlcloud.widgets.tables import TABLE, escaped, table
 
 NO_CLUSTER = "no cluster is up, and nothing bills: a %%remote cell or %mlcloud up starts one"
 
+_NOTEWORTHY = Decimal("0.00005")
 MEASURED = ("CPU", "memory", "GPU")
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]], tuple[str, ...]]
@@ -190,9 +191,16 @@ def _session(session: SessionInfo, now: datetime) -> tuple[str, ...]:
         f"{session.state.value}{idle}",
         session.instance_type or "no node",
         f"{session.safe_cells} of {session.finished_cells}",
-        format_usd(session.usd),
+        _spent(session),
         f"${session.usd_per_hour:f}",
     )
+
+
+def _spent(session: SessionInfo) -> str:
+    """With what egress and requests may cost beside it, where that is worth a word."""
+    data = session.data_usd_estimate
+    beside = f" + about {format_usd(data)} for data" if data >= _NOTEWORTHY else ""
+    return format_usd(session.usd) + beside
 
 
 def _ago(since: datetime, now: datetime) -> str:

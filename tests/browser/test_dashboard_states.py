@@ -61,7 +61,7 @@ def cluster(**more: Any) -> str:
         "usd_per_hour": "1.3630", "standing_usd_per_hour": "0.1000", "simulated": False,
         "sessions": [
             session("train-llm", "busy", running="e-1", safe_cells=11),
-            session("features", "idle", idle_since=ago(minutes=42)),
+            session("features", "idle", idle_since=ago(minutes=42), data_usd_estimate="0.12"),
             session("still", "idle", node="i-3a4b5c6d", idle_since=ago(minutes=11)),
             session("ablation-3", "parked"),
             session("broken", "failed", detail="no node came up"),
@@ -131,6 +131,7 @@ def test_all_that_it_has_to_say(alone: Page, artefacts: Path, dark: bool) -> Non
         "session features: $3.21 of $3 (107 %), $0.00 left · spent: new work is refused",
         "user ada: $4.00 of $20/day (20 %), $16.00 left",
         "idle for 42 min",
+        "$3.21 + ~$0.12 data",
         "⚠ idle for 7 min",
         "taken back in 1 min",
         "1 offer could not be had within the last hour",
@@ -141,7 +142,9 @@ def test_all_that_it_has_to_say(alone: Page, artefacts: Path, dark: bool) -> Non
     def measured(name: str) -> list[str]:
         head = alone.get_by_role("rowheader", name=name, exact=True)
         row = bare.root.locator("tr").filter(has=head)
-        return [text.partition(" min")[0].strip() for text in row.locator("td").all_inner_texts()[5:]]
+        return [
+            text.partition(" min")[0].strip() for text in row.locator("td").all_inner_texts()[5:]
+        ]
 
     assert measured("i-1") == ["85 %", "75 %", "97 %", "train-llm, features"]
     assert measured("i-1a2b3c4d")[:3] == ["", "", "not seen"]  # it was not heard yet

@@ -251,7 +251,7 @@ def test_a_hundred_up_and_down_again(buyer: Callable[..., Buyer]) -> None:
 
 
 def test_nothing_is_bought_for_more_than_the_budget_leaves(tmp_path: Path) -> None:
-    """What was bought since the gateway wrote it down is taken off; no dearer offer is a way out."""
+    """What was bought since it was written down is taken off, and no dearer offer is a way out."""
     buyer = Buyer(tmp_path, [offer("a", "0.60"), offer("b", "0.90")])
 
     def leave(usd: str) -> None:

@@ -53,9 +53,7 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
     assert load.latest["gpus"] == []
 
 
-def test_a_node_says_what_it_does(
-    cluster: Embedded, session: Callable[..., object]
-) -> None:
+def test_a_node_says_what_it_does(cluster: Embedded, session: Callable[..., object]) -> None:
     """It is in `GET /v1/cluster` within some heartbeats."""
     made = session()
     made.run("while True: pass", detach=True, quiet=True)  # type: ignore[attr-defined]
