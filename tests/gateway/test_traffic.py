@@ -81,5 +81,5 @@ def test_the_dashboards_text_names_it_where_it_is_worth_a_word(usd: str) -> None
     from mlcloud.widgets.dashboard import _spent
 
     info = SessionInfo.model_construct(usd=Decimal(1), data_usd_estimate=Decimal(usd))
-    shown = "$1.00" if usd == "0.00001" else "$1.00 + about $0.0200 for data"
+    shown = "$1.00" if usd == "0.00001" else "$1.00 + about $0.020 for data"
     assert _spent(info) == shown
