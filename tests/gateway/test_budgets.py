@@ -6,8 +6,10 @@ from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
+from click.testing import CliRunner
 
 from mlcloud import Budget
+from mlcloud.cli import main
 from mlcloud.errors import BudgetExceeded, NotFound, UsageError
 from tests.live import Embedded, open_notebook, until
 
@@ -171,3 +173,18 @@ def test_a_users_and_a_jobs_budget(
         Budget("5/h", job="j-1")
     with pytest.raises(UsageError, match="of one session, one user or one job"):
         Budget("5", job="j-1", user="ada")
+
+
+def test_from_a_shell(cluster: Embedded) -> None:
+    client = cluster.connect()
+    shell = CliRunner()
+    set_ = shell.invoke(main, ["budget", "5/day", "--user", "zoe", "--alerts", "0.5"])
+    assert (set_.exit_code, "user zoe" in set_.output) == (0, True), set_.output
+    (budget,) = [each for each in client.budgets() if each.user == "zoe"]
+    assert (budget.limit, budget.alerts, budget.spent_usd) == ("5/day", [0.5], 0)
+    wrong = shell.invoke(main, ["budget", "5/day", "--job", "j-9"])
+    assert wrong.exit_code != 0
+    assert "a job's budget is for all of it" in wrong.output
+    gone = shell.invoke(main, ["budget", "--user", "zoe", "--remove"])
+    assert gone.exit_code == 0
+    assert "user zoe" not in gone.output
