@@ -35,7 +35,7 @@ from mlcloud.errors import BudgetExceeded, MLCloudError, UsageError
 from mlcloud.gateway import db, hosting
 from mlcloud.gateway.billing import is_worker
 from mlcloud.gateway.payers import CLUSTER, Payers, job_scope
-from mlcloud.models import BudgetInfo
+from mlcloud.models import BudgetInfo, SessionState
 from mlcloud.units import format_usd, format_usd_per_hour
 
 if TYPE_CHECKING:
@@ -344,12 +344,16 @@ class Budgets:
         execution = session.current
         if execution is not None and not execution.ended:
             await self._end_cell(session, execution, why)
+        until = now() + timedelta(seconds=YIELD_S)
+        while session.current is not None and now() < until:
+            await asyncio.sleep(0.05)  # it has ended; its session knows in a moment
         try:
             await session.park(force=True)
         except MLCloudError as error:
             log.warning("session %s was not parked in good order: %s", session.id, error)
             if session.host is not None:
                 await hosting.release(session, session.host)
+                session.set_state(SessionState.PARKED)
 
     def _give_back(self) -> None:
         """What holds no session bills for nothing. Blocks."""
