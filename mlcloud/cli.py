@@ -133,12 +133,14 @@ def cost(as_json: bool, **options: str | None) -> None:
 @main.command()
 @click.argument("limit", required=False)
 @click.option("--session", metavar="NAME", help="Of this session; default: the cluster's.")
+@click.option("--user", metavar="NAME", help="Of all sessions that are this user's.")
+@click.option("--job", metavar="ID", help="Of this job, in all.")
 @click.option("--alerts", metavar="0.5,0.8", help="Parts of it to be told of.")
 @click.option("--remove", is_flag=True, help="From now on there is none.")
-def budget(limit: str | None, session: str | None, alerts: str | None, remove: bool) -> None:
+def budget(limit: str | None, remove: bool, **options: str | None) -> None:
     """Show the budgets, or set one: 5, 5/h, 50/day or 1000/month dollars."""
-    words = [*([limit] if limit else []), *(["--session", session] if session else [])]
-    words += ["--alerts", alerts] if alerts else []
+    words = [word for key, value in options.items() if value for word in (f"--{key}", value)]
+    words = [*([limit] if limit else []), *words]
     _run("budget", *words, *(["--remove"] if remove else []))
 
 

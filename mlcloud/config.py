@@ -91,6 +91,20 @@ class Settings(BaseSettings):
         timedelta(days=7),
         description="A node that is so old ends, and its sessions move. `0s`: none does.",
     )
+    least_billed: timedelta = Field(
+        timedelta(0),
+        description="What a node of the embedded cluster is billed at least, as AWS and Google "
+        "bill a minute and Azure five of each launch.",
+    )
+    price_refresh: timedelta = Field(
+        timedelta(minutes=10),
+        description="How often the cloud is asked what running nodes cost now; Azure once an hour "
+        "at most, Google every six. `0s`: never.",
+    )
+    price_moves: timedelta = Field(
+        timedelta(0),
+        description="How often the embedded cluster's simulated spot prices move; `0s`: never.",
+    )
     max_nodes: int = Field(
         4, ge=1, le=64, description="Nodes the embedded cluster may have at once."
     )
@@ -186,6 +200,9 @@ class Settings(BaseSettings):
         "dead_man",
         "notice_poll",
         "node_lifetime",
+        "least_billed",
+        "price_refresh",
+        "price_moves",
         "prune_every",
         "prune_grace",
         "closed_keep",

@@ -409,7 +409,8 @@ def _cost(words: list[str]) -> Any:
 
 
 def _budget(words: list[str]) -> Any:
-    """`budget [50/day] [--session NAME] [--alerts 0.5,0.8] [--remove]`: show, set or remove one."""
+    """`budget [50/day] [--session NAME | --user NAME | --job ID] [--alerts 0.5,0.8] [--remove]`:
+    show, set or remove one."""
     from mlcloud.client.api import default
     from mlcloud.client.budgets import Budgets
     from mlcloud.cost.budgets import ALERTS, Budget
@@ -417,18 +418,21 @@ def _budget(words: list[str]) -> Any:
     parser = Parser(prog="%mlcloud budget", allow_abbrev=False)
     parser.add_argument("limit", nargs="?", help="dollars: 5, 5/h, 50/day, 1000/month")
     parser.add_argument("--session", metavar="NAME", help="of this session; default: the cluster")
+    parser.add_argument("--user", metavar="NAME", help="of all sessions that are this user's")
+    parser.add_argument("--job", metavar="ID", help="of this job, in all")
     parser.add_argument("--alerts", metavar="0.5,0.8", help="parts of it to be told of")
     parser.add_argument("--remove", action="store_true", help="from now on there is none")
     options = parser.read(shlex.join(words))
     if options.remove and options.limit:
         raise UsageError("%mlcloud budget: give a limit, or --remove")
     client = default()
+    scope = {"session": options.session, "user": options.user, "job": options.job}
     if options.remove:
-        return Budgets(client.remove_budget(options.session))
+        return Budgets(client.remove_budget(**scope))
     if options.limit is None:
         return Budgets(client.budgets())
     alerts = tuple(_fractions(options.alerts)) if options.alerts else ALERTS
-    return Budgets(client.set_budget(Budget(options.limit, session=options.session, alerts=alerts)))
+    return Budgets(client.set_budget(Budget(options.limit, **scope, alerts=alerts)))
 
 
 def _advise(words: list[str]) -> Any:

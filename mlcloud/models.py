@@ -251,6 +251,9 @@ class SessionInfo(Model):
     idle_since: datetime | None = Field(
         None, description="Since when it holds a node and runs nothing."
     )
+    data_usd_estimate: Decimal = Field(
+        Decimal(0), description="Beside `usd`: egress and store requests, estimated; not billed."
+    )
 
 
 class UseInfo(Model):
@@ -346,6 +349,22 @@ class LogPage(Model):
     next: str | None = Field(description="The next page's `cursor`; None: this was the last.")
 
 
+class GpuLook(Model):
+    """One GPU at one look."""
+
+    busy: float = Field(ge=0, le=1, description="Of the time, in which something ran on it.")
+    memory: int = Field(ge=0, description="Bytes in use.")
+    memory_there: int = Field(ge=0)
+
+
+class NodeUse(Model):
+    """What a node did in the seconds before its last heartbeat."""
+
+    cpus: float = Field(ge=0, description="So many were busy.")
+    memory: int = Field(ge=0, description="Bytes that its processes held.")
+    gpus: list[GpuLook] = Field([], max_length=64)
+
+
 class NodeInfo(Model):
     """A machine of the cluster."""
 
@@ -363,20 +382,30 @@ class NodeInfo(Model):
     sessions: list[str]
     idle_since: datetime | None = Field(None, description="Since when no session is on it.")
     reserved: float = Field(0.0, description="The part of it that sessions hold, 0 to 1.")
+    cpus: float = Field(0.0, description="That it has.")
+    memory_bytes: int = 0
+    gpu: str | None = Field(None, description="What it has, as `A10G:1`.")
+    use: NodeUse | None = Field(None, description="None: it was not heard of late.")
 
 
 class BudgetRequest(Model):
-    """`PUT /v1/budgets`: of a session, or of the cluster. A limit of null removes it."""
+    """`PUT /v1/budgets`: of a session, a user, a job, or else of the cluster. A limit of null
+    removes it."""
 
     session: str | None = None
+    user: str | None = Field(None, max_length=100, description="All sessions of this owner.")
+    job: str | None = Field(None, max_length=100, description="Its id.")
     limit: str | None = Field(description="`5`, `5/h`, `50/day`, `1000/month`: dollars.")
     alerts: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5, 0.8, 0.95]
 
 
 class BudgetInfo(Model):
-    """A budget in force. `session` None: the cluster's. `refuses`: why new work is refused now."""
+    """A budget in force: of a session, a user or a job; none of them: the cluster's. `refuses`:
+    why new work is refused now."""
 
     session: str | None
+    user: str | None = None
+    job: str | None = None
     limit: str
     limit_usd: Decimal
     spent_usd: Decimal
@@ -384,6 +413,9 @@ class BudgetInfo(Model):
     ends_at: datetime | None
     alerts: list[float]
     refuses: str
+    reserve_usd: Decimal = Field(
+        Decimal(0), description="Kept back: what stopping now would cost, minimum billing included."
+    )
 
 
 class AttemptInfo(Model):
@@ -422,6 +454,17 @@ class CostEstimate(Model):
     simulated: bool
 
 
+class DataMoved(Model):
+    """What a session moved, as far as the gateway saw it, and what that may cost: an estimate."""
+
+    session: str
+    to_notebook_bytes: int
+    between_regions_bytes: int
+    store_writes: int
+    store_reads: int
+    usd_estimate: Decimal
+
+
 class CostNode(Model):
     """A node that rows name."""
 
@@ -453,6 +496,7 @@ class Costs(Model):
     nodes: dict[str, CostNode] = {}
     tags: dict[str, dict[str, str]] = Field({}, description="Of the sessions that rows name.")
     estimates: list[CostEstimate] = []
+    data: list[DataMoved] = Field([], description="The first 100 sessions that moved most.")
 
 
 class ClusterInfo(Model):
@@ -554,6 +598,7 @@ class Heartbeat(Model):
     """`ends`: the node is about to end itself, and why."""
 
     pid: int
+    use: NodeUse | None = None
     ends: str = Field("", max_length=500)
     notices: list[NoticeReport] = Field([], max_length=50, description="Those in force.")
 
@@ -568,6 +613,9 @@ class RunRequest(Model):
     )
     max_cost: str | None = Field(
         None, description="Dollars after which it is interrupted, e.g. `0.50`."
+    )
+    job: str | None = Field(
+        None, min_length=1, max_length=100, description="The job whose budget pays for it."
     )
 
 

@@ -199,21 +199,27 @@ class Client:
         return [BudgetInfo.model_validate(each) for each in self._connection.get("/v1/budgets")]
 
     def set_budget(self, budget: Budget) -> list[BudgetInfo]:
-        """Put a budget into force, in place of that which its session (or the cluster) had.
+        """Put a budget into force, in place of that which its session, user or job (or the cluster)
+        had.
 
         Raises `NotFound` for a session that there is none of.
         """
         body = {
             "session": budget.session,
+            "user": budget.user,
+            "job": budget.job,
             "limit": budget.text,
             "alerts": list(budget.alerts),
         }
         answer = self._connection.put("/v1/budgets", body)
         return [BudgetInfo.model_validate(each) for each in answer]
 
-    def remove_budget(self, session: str | None = None) -> list[BudgetInfo]:
-        """From now on the session, or the cluster, has none."""
-        answer = self._connection.put("/v1/budgets", {"session": session, "limit": None})
+    def remove_budget(
+        self, session: str | None = None, *, user: str | None = None, job: str | None = None
+    ) -> list[BudgetInfo]:
+        """From now on the session, the user, the job, or else the cluster, has none."""
+        body = {"session": session, "user": user, "job": job, "limit": None}
+        answer = self._connection.put("/v1/budgets", body)
         return [BudgetInfo.model_validate(each) for each in answer]
 
     def advise(self, *, own: str | Iterable[str] = ()) -> AdviceList:

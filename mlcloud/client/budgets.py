@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mlcloud.cost.budgets import whose
 from mlcloud.models import BudgetInfo
 from mlcloud.units import format_usd
 from mlcloud.widgets.tables import table
@@ -26,7 +27,7 @@ class Budgets:
     def _rows(self) -> list[tuple[str, ...]]:
         return [
             (
-                f"session {each.session}" if each.session else "cluster",
+                whose(each.session, each.user, each.job),
                 f"${each.limit}",
                 f"{format_usd(each.spent_usd)} ({each.spent_usd / each.limit_usd:.0%})",
                 format_usd(max(each.limit_usd - each.spent_usd, each.limit_usd * 0)),

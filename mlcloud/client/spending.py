@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlcloud.client.connection import Connection
 from mlcloud.errors import UsageError
-from mlcloud.models import CostRow, Costs
+from mlcloud.models import CostRow, Costs, DataMoved
 from mlcloud.units import format_usd, format_usd_per_hour, parse_duration
 from mlcloud.widgets.tables import table
 
@@ -79,6 +79,12 @@ class Spending:
     def costs(self) -> Costs:
         """The first page, as the gateway gave it."""
         return self._costs
+
+    @property
+    def data(self) -> list[DataMoved]:
+        """What sessions moved, those that moved most first, with an estimate of what it costs: it
+        is beside `usd`, not in it."""
+        return self._costs.data
 
     def rows(self, by: str | None = None) -> Iterator[CostRow]:
         """All rows of one and the same moment, page by page."""
@@ -271,9 +277,15 @@ class Spending:
             later = f", {format_usd(monthly)} a month" if monthly is not None else ""
             about = f"({each.basis}; {each.source}, {each.as_of})"
             notes.append(f"estimated beside it: {each.what} {usd}{later} {about}")
+        moved = [each for each in self._costs.data if each.usd_estimate >= _NOTEWORTHY]
+        if moved:
+            most = ", ".join(f"{e.session} {format_usd(e.usd_estimate)}" for e in moved[:_SESSIONS])
+            notes.append(f"of egress and requests, estimated by session: {most}")
         return notes
 
 
+_NOTEWORTHY = Decimal("0.00005")
+_SESSIONS = 5
 _RIGHT = ("cost", "saved", "idle", "node hours")
 
 

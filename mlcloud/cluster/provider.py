@@ -29,7 +29,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from mlcloud.cluster import attempts, breaker, clouds
+from mlcloud.cluster import attempts, breaker, ceiling, clouds
 from mlcloud.cluster.attempts import Attempt, AttemptLog, What
 from mlcloud.cluster.clouds.base import CloudWithMachines, Instance, LaunchRequest
 from mlcloud.cluster.clouds.local import HEAD
@@ -59,7 +59,8 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
         )
         self._cooldown = timedelta(seconds=provider_config["cooldown_s"])
         self._expected = Expectations(**provider_config.get("expected", {}))
-        self._log = AttemptLog(Path(provider_config["root"]) / "attempts.jsonl")
+        self._root = Path(provider_config["root"])
+        self._log = AttemptLog(self._root / "attempts.jsonl")
         self._cooling: dict[OfferKey, Cooldown] = attempts.cooling(
             self._log.recent(), self.cloud.offers()
         )
@@ -135,10 +136,14 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
         if stopped is not None:
             self._wait(node_type, stopped.why, stopped.until)
         tried: list[str] = []
+        most = ceiling.read(self._root)
+        left = None if most is None else most.left(instances)
         until = time.monotonic() + TRYING_S
         for offer in self._ranked(node_config, instances):
             if isinstance(self.cloud, CloudWithMachines) and not self.cloud.free(offer):
                 continue
+            if most is not None and left is not None and most.least(offer) >= left:
+                self._wait(node_type, f"{most.why} for {offer}", None)
             if len(tried) >= TRIES or time.monotonic() > until:
                 break
             if self._cools(offer):

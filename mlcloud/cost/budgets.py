@@ -6,6 +6,7 @@
                   │
                   ├─ a chosen part is spent          ──► alert, once a period
                   ├─ spent + what stopping costs ≥ limit ──► stop: checkpoint, park, refuse
+                  │    (its seconds, and what clouds bill at least of nodes just started)
                   └─ else                             ──► go on
 
 What is promised is the compute that mlcloud launched, at the prices it knows: the stop comes early
@@ -26,6 +27,7 @@ from mlcloud.units import format_usd, suggest
 
 Period = Literal["", "hour", "day", "month"]
 ALERTS = (0.5, 0.8, 0.95)
+_NOTHING = Decimal(0)
 
 _PERIODS: dict[str, Period] = {
     "h": "hour",
@@ -95,12 +97,13 @@ class Limit:
 
 
 class Budget:
-    """A limit and whom it is for: `Budget("50/day")` the cluster, `Budget("5", session="exp")`.
+    """A limit and whom it is for: `Budget("50/day")` the cluster, `Budget("5", session="exp")`,
+    `Budget("20/day", user="ada")` all sessions that `ada` made, `Budget("5", job="j-1")` a job.
 
-    `limit` is dollars, in all or in each hour, day or month (UTC). At the fractions `alerts` of it
-    whoever watches is told; at the limit, less what stopping costs, what runs is checkpointed and
-    parked, and new work is refused with `BudgetExceeded`. `apply()` puts it into force, as does
-    giving it to a cluster or a session. Raises `UsageError`.
+    `limit` is dollars, in all or in each hour, day or month (UTC); a job's is in all. At the
+    fractions `alerts` of it whoever watches is told; at the limit, less what stopping costs, what
+    runs is checkpointed and parked, and new work is refused with `BudgetExceeded`. `apply()` puts
+    it into force, as does giving it to a cluster or a session. Raises `UsageError`.
     """
 
     def __init__(
@@ -108,18 +111,20 @@ class Budget:
         limit: str | float | Decimal,
         *,
         session: str | None = None,
+        user: str | None = None,
+        job: str | None = None,
         alerts: tuple[float, ...] = ALERTS,
     ) -> None:
         self.limit = Limit.parse(limit)
-        self.session = session
+        self.session, self.user, self.job = session, user, job
+        check_scope(self.limit, session, user, job)
         wrong = [each for each in alerts if not 0 < each < 1]
         if wrong:
             raise UsageError(f"an alert is a part of the limit between 0 and 1, not {wrong[0]}")
         self.alerts = tuple(sorted(alerts))
 
     def __repr__(self) -> str:
-        whom = f"session {self.session}" if self.session else "cluster"
-        return f"<Budget {self.limit} for the {whom}>"
+        return f"<Budget {self.limit} for the {whose(self.session, self.user, self.job)}>"
 
     @property
     def text(self) -> str:
@@ -134,6 +139,25 @@ class Budget:
         return import_module("mlcloud.client.api").default().set_budget(self)
 
 
+def check_scope(
+    limit: Limit | None, session: str | None, user: str | None, job: str | None
+) -> None:
+    """Raises `UsageError` unless that is one scope, and one that may have this limit."""
+    given = [each for each in (session, user, job) if each is not None]
+    if len(given) > 1:
+        raise UsageError("a budget is of one session, one user or one job: give one of them")
+    if given and not given[0].strip():
+        raise UsageError("a budget is of somebody: an empty name is nobody's")
+    if job is not None and limit is not None and limit.period:
+        raise UsageError(f"a job's budget is for all of it, in dollars: '5', not '{limit}'")
+
+
+def whose(session: str | None, user: str | None = None, job: str | None = None) -> str:
+    """In words: `session exp`, `user ada`, `job j-1`, `cluster`."""
+    known = {"session": session, "user": user, "job": job}
+    return next((f"{kind} {name}" for kind, name in known.items() if name), "cluster")
+
+
 @dataclass(frozen=True)
 class Look:
     """What was found when a budget was looked at. `stop`: no more may be spent."""
@@ -145,9 +169,15 @@ class Look:
 
 
 def look(
-    limit: Limit, alerts: tuple[float, ...], spent: Decimal, usd_per_hour: Decimal, stop_s: float
+    limit: Limit,
+    alerts: tuple[float, ...],
+    spent: Decimal,
+    usd_per_hour: Decimal,
+    stop_s: float,
+    owed: Decimal = _NOTHING,
 ) -> Look:
-    """`stop_s` is how long stopping takes, with the time to the next look."""
-    reserve = usd_per_hour * Decimal(str(stop_s)) / 3600
+    """`stop_s` is how long stopping takes, with the time to the next look; `owed` what is billed
+    after that all the same (`least.py`)."""
+    reserve = usd_per_hour * Decimal(str(stop_s)) / 3600 + owed
     passed = tuple(each for each in alerts if spent >= limit.usd * Decimal(str(each)))
     return Look(spent, reserve, spent + reserve >= limit.usd, passed)

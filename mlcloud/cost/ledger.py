@@ -61,11 +61,13 @@ class NodeSpan(Span):
 
 @dataclass(frozen=True)
 class PriceChange:
-    """From `at` on a node costs `usd_per_hour`, as a spot price does that moves with its zone."""
+    """From `at` on a node costs `usd_per_hour`, as a spot price does that moves with its zone.
+    `source` is who said so."""
 
     node_id: str
     at: datetime
     usd_per_hour: Decimal
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.at.utcoffset() is None:
@@ -284,6 +286,10 @@ class Ledger:
 
     def placements_on(self, node_id: str) -> list[Placement]:
         return list(self._on_node.get(node_id, {}).values())
+
+    @property
+    def placements(self) -> list[Placement]:
+        return [each for on_node in self._on_node.values() for each in on_node.values()]
 
     def placements_of(self, session_id: str) -> list[Placement]:
         return list(self._placed.get(session_id, {}).values())

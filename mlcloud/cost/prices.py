@@ -11,7 +11,7 @@ machine, so that a run can be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from decimal import Decimal
 from typing import NamedTuple
@@ -22,6 +22,7 @@ REGION = "local"
 
 _AS_OF = date(2025, 3, 2)
 _GIB = 2**30
+_ONE = Decimal(1)
 
 
 class _Machine(NamedTuple):
@@ -52,8 +53,11 @@ _SPOT_FRACTIONS = {
 ZONES = tuple(_SPOT_FRACTIONS)
 
 
-def local_offers() -> list[Offer]:
-    """The local cloud's catalogue: every machine in every zone, spot and on-demand, simulated."""
+def local_offers(moved: Mapping[str, Decimal] | None = None) -> list[Offer]:
+    """The local cloud's catalogue: every machine in every zone, spot and on-demand, simulated.
+
+    `moved` are factors on the spot prices of zones.
+    """
     return [
         Offer(
             cloud="local",
@@ -65,7 +69,7 @@ def local_offers() -> list[Offer]:
             accelerator=machine.accelerator,
             accelerator_count=1 if machine.accelerator else 0,
             market=market,
-            usd_per_hour=_price(machine, zone, spot=market == "spot"),
+            usd_per_hour=_price(machine, zone, market == "spot", (moved or {}).get(zone, _ONE)),
             simulated=True,
             source=f"simulated, modelled on the list price of {machine.modelled_on} in us-east-1",
             as_of=_AS_OF,
@@ -94,9 +98,19 @@ def on_demand_usd_per_hour(offer: Offer, offers: Iterable[Offer]) -> Decimal | N
     return min((other.usd_per_hour for other in in_zone or same), default=None)
 
 
-def _price(machine: _Machine, zone: str, *, spot: bool) -> Decimal:
+#: Of the spot prices of a zone, one after the other; each zone begins somewhere else.
+_MOVES = tuple(map(Decimal, ("1", "1.1", "1.25", "1.15", "1", "0.9", "0.85", "0.95")))
+
+
+def moves(step: int) -> dict[str, Decimal]:
+    """The factors on each zone's spot prices in this step of a market that is simulated."""
+    return {zone: _MOVES[(step + 3 * n) % len(_MOVES)] for n, zone in enumerate(ZONES)}
+
+
+def _price(machine: _Machine, zone: str, spot: bool, factor: Decimal) -> Decimal:
     on_demand = Decimal(machine.usd_per_hour)
     if not spot:
         return on_demand
     fraction = _SPOT_FRACTIONS[zone]["gpu" if machine.accelerator else "cpu"]
-    return (on_demand * fraction).quantize(Decimal("0.0001"))
+    price = (on_demand * fraction).quantize(Decimal("0.0001"))
+    return price if factor == 1 else min(on_demand, (price * factor).quantize(Decimal("0.0001")))

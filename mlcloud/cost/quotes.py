@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timezone
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ _DEAREST = Decimal(2000)
 
 @dataclass(frozen=True)
 class Quote:
-    """A price in force on `as_of`, in `zone` or (None) in all zones of `region`."""
+    """A price in force on `as_of`, in `zone` or (None) in all zones of `region`.
+
+    `since` is when it came into force, as far as the cloud says so; it is not kept in the files.
+    """
 
     instance_type: str
     region: str
@@ -39,6 +42,7 @@ class Quote:
     usd_per_hour: Decimal
     source: str
     as_of: date
+    since: datetime | None = None
 
 
 @dataclass
@@ -57,6 +61,15 @@ class Part:
     market: Market
     found: Found | None
     error: str = ""
+
+
+def moment(text: Any) -> datetime | None:
+    """A time as the price lists write it (ISO 8601, UTC); None where there is none."""
+    try:
+        found = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
 def usd(value: Any) -> Decimal:

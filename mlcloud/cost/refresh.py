@@ -9,13 +9,14 @@ it had, and its outcome says why.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from mlcloud.cluster.offers import MARKETS, Market, Offer, OfferKey, key_of
 from mlcloud.cost import catalogue
-from mlcloud.cost.quotes import Part, write_quotes
+from mlcloud.cost.quotes import Part, Quote, write_quotes
 from mlcloud.cost.web import Web
 
 
@@ -82,14 +83,64 @@ def refresh(
     return outcomes
 
 
+def current(
+    offers: Iterable[Offer],
+    *,
+    endpoints: Mapping[str, str] | None = None,
+    web: Web | None = None,
+    now: datetime | None = None,
+) -> tuple[dict[OfferKey, Quote], list[str]]:
+    """What these offers of one cloud cost now, in the cloud's own words, and why not what is left
+    out. Asks for no more than these; nothing is kept. Raises what `refresh` raises.
+    """
+    wanted = list(offers)
+    if not wanted or wanted[0].cloud not in catalogue.CLOUDS:
+        return {}, []
+    moment = now or datetime.now(timezone.utc)
+    regions = list(dict.fromkeys(each.region for each in wanted))
+    types = {each.instance_type for each in wanted}
+    markets = {each.market for each in wanted}
+    own = web or Web()
+    by_place: dict[tuple[str, str | None, str, Market], Quote] = {}
+    wrong: list[str] = []
+    try:
+        for part in _parts(
+            wanted[0].cloud, regions, moment, own, endpoints or {}, types=types, markets=markets
+        ):
+            if part.found is None and part.market in markets:
+                wrong.append(f"{wanted[0].cloud} {part.region} {part.market}: {part.error}")
+            for quote in part.found.quotes if part.found else ():
+                place = quote.region, quote.zone, quote.instance_type, quote.market
+                by_place[place] = quote
+    finally:
+        if web is None:
+            own.close()
+    found = {}
+    for each in wanted:
+        for zone in (each.zone, None):
+            at = each.region, zone, each.instance_type, each.market
+            if at in by_place:
+                found[key_of(each)] = by_place[at]
+                break
+    return found, wrong
+
+
 def _parts(
-    cloud: str, regions: list[str], now: datetime, web: Web, endpoints: Mapping[str, str]
+    cloud: str,
+    regions: list[str],
+    now: datetime,
+    web: Web,
+    endpoints: Mapping[str, str],
+    *,
+    types: set[str] | None = None,
+    markets: Collection[Market] = MARKETS,
 ) -> Iterator[Part]:
-    types = {machine.instance_type for machine in catalogue.machines(cloud)}
+    machines = [m for m in catalogue.machines(cloud) if types is None or m.instance_type in types]
+    types = {machine.instance_type for machine in machines}
     if cloud == "aws":
         from mlcloud.cost import refresh_aws
 
-        return refresh_aws.fetch(regions, types, now, endpoints)
+        return refresh_aws.fetch(regions, types, now, endpoints, markets)
     if cloud == "azure":
         from mlcloud.cost import refresh_azure
 
@@ -99,7 +150,7 @@ def _parts(
     from mlcloud.cost import refresh_gcp
 
     url = endpoints.get("gcp", refresh_gcp.URL)
-    return refresh_gcp.fetch(regions, catalogue.machines(cloud), now, web, url)
+    return refresh_gcp.fetch(regions, machines, now, web, url)
 
 
 def _keep(cloud: str, region: str, parts: list[Part], home: Path, now: datetime) -> Outcome:

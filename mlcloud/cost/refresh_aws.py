@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from mlcloud.cluster.offers import Market
+from mlcloud.cluster.offers import MARKETS, Market
 from mlcloud.cost.quotes import Found, Part, Quote, usd
 from mlcloud.errors import CloudCredentialsExpired, CloudRefused, CredentialsMissing
 
@@ -31,6 +31,8 @@ _FILTERS = {
 }
 _LIST = "AWS Price List API, GetProducts AmazonEC2"
 _HISTORY = "AWS EC2, DescribeSpotPriceHistory Linux/UNIX"
+#: So few types are asked for one by one: a region's whole list has thousands of products.
+_FEW = 20
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidClientTokenId",
             "UnrecognizedClientException", "AuthFailure")  # fmt: skip
 
@@ -40,16 +42,19 @@ def fetch(
     instance_types: Collection[str],
     now: datetime,
     endpoints: Mapping[str, str] | None = None,
+    markets: Collection[Market] = MARKETS,
 ) -> Iterator[Part]:
-    """Both markets of each of `regions`, for the instance types that the catalogue knows.
+    """The `markets` of each of `regions`, for these instance types.
 
     `endpoints` replaces the URL of `"pricing"` or `"ec2"`. Raises `CredentialsMissing` before
     anything is asked.
     """
     clients = _Clients(endpoints or {})
     for region in regions:
-        yield _part(region, "on-demand", _on_demand, clients, instance_types, now)
-        yield _part(region, "spot", _spot, clients, instance_types, now)
+        if "on-demand" in markets:
+            yield _part(region, "on-demand", _on_demand, clients, instance_types, now)
+        if "spot" in markets:
+            yield _part(region, "spot", _spot, clients, instance_types, now)
 
 
 class _Clients:
@@ -99,14 +104,11 @@ def _part(
 
 def _on_demand(region: str, clients: _Clients, types: Collection[str], now: datetime) -> Found:
     found = Found()
-    filters = [
-        {"Type": "TERM_MATCH", "Field": key, "Value": value}
-        for key, value in {**_FILTERS, "regionCode": region}.items()
-    ]
     pages = clients("pricing", _HOME).get_paginator("get_products")
     prices: dict[str, Quote] = {}
-    for page in pages.paginate(ServiceCode="AmazonEC2", Filters=filters):
-        for text in page["PriceList"]:
+    one_by_one = [{"instanceType": name} for name in sorted(types)]
+    for few in one_by_one if len(types) <= _FEW else [{}]:
+        for text in _products(pages, {**_FILTERS, "regionCode": region, **few}):
             try:
                 product = json.loads(text) if isinstance(text, str) else text
                 name = product["product"]["attributes"]["instanceType"]
@@ -122,6 +124,12 @@ def _on_demand(region: str, clients: _Clients, types: Collection[str], now: date
             prices[name] = Quote(name, region, None, "on-demand", price, _LIST, now.date())
     found.quotes = list(prices.values())
     return found
+
+
+def _products(pages: Any, wanted: Mapping[str, str]) -> Iterator[Any]:
+    filters = [{"Type": "TERM_MATCH", "Field": key, "Value": wanted[key]} for key in wanted]
+    for page in pages.paginate(ServiceCode="AmazonEC2", Filters=filters):
+        yield from page["PriceList"]
 
 
 def _hourly(product: dict[str, Any], now: datetime) -> str:
@@ -160,7 +168,7 @@ def _spot(region: str, clients: _Clients, types: Collection[str], now: datetime)
                 found.skipped[str(error)] += 1
                 continue
             if at <= now and ((name, zone) not in newest or newest[name, zone][0] < at):
-                quote = Quote(name, region, zone, "spot", price, _HISTORY, now.date())
+                quote = Quote(name, region, zone, "spot", price, _HISTORY, now.date(), at)
                 newest[name, zone] = (at, quote)
     found.quotes = [quote for _, quote in newest.values()]
     return found

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from mlcloud.cluster.offers import MARKETS, Market
-from mlcloud.cost.quotes import Found, Part, Quote, usd
+from mlcloud.cost.quotes import Found, Part, Quote, moment, usd
 from mlcloud.cost.web import Web
 from mlcloud.errors import CloudRefused
 
@@ -99,5 +99,5 @@ def _take(
         return
     key = (name, market)
     if key not in newest or newest[key][0] < since:
-        quote = Quote(name, region, None, market, price, _SOURCE, now.date())
+        quote = Quote(name, region, None, market, price, _SOURCE, now.date(), moment(since))
         newest[key] = (since, quote)

@@ -8,6 +8,7 @@ change of a node, a price or a placement, and after that read from a line:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -25,16 +26,22 @@ from mlcloud.cost.pieces import (
 
 _MOST_LINES = 10_000
 
+#: A session's id, the ids of several, or None: all of the cluster.
+Whose = str | frozenset[str] | None
+
 
 def spent(
-    ledger: Ledger, now: datetime, *, since: datetime | None = None, session_id: str | None = None
+    ledger: Ledger, now: datetime, *, since: datetime | None = None, session_id: Whose = None
 ) -> Fraction:
-    """The `exact` of `cluster_cost`, or of `session_cost`, alone: cheap enough for every second."""
+    """The `exact` of `cluster_cost`, or of `session_cost`, alone: cheap enough for every second.
+
+    With several ids, what their sessions cost together.
+    """
     return _line(ledger, now, since, session_id).at(now)
 
 
-def usd_per_hour_now(ledger: Ledger, now: datetime, session_id: str | None = None) -> Decimal:
-    """The rate at which money is being spent at `now`: by the cluster, or by one session."""
+def usd_per_hour_now(ledger: Ledger, now: datetime, session_id: Whose = None) -> Decimal:
+    """The rate at which money is being spent at `now`: by the cluster, or by sessions."""
     return to_usd(_line(ledger, now, None, session_id).rate * MICROSECONDS_PER_HOUR)
 
 
@@ -50,14 +57,13 @@ class Line(NamedTuple):
         return self.usd + self.rate * microseconds(self.base, now)
 
 
-def _line(ledger: Ledger, now: datetime, since: datetime | None, session_id: str | None) -> Line:
+def _line(ledger: Ledger, now: datetime, since: datetime | None, session_id: Whose) -> Line:
     key = since, session_id
     known: Line | None = ledger.lines.get(key)
     if known is not None and known.changes == ledger.changes and known.base <= now:
         return known
     usd = rate = Fraction(0)
-    of = ledger.nodes_after(since) if session_id is None else ledger.nodes_of(session_id, since)
-    for node in of:
+    for node in _nodes(ledger, session_id, since):
         begin = node.started_at if since is None else max(node.started_at, since)
         if begin < node.until(now):
             usd += _part(ledger, node, begin, node.until(now), now, session_id)
@@ -72,13 +78,22 @@ def _line(ledger: Ledger, now: datetime, since: datetime | None, session_id: str
     return found
 
 
+def _nodes(ledger: Ledger, whose: Whose, since: datetime | None) -> Iterable[NodeSpan]:
+    if whose is None:
+        return ledger.nodes_after(since)
+    if isinstance(whose, str):
+        return ledger.nodes_of(whose, since)
+    found = {node.node_id: node for each in whose for node in ledger.nodes_of(each, since)}
+    return found.values()
+
+
 def _part(
     ledger: Ledger,
     node: NodeSpan,
     begin: datetime,
     end: datetime,
     now: datetime,
-    session_id: str | None,
+    session_id: Whose,
 ) -> Fraction:
     if session_id is None:
         return sum(
@@ -89,4 +104,5 @@ def _part(
             Fraction(0),
         )
     every = pieces(ledger, node, begin, end, now, executions=False)
-    return sum((each.usd for each in every if each.session_id == session_id), Fraction(0))
+    ids = (session_id,) if isinstance(session_id, str) else session_id
+    return sum((each.usd for each in every if each.session_id in ids), Fraction(0))

@@ -1,6 +1,7 @@
 """`GET /v1/advice`: the facts that this gateway has, for `cost.advice`.
 
 usage, ledger, cloud's records, sessions, settings ─► Facts ─► advise() ─► AdviceReport
+          └ with the rows of days that are settled: three months of who ran what, where
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from sqlalchemy import Engine
+
 from mlcloud.cluster.clouds.base import CloudWithLeftovers, Instance, Leftover
 from mlcloud.cluster.records import now
 from mlcloud.cost import catalogue
 from mlcloud.cost.advice import Facts, SessionFacts, advise
 from mlcloud.cost.advice.own import read_own
+from mlcloud.cost.ledger import Ledger
 from mlcloud.errors import MLCloudError
+from mlcloud.gateway import entries
 from mlcloud.gateway.billing import is_worker
 from mlcloud.models import AdviceInfo, AdviceReport
 
@@ -27,7 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HISTORY = timedelta(days=30)
+HISTORY = timedelta(days=92)
+#: So many rows are read in some seconds; of a larger history only those of sessions that are there.
+MOST_ROWS = 300_000
 COLD_START_S, LOST_S = 120.0, 60.0  # while nothing has been seen here
 LONG_START_S = 900.0  # a node that joined later had waited for something else
 
@@ -43,10 +50,12 @@ async def report(gateway: Gateway, own: Sequence[str] = ()) -> AdviceReport:
     instances = await asyncio.to_thread(cloud.instances)
     services.billing.see(instances)
     leftovers, notes = await _leftovers(cloud, at)
-    ledger = services.billing.ledger
     first = services.usage.first()
-    starts = [node.started_at for node in ledger.nodes]
+    starts = [node.started_at for node in services.billing.ledger.nodes]
     since = max(min([*starts, first or at, at]), at - HISTORY)
+    there = [each for each in gateway.sessions if not each.over]
+    ids = [each.id for each in there]
+    ledger = await asyncio.to_thread(history, gateway.engine, services.billing.ledger, since, ids)
     usage = await asyncio.to_thread(services.usage.since, since, ledger)
     facts = Facts(
         now=at,
@@ -54,15 +63,16 @@ async def report(gateway: Gateway, own: Sequence[str] = ()) -> AdviceReport:
         usage=usage,
         offers=cloud.offers(),
         ledger=ledger,
-        sessions=[_session(each, at) for each in gateway.sessions if not each.over],
+        sessions=[_session(each, at) for each in there],
         preempted=frozenset(each.id for each in instances if _taken(each)),
         heads=frozenset(each.id for each in instances if not is_worker(each)),
         leftovers=leftovers,
         own=machines,
         spares=gateway.settings.warm_spares,
         node_idle_s=gateway.settings.node_idle.total_seconds(),
+        idle_timeout_s=gateway.settings.idle_timeout.total_seconds(),
         cold_start_s=_cold_start_s(instances),
-        lost_s=_lost_s(gateway, at),
+        lost_s=_lost_s(ledger, at),
         accelerator_memory=_accelerator_memory(cloud.name),
     )
     return AdviceReport(
@@ -120,16 +130,26 @@ def _cold_start_s(instances: Sequence[Instance]) -> float:
     return sum(known) / len(known) if known else COLD_START_S
 
 
-def _lost_s(gateway: Gateway, at: datetime) -> float:
+def _lost_s(ledger: Ledger, at: datetime) -> float:
     """Seconds of work that a preemption cut off, on average."""
-    ledger = gateway.sessions.services.billing.ledger
     lost = [
         (span.until(at) - span.started_at).total_seconds()
-        for session in gateway.sessions
-        for span in ledger.executions_of(session.id)
+        for session_id in dict.fromkeys(each.session_id for each in ledger.placements)
+        for span in ledger.executions_of(session_id)
         if span.only_on_spot
     ]
     return sum(lost) / len(lost) if lost else LOST_S
+
+
+def history(engine: Engine, live: Ledger, since: datetime, session_ids: Sequence[str]) -> Ledger:
+    """The ledger with what had not ended by then of days that are settled. Blocks."""
+    with engine.connect() as connection:
+        if entries.count_over(connection, since) <= MOST_ROWS:
+            rows = entries.not_over(connection, since)
+        else:
+            rows = [row for each in session_ids for row in entries.of_session(connection, each)]
+    # Of entries with the same identity the last one counts: what is live knows best.
+    return Ledger([*(row.entry for row in rows), *live.entries])
 
 
 def _accelerator_memory(cloud: str) -> dict[str, int]:

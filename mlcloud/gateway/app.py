@@ -36,10 +36,10 @@ from mlcloud.gateway import (
     secrets,
     timetravel,
 )
-from mlcloud.gateway.budgets import CLUSTER
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.gateway.costs import MOST_ROWS
+from mlcloud.gateway.payers import scope
 from mlcloud.models import (
     AdviceReport,
     Boundary,
@@ -264,7 +264,11 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
             op="cell",
             code=request.code,
             shipment=None,
-            options={"allow_stdin": request.allow_stdin, "max_cost": request.max_cost},
+            options={
+                "allow_stdin": request.allow_stdin,
+                "max_cost": request.max_cost,
+                "job": request.job,
+            },
         )
         return gateway.execution_info(execution.id)
 
@@ -336,12 +340,13 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
 
     @routes.put("/budgets")
     async def set_budget(request: BudgetRequest) -> list[BudgetInfo]:
-        whose = CLUSTER if request.session is None else sessions.get(request.session).id
+        named = None if request.session is None else sessions.get(request.session).id
+        whose = scope(named, request.user, request.job)
         if request.limit is None:
             gateway.budgets.remove(whose)
         else:
             gateway.budgets.put(whose, request.limit, tuple(request.alerts))
-        log_change("budget.set", f"{request.session or CLUSTER}: {request.limit}")
+        log_change("budget.set", f"{request.session or whose}: {request.limit}")
         return gateway.budgets.infos()
 
     @routes.get("/advice")
@@ -416,6 +421,7 @@ def node_routes(gateway: Gateway) -> APIRouter:
     async def heartbeat(node: str, beat: Heartbeat) -> None:
         if not await asyncio.to_thread(gateway.heard, node, beat.ends):
             raise HTTPException(410, f"the node {node} has been given up")
+        gateway.used_by(node, beat.use)
         gateway.notices.in_force(node, beat.notices)
 
     @routes.post("/notice", status_code=204)

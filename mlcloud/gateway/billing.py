@@ -21,11 +21,13 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import HEAD
 from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.records import now
+from mlcloud.cost.least import Least
 from mlcloud.cost.ledger import Entry, ExecutionSpan, Ledger, NodeSpan, Placement, PriceChange
 from mlcloud.cost.meter import Bill as MeterBill
 from mlcloud.cost.meter import execution_cost, spent, to_usd, usd_per_hour_now
 from mlcloud.cost.prices import on_demand_usd_per_hour
 from mlcloud.cost.shares import Sums, day_of, midnight
+from mlcloud.cost.spent import Whose
 from mlcloud.gateway import db, entries
 from mlcloud.gateway.settled import Settled
 
@@ -38,16 +40,18 @@ SETTLE_AFTER = timedelta(hours=6)
 class Billing:
     """Entries in, bills out. `ledger` holds what is not settled yet (`settled.py`)."""
 
-    def __init__(self, engine: Engine, offers: list[Offer]) -> None:
+    def __init__(self, engine: Engine, offers: list[Offer], least: Least | None = None) -> None:
         self._engine = engine
         self._offers = offers
+        self.least = least or Least()
         self.settled = Settled(engine)
         self.ledger = Ledger()
         self._late: datetime | None = None  # the first settled moment that a new fact changes
         self._settling: datetime | None = None  # the same, since settling has begun
         self._is_settling = False
         self.turns = 0  # odd while days move between `settled` and `ledger`
-        self._sums: dict[tuple[int | None, str | None], Fraction] = {}
+        self._sums: dict[tuple[int | None, str | frozenset[str] | None], Fraction] = {}
+        self._by_session: dict[int | None, dict[str, Fraction]] = {}  # of settled days
         with engine.connect() as connection:
             rows = entries.live(connection)
         for row in rows:
@@ -63,13 +67,16 @@ class Billing:
         changed = []
         for instance in instances:
             node = self.ledger.node(instance.id) if self.ledger.knows(instance.id) else None
-            if node is None or node.ended_at != instance.ended_at:
+            ended = instance.ended_at
+            billed = self.least.billed_until(instance.offer, instance.launched_at, ended)
+            # An end that was entered by other rules stays: what was billed was billed.
+            if node is None or node.ended_at not in (ended, billed):
                 changed.append(
                     NodeSpan(
                         node_id=instance.id,
                         offer=instance.offer,
                         started_at=instance.launched_at,
-                        ended_at=instance.ended_at,
+                        ended_at=billed,
                         on_demand_usd_per_hour=on_demand_usd_per_hour(instance.offer, self._offers),
                     )
                 )
@@ -96,15 +103,52 @@ class Billing:
         self._enter(gone_here)
         self.mend()
 
-    def price(self, node_id: str, usd_per_hour: Decimal, at: datetime | None = None) -> None:
-        """From then on (now) the node costs this, as the cloud says of a spot price that moves.
+    def price(
+        self, node_id: str, usd_per_hour: Decimal, at: datetime | None = None, source: str = ""
+    ) -> bool:
+        """From then on (now) the node costs this, as `source` says of a price that moves.
 
-        Saying what is in force already changes nothing.
+        Saying what is in force already changes nothing, and is answered with False.
         """
         since = at or now()
         node = self.ledger.node(node_id)
-        if self.ledger.rates(node, since, since)[0].usd_per_hour != usd_per_hour:
-            self._enter([PriceChange(node_id, since, usd_per_hour)])
+        if self.ledger.rates(node, since, since)[0].usd_per_hour == usd_per_hour:
+            return False
+        self._enter([PriceChange(node_id, since, usd_per_hour, source)])
+        self.mend()
+        return True
+
+    def price_of(self, node_id: str, default: Decimal = Decimal(0)) -> Decimal:
+        """Dollars an hour, now; the default for a node that is not entered yet."""
+        if not self.ledger.knows(node_id):
+            return default
+        return self.ledger.rates(self.ledger.node(node_id), now(), now())[0].usd_per_hour
+
+    def owed(self, ends_at: datetime, session_ids: Whose = None) -> Decimal:
+        """What nodes that end then are billed for all the same; of sessions, their shares of it.
+
+        `ends_at` is now or later.
+        """
+        total = Decimal(0)
+        ids = (session_ids,) if isinstance(session_ids, str) else session_ids
+        for node in self.ledger.nodes_after(now()):
+            usd = self.owed_by(node.node_id, ends_at)
+            if usd and ids is not None:
+                held = [
+                    Fraction(each.share)
+                    for each in self.ledger.placements_on(node.node_id)
+                    if each.ended_at is None and each.session_id in ids
+                ]
+                usd = to_usd(Fraction(usd) * min(Fraction(1), sum(held, Fraction(0))))
+            total += usd
+        return total
+
+    def owed_by(self, node_id: str, ends_at: datetime) -> Decimal:
+        """Of one node; nothing of one whose end is entered, as that is in full."""
+        if not self.ledger.knows(node_id) or self.ledger.node(node_id).ended_at is not None:
+            return Decimal(0)
+        node = self.ledger.node(node_id)
+        return self.least.owed(node.offer, self.price_of(node_id), node.started_at, ends_at)
 
     def _enter(self, changed: Sequence[NodeSpan | PriceChange]) -> None:
         if changed:
@@ -176,7 +220,7 @@ class Billing:
             self.ledger = Ledger(self.settled.reopen(self._late))
             self.turns += 1
             self._late = None
-            self._sums.clear()
+            self._forget_sums()
 
     def due(self) -> bool:
         """Whether a day is over that is not settled yet."""
@@ -206,25 +250,37 @@ class Billing:
         self.settled.take(until)
         self.ledger = self.ledger.after(midnight(until))
         self.turns += 1
-        self._sums.clear()
+        self._forget_sums()
         if self._settling is not None and self._settling < midnight(until):
             self._late = self._settling
 
+    def _forget_sums(self) -> None:
+        self._sums.clear()
+        self._by_session.clear()
+
     # --- bills ------------------------------------------------------------------------------------
 
-    def spent(self, session_id: str | None = None, since: datetime | None = None) -> Decimal:
-        """Dollars, by a session or by all. `since`: of a day that is settled, all of it."""
+    def spent(self, session_id: Whose = None, since: datetime | None = None) -> Decimal:
+        """Dollars, by a session, by several or by all. `since`: of a settled day, all of it."""
         return to_usd(self._exact(session_id, since))
 
-    def _exact(self, session_id: str | None, since: datetime | None) -> Fraction:
+    def _exact(self, session_id: Whose, since: datetime | None) -> Fraction:
         horizon = self.settled.horizon
         if horizon is None or (since is not None and since >= horizon):
             return spent(self.ledger, now(), since=since, session_id=session_id)
         key = None if since is None else day_of(since), session_id
         before = self._sums.get(key)
         if before is None:
-            before = self._sums[key] = self.settled.spent(*key)
+            before = self._sums[key] = self._settled_spent(*key)
         return before + spent(self.ledger, now(), since=horizon, session_id=session_id)
+
+    def _settled_spent(self, since: int | None, whose: Whose) -> Fraction:
+        if not isinstance(whose, frozenset):
+            return self.settled.spent(since, whose)
+        if since not in self._by_session:  # a user has a new session every now and then
+            self._by_session[since] = self.settled.spent_by_session(since)
+        by_session = self._by_session[since]
+        return sum((by_session[each] for each in whose if each in by_session), Fraction(0))
 
     @property
     def horizon(self) -> datetime | None:
@@ -282,7 +338,7 @@ class Billing:
         nodes = self.ledger.nodes if session_id is None else self.ledger.nodes_of(session_id)
         return any(node.offer.simulated for node in nodes)
 
-    def per_hour(self, session_id: str | None = None) -> Decimal:
+    def per_hour(self, session_id: Whose = None) -> Decimal:
         return usd_per_hour_now(self.ledger, now(), session_id)
 
 

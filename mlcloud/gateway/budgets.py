@@ -1,10 +1,13 @@
 """Budgets in force: looked at every second, on the head, whether or not a notebook is there.
 
-    every `LOOK_S`, for each budget: spent, rate, seconds that a stop takes ─► cost.budgets.look
+    every `LOOK_S`, for each budget: spent, rate, seconds that a stop takes, minimum billing
+                                                                            ─► cost.budgets.look
         alert ─► a line under the running cells, once a period
-        stop  ─► cell: interrupted, BudgetExceeded · session: checkpointed, parked · cluster: all
-                 of its sessions parked and its nodes given back
-    a new cell ─► refused while a budget that covers it is spent
+        stop  ─► cell, or a job's cells: interrupted, BudgetExceeded · session, user, a job's own
+                 sessions: checkpointed, parked · cluster: all of its sessions parked and its nodes
+                 given back, those that start up too
+    a new cell ─► refused while a budget that covers it is spent, or too little for its node
+    a new node ─► not bought for more than the cluster's budget leaves (`cluster.ceiling`)
 
 `--max-cost` is a budget of one execution, and lives with it; the others are in the table `budgets`,
 and with the nodes in the store's record, so that a new head goes on with them.
@@ -23,11 +26,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select
 
+from mlcloud.cluster import ceiling
+from mlcloud.cluster.ceiling import Ceiling
 from mlcloud.cluster.records import now
-from mlcloud.cost.budgets import ALERTS, Limit, Look, look
+from mlcloud.cost.budgets import ALERTS, Limit, Look, check_scope, look
+from mlcloud.cost.least import RULES
 from mlcloud.errors import BudgetExceeded, MLCloudError, UsageError
 from mlcloud.gateway import db, hosting
-from mlcloud.models import BudgetInfo
+from mlcloud.gateway.billing import is_worker
+from mlcloud.gateway.payers import CLUSTER, Payers, job_scope
+from mlcloud.models import BudgetInfo, SessionState
 from mlcloud.units import format_usd, format_usd_per_hour
 
 if TYPE_CHECKING:
@@ -43,12 +51,11 @@ BYTES_A_SECOND = 50e6  # at which what is not in the store yet gets there, for t
 LEAST_RUN_S = 1.0  # no cell costs less than so much of its node
 YIELD_S = 5.0  # for a cell to end when it is interrupted
 CHECKPOINT_S = 2.0  # for a training loop to save, before it is interrupted
-CLUSTER = "cluster"
 
 
 @dataclass
 class InForce:
-    """A budget. `whose` is a session's id, or "cluster"."""
+    """A budget. `whose` as `payers` has it."""
 
     whose: str
     limit: Limit
@@ -66,8 +73,10 @@ class Budgets:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._services = sessions.services
+        self.payers = Payers(sessions)
         self._all: dict[str, InForce] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ceiling: bool | None = None  # whether launches are limited; None: not known yet
         with self._services.engine.connect() as connection:
             for row in connection.execute(select(db.budgets)):
                 kept = self._keep(row.whose, row.limit, tuple(json.loads(row.alerts)))
@@ -78,6 +87,8 @@ class Budgets:
 
     def put(self, whose: str, limit: str, alerts: tuple[float, ...] = ALERTS) -> None:
         """Raises `UsageError`."""
+        if whose.startswith(job_scope("")):
+            check_scope(Limit.parse(limit), None, None, whose)
         self._keep(whose, limit, alerts)
         with self._services.engine.begin() as connection:
             connection.execute(delete(db.budgets).where(db.budgets.c.whose == whose))
@@ -114,13 +125,12 @@ class Budgets:
                 self.put(whose, limit, tuple(alerts))
 
     def infos(self) -> list[BudgetInfo]:
-        names = {each.id: each.request.name for each in self._sessions}
         found = []
         for each in self._all.values():
             seen = self._look(each)
             found.append(
                 BudgetInfo(
-                    session=None if each.whose == CLUSTER else names.get(each.whose, each.whose),
+                    **self.payers.fields(each.whose),
                     limit=each.text,
                     limit_usd=each.limit.usd,
                     spent_usd=seen.spent,
@@ -128,17 +138,22 @@ class Budgets:
                     ends_at=each.limit.ends(now()),
                     alerts=list(each.alerts),
                     refuses=each.stopped if self._is_stopped(each) else "",
+                    reserve_usd=seen.reserve,
                 )
             )
         return found
 
     # --- before a cell ----------------------------------------------------------------------------
 
-    def refuse(self, session: Session, options: dict[str, Any]) -> None:
+    def refuse(self, session: Session, options: dict[str, Any], execution_id: str = "") -> None:
         """Raises `BudgetExceeded` where the work would certainly lead beyond a budget, and
-        `UsageError` for a `max_cost` that cannot be read."""
-        rate = self._services.billing.per_hour(session.id)
-        for whose in (session.id, CLUSTER):
+        `UsageError` for a `max_cost` that cannot be read. Else it is charged to its job."""
+        limit = max_cost(options)
+        job: str | None = options.get("job")
+        if job is not None and not isinstance(job, str):
+            raise UsageError(f"a job is named by its id, not by {job!r}")
+        self.payers.known(session)
+        for whose in self.payers.scopes(session, job):
             budget = self._all.get(whose)
             if budget is None:
                 continue
@@ -147,9 +162,21 @@ class Budgets:
             seen = self._look(budget)
             if seen.stop:
                 raise BudgetExceeded(self._why(budget, seen))
-        limit = max_cost(options)
-        if limit is None:
-            return
+            whole, part = self.payers.to_start(session, LOOK_S + STOP_S)
+            start = whole if whose == CLUSTER else part
+            if seen.spent + seen.reserve + start >= budget.limit.usd:
+                raise BudgetExceeded(
+                    f"{self._whom(budget)} has spent {format_usd(seen.spent)} of its budget of "
+                    f"{budget.limit}, and to start a node costs {format_usd(start)} at least: "
+                    "raise the budget (`%mlcloud budget`), or take a smaller node"
+                )
+        if limit is not None:
+            self._refuse_limit(session, limit)
+        if job is not None and execution_id:
+            self.payers.charge(job_scope(job), execution_id)
+
+    def _refuse_limit(self, session: Session, limit: Decimal) -> None:
+        rate = self._services.billing.per_hour(session.id)
         least = rate * Decimal(str(LEAST_RUN_S)) / 3600
         if limit <= least:
             raise BudgetExceeded(
@@ -163,13 +190,14 @@ class Budgets:
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                self._services.billing.see(
-                    await asyncio.to_thread(self._services.cluster.cloud.instances)
-                )
+                instances = await asyncio.to_thread(self._services.cluster.cloud.instances)
+                self._services.billing.see(instances)
+                bought = any(each.alive and is_worker(each) for each in instances)
                 for session in list(self._sessions):
                     self._look_at_cell(session)
                 for budget in list(self._all.values()):
-                    self._look_at(budget)
+                    self._look_at(budget, bought)
+                self._limit_launches()
             except MLCloudError as error:
                 log.warning("budgets could not be looked at: %s", error)
 
@@ -192,7 +220,7 @@ class Budgets:
         execution.options["over_budget"] = why
         session.spawn(_interrupt(session, execution))
 
-    def _look_at(self, budget: InForce) -> None:
+    def _look_at(self, budget: InForce, bought: bool) -> None:
         seen = self._look(budget)
         period = _period(budget.limit)
         for alert in seen.passed:
@@ -200,15 +228,43 @@ class Budgets:
                 budget.told.add((period, alert))
                 self._alert(budget, seen, alert)
         if (seen.stop or self._is_stopped(budget)) and not budget.stopping:
-            spending = [each for each in self._covered(budget) if each.host is not None]
-            if spending:
+            spending = [each for each in self.payers.covered(budget.whose) if _spends(each)]
+            cells = list(self.payers.executions(budget.whose))
+            if spending or cells or (bought and budget.whose == CLUSTER):
                 budget.stopping = True
                 if not self._is_stopped(budget):
                     self._refuse_from_now(budget, self._why(budget, seen))
-                task = asyncio.create_task(self._stop(budget, spending))
+                task = asyncio.create_task(self._stop(budget, spending, cells))
                 task.add_done_callback(lambda _: setattr(budget, "stopping", False))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    def _limit_launches(self) -> None:
+        """Tell who buys nodes what the cluster's budget leaves; and where there is none, once."""
+        budget = self._all.get(CLUSTER)
+        root = self._services.cluster.cloud.root
+        if budget is None:
+            if self._ceiling is not False:
+                ceiling.write(root, None)
+                self._ceiling = False
+            return
+        seen = self._look(budget)
+        left = Decimal(0) if self._is_stopped(budget) else budget.limit.usd - seen.spent
+        least = self._services.billing.least
+        self._ceiling = True
+        ceiling.write(
+            root,
+            Ceiling(
+                usd=max(Decimal(0), left - seen.reserve),
+                at=now(),
+                least_s={
+                    cloud: max(rule.least.total_seconds(), LOOK_S + STOP_S)
+                    for cloud, rule in RULES.items()
+                },
+                else_s=max(least.simulated.total_seconds(), LOOK_S + STOP_S),
+                why=f"of the cluster's budget of {budget.limit} too little is left",
+            ),
+        )
 
     def _is_stopped(self, budget: InForce) -> bool:
         if budget.stopped and budget.stopped_in != _period(budget.limit):
@@ -216,28 +272,19 @@ class Budgets:
         return bool(budget.stopped)
 
     def _look(self, budget: InForce) -> Look:
-        billing = self._services.billing
-        since = budget.limit.starts(now())
-        if budget.whose == CLUSTER:
-            spent = billing.spent(since=since)
-            rate = billing.per_hour()
-        else:
-            spent = billing.spent(budget.whose, since)
-            rate = billing.per_hour(budget.whose)
-        pending = max((sum(e.pending.values()) for e in self._covered(budget)), default=0)
+        whose, payers = budget.whose, self.payers
+        spent = payers.spent(whose, budget.limit.starts(now()))
+        rate = payers.per_hour(whose)
+        covered = payers.covered(whose)
+        pending = max((sum(each.pending.values()) for each in covered), default=0)
         stop_s = LOOK_S + STOP_S + pending / BYTES_A_SECOND
-        return look(budget.limit, budget.alerts, spent, rate, stop_s)
-
-    def _covered(self, budget: InForce) -> list[Session]:
-        return [each for each in self._sessions if budget.whose in (each.id, CLUSTER)]
+        owed = payers.owed(whose, stop_s)
+        return look(budget.limit, budget.alerts, spent, rate, stop_s, owed)
 
     # --- what follows -----------------------------------------------------------------------------
 
     def _whom(self, budget: InForce) -> str:
-        if budget.whose == CLUSTER:
-            return "the cluster"
-        names = [each.request.name for each in self._sessions if each.id == budget.whose]
-        return f"session {names[0]!r}" if names else "a session"
+        return self.payers.words(budget.whose)
 
     def _why(self, budget: InForce, seen: Look) -> str:
         ends = budget.limit.ends(now())
@@ -256,43 +303,70 @@ class Budgets:
             f"{format_usd(seen.spent)} of {budget.limit}"
         )
         log.info("budget: %s", text)
-        for session in self._covered(budget):
+        running = [session for session, _ in self.payers.executions(budget.whose)]
+        for session in [*self.payers.covered(budget.whose), *dict.fromkeys(running)]:
             if session.host is not None:
                 session.story("budget", text)
 
-    async def _stop(self, budget: InForce, sessions: list[Session]) -> None:
-        await asyncio.gather(*(self._stop_session(each, budget.stopped) for each in sessions))
+    async def _stop(
+        self, budget: InForce, sessions: list[Session], cells: list[tuple[Session, Execution]]
+    ) -> None:
+        if budget.whose == CLUSTER:
+            self._limit_launches()  # before anybody asks for a node in place of those that go
+        stops = [self._stop_session(each, budget.stopped) for each in sessions]
+        stops += [self._stop_cell(session, each, budget.stopped) for session, each in cells]
+        await asyncio.gather(*stops)
         if budget.whose == CLUSTER:
             await asyncio.to_thread(self._give_back)
+
+    async def _stop_cell(self, session: Session, execution: Execution, why: str) -> None:
+        """One of a job, in a session that works for others too."""
+        if execution in session.queue:
+            session.queue.remove(execution)
+            session.outcomes.finish_with(execution, BudgetExceeded(why))
+            return
+        session.story("budget", why)
+        await self._end_cell(session, execution, why)
+
+    async def _end_cell(self, session: Session, execution: Execution, why: str) -> None:
+        execution.options["over_budget"] = why
+        host = session.host
+        if host is not None and host.alive:  # a training loop saves its step
+            await hosting.tell_notice(session, host, now() + timedelta(seconds=CHECKPOINT_S))
+            await _ends(execution, CHECKPOINT_S)
+        await _interrupt(session, execution)
 
     async def _stop_session(self, session: Session, why: str) -> None:
         session.story("budget", why)
         for waiting in [*session.queue]:
             session.queue.remove(waiting)
             session.outcomes.finish_with(waiting, BudgetExceeded(why))
-        execution, host = session.current, session.host
+        execution = session.current
         if execution is not None and not execution.ended:
-            execution.options["over_budget"] = why
-            if host is not None and host.alive:  # a training loop saves its step
-                await hosting.tell_notice(session, host, now() + timedelta(seconds=CHECKPOINT_S))
-                await _ends(execution, CHECKPOINT_S)
-            await _interrupt(session, execution)
+            await self._end_cell(session, execution, why)
+        until = now() + timedelta(seconds=YIELD_S)
+        while session.current is not None and now() < until:
+            await asyncio.sleep(0.05)  # it has ended; its session knows in a moment
         try:
             await session.park(force=True)
         except MLCloudError as error:
             log.warning("session %s was not parked in good order: %s", session.id, error)
             if session.host is not None:
                 await hosting.release(session, session.host)
+                session.set_state(SessionState.PARKED)
 
     def _give_back(self) -> None:
         """What holds no session bills for nothing. Blocks."""
-        from mlcloud.gateway.billing import is_worker
-
         held = {each.host.instance for each in self._sessions if each.host is not None}
         cloud = self._services.cluster.cloud
         for instance in cloud.instances():
             if instance.alive and is_worker(instance) and instance.id not in held:
                 cloud.terminate(instance.id, "budget")
+
+
+def _spends(session: Session) -> bool:
+    """It has a node, or waits for one."""
+    return session.host is not None or bool(session.queue) or session.current is not None
 
 
 def _period(limit: Limit) -> str:

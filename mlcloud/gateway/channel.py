@@ -21,6 +21,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from mlcloud.errors import MLCloudError, SessionFailed, UsageError
 from mlcloud.gateway.core import Gateway
 from mlcloud.gateway.session import Session
+from mlcloud.gateway.traffic import Moved
 from mlcloud.models import Frame
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,9 @@ async def serve_channel(socket: WebSocket, gateway: Gateway, name: str, after: i
 
 async def _send(socket: WebSocket, session: Session, after: int) -> None:
     async for rows in session.journal.follow(after):
-        await socket.send_bytes(msgpack.packb({Frame.EVENTS: rows}))
+        frame = msgpack.packb({Frame.EVENTS: rows})
+        session.services.traffic.add(session.id, Moved(out=len(frame)))
+        await socket.send_bytes(frame)
 
 
 def _read(frame: bytes | None) -> dict[str, Any]:

@@ -9,7 +9,9 @@ apart, so that none can overflow below a million years of nodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import msgpack
@@ -19,6 +21,7 @@ import numpy.typing as npt
 #: Above this, parts are summed one by one, as numbers of any length.
 MOST_PARTS = 10**12
 _SMALL = 4_000_000
+_KEYS = ("day", "node_id", "session_id")
 
 Ints = npt.NDArray[np.int64]
 _NAMES = ("node_id", "session_id", "price", "parts")
@@ -85,6 +88,66 @@ class Columns:
             del self._days[day], self._odd[day]
         self._whole = None
 
+    def totals(
+        self,
+        columns: Iterable[str],
+        since: int | None,
+        until: int,
+    ) -> tuple[int, int, Iterator[tuple[Any, ...]]]:
+        """Sums of those days by `columns` alone, whatever the prices: the parts of a dollar and of
+        an hour, then the values, dollars, on demand, idle, microseconds as whole numbers of them.
+
+        Rows with parts above `MOST_PARTS` are not in it: `odd`.
+        """
+        wanted = list(columns)
+        data = self._chosen(since, until, None)
+        if not data.shape[1]:
+            return 1, 1, iter(())
+        day, node, session, price, parts, busy = data[:6]
+        combined = (price * len(self._codes[3]) + parts) * 2 + busy
+        combined, combination = _numbered(combined, len(self._codes[2]) * len(self._codes[3]) * 2)
+        prices = [
+            tuple(Decimal(each).as_integer_ratio() for each in text.split(" "))
+            for text in self._codes[2]
+        ]
+        parts_of = list(self._codes[3])
+        kinds = []  # of each combination: its prices, parts, and whether something ran
+        for each in combined.tolist():
+            of_price, of_parts = divmod(each // 2, len(parts_of))
+            kinds.append((*prices[of_price], parts_of[of_parts], each % 2))
+        hour = math.lcm(*{many for _, _, many, _ in kinds})
+        dollar = hour * math.lcm(*{of for kind in kinds for _, of in kind[:2]})
+        factors = np.empty((4, len(kinds)), dtype=object)
+        for n, ((usd, of), (listed, of_listed), many, ran) in enumerate(kinds):
+            factors[0, n] = usd * (dollar // (of * many))
+            factors[1, n] = listed * (dollar // (of_listed * many))
+            factors[2, n] = 0 if ran else factors[0, n]
+            factors[3, n] = hour // many
+        places = [_KEYS.index(each) for each in wanted]
+        first = int(day.min())
+        keys = [(day - first, node, session)[place] for place in places] + [combination]
+        found, sizes, sums = _grouped(keys, data, np.array(parts_of, dtype=np.int64))
+        which, kind = np.divmod(found, sizes[-1])
+        many = np.array(parts_of, dtype=object)[
+            np.array([parts_of.index(each[2]) for each in kinds])[kind]
+        ]
+        paid, paid_rest, needed, needed_rest = (each.astype(object) for each in sums)
+        paid, needed = paid * many + paid_rest, needed * many + needed_rest
+        starts = np.flatnonzero(np.concatenate([[True], which[1:] != which[:-1]]))
+        amounts = [
+            np.add.reduceat(each * factors[n][kind], starts).tolist()
+            for n, each in enumerate((paid, needed, paid, paid))
+        ]
+        read = self._read(places, which[starts], sizes[:-1], first)
+        return dollar, hour, zip(*read, *amounts, strict=True)
+
+    def odd(self, columns: Iterable[str], since: int | None, until: int) -> Iterator[Any]:
+        """Rows that `totals` leaves out, as `groups` has them."""
+        wanted = list(columns)
+        for row in self._odd_rows(since, until):
+            values = [row[_KEYS.index(each)] for each in wanted]
+            yield (*values, *row[3].split(" "), row[4], *row[6:], row[5])
+
     def groups(
         self,
         columns: Iterable[str],
@@ -97,8 +160,13 @@ class Columns:
         wanted = list(columns)
         for row in self._odd_rows(since, until):
             if session_id is None or row[2] == session_id:
-                values = [row[("day", "node_id", "session_id").index(each)] for each in wanted]
+                values = [row[_KEYS.index(each)] for each in wanted]
                 yield (*values, *row[3].split(" "), row[4], *row[6:], row[5])
+        data = self._chosen(since, until, session_id)
+        if data.shape[1]:
+            yield from self._summed(wanted, data)
+
+    def _chosen(self, since: int | None, until: int, session_id: str | None) -> Ints:
         if self._whole is None:
             empty = np.empty((_WIDTH + 1, 0), dtype=np.int64)
             self._whole = np.concatenate([empty, *self._days.values()], axis=1)
@@ -108,11 +176,7 @@ class Columns:
             chosen &= data[0] >= since
         if session_id is not None:
             chosen &= data[2] == self._codes[1].get(session_id, -1)
-        if not chosen.all():
-            data = data[:, chosen]
-        if not data.shape[1]:
-            return
-        yield from self._summed(wanted, data)
+        return data if chosen.all() else data[:, chosen]
 
     def _odd_rows(self, since: int | None, until: int) -> Iterator[tuple[Any, ...]]:
         for day, rows in self._odd.items():
@@ -120,40 +184,18 @@ class Columns:
                 yield from rows
 
     def _summed(self, wanted: list[str], data: Ints) -> Iterator[tuple[Any, ...]]:
-        places = [("day", "node_id", "session_id").index(each) for each in wanted]
-        day, node, session, price, parts, busy, paid, needed = data
+        places = [_KEYS.index(each) for each in wanted]
+        day, node, session, price, parts, busy = data[:6]
         first = int(day.min())
         keys = [(day - first, node, session)[place] for place in places] + [price, parts, busy]
-        sizes = [int(key.max()) + 1 for key in keys]
-        code = np.zeros(len(day), dtype=np.int64)
-        space = 1
-        for key, size in zip(keys, sizes, strict=True):
-            code = code * size + key
-            space *= size
-        if space < _SMALL:
-            found: Ints = np.flatnonzero(np.bincount(code, minlength=space))
-            into = np.zeros(space, dtype=np.int64)
-            into[found] = np.arange(len(found))
-            place = into[code]
-        else:
-            found, place = np.unique(code, return_inverse=True)
-        of = np.array(list(self._codes[3]), dtype=np.int64)[parts]
-        sums = []
-        for each in (paid // of, paid % of, needed // of, needed % of):
-            total = np.zeros(len(found), dtype=np.int64)
-            np.add.at(total, place, each)
-            sums.append(total.tolist())
-        values: list[list[Any]] = []
-        for size in reversed(sizes):
-            found, rest = np.divmod(found, size)
-            values.insert(0, rest.tolist())
+        found, sizes, sums = _grouped(keys, data, np.array(list(self._codes[3]), dtype=np.int64))
+        found, ran = np.divmod(found, sizes[-1])
+        found, of = np.divmod(found, sizes[-2])
+        found, cost = np.divmod(found, sizes[-3])
         names = [list(codes) for codes in self._codes]
         prices = [tuple(text.split(" ")) for text in names[2]]
-        read = [
-            [first + v for v in column] if place == 0 else [names[place - 1][v] for v in column]
-            for place, column in zip(places, values, strict=False)
-        ]
-        rest_of = zip(*values[len(places) :], *sums, strict=True)
+        read = self._read(places, found, sizes[:-3], first)
+        rest_of = zip(cost.tolist(), of.tolist(), ran.tolist(), *map(_listed, sums), strict=True)
         keys_of: Iterable[tuple[Any, ...]] = (
             zip(*read, strict=True) if read else ((),) * len(sums[0])
         )
@@ -163,3 +205,51 @@ class Columns:
             many = names[3][n]
             amounts = whole * many + part, whole_needed * many + part_needed
             yield (*key_values, *prices[p], many, *amounts, bool(b))
+
+    def _read(self, places: list[int], found: Ints, sizes: list[int], first: int) -> list[Any]:
+        """The values of each column, from the code of all of them."""
+        values: list[list[int]] = []
+        for size in reversed(sizes):
+            found, rest = np.divmod(found, size)
+            values.insert(0, rest.tolist())
+        names = [list(codes) for codes in self._codes]
+        return [
+            [first + v for v in column] if place == 0 else [names[place - 1][v] for v in column]
+            for place, column in zip(places, values, strict=True)
+        ]
+
+
+def _listed(numbers: Ints) -> list[int]:
+    found: list[int] = numbers.tolist()
+    return found
+
+
+def _numbered(code: Ints, space: int) -> tuple[Ints, Ints]:
+    """As `numpy.unique` with its inverse; quicker where few numbers are possible."""
+    if space >= _SMALL:
+        found, place = np.unique(code, return_inverse=True)
+        return found, place
+    found = np.flatnonzero(np.bincount(code, minlength=space))
+    into = np.zeros(space, dtype=np.int64)
+    into[found] = np.arange(len(found))
+    return found, into[code]
+
+
+def _grouped(keys: list[Ints], data: Ints, parts_of: Ints) -> tuple[Ints, list[int], list[Ints]]:
+    """The codes of the groups in order, how many values each key may have, and the sums: paid and
+    needed, each as whole microseconds and the rest."""
+    parts, paid, needed = data[4], data[6], data[7]
+    sizes = [int(key.max()) + 1 for key in keys]
+    code = np.zeros(data.shape[1], dtype=np.int64)
+    space = 1
+    for key, size in zip(keys, sizes, strict=True):
+        code = code * size + key
+        space *= size
+    found, place = _numbered(code, space)
+    of = parts_of[parts]
+    sums = []
+    for each in (paid // of, paid % of, needed // of, needed % of):
+        total = np.zeros(len(found), dtype=np.int64)
+        np.add.at(total, place, each)
+        sums.append(total)
+    return found, sizes, sums

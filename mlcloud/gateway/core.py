@@ -22,6 +22,7 @@ from mlcloud.cluster.clouds.headed import Headed
 from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.cluster.records import now
 from mlcloud.config import Settings
+from mlcloud.cost.least import Least
 from mlcloud.cost.ledger import NodeSpan, PriceChange
 from mlcloud.errors import MLCloudError, NotFound, StoreError
 from mlcloud.gateway.billing import Billing, is_worker
@@ -36,14 +37,16 @@ from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
 from mlcloud.gateway.links import Links
 from mlcloud.gateway.notices import Leaving, Notices
 from mlcloud.gateway.record import Fenced, Record
+from mlcloud.gateway.repricing import Repricing
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.gateway.spend import Spending
+from mlcloud.gateway.traffic import Traffic
 from mlcloud.gateway.upkeep import Upkeep
 from mlcloud.gateway.usage import UsageTable
 from mlcloud.gateway.vault import Vault
-from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo, Spend
+from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo, NodeUse, Spend
 from mlcloud.store import Signer, Store, load_or_create_key
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ IDLE_LOOKS, IDLE_LOOK_S = 5, 0.2  # so often it must be found idle, that far apa
 BILLING_S = 1.0
 LOOK_S = 0.5
 LAST_RECORD_S = 10.0
+USE_S = 15.0  # some heartbeats: what a node did longer ago is not what it does
 ATTEMPTS_SHOWN = timedelta(hours=1)
 RECORD_S, RECORD_PRINTED_S, RECORD_ALL_S = 1.0, 4.0, 30.0
 
@@ -87,10 +91,12 @@ class Gateway:
             log.info("%d sessions were read back from the store's record", rebuilt)
         self.record.let_go_of_lost()
         self.cluster = EmbeddedCluster(settings, on_end=self._node_ended, on_attempt=self._attempt)
-        self.billing = Billing(self.engine, self.cluster.cloud.offers())
+        least = Least(settings.least_billed)
+        self.billing = Billing(self.engine, self.cluster.cloud.offers(), least)
         self.billing.recall(self.record.nodes(), self.cluster.cloud.instances())
         self.spending = Spending(lambda: self.billing.ledger, self.billing)
         self.preemptions = Preemptions()
+        self.traffic = Traffic(self.engine)
         leaving: dict[str, Leaving] = {}
         self.sessions = Sessions(
             Services(
@@ -105,6 +111,7 @@ class Gateway:
                 inputs=Inputs(self.store),
                 preemptions=self.preemptions,
                 usage=UsageTable(self.engine),
+                traffic=self.traffic,
                 vault=Vault(),
                 leaving=leaving,
                 store_url=settings.store_url,
@@ -116,14 +123,16 @@ class Gateway:
             )
         )
         self.budgets = Budgets(self.sessions)
-        self.costs = CostReports(self.billing, self.engine, self.store)
+        self.costs = CostReports(self.billing, self.engine, self.store, self.traffic)
         self.sessions.services.refuse = self.budgets.refuse
         self.budgets.recall(self.record.budgets())
+        self.repricing = Repricing(settings, self.sessions)
         self.comeback = Comeback(self.sessions, settings.spot_return)
         self.notices = Notices(self.cluster, self.sessions, leaving)
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
         self._on_idle = on_idle
         self._heard: set[str] = set()  # nodes whose agents were heard
+        self._uses: dict[str, tuple[float, NodeUse]] = {}
         self._last_used = time.monotonic()
         self._tasks: list[asyncio.Task[Any]] = []
         self._down = False
@@ -142,6 +151,7 @@ class Gateway:
             asyncio.create_task(self.upkeep.run()),
             asyncio.create_task(self.comeback.run()),
             asyncio.create_task(self.budgets.run()),
+            asyncio.create_task(self.repricing.run()),
         ]
 
     def used(self) -> None:
@@ -170,6 +180,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.notices.close()
+        self.traffic.flush(now_=True)
         self.engine.dispose()
 
     # --- background -------------------------------------------------------------------------------
@@ -197,6 +208,7 @@ class Gateway:
         while True:
             await asyncio.sleep(BILLING_S)
             self._see(await asyncio.to_thread(self.cluster.cloud.instances))
+            self.traffic.flush()
             if self.billing.due():
                 try:
                     await self.billing.settle()
@@ -273,6 +285,7 @@ class Gateway:
     def _node_ended(self, instance: Instance) -> None:
         self._see(self.cluster.cloud.instances())
         self.notices.leaving.pop(instance.id, None)
+        self._uses.pop(instance.id, None)
         self.sessions.on_node_end(instance)
 
     def _attempt(self, attempt: Attempt) -> None:
@@ -331,7 +344,7 @@ class Gateway:
                 instance_type=each.offer.instance_type,
                 zone=each.offer.zone,
                 market=each.offer.market,
-                usd_per_hour=each.offer.usd_per_hour,
+                usd_per_hour=self.billing.price_of(each.id, each.offer.usd_per_hour),
                 simulated=each.offer.simulated,
                 launched_at=each.launched_at,
                 ended_at=each.ended_at,
@@ -340,6 +353,10 @@ class Gateway:
                 sessions=held.get(each.id, []),
                 idle_since=self._idle_since(each) if each.id not in held else None,
                 reserved=self._reserved(each.id),
+                cpus=each.offer.cpus,
+                memory_bytes=each.offer.memory_bytes,
+                gpu=each.offer.gpu,
+                use=self._use(each.id),
             )
             for each in self.cluster.cloud.instances()
             if is_worker(each) and (ended or each.alive)
@@ -369,13 +386,23 @@ class Gateway:
         placed = self.billing.ledger.placements_on(node.id)
         return max([node.launched_at, *(each.ended_at for each in placed if each.ended_at)])
 
+    def used_by(self, node: str, use: NodeUse | None) -> None:
+        """What its heartbeat says."""
+        if use is not None:
+            self._uses[node] = time.monotonic(), use
+
+    def _use(self, node: str) -> NodeUse | None:
+        at, use = self._uses.get(node, (0.0, None))
+        return use if time.monotonic() - at < USE_S else None
+
     def _reserved(self, node: str) -> float:
         placed = self.billing.ledger.placements_on(node)
         return min(1.0, sum(float(each.share) for each in placed if each.ended_at is None))
 
     def _standing(self) -> Decimal:
         heads = [e for e in self.cluster.cloud.instances() if e.alive and not is_worker(e)]
-        return sum((each.offer.usd_per_hour for each in heads), Decimal(0))
+        prices = (self.billing.price_of(each.id, each.offer.usd_per_hour) for each in heads)
+        return sum(prices, Decimal(0))
 
     async def spend(self, since: datetime, step_s: int) -> Spend:
         names = {each.id: each.request.name for each in self.sessions}

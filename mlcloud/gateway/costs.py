@@ -12,25 +12,27 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Engine, select
 
 from mlcloud.cluster.records import now
-from mlcloud.cost.estimates import estimates
-from mlcloud.cost.meter import to_usd
-from mlcloud.cost.shares import Amount, Share, Sums, day_of, midnight, shares
+from mlcloud.cost.estimates import DataSeen, estimates
+from mlcloud.cost.shares import NO_AMOUNT, Amount, Share, Sums, day_of, midnight, shares
 from mlcloud.errors import UsageError
 from mlcloud.gateway import db
 from mlcloud.gateway.billing import Billing
-from mlcloud.models import CostEstimate, CostNode, CostRow, Costs
+from mlcloud.gateway.traffic import Moved, Traffic, data_usd, total
+from mlcloud.models import CostEstimate, CostNode, CostRow, Costs, DataMoved
 from mlcloud.store import Store
 from mlcloud.units import suggest
 
 MOST_ROWS = 50_000
+MOST_MOVED = 100
 OVERHEAD = "(no session)"
 NO_ONE = "(unknown)"
 _KEPT_S = 60.0  # a report whose next page may be asked for
@@ -46,7 +48,10 @@ _Groups = list[tuple[_Key, Amount]]
 class CostReports:
     """Of one gateway. Called in threads."""
 
-    def __init__(self, billing: Billing, engine: Engine, store: Store) -> None:
+    def __init__(
+        self, billing: Billing, engine: Engine, store: Store, traffic: Traffic | None = None
+    ) -> None:
+        self._traffic = traffic or Traffic(engine)
         self._billing = billing
         self._engine = engine
         self._store = store
@@ -82,17 +87,19 @@ class CostReports:
     ) -> Costs:
         since, until = self._whole(since, until)
         live = list(self._live(since, until))
-        totals = dict(self._groups([], since, until, live)).get((), _NOTHING)
         if by == ["execution"]:
+            totals = _total(self._groups([], since, until, live))
             found, following = self._executions(since, until, after or "", limit, live)
         else:
             groups = self._paged(by, since, until, live)
+            totals = _total(groups)
             first = _number(after)
             found = groups[first : first + limit]
             following = str(first + limit) if first + limit < len(groups) else None
         fields = ["execution", "session"] if by == ["execution"] else by
         rows = [_row(dict(zip(fields, key, strict=True)), amount) for key, amount in found]
         nodes = {row.key["node"] for row in rows if "node" in row.key}
+        moved = self._traffic.between(since, until)
         began = min((n.started_at for n in self._billing.ledger.nodes), default=until)
         return Costs(
             by=by,
@@ -105,7 +112,8 @@ class CostReports:
             next=following,
             nodes={node_id: self._node(node_id) for node_id in nodes},
             tags=self._tags({row.key["session"] for row in rows if "session" in row.key}),
-            estimates=self._estimates(max(began, since or began), until),
+            estimates=self._estimates(max(began, since or began), until, total(moved.values())),
+            data=self._moved(moved),
         )
 
     def _whole(
@@ -137,7 +145,7 @@ class CostReports:
         if by and by[0] == "day":
             groups.sort(key=lambda group: group[0])
         else:
-            groups.sort(key=lambda group: (-float(group[1].usd), group[0]))
+            groups.sort(key=lambda group: (-group[1].n_usd, group[0]))  # all of the same parts
         self._kept = time.monotonic(), asked, groups
         return groups
 
@@ -148,8 +156,15 @@ class CostReports:
         sums: Sums[_Key] = Sums()
         width = len(columns)
         days = None if since is None else day_of(since), day_of(until)
-        for row in self._billing.settled.rows(columns, *days):
-            sums.add(key_of(row), *row[width:])
+        if "price" in by:
+            for row in self._billing.settled.rows(columns, *days):
+                sums.add(key_of(row), *row[width:])
+        else:
+            parts, totals, odd = self._billing.settled.totals(columns, *days)
+            for row in totals:
+                sums.add_total(key_of(row), parts, *row[width:])
+            for row in odd:
+                sums.add(key_of(row), *row[width:])
         for share in live:
             values = tuple(getattr(share, name) for name in columns)
             price = share.usd_per_hour, share.on_demand, share.parts, share.paid, share.needed
@@ -201,8 +216,7 @@ class CostReports:
         found: dict[str, Callable[[str], str]] = {}
         with self._engine.connect() as connection:
             for row in connection.execute(select(table.id, table.name, table.request)):
-                name, request = row.name.partition("#")[0], json.loads(row.request)
-                found[row.id] = _facts(name, request)
+                found[row.id] = _facts(row.name.partition("#")[0], row.request)
         return found
 
     def _tags(self, names: set[str]) -> dict[str, dict[str, str]]:
@@ -213,8 +227,8 @@ class CostReports:
         with self._engine.connect() as connection:
             tagged = select(table.name, table.request).where(table.request.contains('"tags"'))
             for row in connection.execute(tagged):
-                name, tags = row.name.partition("#")[0], json.loads(row.request).get("tags")
-                if tags and name in names:
+                name = row.name.partition("#")[0]
+                if name in names and (tags := dict(_said(row.request)[1])):
                     found.setdefault(name, {}).update(tags)
         return found
 
@@ -265,9 +279,29 @@ class CostReports:
 
     # --- beside the nodes -------------------------------------------------------------------------
 
-    def _estimates(self, since: datetime, until: datetime) -> list[CostEstimate]:
+    def _moved(self, moved: dict[str, Moved]) -> list[DataMoved]:
+        """Those that moved most first."""
+        if not moved:
+            return []
+        names = self._sessions()
+        most = sorted(moved, key=lambda each: (-moved[each].out - moved[each].across, each))
+        return [
+            DataMoved(
+                session=names[each]("session") if each in names else each,
+                to_notebook_bytes=moved[each].out,
+                between_regions_bytes=moved[each].across,
+                store_writes=moved[each].puts,
+                store_reads=moved[each].gets,
+                usd_estimate=data_usd(self._store.url, moved[each]),
+            )
+            for each in most[:MOST_MOVED]
+        ]
+
+    def _estimates(self, since: datetime, until: datetime, moved: Moved) -> list[CostEstimate]:
         size, count = self._store_size()
-        found = estimates(self._store.url, size, count, max(until - since, timedelta(0)))
+        time_ = max(until - since, timedelta(0))
+        seen = DataSeen(*astuple(moved))
+        found = estimates(self._store.url, size, count, time_, seen)
         return [CostEstimate.model_validate(vars(each)) for each in found]
 
     def _store_size(self) -> tuple[int, int]:
@@ -278,7 +312,14 @@ class CostReports:
             return self._stored[1:]
 
 
-_NOTHING = Amount(Fraction(0), Fraction(0), Fraction(0), Fraction(0))
+def _total(groups: _Groups) -> Amount:
+    """Of all of them: they are whole numbers of the same part."""
+    if not groups:
+        return NO_AMOUNT
+    usd, on_demand, idle, hours = (
+        sum(column) for column in zip(*(amount[:4] for _, amount in groups), strict=True)
+    )
+    return Amount(usd, on_demand, idle, hours, groups[0][1].of)
 
 
 def _check(by: list[str]) -> None:
@@ -296,13 +337,21 @@ def _is_of_session(field: str) -> bool:
     return field in ("session", "user") or field.startswith("tag:")
 
 
-def _facts(name: str, request: dict[str, Any]) -> Callable[[str], str]:
+@lru_cache(maxsize=50_000)
+def _said(request: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """The owner and the tags of a request: what costs are grouped by, of all that is in it."""
+    plain = json.loads(request)
+    return plain.get("owner"), tuple((plain.get("tags") or {}).items())
+
+
+def _facts(name: str, request: str) -> Callable[[str], str]:
     def read(field: str) -> str:
         if field == "session":
             return name
+        owner, tags = _said(request)
         if field == "user":
-            return request.get("owner") or NO_ONE
-        return (request.get("tags") or {}).get(field.removeprefix("tag:")) or NO_ONE
+            return owner or NO_ONE
+        return dict(tags).get(field.removeprefix("tag:")) or NO_ONE
 
     return read
 
@@ -325,9 +374,5 @@ def _row(key: dict[str, str], amount: Amount) -> CostRow:
 
 
 def _money(amount: Amount) -> dict[str, Decimal]:
-    return {
-        "usd": to_usd(amount.usd),
-        "on_demand_usd": to_usd(amount.on_demand),
-        "idle_usd": to_usd(amount.idle),
-        "node_hours": to_usd(amount.hours),
-    }
+    usd, on_demand, idle, hours = amount.rounded()
+    return {"usd": usd, "on_demand_usd": on_demand, "idle_usd": idle, "node_hours": hours}

@@ -170,7 +170,7 @@ usage = Table(
     Index("usage_by_time", "at"),
 )
 
-# Of the cluster, and of sessions by their ids (`budgets.py`).
+# Of the cluster, of sessions by their ids, of `user:NAME` and `job:ID` (`budgets.py`).
 budgets = Table(
     "budgets",
     metadata,
@@ -179,6 +179,26 @@ budgets = Table(
     Column("alerts", String, nullable=False),
     # Why work is refused, and in which period: JSON, empty while it is not.
     Column("stopped", Text, nullable=False, server_default=""),
+)
+
+# Executions and sessions whose cost is a job's too (`payers.py`).
+charged = Table(
+    "charged",
+    metadata,
+    Column("whose", String, primary_key=True),
+    Column("of", String, primary_key=True),
+)
+
+# What sessions moved (`traffic.py`): bytes and requests.
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # since 1970
+    Column("session_id", String, primary_key=True),
+    Column("out", BigInteger, nullable=False),
+    Column("across", BigInteger, nullable=False),
+    Column("puts", BigInteger, nullable=False),
+    Column("gets", BigInteger, nullable=False),
 )
 
 audit = Table(

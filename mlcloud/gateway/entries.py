@@ -17,7 +17,7 @@ from datetime import date, datetime, timezone
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, bindparam, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, func, or_, select, update
 
 from mlcloud.cluster.offers import Offer
 from mlcloud.cost.ledger import Entry, ExecutionSpan, NodeSpan, Placement, PriceChange
@@ -65,11 +65,20 @@ def live(connection: Connection) -> list[Row]:
 
 def not_over(connection: Connection, moment: datetime) -> list[Row]:
     """As `live`, and what was settled since that moment."""
+    return _read(connection, _not_over(moment))
+
+
+def _not_over(moment: datetime) -> Select[Any]:
     table = db.ledger.c
-    query = select(db.ledger).where(
+    return select(db.ledger).where(
         or_(table.live > 0, (table.ended > stamp(moment)) & (table.live == SETTLED))
     )
-    return _read(connection, query)
+
+
+def count_over(connection: Connection, moment: datetime) -> int:
+    """How many rows `not_over` would read."""
+    query = select(func.count()).select_from(_not_over(moment).subquery())
+    return connection.execute(query).scalar() or 0
 
 
 def of_session(connection: Connection, session_id: str) -> list[Row]:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from mlcloud.cluster.records import now
 from mlcloud.cost.footer import footer
 from mlcloud.cost.ledger import ExecutionSpan
-from mlcloud.errors import ExecutionCancelled, MLCloudError
+from mlcloud.errors import BudgetExceeded, ExecutionCancelled, MLCloudError
 from mlcloud.gateway import db, hosting, mounting, restoring
 from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
@@ -274,7 +274,10 @@ class Outcomes:
             self._end(execution, content)
 
     def cancelled(self, execution: Execution) -> None:
-        if execution.interrupted:
+        over = execution.options.get("over_budget")
+        if over:  # before it had a node
+            self.finish_with(execution, BudgetExceeded(over))
+        elif execution.interrupted:
             self._end(execution, {"status": "error", "ename": "KeyboardInterrupt", "evalue": ""})
         else:
             name = self._session.request.name
@@ -355,6 +358,8 @@ class Outcomes:
         services = self._session.services
         services.record.check(self._session.id)
         services.snapshots.commit(self._session.id, ordinal, execution_id, body)
+        elsewhere = self._session.is_elsewhere()
+        services.traffic.committed(self._session.id, body, elsewhere=elsewhere)
 
 
 def _content(blob: bytes) -> dict[str, Any]:

@@ -113,6 +113,8 @@ async def load_snapshot(
             "snapshot": False,
         }
     )
+    elsewhere = await asyncio.to_thread(session.is_elsewhere)
+    session.services.traffic.restored(session.id, body, elsewhere=elsewhere)
     ended = host.expect(execution_id)
     try:
         await host.call("submit", request, "", execution_id)

@@ -40,7 +40,7 @@ from mlcloud.errors import (
     SessionFailed,
 )
 from mlcloud.gateway import adoption, db, hosting, restoring
-from mlcloud.gateway.billing import Billing
+from mlcloud.gateway.billing import Billing, is_worker
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.inputs import Inputs
@@ -54,6 +54,7 @@ from mlcloud.gateway.questions import Questions
 from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.rerun import refusal
 from mlcloud.gateway.snapshots import SnapshotLog
+from mlcloud.gateway.traffic import Traffic
 from mlcloud.gateway.usage import UsageTable
 from mlcloud.gateway.vault import Vault
 from mlcloud.models import ExecutionState, SessionRequest, SessionState
@@ -86,6 +87,7 @@ class Services:
     inputs: Inputs
     preemptions: Preemptions
     usage: UsageTable
+    traffic: Traffic
     vault: Vault
     leaving: dict[str, Leaving]  # nodes that go away
     store_url: str
@@ -95,7 +97,9 @@ class Services:
     output_limits: dict[str, int]
     snapshot_limits: dict[str, float]
     # Raises `BudgetExceeded` where work would certainly lead beyond a budget (`budgets.py`).
-    refuse: Callable[[Session, dict[str, Any]], None] = lambda session, options: None
+    refuse: Callable[[Session, dict[str, Any], str], None] = lambda session, options, execution: (
+        None
+    )
 
 
 class Session:
@@ -168,7 +172,7 @@ class Session:
         """Queue an execution; the same id again is the same execution, and runs nothing twice."""
         if execution_id in self.known:
             return self.known[execution_id]
-        self.services.refuse(self, options)
+        self.services.refuse(self, options, execution_id)
         execution = Execution(
             execution_id,
             self.id,
@@ -281,7 +285,7 @@ class Session:
 
     async def resume(self) -> None:
         """Bring the session back on a node without running anything."""
-        self.services.refuse(self, {})
+        self.services.refuse(self, {}, "")
         async with self.turn:
             await self.ensure_host()
             self.settle()
@@ -624,6 +628,13 @@ class Session:
     def over(self) -> bool:
         """Whether it has ended for good, here."""
         return self.state in (SessionState.CLOSED, SessionState.FAILED)
+
+    def is_elsewhere(self) -> bool:
+        """Whether its node is in another region than the head, and with it the store."""
+        instances = self.services.cluster.cloud.instances() if self.host is not None else []
+        here = {e.offer.region for e in instances if e.alive and not is_worker(e)}
+        mine = {e.offer.region for e in instances if self.host and e.id == self.host.instance}
+        return bool(here and mine) and not here & mine
 
     def place(self, host: LiveHost) -> str:
         return self.place_of(host.instance)

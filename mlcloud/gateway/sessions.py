@@ -20,6 +20,7 @@ from mlcloud.errors import Conflict, MLCloudError, NotFound
 from mlcloud.gateway import db, environments, mounting, reshaping, stories, vault
 from mlcloud.gateway.inputs import WHEELS
 from mlcloud.gateway.session import Services, Session
+from mlcloud.gateway.traffic import data_usd
 from mlcloud.models import SessionInfo, SessionRequest, SessionState, ShapeRequest
 from mlcloud.units import parse_duration, parse_gpu, parse_size
 
@@ -266,6 +267,7 @@ class Sessions:
             zone=offer.zone if offer else None,
             usd_per_hour=services.billing.per_hour(session.id),
             usd=services.billing.spent(session.id),
+            data_usd_estimate=data_usd(services.store_url, services.traffic.of(session.id)),
             simulated=services.billing.simulated(session.id)
             or (offer.simulated if offer else False),
             running=session.current.id if session.current else None,

@@ -99,6 +99,14 @@ class Settled:
         amount = sums.amounts().get(None)
         return Fraction(0) if amount is None else amount.usd
 
+    def spent_by_session(self, since: int | None) -> dict[str, Fraction]:
+        """Dollars, from a day on, by each session; what is of no session is left out."""
+        sums: Sums[str] = Sums()
+        for session_id, *row in self.rows(["session_id"], since, self.day):
+            if session_id:
+                sums.add(session_id, *row)
+        return {key: amount.usd for key, amount in sums.amounts().items()}
+
     def execution(self, execution_id: str) -> dict[str, tuple[Fraction, Fraction]]:
         """By node: dollars, and what they would have been on demand."""
         table = db.settled_executions
@@ -143,6 +151,18 @@ class Settled:
         if executions[1] is not None:
             where.append(table.c.execution_id <= executions[1])
         yield from self._read([table.c[name] for name in columns], where)
+
+    def totals(
+        self, columns: Iterable[str], since: int | None, until: int
+    ) -> tuple[tuple[int, int], list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """As `Columns.totals`, with the rows that it leaves out as `rows` gives them."""
+        if self.day is None:
+            return (1, 1), [], []
+        wanted, last = list(columns), min(until, self.day)
+        with self._lock:
+            self._fill()
+            dollar, hour, found = self._columns.totals(wanted, since, last)
+            return (dollar, hour), list(found), list(self._columns.odd(wanted, since, last))
 
     def _fill(self) -> None:
         """Have every settled day in the columns."""

@@ -62,7 +62,8 @@ class View {
       ...RANGES.map(([name, words]) => h("button", {
         type: "button", "data-range": name, onclick: () => this.model.send({ kind: "range", value: name }),
       }, words)));
-    this.nodes = rows("Nodes", ["node", "type", "market", "zone", "$/h", "reserved", "used by"], ["$/h"]);
+    this.nodes = rows("Nodes", ["node", "type", "market", "zone", "$/h", "reserved", "CPU", "memory", "GPU", "used by"],
+      ["$/h", "reserved", "CPU", "memory", "GPU"]);
     this.sessions = rows("Sessions", ["session", "state", "actions", "spent", "$/h", "cells safe", "on"], ["spent", "$/h"]);
     this.tried = h("ul");
     this.attempts = h("details", { hidden: true }, h("summary"), this.tried);
@@ -138,7 +139,7 @@ class View {
 
   showBudgets(info) {
     const none = info.budgets.length ? [] : [null];
-    keyed(this.budgets, [...info.budgets, ...none], each => (each ? each.session ?? "" : "none"),
+    keyed(this.budgets, [...info.budgets, ...none], each => (each ? whoseBudget(each) : "none"),
       each => (each
         ? h("div", { class: "budget" },
           h("div", { class: "bar", role: "meter", "aria-valuemin": 0 }, h("div", { class: "full" })),
@@ -165,8 +166,8 @@ class View {
     this.nodes.empty.hidden = info.nodes.length > 0;
     this.nodes.table.hidden = !info.nodes.length;
     say(this.nodes.empty, "No node is up.");
-    keyed(this.nodes.body, info.nodes, each => each.id, each => cells(each.id, 6, [3]), (row, each) => {
-      const [, type, market, zone, price, reserved, used] = row.children;
+    keyed(this.nodes.body, info.nodes, each => each.id, each => cells(each.id, 9, [3, 4, 5, 6, 7]), (row, each) => {
+      const [, type, market, zone, price, reserved, cpu, memory, gpu, used] = row.children;
       say(type, each.instance_type);
       say(market, each.market);
       say(zone, each.zone);
@@ -175,8 +176,24 @@ class View {
       const leaving = each.notice_deadline
         ? ` · taken back in ${lasting((new Date(each.notice_deadline) - Date.now()) / 1000)}` : "";
       const idle = each.idle_since ? (Date.now() - new Date(each.idle_since)) / 1000 : 0;
-      used.className = each.sessions.length && !leaving ? "" : "warn";
-      say(used, (each.sessions.join(", ") || `⚠ idle for ${lasting(idle)}, and bills`) + leaving);
+      const use = each.use;
+      const gpus = use?.gpus ?? [];
+      const busy = gpus.reduce((sum, one) => sum + one.busy, 0) / (gpus.length || 1);
+      const held = gpus.reduce((sum, one) => sum + one.memory, 0);
+      const there = gpus.reduce((sum, one) => sum + one.memory_there, 0);
+      level(cpu, use && each.cpus ? use.cpus / each.cpus : null, use && `${use.cpus.toFixed(1)} of ${each.cpus} CPUs`);
+      level(memory, use && each.memory_bytes ? use.memory / each.memory_bytes : null,
+        use && `${gb(use.memory)} of ${gb(each.memory_bytes)} GB`);
+      level(gpu, gpus.length ? busy : null, gpus.length ? `${each.gpu}, ${gb(held)} of ${gb(there)} GB of its memory` : null,
+        each.gpu ? "not seen" : "none");
+      // A node whose sessions all stand still is idle too.
+      const on = info.sessions.filter(one => one.node === each.id);
+      const still = on.length && on.every(one => one.state === "idle" && one.idle_since);
+      const since = still ? Math.min(...on.map(one => (Date.now() - new Date(one.idle_since)) / 1000)) : 0;
+      const names = each.sessions.join(", ");
+      used.className = each.sessions.length && !leaving && !(still && since > 60) ? "" : "warn";
+      say(used, (names ? (still && since > 60 ? `⚠ ${names}: idle for ${lasting(since)}` : names)
+        : `⚠ idle for ${lasting(idle)}, and bills`) + leaving);
     });
   }
 
@@ -199,7 +216,10 @@ class View {
       safe.className = behind > 0 ? "warn" : "";
       say(safe, `${each.safe_cells} of ${each.finished_cells}`);
       mark(safe, "title", behind > 0 ? `${counted(behind, "cell")} not in the store yet` : null);
-      say(spent, usd(each.usd));
+      // Egress and store requests are an estimate beside it, and not in it.
+      const data = Number(each.data_usd_estimate ?? 0);
+      say(spent, usd(each.usd) + (data >= 0.00005 ? ` + ~${usd(data)} data` : ""));
+      mark(spent, "title", data >= 0.00005 ? "data: egress and store requests, estimated" : null);
       say(price, rate(each.usd_per_hour, ""));
       this.showActions(row, each);
     });
@@ -291,10 +311,31 @@ class View {
   }
 }
 
+// A part of 1 as a number with a bar below it; null: it is not known.
+function level(cell, part, words, instead = "") {
+  if (!cell.firstElementChild) cell.replaceChildren(h("span"), h("div", { class: "level" }, h("div")));
+  const [text, bar] = cell.children;
+  const known = part !== null && part !== undefined;
+  say(text, known ? `${Math.round(Math.min(1, part) * 100)} %` : instead);
+  bar.hidden = !known;
+  if (known) bar.firstElementChild.style.width = `${Math.min(1, part) * 100}%`;
+  cell.classList.toggle("quiet", !known);
+  mark(cell, "title", known ? words : null);
+}
+
+function gb(bytes) {
+  return (bytes / 1e9).toFixed(1);
+}
+
+function whoseBudget(budget) {
+  const kind = ["session", "user", "job"].find(each => budget[each]);
+  return kind ? `${kind} ${budget[kind]}` : "cluster";
+}
+
 function showBudget(row, budget) {
   const [bar, text] = row.children;
   const part = Number(budget.spent_usd) / Number(budget.limit_usd);
-  const whose = budget.session ? `session ${budget.session}` : "cluster";
+  const whose = whoseBudget(budget);
   const left = Math.max(0, Number(budget.limit_usd) - Number(budget.spent_usd));
   const state = budget.refuses ? " · spent: new work is refused" : "";
   const words = `${whose}: ${usd(budget.spent_usd)} of $${budget.limit} (${Math.round(part * 100)} %), ${usd(left)} left${state}`;

@@ -17,12 +17,16 @@ from typing import Any
 import anywidget
 import traitlets
 
+from mlcloud.cost.budgets import whose
 from mlcloud.models import ClusterInfo, NodeInfo, SessionInfo, Spend
 from mlcloud.units import format_seconds, format_usd, format_usd_per_hour
 from mlcloud.widgets.page import source
 from mlcloud.widgets.tables import TABLE, escaped, table
 
 NO_CLUSTER = "no cluster is up, and nothing bills: a %%remote cell or %mlcloud up starts one"
+
+_NOTEWORTHY = Decimal("0.00005")
+MEASURED = ("CPU", "memory", "GPU")
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]], tuple[str, ...]]
 
@@ -111,7 +115,7 @@ def head(info: ClusterInfo, spend: Spend | None, at: datetime) -> list[str]:
         " · ".join(money) + (" · simulated prices: nobody is charged" if info.simulated else ""),
     ]
     for budget in info.budgets:
-        of = f"session {budget.session}" if budget.session else "cluster"
+        of = whose(budget.session, budget.user, budget.job)
         part = budget.spent_usd / budget.limit_usd
         spent = ", spent: new work is refused" if budget.refuses else ""
         lines.append(
@@ -128,12 +132,12 @@ def head(info: ClusterInfo, spend: Spend | None, at: datetime) -> list[str]:
 def tables(info: ClusterInfo) -> list[Table]:
     """What is not empty of nodes, sessions, and offers that could not be had."""
     now = datetime.now(timezone.utc)
-    nodes = ("node", "type", "market", "zone", "$/h", "reserved", "sessions")
+    nodes = ("node", "type", "market", "zone", "$/h", "reserved", *MEASURED, "sessions")
     sessions = ("session", "state", "on", "cells safe", "spent", "$/h")
     tried = ("tried", "for", "offer", "result")
     failed = [each for each in info.attempts if each.what != "launched"]
     found: list[Table] = [
-        ("nodes", nodes, [_node(each, now) for each in info.nodes], ("$/h", "reserved")),
+        ("nodes", nodes, [_node(each, now) for each in info.nodes], ("$/h", "reserved", *MEASURED)),
         ("sessions", sessions, [_session(each, now) for each in info.sessions], ("spent", "$/h")),
         (
             "offers that could not be had within the last hour",
@@ -162,7 +166,21 @@ def _node(node: NodeInfo, now: datetime) -> tuple[str, ...]:
         node.zone,
         f"${node.usd_per_hour:f}",
         f"{node.reserved:.0%}",
+        *_measured(node),
         ", ".join(node.sessions) or since,
+    )
+
+
+def _measured(node: NodeInfo) -> tuple[str, str, str]:
+    """CPU, memory and GPU of its last seconds."""
+    use = node.use
+    if use is None:
+        return "", "", "" if node.gpu else "none"
+    gpus = [each.busy for each in use.gpus]
+    return (
+        f"{min(1.0, use.cpus / node.cpus):.0%}" if node.cpus else "",
+        f"{use.memory / node.memory_bytes:.0%}" if node.memory_bytes else "",
+        f"{sum(gpus) / len(gpus):.0%}" if gpus else "not seen" if node.gpu else "none",
     )
 
 
@@ -173,9 +191,16 @@ def _session(session: SessionInfo, now: datetime) -> tuple[str, ...]:
         f"{session.state.value}{idle}",
         session.instance_type or "no node",
         f"{session.safe_cells} of {session.finished_cells}",
-        format_usd(session.usd),
+        _spent(session),
         f"${session.usd_per_hour:f}",
     )
+
+
+def _spent(session: SessionInfo) -> str:
+    """With what egress and requests may cost beside it, where that is worth a word."""
+    data = session.data_usd_estimate
+    beside = f" + about {format_usd(data)} for data" if data >= _NOTEWORTHY else ""
+    return format_usd(session.usd) + beside
 
 
 def _ago(since: datetime, now: datetime) -> str:

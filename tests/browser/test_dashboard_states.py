@@ -45,8 +45,14 @@ def node(id_: str, **more: Any) -> dict[str, Any]:
     return {
         "id": id_, "instance_type": "g5.xlarge", "market": "spot", "zone": "eu-central-1a",
         "usd_per_hour": "0.4210", "reserved": 1.0, "sessions": [], "idle_since": None,
-        "notice_deadline": None, **more,
+        "notice_deadline": None, "cpus": 4.0, "memory_bytes": 16 * 10**9, "gpu": "A10G:1",
+        "use": None, **more,
     }  # fmt: skip
+
+
+def used(cpus: float, gb: float, gpu: float | None = None) -> dict[str, Any]:
+    gpus = [{"busy": gpu, "memory": 18 * 10**9, "memory_there": 24 * 10**9}]
+    return {"cpus": cpus, "memory": gb * 10**9, "gpus": [] if gpu is None else gpus}
 
 
 def cluster(**more: Any) -> str:
@@ -55,20 +61,25 @@ def cluster(**more: Any) -> str:
         "usd_per_hour": "1.3630", "standing_usd_per_hour": "0.1000", "simulated": False,
         "sessions": [
             session("train-llm", "busy", running="e-1", safe_cells=11),
-            session("features", "idle", idle_since=ago(minutes=42)),
+            session("features", "idle", idle_since=ago(minutes=42), data_usd_estimate="0.12"),
+            session("still", "idle", node="i-3a4b5c6d", idle_since=ago(minutes=11)),
             session("ablation-3", "parked"),
             session("broken", "failed", detail="no node came up"),
         ],
         "nodes": [
-            node("i-0a1b2c3d", sessions=["train-llm"]),
-            node("i-1a2b3c4d", sessions=["features"], notice_deadline=ago(seconds=-100)),
-            node("i-2a3b4c5d", reserved=0.0, market="on-demand", idle_since=ago(minutes=7)),
+            node("i-1", sessions=["train-llm", "features"], use=used(3.4, 12, 0.97)),
+            node("i-1a2b3c4d", sessions=["still"], notice_deadline=ago(seconds=-100)),
+            node("i-2a3b4c5d", reserved=0.0, market="on-demand", idle_since=ago(minutes=7),
+                 use=used(0.04, 1, 0.0)),
+            node("i-3a4b5c6d", sessions=["still"], gpu=None, use=used(0.1, 2)),
         ],
         "budgets": [
             {"session": None, "limit": "50/day", "limit_usd": "50", "spent_usd": "41.37",
              "alerts": [0.5, 0.8, 0.95], "refuses": ""},
             {"session": "features", "limit": "3", "limit_usd": "3", "spent_usd": "3.21",
              "alerts": [0.5], "refuses": "the budget is spent"},
+            {"session": None, "user": "ada", "limit": "20/day", "limit_usd": "20",
+             "spent_usd": "4", "alerts": [0.5], "refuses": ""},
         ],
         "attempts": [
             {"at": ago(minutes=3), "node_type": "gpu", "what": "no capacity",
@@ -118,13 +129,28 @@ def test_all_that_it_has_to_say(alone: Page, artefacts: Path, dark: bool) -> Non
         "The head bills $0.10/h, also while every session is parked.",
         "cluster: $41.37 of $50/day (83 %), $8.63 left",
         "session features: $3.21 of $3 (107 %), $0.00 left · spent: new work is refused",
+        "user ada: $4.00 of $20/day (20 %), $16.00 left",
         "idle for 42 min",
+        "$3.21 + ~$0.12 data",
         "⚠ idle for 7 min",
         "taken back in 1 min",
         "1 offer could not be had within the last hour",
     ):
         expect(bare.root).to_contain_text(words)
     assert "simulated" not in bare.root.inner_text()
+
+    def measured(name: str) -> list[str]:
+        head = alone.get_by_role("rowheader", name=name, exact=True)
+        row = bare.root.locator("tr").filter(has=head)
+        return [
+            text.partition(" min")[0].strip() for text in row.locator("td").all_inner_texts()[5:]
+        ]
+
+    assert measured("i-1") == ["85 %", "75 %", "97 %", "train-llm, features"]
+    assert measured("i-1a2b3c4d")[:3] == ["", "", "not seen"]  # it was not heard yet
+    assert measured("i-2a3b4c5d") == ["1 %", "6 %", "0 %", "⚠ idle for 7"]
+    # Its one session stands still: so does the node.
+    assert measured("i-3a4b5c6d") == ["3 %", "13 %", "none", "⚠ still: idle for 11"]
     bare.root.locator("summary").click()
     expect(bare.root).to_contain_text("no capacity: InsufficientInstanceCapacity; again at")
     assert unnamed(bare.root) == []

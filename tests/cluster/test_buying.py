@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
 
+from mlcloud.cluster import ceiling
 from mlcloud.cluster import provider as provider_module
 from mlcloud.cluster.attempts import AttemptLog
+from mlcloud.cluster.ceiling import Ceiling
 from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.provider import OfferProvider
 from mlcloud.cost.ledger import Ledger, NodeSpan
@@ -245,3 +248,23 @@ def test_a_hundred_up_and_down_again(buyer: Callable[..., Buyer]) -> None:
         ledger.append(NodeSpan(each.id, each.offer, each.launched_at, each.ended_at, None))
     b.clock.forward(hours=5)
     assert cluster_cost(ledger, b.clock()).usd == 100 * ZONES[0].usd_per_hour * 90 / 60
+
+
+def test_nothing_is_bought_for_more_than_the_budget_leaves(tmp_path: Path) -> None:
+    """What was bought since it was written down is taken off, and no dearer offer is a way out."""
+    buyer = Buyer(tmp_path, [offer("a", "0.60"), offer("b", "0.90")])
+
+    def leave(usd: str) -> None:
+        ceiling.write(tmp_path, Ceiling(Decimal(usd), buyer.clock(), {}, 60.0, "too little left"))
+        buyer.clock.forward(seconds=0.1)
+
+    leave("0.015")  # a minute costs a cent at least
+    assert buyer.ask() == "a spot"
+    assert buyer.ask().startswith("too little left for c4 spot a")
+    assert buyer.told()[-1][0] == "waiting"
+    leave("0.03")
+    assert buyer.ask() == "a spot"
+    assert buyer.ask() == "a spot"
+    assert buyer.ask().startswith("too little left")
+    ceiling.write(tmp_path, None)
+    assert buyer.ask() == "a spot"

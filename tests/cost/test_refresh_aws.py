@@ -17,7 +17,7 @@ import pytest
 from mlcloud.cluster.offers import OfferBook, Shape
 from mlcloud.cost import catalogue
 from mlcloud.cost.quotes import quotes_path
-from mlcloud.cost.refresh import Outcome, refresh
+from mlcloud.cost.refresh import Outcome, current, refresh
 from mlcloud.errors import CloudCredentialsExpired, CredentialsMissing, UsageError
 from tests.cost.price_apis import Answer, Asked, serving
 
@@ -289,3 +289,35 @@ def test_the_secret_is_in_no_file_and_no_message(tmp_path: Path) -> None:
     kept = quotes_path(tmp_path, "aws", REGION).read_text()
     assert "testing" not in kept
     assert "testing" not in str(outcome)
+
+
+def test_what_a_few_machines_cost_now(tmp_path: Path) -> None:
+    """Only these are asked for, and nothing is kept; a spot price comes with its time."""
+    wanted = [
+        o
+        for o in catalogue.offers("aws", [REGION], instance_types=["g5.xlarge"], home=tmp_path)
+        if o.zone == "eu-central-1b"
+    ]
+    with serving(lambda *_: products(LISTED)) as one, serving(lambda *_: history(SPOT)) as two:
+        ends = {"pricing": one.url, "ec2": two.url}
+        found, wrong = current(wanted, endpoints=ends, now=NOW)
+        spot, _ = current([o for o in wanted if o.market == "spot"], endpoints=ends, now=NOW)
+    assert wrong == []
+    prices_of = {key[-1]: (each.usd_per_hour, each.since) for key, each in found.items()}
+    assert prices_of["on-demand"] == (Decimal("1.258"), None)
+    came = datetime(2026, 11, 26, 10, 0, 5, tzinfo=timezone.utc)
+    assert prices_of["spot"] == (Decimal("0.4510"), came)
+    (sent,) = [json.loads(each.body) for each in one.asked]  # once: not for spot alone
+    asked_for = {f["Field"]: f["Value"] for f in sent["Filters"]}
+    assert asked_for["instanceType"] == "g5.xlarge"
+    assert parse_qs(two.asked[0].body.decode())["InstanceType.1"] == ["g5.xlarge"]
+    assert [each.usd_per_hour for each in spot.values()] == [Decimal("0.4510")]
+    assert not (tmp_path / "prices").exists()
+
+
+def test_a_cloud_that_does_not_say_what_they_cost(tmp_path: Path) -> None:
+    (wanted, *_) = catalogue.offers("aws", [REGION], markets=["spot"], home=tmp_path)
+    with serving(lambda *_: refused("UnauthorizedOperation")) as two:
+        found, wrong = current([wanted], endpoints={"ec2": two.url}, now=NOW)
+    assert found == {}
+    assert "aws eu-central-1 spot" in wrong[0]

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
+from click.testing import CliRunner
 
 from mlcloud import Budget
+from mlcloud.cli import main
 from mlcloud.errors import BudgetExceeded, NotFound, UsageError
 from tests.live import Embedded, open_notebook, until
 
@@ -121,3 +123,68 @@ def test_bad_budgets(cluster: Embedded) -> None:
     with cluster.http() as http:
         answer = http.put("/v1/budgets", json={"limit": "much"})
         assert (answer.status_code, answer.json()["code"]) == (422, "UsageError")
+
+
+def test_a_users_and_a_jobs_budget(
+    own_cluster: Callable[..., Embedded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's stop parks all sessions of hers and nobody else's; a job's ends its cells, in a
+    session that goes on for others."""
+    embedded = own_cluster(node_idle="60s", max_nodes="2")
+    client = embedded.connect()
+    monkeypatch.setenv("LOGNAME", "ada")  # whom the operating system names
+    hers = [client.session(name, cpus=1, namespace={}) for name in ("a", "b")]
+    monkeypatch.setenv("LOGNAME", "bob")
+    his = client.session("c", cpus=1, namespace={})
+    for each in (*hers, his):
+        each.run("kept = 1", durable=True, quiet=True)
+    spent = sum(each.usd for each in client.sessions() if each.name in "ab")
+    client.set_budget(Budget(f"{spent + A_SECOND * 2 * 8:.7f}", user="ada"))
+    hers[0].run("import time\nwhile True: time.sleep(0.1)", detach=True, quiet=True)
+    until(lambda: {each.state for each in hers} == {"parked"}, "hers are parked", 60)
+    with pytest.raises(BudgetExceeded, match="user 'ada' has spent"):
+        hers[1].run("kept")
+    (budget,) = client.budgets()
+    assert (budget.user, budget.session) == ("ada", None)
+    assert budget.spent_usd <= budget.limit_usd + 10 * 2 * A_SECOND
+    assert his["kept"] == 1
+    client.remove_budget(user="ada")
+    assert hers[1]["kept"] == 1
+
+    with embedded.http() as http:
+        client.set_budget(Budget(f"{A_SECOND * 8:.7f}", job="j-1"))
+        loop = "import time\nwhile True: time.sleep(0.1)"
+        where = "/v1/sessions/c/executions"
+        http.post(where, json={"id": "e-job-0001", "code": loop, "job": "j-1"})
+        http.post(where, json={"id": "e-job-0002", "code": "1", "job": "j-1"})
+        http.post(where, json={"id": "e-other-1", "code": "other = 1"})
+        until(
+            lambda: http.get(f"{where}/e-job-0001").json()["state"] == "failed", "it is ended", 30
+        )
+        assert http.get(f"{where}/e-job-0002").json()["state"] == "failed"
+        refused = http.post(where, json={"id": "e-job-0003", "code": "1", "job": "j-1"})
+        assert (refused.status_code, refused.json()["code"]) == (402, "BudgetExceeded")
+    assert his["other"] == 1  # the session goes on
+    (budget,) = client.budgets()
+    assert budget.job == "j-1"
+    assert budget.limit_usd * Decimal("0.3") < budget.spent_usd
+    assert budget.spent_usd <= budget.limit_usd + 10 * A_SECOND
+    with pytest.raises(UsageError, match="a job's budget is for all of it"):
+        Budget("5/h", job="j-1")
+    with pytest.raises(UsageError, match="of one session, one user or one job"):
+        Budget("5", job="j-1", user="ada")
+
+
+def test_from_a_shell(cluster: Embedded) -> None:
+    client = cluster.connect()
+    shell = CliRunner()
+    set_ = shell.invoke(main, ["budget", "5/day", "--user", "zoe", "--alerts", "0.5"])
+    assert (set_.exit_code, "user zoe" in set_.output) == (0, True), set_.output
+    (budget,) = [each for each in client.budgets() if each.user == "zoe"]
+    assert (budget.limit, budget.alerts, budget.spent_usd) == ("5/day", [0.5], 0)
+    wrong = shell.invoke(main, ["budget", "5/day", "--job", "j-9"])
+    assert wrong.exit_code != 0
+    assert "a job's budget is for all of it" in wrong.output
+    gone = shell.invoke(main, ["budget", "--user", "zoe", "--remove"])
+    assert gone.exit_code == 0
+    assert "user zoe" not in gone.output

@@ -190,7 +190,7 @@ def replaces(own: Offer, rented: Offer) -> bool:
 def _average(facts: Facts, nodes: Iterable[NodeSpan]) -> tuple[str, str]:
     """Dollars ÷ hours of these nodes, and the unit."""
     ids = {node.node_id for node in nodes}
-    spent = [(h, h * float(n.offer.usd_per_hour)) for n, h in facts.nodes() if n.node_id in ids]
+    spent = [(h, facts.usd(n)) for n, h in facts.nodes() if n.node_id in ids]
     return f"{short(sum(u for _, u in spent), 6)} ÷ {short(sum(h for h, _ in spent), 6)}", "$"
 
 

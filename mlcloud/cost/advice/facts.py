@@ -62,6 +62,7 @@ class Facts:
     own: Sequence[Own] = ()
     spares: int = 0
     node_idle_s: float = 60.0
+    idle_timeout_s: float = 0.0  # of sessions that name none; 0: not known
     cold_start_s: float = 120.0
     lost_s: float = 60.0
     accelerator_memory: Mapping[str, int] = field(default_factory=dict)  # bytes, by instance type
@@ -110,6 +111,14 @@ class Facts:
             if begin < end and node.offer.usd_per_hour > 0:
                 found.append((node, (end - begin) / _HOUR))
         return found
+
+    def usd(self, node: NodeSpan) -> float:
+        """What it billed in this history, at the prices that were in force."""
+        begin, end = max(node.started_at, self.since), min(node.until(self.now), self.now)
+        if begin >= end:
+            return 0.0
+        rates = self.ledger.rates(node, begin, end)
+        return sum(float(each.usd_per_hour) * ((each.end - each.begin) / _HOUR) for each in rates)
 
     def session(self, session_id: str) -> SessionFacts | None:
         return next((each for each in self.sessions if each.id == session_id), None)

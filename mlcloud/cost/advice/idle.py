@@ -2,7 +2,8 @@
 
 now      an idle session, until it parks itself; a node or a spare that nobody uses
 history  stretches between a session's cells: what a shorter idle timeout would have saved,
-         less the nodes that it would have had to wait for once more
+         less the nodes that it would have had to wait for once more; of one session, and of all
+         that there were, for the cluster's own default
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def idle(facts: Facts) -> Iterator[Advice]:
             advice = find(facts, session)
             if advice is not None:
                 yield advice
+    everybody = _shorter_default(facts)
+    if everybody is not None:
+        yield everybody
     for node in facts.ledger.nodes:
         advice = _unused_node(facts, node)
         if advice is not None:
@@ -69,6 +73,33 @@ def _park_now(facts: Facts, session: SessionFacts) -> Advice | None:
 
 def _shorter_timeout(facts: Facts, session: SessionFacts) -> Advice | None:
     stretches = _idle_stretches(facts, session.id)
+    return _shorter(
+        facts,
+        f"session {session.name}",
+        stretches,
+        session.idle_timeout_s,
+        'mlcloud.session(…, idle_timeout="{0}"), or MLCLOUD_IDLE_TIMEOUT={0}',
+    )
+
+
+def _shorter_default(facts: Facts) -> Advice | None:
+    """Most sessions are closed by the time that anybody asks: what all of them would have saved."""
+    ids = dict.fromkeys(each.session_id for each in facts.ledger.placements)
+    here = {each.id for each in facts.sessions}
+    if facts.idle_timeout_s <= 0 or all(each in here for each in ids):
+        return None
+    stretches = [found for each in ids for found in _idle_stretches(facts, each)]
+    count = f"{len(ids)} sessions" if len(ids) > 1 else "the session that there was"
+    return _shorter(facts, count, stretches, facts.idle_timeout_s, "MLCLOUD_IDLE_TIMEOUT={0}")
+
+
+def _shorter(
+    facts: Facts,
+    about: str,
+    stretches: list[tuple[datetime, datetime, bool, float]],
+    present_s: float,
+    action: str,
+) -> Advice | None:
     total_s = sum((end - begin).total_seconds() for begin, end, *_ in stretches)
     usd = sum((end - begin).total_seconds() / 3600 * rate for begin, end, _, rate in stretches)
     if total_s <= TIMEOUTS_S[0] or usd <= 0:
@@ -79,14 +110,14 @@ def _shorter_timeout(facts: Facts, session: SessionFacts) -> Advice | None:
         beyond = sum((end - begin).total_seconds() - timeout for begin, end, *_ in longer)
         again = sum(used_again for _, _, used_again, _ in longer)
         saved_s = beyond - again * facts.cold_start_s
-        if timeout < session.idle_timeout_s and saved_s > best_s:
+        if timeout < present_s and saved_s > best_s:
             best_s, best = saved_s, (timeout, beyond, again)
     timeout, beyond, again = best
     if not timeout:
         return None
     working = Working()
     text = f"{timeout}s" if timeout < 60 else f"{timeout // 60}m"
-    working.fact(f"idle on its node: {len(stretches)} times, {short(total_s)} s, ${short(usd)}")
+    working.fact(f"idle on a node: {len(stretches)} times, {short(total_s)} s, ${short(usd)}")
     rate = working.line("an hour of it", f"{short(usd)} × 3600 ÷ {short(total_s)}", "$")
     working.fact(f"of that, beyond a timeout of {text}: {short(beyond)} s")
     saved_line = working.line(
@@ -100,12 +131,12 @@ def _shorter_timeout(facts: Facts, session: SessionFacts) -> Advice | None:
     return _advice(
         facts,
         "park",
-        f"session {session.name}",
-        f"idle on its node for {short(total_s)} s, ${short(usd)}: parked after {text} "
+        about,
+        f"idle on a node for {short(total_s)} s, ${short(usd)}: parked after {text} "
         f"it would have saved ${number(saved)}{waits}",
         month,
         working,
-        f'mlcloud.session(…, idle_timeout="{text}"), or MLCLOUD_IDLE_TIMEOUT={text}',
+        action.format(text),
     )
 
 
@@ -120,13 +151,12 @@ def _idle_stretches(facts: Facts, session_id: str) -> list[tuple[datetime, datet
         (each.started_at, each.until(facts.now)) for each in facts.ledger.executions_of(session_id)
     ]
     last = max((begin for begin, _ in runs), default=facts.since)
-    prices = {node.node_id: node.offer.usd_per_hour for node in facts.ledger.nodes}
     found = []
     for each in facts.ledger.placements_of(session_id):
         held = max(each.started_at, facts.since), min(each.until(facts.now), facts.now)
-        price = prices.get(each.node_id)
-        if held[0] < held[1] and price is not None:
-            rate = float(each.share) * float(price)
+        if held[0] < held[1] and facts.ledger.knows(each.node_id):
+            node = facts.ledger.node(each.node_id)
+            rate = float(each.share) * float(facts.ledger.rates(node, *held)[0].usd_per_hour)
             found += [(begin, end, last >= end, rate) for begin, end in gaps([held], runs)]
     return found
 

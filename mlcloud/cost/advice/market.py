@@ -40,7 +40,7 @@ def market(facts: Facts) -> Iterator[Advice]:
     for node, hours in facts.nodes():
         kind = kinds.setdefault(node.offer.instance_type, _Kind())
         kind.nodes.append(node)
-        usd = hours * float(node.offer.usd_per_hour)
+        usd = facts.usd(node)
         if node.offer.market == "spot":
             kind.spot_h, kind.spot_usd = kind.spot_h + hours, kind.spot_usd + usd
             kind.taken += node.node_id in facts.preempted
