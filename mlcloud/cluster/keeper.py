@@ -44,6 +44,7 @@ def main() -> int:
             )
         status = gateway.wait()
         if status == 0:
+            _give_back(spec)
             break
         print(f"the gateway ended with status {status}", flush=True)
         failures = 1 if time.monotonic() - began > FAST_S else failures + 1
@@ -53,6 +54,23 @@ def main() -> int:
         print("the gateway does not come up: giving up", flush=True)
     end_descendants()
     return 0
+
+
+def _give_back(spec: HeadSpec) -> None:
+    """Where a head that has ended would be started again, it says that it has."""
+    if spec.cloud != "kubernetes":
+        return
+    from mlcloud.cluster.clouds import make
+    from mlcloud.cluster.clouds.kubernetes import KubernetesCloud
+    from mlcloud.errors import MLCloudError
+
+    home = Path(os.environ["MLCLOUD_HOME"])
+    cloud = make(spec.cloud, home, spec.settings, cluster_id=spec.cluster_id, home=home)
+    assert isinstance(cloud, KubernetesCloud)
+    try:
+        cloud.release()
+    except MLCloudError as error:
+        print(f"the head could not be given back: {error}", flush=True)
 
 
 def _last_words(log: Path) -> str:

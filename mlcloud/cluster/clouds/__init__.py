@@ -80,10 +80,16 @@ def _rented(name: str, settings: dict[str, Any]) -> Cloud:
 
     make = class_of(name)
     wanted = Specification.model_validate(settings["specification"])
+    if name == "kubernetes":
+        from mlcloud.cluster.clouds.kubernetes import selling
+
+        sold = selling.offers(wanted)
+    else:
+        sold = catalogue.offers(name, wanted.node_regions)
     offers = [
         offer
-        for offer in catalogue.offers(name, wanted.node_regions)
+        for offer in sold
         if wanted.allows(offer)
         and (not wanted.nodes or any(group.takes(offer) for group in wanted.nodes))
     ]
-    return make(wanted.settings(ssh_public_key=settings["ssh_public_key"]), offers)
+    return make(wanted.settings(ssh_public_key=settings.get("ssh_public_key")), offers)
