@@ -24,7 +24,7 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
-from mlcloud.cluster.clouds import tags
+from mlcloud.cluster.clouds import named, tags
 from mlcloud.cluster.clouds.base import CloudSettings, LaunchRequest
 from mlcloud.cluster.clouds.kubernetes import placing
 from mlcloud.cluster.headspec import ADDRESS
@@ -65,11 +65,7 @@ _LAST = """failed="$HOME/.mlcloud-node/{folder}/failed"
 
 def name(settings: CloudSettings) -> str:
     """The RayCluster's name; KubeRay makes names of pods and services from it."""
-    return slug(settings.cluster)[:40].strip("-")
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9-]", "-", text.lower()).strip("-")
+    return named.slug(settings.cluster)[:40].strip("-")
 
 
 def labels(ours: Mapping[str, str]) -> dict[str, str]:
