@@ -17,6 +17,7 @@ import copy
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,6 +109,17 @@ class ApiServer:
         """As somebody else in the cluster would."""
         with self._lock:
             self._store(plural, body)
+
+    def lose(self, pod: str) -> None:
+        """Its node is gone, and the operator makes another once there is room."""
+        with self._lock:
+            self._delete("pods", pod)
+
+        def again() -> None:
+            with self._lock:
+                self.operate()
+
+        threading.Timer(3.0, again).start()
 
     def event(self, of: str, reason: str, message: str, kind: str = "Warning") -> None:
         name = f"{of}.{len(self.all('events')):04}"
@@ -445,6 +457,7 @@ class Machines:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
         machine.kill()
+        shutil.rmtree(machine.home / ".mlcloud-node", ignore_errors=True)  # an emptyDir
         self.free.append(machine)
 
     def connect(self, name: str, port: int) -> socket.socket:

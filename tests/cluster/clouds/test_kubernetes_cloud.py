@@ -143,6 +143,15 @@ def test_the_most_that_the_cluster_may_have_is_changed_while_it_runs(k8s: ApiSer
     assert {each.id for each in here.instances()} == {"i-3", "i-4"}
 
 
+def test_a_new_head_ends_the_nodes_of_the_one_before(k8s: ApiServer) -> None:
+    allow(k8s, 9)
+    for name in ("i-1", "i-2"):
+        cloud(k8s).launch(SPOT, asked(name))
+    cloud(k8s).clear()
+    assert cloud(k8s).instances() == []
+    assert len(k8s.all("pods")) == 1
+
+
 def test_a_head_is_not_for_it_to_launch(k8s: ApiServer) -> None:
     with pytest.raises(UsageError, match="made by `mlcloud up`"):
         cloud(k8s).launch(HEAD, request("head"))

@@ -21,7 +21,7 @@ from mlcloud.cluster import ssh
 from mlcloud.cluster.headspec import Runtime
 from mlcloud.cluster.specification import Specification, specify
 from mlcloud.config import Settings
-from mlcloud.errors import ConnectionFailed
+from mlcloud.errors import ConnectionFailed, MLCloudError
 from tests import netns
 from tests.cluster.clouds.kubelet import NAMESPACE, ApiServer, Machines
 from tests.live import ROOT, until
@@ -78,7 +78,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     Settings().make_folders()
     with contextlib.ExitStack() as stack:
         public = ssh.make_key(tmp_path / "key", "nobody")
-        there = stack.enter_context(netns.machines("a", "b", public_key=public))
+        there = stack.enter_context(netns.machines("a", "b", "c", public_key=public))
         bridge = f"{next(iter(there.values())).address.rpartition('.')[0]}.1"
         buckets = moto.ThreadedMotoServer(ip_address=bridge, port=0, verbose=False)
         buckets.start()
@@ -98,6 +98,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         try:
             yield made
         finally:
+            print(made.logs())  # for who looks at a failure
             if "pods" in launching.known(Settings()):
                 launching.down("pods", Settings(), made.said.append)
             made.kubelet.close()
@@ -116,7 +117,7 @@ def test_a_cell_in_a_pod(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     session.run("import os, socket\nx = 6 * 7\npid = os.getpid()", quiet=True)
     assert session["x"] == 42
     # It ran in the second pod, which the head asked the operator for.
-    head, worker = world.there
+    head, worker, _ = world.there
     assert session["pid"] in worker.pids()
     (group,) = world.server.all("rayclusters")["pods"]["spec"]["workerGroupSpecs"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 0, 1)
@@ -150,3 +151,41 @@ def test_a_cell_in_a_pod(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLCLOUD_HOME", str(note.parents[1]))
     with pytest.raises(ConnectionFailed, match=r"has no head now.*`mlcloud up` brings it back"):
         mlcloud.connect("pods")
+
+
+@pytest.mark.slow
+def test_a_head_that_was_lost_and_one_that_slept(world: World) -> None:
+    """The pod is made anew, or the gateway ends and `up` brings it back: the token, the certificate
+    and the sessions are what they were, and the nodes of the old head are gone."""
+    world.up()
+    client = mlcloud.connect("pods")
+    session = client.session("one", cpus=1)
+    session.run("x = 6 * 7", quiet=True)
+    until(lambda: "safe to cell 1" in repr(client.cluster.status()), "it is safe")
+    (old,) = _pods(world, "worker")
+    world.server.lose(*_pods(world, "head"))
+    fingerprint = launching.note_of("pods", Settings()).fingerprint
+    until(lambda: _answers(client), "another head listens", 60)
+    assert session["x"] == 42
+    assert old not in _pods(world, "worker")
+    assert launching.note_of("pods", Settings()).fingerprint == fingerprint
+
+    client.cluster.down()
+    until(lambda: not world.server.all("rayclusters"), "the head gives itself back", 30)
+    assert world.server.all("pods") == {}
+    assert "pods-head" in world.server.all("secrets")
+    until(lambda: len(world.kubelet.free) == 3, "its pods' processes end")
+    world.up()
+    assert mlcloud.connect("pods").session("one")["x"] == 42
+
+
+def _pods(world: World, kind: str) -> list[str]:
+    pods = world.server.all("pods").items()
+    return [name for name, pod in pods if pod["metadata"]["labels"]["ray.io/node-type"] == kind]
+
+
+def _answers(client: Any) -> bool:
+    try:
+        return bool(client.cluster.status())
+    except MLCloudError:
+        return False

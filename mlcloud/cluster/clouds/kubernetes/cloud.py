@@ -181,6 +181,11 @@ class KubernetesCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeft
         except NotFound:  # and all its nodes with it
             return
 
+    def clear(self) -> None:
+        """End all nodes, whoever launched them."""
+        for each in self.instances():
+            self.terminate(each.id, "of a head that is gone")
+
     def release(self) -> None:
         """The head gives itself back: its RayCluster goes, and what is beside it stays, so that
         `up` brings it again."""
