@@ -436,7 +436,13 @@ class Machines:
                 process.wait(0.2)
         process.wait()
         with contextlib.suppress(KeyError):
-            self._server.objects["pods"][name]["status"]["phase"] = "Succeeded"
+            self._server.logs[name] = (machine.folder / "container.log").read_text()
+            ended = {"terminated": {"exitCode": process.returncode, "reason": "Completed"}}
+            self._server.objects["pods"][name]["status"] |= {
+                "phase": "Failed" if process.returncode else "Succeeded",
+                "containerStatuses": [{"state": ended, "restartCount": 3}],
+                "conditions": [],
+            }
 
     def end(self, name: str) -> None:
         process, machine = self._running.pop(name, None), self.of.pop(name, None)

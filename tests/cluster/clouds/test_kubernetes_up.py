@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         stack.callback(buckets.stop)
         host, port = buckets.get_host_and_port()
         store = f"http://{host}:{port}"
+        urllib.request.urlopen(urllib.request.Request(f"{store}/moto-api/reset", method="POST"))
         keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}
         boto3.client("s3", "us-east-1", endpoint_url=store, **keys).create_bucket(Bucket="bucket")
         server = stack.enter_context(ApiServer(bridge))
