@@ -29,6 +29,7 @@ import httpx
 from mlcloud import __version__
 from mlcloud.client.connection import Address, Connection
 from mlcloud.client.machines import SSHCluster, of_specification
+from mlcloud.client.portforward import PortForward
 from mlcloud.client.tunnel import Tunnel
 from mlcloud.cluster import bootstrap, ssh
 from mlcloud.cluster.clouds.ssh import SSHCloud
@@ -41,7 +42,7 @@ from mlcloud.store import load_or_create_key
 
 Say = Callable[[str], None]
 #: This process's, by the cluster's name.
-tunnels: dict[str, Tunnel] = {}
+tunnels: dict[str, Tunnel | PortForward] = {}
 RENTED = ("aws", "gcp", "azure")
 HEAD_S, GATEWAY_S, DOWN_S = 900.0, 180.0, 90.0
 
@@ -76,6 +77,12 @@ class Note:
         )
 
     def target(self, settings: Settings) -> ssh.Target:
+        """Raises `UsageError` for a cluster of pods."""
+        if self.cloud == "kubernetes":
+            raise UsageError(
+                f"the nodes of {self.name!r} are pods: kubectl exec -it POD -- bash; `kubectl get "
+                f"pods -l ray.io/cluster={self.name}` lists them"
+            )
         return self.cloud_of(settings).target(self.head["host"])
 
 
@@ -112,7 +119,8 @@ def connect(target: Any, settings: Settings | None = None) -> Connection:
     tunnel = _tunnel(note, settings)
 
     def find() -> Address:
-        return _answering(Address(tunnel.open(), note.token), note.name)
+        direct = _direct(note)
+        return _answering(direct or Address(tunnel.open(), note.token), note.name)
 
     return Connection(find, embedded=False)
 
@@ -130,9 +138,29 @@ def _name(target: Any) -> str:
     return target if isinstance(target, str) else str(target.name)
 
 
-def _tunnel(note: Note, settings: Settings) -> Tunnel:
-    target = note.target(settings)
+def _direct(note: Note) -> Address | None:
+    if note.cloud != "kubernetes":
+        return None
+    from mlcloud.client import podded
+
+    return podded.direct(_specification(note), note.token, note.fingerprint)
+
+
+def _specification(note: Note) -> Any:
+    from mlcloud.cluster.specification import Specification
+
+    return Specification.model_validate(note.specification)
+
+
+def _tunnel(note: Note, settings: Settings) -> Tunnel | PortForward:
     known = tunnels.get(note.name)
+    if note.cloud == "kubernetes":
+        from mlcloud.client import podded
+
+        if not isinstance(known, PortForward) or known.closed:
+            known = tunnels[note.name] = podded.way(_specification(note))
+        return known
+    target = note.target(settings)
     if known is None or known.closed or (known.target, known.far) != (target, note.port):
         known = tunnels[note.name] = Tunnel(target, note.port)
     return known
@@ -144,7 +172,11 @@ def _answering(address: Address, name: str, wait_s: float = 20.0) -> Address:
     while True:
         try:
             response = httpx.get(
-                f"{address.url}/v1/nodes", headers=address.headers, timeout=10, trust_env=False
+                f"{address.url}/v1/nodes",
+                headers=address.headers,
+                timeout=10,
+                verify=address.tls or True,
+                trust_env=False,
             )
         except httpx.TransportError as error:
             if time.monotonic() < until:
@@ -179,6 +211,8 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
         say(f"{time.monotonic() - began:5.1f} s  {text}")
 
     settings.make_folders()
+    if getattr(target, "cloud", "") == "kubernetes":
+        return _up_in_pods(target, settings, tell)
     if not isinstance(target, SSHCluster):
         _check_same(target, settings)
     wanted = _wanted(target, settings, tell)
@@ -224,6 +258,30 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
     tell("opening the tunnel")
     connection = connect(wanted.name, settings)
     tell(f'{wanted.name} is up: mlcloud.connect("{wanted.name}")')
+    return connection
+
+
+def _up_in_pods(specification: Any, settings: Settings, tell: Say) -> Connection:
+    from mlcloud.client import podded
+
+    settings.clusters.mkdir(parents=True, exist_ok=True, mode=0o700)
+    note = Note(
+        name=specification.name,
+        cluster_id="",
+        cloud="kubernetes",
+        head={"host": specification.name},
+        machines=[],
+        port=0,
+        specification=specification.model_dump(mode="json"),
+    )
+    if specification.name not in known(settings):
+        _write(note, settings)  # so that `down` clears whatever comes of it
+    kept = podded.up(specification, settings, tell)
+    told = replace(note, cluster_id=kept.cluster_id, token=kept.token, fingerprint=kept.fingerprint)
+    _write(told, settings)
+    tell("opening the way through the API server")
+    connection = connect(specification.name, settings)
+    tell(f'{specification.name} is up: mlcloud.connect("{specification.name}")')
     return connection
 
 
@@ -404,8 +462,10 @@ def down(target: Any, settings: Settings | None = None, say: Say = print) -> boo
     settings = settings or Settings()
     name = _name(target)
     note = note_of(name, settings)
-    cloud = note.cloud_of(settings)
     _ask_to_end(note, settings, say)
+    if note.cloud not in ("ssh", *RENTED):
+        return _swept(note, settings, say)
+    cloud = note.cloud_of(settings)
     public = settings.clusters / name / "id_ed25519.pub"
     script = bootstrap.ending(
         bootstrap.CLUSTER_MARK, note.cluster_id, folders=note.cluster_id, claims=f" {name} "
@@ -423,12 +483,7 @@ def down(target: Any, settings: Settings | None = None, say: Say = print) -> boo
 
     hosts = list(cloud.machines)
     if note.cloud != "ssh":
-        from mlcloud.client import renting
-
-        count = renting.sweep(note.specification, say)
-        _forget(name, settings)
-        say(f"{name} is down: {count} things were removed from {note.cloud}")
-        return True
+        return _swept(note, settings, say)
     with ThreadPoolExecutor(min(len(hosts), 16)) as pool:
         failures = {
             host: error
@@ -443,6 +498,16 @@ def down(target: Any, settings: Settings | None = None, say: Say = print) -> boo
         )
     _forget(name, settings)
     say(f"{name} is down: nothing of it is left on {len(hosts)} machines")
+    return True
+
+
+def _swept(note: Note, settings: Settings, say: Say) -> bool:
+    """All of it that the cloud still has."""
+    from mlcloud.client import renting
+
+    count = renting.sweep(note.specification, say)
+    _forget(note.name, settings)
+    say(f"{note.name} is down: {count} things were removed from {note.cloud}")
     return True
 
 

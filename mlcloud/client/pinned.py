@@ -18,10 +18,10 @@ from mlcloud.errors import ConnectionFailed, UsageError
 LOOK_S = 10.0
 
 
-def context(url: str, fingerprint: str) -> ssl.SSLContext:
+def context(url: str, fingerprint: str, look_s: float = LOOK_S) -> ssl.SSLContext:
     """Raises `ConnectionFailed` where another certificate is shown, or none."""
     wanted = normal(fingerprint)
-    certificate = _shown(url)
+    certificate = _shown(url, look_s)
     found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).hexdigest()
     if not hmac.compare_digest(found, wanted):
         raise ConnectionFailed(
@@ -43,7 +43,7 @@ def normal(fingerprint: str) -> str:
     return plain
 
 
-def _shown(url: str) -> str:
+def _shown(url: str, look_s: float) -> str:
     parts = urlsplit(url)
     if parts.scheme != "https":
         raise UsageError(f"a fingerprint goes with an https:// address, not with {url}")
@@ -51,7 +51,7 @@ def _shown(url: str) -> str:
     looking.check_hostname, looking.verify_mode = False, ssl.CERT_NONE
     try:
         with (
-            socket.create_connection((parts.hostname, parts.port or 443), LOOK_S) as plain,
+            socket.create_connection((parts.hostname, parts.port or 443), look_s) as plain,
             looking.wrap_socket(plain) as secure,
         ):
             shown = secure.getpeercert(binary_form=True)

@@ -104,6 +104,10 @@ def offers_of(specification: Specification) -> list[Offer]:
         return local_offers()
     if specification.cloud == "ssh":
         return machines(specification)
+    if specification.cloud == "kubernetes":
+        from mlcloud.cluster.clouds.kubernetes import selling
+
+        return selling.offers(specification)
     found: list[Offer] | None = _from_catalogue("offers", specification.cloud, None)
     if not found:
         raise MLCloudError(

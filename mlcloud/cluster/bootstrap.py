@@ -87,7 +87,7 @@ if ! [ -e "$root/venv-{digest}/ready" ]; then
     fail 1 "there is no python{minor} on this machine, and no python3: install one"
   "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     fail 1 "$base is older than 3.10: install python{minor}"
-{fetch}  "$base" -m venv --clear "$root/venv-{digest}" ||
+{fetch}  "$base" -m venv --clear {inherit}"$root/venv-{digest}" ||
     fail 1 "$base -m venv does not work here: install python3-venv"
   "$python" -m pip install --quiet --disable-pip-version-check {what} ||
     fail 1 "what nodes need could not be installed: $(tail -n 1 "$folder/bootstrap.log")"
@@ -226,7 +226,10 @@ def _runtime(runtime: Runtime, version: str, fetch: str = "") -> list[str]:
     if runtime.python is not None:
         made = _PYTHON.format(python=quote(runtime.python))
     else:
-        told = repr((runtime.requirements, runtime.index_url, runtime.options, runtime.digest))
+        told = repr(
+            (runtime.requirements, runtime.index_url, runtime.options, runtime.digest)
+            + ((True,) if runtime.inherit else ())
+        )
         what = [*map(quote, runtime.options), *map(quote, runtime.requirements or ())]
         if runtime.index_url:
             what = ["--index-url", quote(runtime.index_url), *what]
@@ -237,6 +240,7 @@ def _runtime(runtime: Runtime, version: str, fetch: str = "") -> list[str]:
             minor=runtime.minor or "3",
             what=" ".join(what),
             fetch=fetch,
+            inherit="--system-site-packages " if runtime.inherit else "",
         )
     setup = "".join(
         f"\n( {command}\n) || fail 1 {quote('setup: this failed: ' + command)}\n"

@@ -9,10 +9,14 @@ needs of it meet. Nothing in it is secret but where files of secrets are.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+#: Where a head is told its own address that had none when its file was written: a pod.
+ADDRESS = "MLCLOUD_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,9 @@ class Runtime:
     is one, and `requirements` (of None, this computer's Ray) are installed into it by pip, with
     `options`; and `wheel`, a file of the head's home with the blake3 `digest`, which the other
     nodes fetch from there: this computer's mlcloud, unless `requirements` name one. Else an
-    interpreter that has mlcloud already, on `variables["PYTHONPATH"]` if need be. `variables` are
-    set for all processes of a node. `setup` are shell commands that run before anything else.
+    interpreter that has mlcloud already, on `variables["PYTHONPATH"]` if need be. With `inherit`
+    what the machine's (an image's) own Python has is not installed again. `variables` are set for
+    all processes of a node. `setup` are shell commands that run before anything else.
     """
 
     python: str | None = None
@@ -60,6 +65,7 @@ class Runtime:
     wheel: str = ""
     digest: str = ""
     minor: str = ""
+    inherit: bool = False
     variables: dict[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
 
@@ -67,7 +73,9 @@ class Runtime:
 @dataclass(frozen=True)
 class HeadSpec:
     """`cloud` and its `settings` are for `clouds.make`; `address` is the head's own, as its nodes
-    reach it; `cluster_id` marks every process of the cluster, wherever it runs."""
+    reach it (empty: as `MLCLOUD_ADDRESS` says); `cluster_id` marks every process of the cluster,
+    wherever it runs. `gcs_port` is Ray's (0: any free one), `ray_token` the file of Ray's token in
+    the gateway's home (empty: one is made)."""
 
     name: str
     cluster_id: str
@@ -76,6 +84,8 @@ class HeadSpec:
     settings: dict[str, Any]
     port: int = 8443
     runtime: Runtime = field(default_factory=Runtime)
+    gcs_port: int = 0
+    ray_token: str = ""
 
     def write(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -91,7 +101,8 @@ class HeadSpec:
             for name, value in told["runtime"].items()
         }
         runtime = Runtime(**given)
-        return cls(**{**told, "runtime": runtime})
+        address = told["address"] or os.environ.get(ADDRESS, "")
+        return cls(**{**told, "runtime": runtime, "address": address})
 
 
 def machine_of(told: Mapping[str, Any]) -> Machine:

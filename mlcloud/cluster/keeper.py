@@ -29,6 +29,7 @@ def main() -> int:
     become_subreaper()
     home = Path(os.environ["MLCLOUD_HOME"])
     spec = HeadSpec.read(home / "head.json")
+    _begin(spec, home)
     failures = 0
     while failures < FAILURES:
         began = time.monotonic()
@@ -44,6 +45,7 @@ def main() -> int:
             )
         status = gateway.wait()
         if status == 0:
+            _give_back(spec, home)
             break
         print(f"the gateway ended with status {status}", flush=True)
         failures = 1 if time.monotonic() - began > FAST_S else failures + 1
@@ -53,6 +55,30 @@ def main() -> int:
         print("the gateway does not come up: giving up", flush=True)
     end_descendants()
     return 0
+
+
+def _begin(spec: HeadSpec, home: Path) -> None:
+    """A head that was made anew knows nothing of the nodes of the one before, and they nothing of
+    it: where nobody else would end them, it does."""
+    if spec.cloud == "kubernetes" and not (home / "cloud").exists():
+        _asked(spec, home, "clear")
+
+
+def _give_back(spec: HeadSpec, home: Path) -> None:
+    """Where a head that has ended would be started again, it says that it has."""
+    if spec.cloud == "kubernetes":
+        _asked(spec, home, "release")
+
+
+def _asked(spec: HeadSpec, home: Path, what: str) -> None:
+    from mlcloud.cluster.clouds import make
+    from mlcloud.errors import MLCloudError
+
+    try:
+        cloud = make(spec.cloud, home, spec.settings, cluster_id=spec.cluster_id, home=home)
+        getattr(cloud, what)()
+    except MLCloudError as error:
+        print(f"{what}: {error}", flush=True)
 
 
 def _last_words(log: Path) -> str:

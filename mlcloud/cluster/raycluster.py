@@ -44,6 +44,8 @@ def write(
     node_ip: str = NODE_IP,
     head_file: Path | None = None,
     store_url: str = "",
+    gcs_port: int = 0,
+    ray_token: str = "",
 ) -> dict[str, Any]:
     """Write `autoscaling.json` and `cluster.json` under `root`; returns the latter."""
     autoscaling = root / "autoscaling.yaml"
@@ -61,7 +63,7 @@ def write(
     settings = {
         "node_ip": node_ip,
         "head_ip": node_ip,
-        "gcs_port": free_port(node_ip),
+        "gcs_port": gcs_port or free_port(node_ip),
         "store_url": store_url,
         "ray_dir": str(ray_dir),
         "autoscaling_config": str(autoscaling),
@@ -72,18 +74,18 @@ def write(
         "metadata": metadata,
         "lifetime_s": lifetime_s,
         "head_instance_id": head_instance_id,
-        "ray_environment": ray_environment(),
+        "ray_environment": ray_environment(ray_token),
     }
     write_json(root / "cluster.json", settings)
     return settings
 
 
-def ray_environment() -> dict[str, str]:
+def ray_environment(token: str = "") -> dict[str, str]:
     """The environment that makes Ray's processes one authenticated, loopback-only cluster."""
     return {
         "RAY_enable_autoscaler_v2": "1",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": token or secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "AUTOSCALER_METRIC_PORT": "0",

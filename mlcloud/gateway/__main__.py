@@ -27,10 +27,10 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from mlcloud.cluster import tls
 from mlcloud.cluster.headspec import HeadSpec
 from mlcloud.cluster.records import write_json
 from mlcloud.config import ALREADY_RUNNING, Settings
-from mlcloud.gateway import tls
 from mlcloud.gateway.app import make_app
 from mlcloud.gateway.core import Gateway
 

@@ -151,6 +151,8 @@ class EmbeddedCluster:
             node_ip=self.cloud.address,
             head_file=self.settings.head_file,
             store_url=self.settings.store_url,
+            gcs_port=self.cloud.gcs_port,
+            ray_token=self.cloud.ray_token,
         )
         self.cloud.launch(
             HEAD_OFFER, LaunchRequest(HEAD, {"CPU": 0}, instance_id=cluster["head_instance_id"])

@@ -78,12 +78,29 @@ def _rented(name: str, settings: dict[str, Any]) -> Cloud:
     from mlcloud.cluster.specification import Specification
     from mlcloud.cost import catalogue
 
+    _import_here(name)
     make = class_of(name)
     wanted = Specification.model_validate(settings["specification"])
+    if name == "kubernetes":
+        from mlcloud.cluster.clouds.kubernetes import selling
+
+        sold = selling.offers(wanted)
+    else:
+        sold = catalogue.offers(name, wanted.node_regions)
     offers = [
         offer
-        for offer in catalogue.offers(name, wanted.node_regions)
+        for offer in sold
         if wanted.allows(offer)
         and (not wanted.nodes or any(group.takes(offer) for group in wanted.nodes))
     ]
-    return make(wanted.settings(ssh_public_key=settings["ssh_public_key"]), offers)
+    return make(wanted.settings(ssh_public_key=settings.get("ssh_public_key")), offers)
+
+
+def _import_here(name: str) -> None:
+    """The clouds' libraries are imported when they are first used, in a thread of the gateway's,
+    and share requests with Ray, which its loop imports meanwhile: two threads that wait for each
+    other's modules get halves of them, and Ray could not be imported any more."""
+    from importlib import import_module
+
+    for module in ("requests", *(["kubernetes.client"] if name == "kubernetes" else [])):
+        import_module(module)

@@ -54,7 +54,9 @@ class Headed(LocalCloud, CloudWithMachines):
         self._watching = watching
         self.spec, self.beyond = spec, beyond
         self.name = beyond.name
-        self.address = spec.address
+        self.address, self.gcs_port = spec.address, spec.gcs_port
+        if spec.ray_token:
+            self.ray_token = (certificate.parent / spec.ray_token).read_text().strip()
         self._certificate = certificate
         self._joins = root / "joins"
         self._joins.mkdir(exist_ok=True, mode=0o700)

@@ -52,6 +52,7 @@ class LocalCloud(Cloud, CloudWithPreemption):
 
     name = "local"
     address = "127.0.0.1"  # of the head, as its nodes reach it
+    gcs_port, ray_token = 0, ""  # any free one, and one that is made
 
     def __init__(self, root: Path, *, offers: list[Offer] | None = None) -> None:
         self.root = root

@@ -34,7 +34,10 @@ NETWORK: dict[CloudName, tuple[str, ...]] = {
         *("subscription", "resource_group", "subnet", "security_group", "identity"),
         *_REACH,
     ),
-    "kubernetes": ("context", "namespace", "service_account", "priority_class"),
+    "kubernetes": (
+        *("provider", "context", "namespace", "service_account", "pull_secret", "priority_class"),
+        "clients",
+    ),
 }
 
 # A tag's value, as strict as each cloud is: GCP's labels and Kubernetes' are not free text.

@@ -18,7 +18,7 @@ from mlcloud.cluster.clouds.base import CloudWithLeftovers
 from mlcloud.cluster.headspec import HeadSpec
 from mlcloud.cluster.specification import Specification, specify
 from mlcloud.config import Settings
-from mlcloud.errors import ConnectionFailed, MLCloudError, NoCapacity, NotFound
+from mlcloud.errors import ConnectionFailed, NoCapacity, NotFound
 from tests import ec2
 from tests.cluster.aws.conftest import IMAGE
 
@@ -143,10 +143,3 @@ def test_no_head_to_be_had(
     monkeypatch.setattr(renting, "TRIES", 0)
     with pytest.raises(NoCapacity, match="no head for 'gpus' could be had"):
         up(wanted)
-
-
-def test_kubernetes_comes_up_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLCLOUD_HOME", str(tmp_path / "home"))
-    told = specify(name="k", cloud="kubernetes", store="s3://mine/runs")
-    with pytest.raises(MLCloudError, match="`cloud: kubernetes` is not here yet"):
-        up(told)

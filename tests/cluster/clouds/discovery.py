@@ -40,6 +40,9 @@ def _faults(value: Any, schema: dict[str, Any], where: str, schemas: Schemas) ->
     if kind in ("integer", "number"):
         right = isinstance(value, int if kind == "integer" else (int, float))
         return [] if right and not isinstance(value, bool) else [f"{where}: no {kind}: {value!r}"]
+    if kind == "int-or-string":
+        right = isinstance(value, (int, str)) and not isinstance(value, bool)
+        return [] if right else [f"{where}: neither integer nor string: {value!r}"]
     if not isinstance(value, _TYPES[kind]):
         return [f"{where}: no {kind}: {value!r}"]
     if kind == "string":

@@ -4,7 +4,8 @@
 
 What is KubeRay's own stands here, as in `helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml`
 of ray-project/kuberay (Apache-2.0) at 017710c0; the CRD's 900 kB are Kubernetes' PodTemplateSpec,
-twice, and that comes from the official client's models. What a pod's volumes can be is left out.
+twice, and that comes from the official client's models. Of a pod's volumes those are left out that
+we never use.
 """
 
 from __future__ import annotations
@@ -121,7 +122,12 @@ _OWN: dict[str, Any] = {
 }
 _SIMPLE = {"str": _STRING, "int": _INTEGER, "bool": _BOOLEAN, "float": {"type": "number"},
            "datetime": _STRING}  # fmt: skip
-_LEFT_OUT = {"V1Volume", "V1EphemeralContainer"}
+_LEFT_OUT = {"V1EphemeralContainer", "V1PersistentVolumeClaimTemplate"}
+_BESIDE = (
+    "V1NetworkPolicy", "V1Secret", "V1ConfigMap", "V1Service", "V1ServiceAccount", "V1Role",
+    "V1RoleBinding",
+)  # fmt: skip
+_VOLUMES = {"name", "secret", "config_map", "empty_dir", "projected"}
 
 
 def build() -> dict[str, Any]:
@@ -130,7 +136,7 @@ def build() -> dict[str, Any]:
     found = dict(_OWN)
     for name in re.findall(r"V1\w+", json.dumps(_OWN)):
         _visit(name, client, found)
-    for name in ("V1NetworkPolicy", "V1Secret"):
+    for name in _BESIDE:
         _visit(name, client, found)
     return found
 
@@ -141,6 +147,8 @@ def _visit(name: str, client: Any, found: dict[str, Any]) -> None:
     model = getattr(client, name)
     found[name] = schema = {"type": "object", "properties": {}}
     for attribute, kind in model.openapi_types.items():
+        if name == "V1Volume" and attribute not in _VOLUMES:
+            continue
         field = model.attribute_map[attribute]
         schema["properties"][field] = _type(kind, client, found)
 
@@ -152,8 +160,10 @@ def _type(kind: str, client: Any, found: dict[str, Any]) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": _type(inner[1], client, found)}
     if kind in _SIMPLE:
         return _SIMPLE[kind]
-    if kind == "object" or kind in _LEFT_OUT:
+    if kind in _LEFT_OUT:
         return {"type": "object"}
+    if kind == "object":  # so the client's models call Kubernetes' IntOrString
+        return {"type": "int-or-string"}
     _visit(kind, client, found)
     return {"$ref": kind}
 

@@ -1,316 +1,253 @@
-"""Launch, list and terminate through the official client, on a mocked API server (kmock).
-
-KubeRay's operator is played here: it makes pods for the head and for each replica, and takes away
-the ones in `workersToDelete`.
-"""
+"""Launch, list and terminate through the official client, on an API server as documented."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import concurrent.futures
+import threading
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlcloud.cluster.clouds.kubernetes import KubernetesCloud
-from mlcloud.cluster.clouds.kubernetes.manifest import Group
+from mlcloud.cluster.clouds.kubernetes.selling import pod_of
 from mlcloud.errors import (
     CloudCredentialsExpired,
     CloudRefused,
     CredentialsMissing,
+    NoCapacity,
     QuotaExceeded,
+    UsageError,
 )
-from tests.cluster.clouds import discovery
 from tests.cluster.clouds.selling import NOW, offer, request, settings
 
 pytest.importorskip("kubernetes")
-kmock = pytest.importorskip("kmock")
+
+from tests.cluster.clouds.kubelet import NAMESPACE, ApiServer
 
 REGION = "europe-west4"
-HEAD = offer("kubernetes", "e2-standard-4", REGION, REGION, "on-demand", "0.15")
-SPOT = offer("kubernetes", "g2-standard-4", f"{REGION}-a", REGION, gpu=("L4", 1))
+HEAD = pod_of(offer("kubernetes", "e2-standard-4", REGION, REGION, "on-demand", "0.15"))
+SPOT = pod_of(offer("kubernetes", "g2-standard-4", f"{REGION}-a", REGION, gpu=("L4", 1)))
 OFFERS = [HEAD, SPOT]
-CLUSTERS, PODS = "ray.io/v1/rayclusters", "v1/pods"
-
-
-class Cluster:
-    """An API server with KubeRay's operator, which `works` or does not."""
-
-    def __init__(self, server: Any, url: str) -> None:
-        self.server = server
-        self.url = url
-        self.works = True
-        self.count = 0
-        for kind in (CLUSTERS, PODS, "v1/secrets", "networking.k8s.io/v1/networkpolicies"):
-            server.resources[kind] = {"namespaced": True}
-
-    def all(self, kind: str) -> dict[str, dict[str, Any]]:
-        return {
-            name: each.raw
-            for (of, _, name), each in self.server.objects.items()
-            if of.plural == kind.rsplit("/", 1)[-1] and not each.deleted
-        }
-
-    async def operate(self) -> None:
-        while True:
-            await asyncio.sleep(0.005)
-            if self.works:
-                self.reconcile()
-
-    def reconcile(self) -> None:
-        clusters = self.all(CLUSTERS)
-        for name, pod in self.all(PODS).items():
-            if pod["metadata"]["labels"]["ray.io/cluster"] not in clusters:
-                self.remove(name)
-        for name, each in clusters.items():
-            head = each["spec"]["headGroupSpec"]
-            if not self.of(name, "headgroup"):
-                self.make(name, "headgroup", "head", head["template"])
-            for group in each["spec"]["workerGroupSpecs"]:
-                for doomed in group.get("scaleStrategy", {}).get("workersToDelete", []):
-                    self.remove(doomed)
-                running = self.of(name, group["groupName"])
-                for _ in range(group["replicas"] - len(running)):
-                    self.make(name, group["groupName"], "worker", group["template"])
-
-    def of(self, cluster: str, group: str) -> list[str]:
-        return [
-            name
-            for name, pod in self.all(PODS).items()
-            if pod["metadata"]["labels"]["ray.io/cluster"] == cluster
-            and pod["metadata"]["labels"]["ray.io/group"] == group
-        ]
-
-    def make(self, cluster: str, group: str, kind: str, template: dict[str, Any]) -> None:
-        self.count += 1
-        name = f"{cluster}-{group}-{kind}-{self.count}"
-        labels = {"ray.io/cluster": cluster, "ray.io/group": group, "ray.io/node-type": kind}
-        self.server.objects[PODS, "default", name] = {
-            "metadata": {
-                "name": name,
-                "namespace": "default",
-                "labels": {**template["metadata"]["labels"], **labels},
-                "creationTimestamp": "2026-01-01T12:00:00Z",
-            },
-            "spec": template["spec"],
-            "status": {"phase": "Running", "podIP": f"10.8.0.{self.count}"},
-        }
-
-    def remove(self, name: str) -> None:
-        with suppress(KeyError):
-            del self.server.objects[PODS, "default", name]
 
 
 @pytest.fixture
-async def k8s() -> AsyncIterator[Cluster]:
-    async with kmock.KubernetesEmulator() as emulator, kmock.Server(emulator) as server:
-        cluster = Cluster(emulator, str(server.url).rstrip("/"))
-        operator = asyncio.create_task(cluster.operate())
-        yield cluster
-        operator.cancel()
-        with suppress(asyncio.CancelledError):
-            await operator
+def k8s() -> Iterator[ApiServer]:
+    with ApiServer() as server:
+        made = cloud(server).configuration(HEAD, request("head"))
+        server.put("rayclusters", made)
+        server.operate()
+        yield server
 
 
-def cloud(k8s: Cluster, **more: Any) -> KubernetesCloud:
-    names = {"provider": "gke", "namespace": "default", **more.pop("network", {})}
+def cloud(k8s: ApiServer, **more: Any) -> KubernetesCloud:
+    names = {"provider": "gke", "namespace": NAMESPACE, **more.pop("network", {})}
     given = settings(REGION, network=names, endpoints={"api": k8s.url}, **more)
-    return KubernetesCloud(given, OFFERS, now=lambda: NOW, pod_s=10)
+    return KubernetesCloud(given, OFFERS, now=lambda: datetime.now(timezone.utc))
 
 
-def asked(node_type: str = "l4-1x4cpu") -> Any:
-    return request(node_type, resources={"CPU": 4, "GPU": 1, "L4": 1}, bootstrap="")
+def asked(name: str, **more: Any) -> Any:
+    wanted = {"CPU": 4, "GPU": 1, "L4": 1}
+    return request(resources=wanted, instance_id=name, bootstrap=f"echo {name}\n", **more)
 
 
-async def test_a_cluster_goes_up_as_planned_grows_and_shrinks(k8s: Cluster) -> None:
-    def story() -> None:
-        here = cloud(k8s)
-        here.check()
-        assert here.instances() == []
-        head = here.launch(HEAD, asked("head"))
-        [sent] = k8s.all(CLUSTERS).values()
-        assert {**sent, "metadata": {k: sent["metadata"][k] for k in ("name", "labels")}} == (
-            here.configuration(HEAD, asked("head"))
-        )
-        assert head.node_type == "head"
-        one, two = (here.launch(SPOT, asked()) for _ in range(2))
-        assert one.id != two.id
-        assert one.offer == SPOT
-        assert one.private_ip
-        [group] = next(iter(k8s.all(CLUSTERS).values()))["spec"]["workerGroupSpecs"]
-        assert group["replicas"] == 2
-        # another process sees the same, and ends one of them
-        there = cloud(k8s)
-        found = {each.id: each for each in there.instances()}
-        assert found.keys() == {head.id, one.id, two.id}
-        assert found[two.id].offer == SPOT
-        assert found[two.id].launched_at == datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
-        there.terminate(two.id, "idle")
-        there.terminate(two.id, "idle")
-        there.terminate("never-was", "idle")
-        ended = {each.id: each for each in there.instances()}[two.id]
-        assert (ended.alive, ended.reason) == (False, "idle")
-        [after] = next(iter(k8s.all(CLUSTERS).values()))["spec"]["workerGroupSpecs"]
-        assert after["replicas"] == 1
-        assert after["scaleStrategy"] == {"workersToDelete": [two.id]}
-        assert discovery.faults(after, "WorkerGroupSpec", discovery.RAY) == []
-        there.terminate(head.id, "down")
-        assert k8s.all(CLUSTERS) == {}
-
-    await asyncio.to_thread(story)
+def allow(k8s: ApiServer, most: int) -> None:
+    k8s.objects["rayclusters"]["exp-7"]["metadata"]["annotations"]["mlcloud/max-nodes"] = str(most)
 
 
-async def test_two_launches_at_once_are_two_pods(k8s: Cluster) -> None:
+def groups(k8s: ApiServer) -> dict[str, int]:
+    spec = k8s.all("rayclusters")["exp-7"]["spec"]
+    return {each["groupName"]: each["replicas"] for each in spec.get("workerGroupSpecs", [])}
+
+
+def test_nodes_come_and_go(k8s: ApiServer) -> None:
+    allow(k8s, 9)
     here = cloud(k8s)
-    await asyncio.to_thread(here.launch, HEAD, asked("head"))
-    launches = [asyncio.to_thread(here.launch, SPOT, asked()) for _ in range(4)]
-    made = await asyncio.gather(*launches)
-    assert len({each.id for each in made}) == 4
+    here.check()
+    assert here.instances() == []
+    one, two = (here.launch(SPOT, asked(name)) for name in ("i-1", "i-2"))
+    assert (one.id, two.id, one.offer) == ("i-1", "i-2", SPOT)
+    # Another process sees the same, with what each was bought for, and ends one of them.
+    there = cloud(k8s)
+    found = {each.id: each for each in there.instances()}
+    assert found.keys() == {"i-1", "i-2"}
+    assert found["i-2"].offer == SPOT
+    assert abs(found["i-2"].launched_at - two.launched_at) < timedelta(seconds=2)
+    assert (found["i-1"].node_type, found["i-1"].private_ip) == ("l4-1x4cpu", "10.8.0.5")
+    for _ in range(2):
+        there.terminate("i-1", "idle")
+    there.terminate("never-was", "idle")
+    assert [each.id for each in here.instances()] == ["i-2"]
+    pods = [each["metadata"]["labels"]["ray.io/group"] for each in k8s.all("pods").values()]
+    assert sorted(pods) == ["headgroup", "i-2"]
+    # The group of a node that is gone goes with the next change.
+    here.launch(SPOT, asked("i-3"))
+    assert groups(k8s) == {"i-2": 1, "i-3": 1}
+    here.release()
+    assert k8s.all("pods") == k8s.all("rayclusters") == {}
+    assert k8s.all("secrets") == {}  # of its nodes: they belonged to it
+    assert here.instances() == []
+    here.terminate("i-2", "down")
 
 
-async def test_a_change_that_came_second_is_made_again(k8s: Cluster) -> None:
-    here = cloud(k8s)
-    await asyncio.to_thread(here.launch, HEAD, asked("head"))
-    conflict = kmock.Response(status=409, payload={"message": "the object has been modified"})
-    k8s.server["patch"][:2] << conflict
-    await asyncio.to_thread(here.launch, SPOT, asked())
-    patches = list(k8s.server["patch"])
-    assert len(patches) == 3
-    assert "resourceVersion" in patches[-1].data["metadata"]
+def test_a_node_has_its_own_script(k8s: ApiServer) -> None:
+    from base64 import b64decode
+
+    cloud(k8s).launch(SPOT, asked("i-1"))
+    secret = k8s.all("secrets")["exp-7-i-1"]
+    assert b64decode(secret["data"]["node.sh"]) == b"echo i-1\n"
+    assert "echo i-1" not in repr(k8s.all("rayclusters"))
+    (pod,) = [p for p in k8s.all("pods").values() if "i-1" in p["metadata"]["name"]]
+    mounted = [v["secret"]["secretName"] for v in pod["spec"]["volumes"] if "secret" in v]
+    assert mounted == ["exp-7-i-1"]
 
 
-async def test_groups_change_under_a_running_cluster_and_its_pods_stay(k8s: Cluster) -> None:
-    def story() -> None:
-        here = cloud(k8s)
-        group = Group(SPOT, asked(), most=3)
-        here.up((HEAD, asked("head")), [group])
-        one = here.launch(SPOT, asked())
-        here.up((HEAD, asked("head")), [Group(SPOT, asked(), most=9)])
-        [present] = next(iter(k8s.all(CLUSTERS).values()))["spec"]["workerGroupSpecs"]
-        assert (present["replicas"], present["maxReplicas"]) == (1, 9)
-        assert one.id in k8s.all(PODS)
-        here.up((HEAD, asked("head")), [])
-        [present] = next(iter(k8s.all(CLUSTERS).values()))["spec"]["workerGroupSpecs"]
-        assert (present["replicas"], present["maxReplicas"]) == (0, 0)
+def test_launches_at_once_are_all_there(k8s: ApiServer) -> None:
+    """Each reads the list, adds itself and writes it: who comes second reads it again."""
+    allow(k8s, 9)
+    names = [f"i-{number}" for number in range(4)]
+    start = threading.Barrier(len(names))
 
-    await asyncio.to_thread(story)
+    def launch(name: str) -> None:
+        start.wait()
+        cloud(k8s).launch(SPOT, asked(name))
+
+    with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(launch, names))
+    assert groups(k8s) == dict.fromkeys(names, 1)
 
 
-async def test_an_operator_that_does_nothing_is_told_and_the_wish_is_taken_back(
-    k8s: Cluster,
-) -> None:
-    here = cloud(k8s)
-    await asyncio.to_thread(here.launch, HEAD, asked("head"))
-    k8s.works, here._pod_s = False, 0.1
-    with pytest.raises(
-        CloudRefused, match=r"operator made no pod in 0.1 s: kubectl describe raycl"
-    ):
-        await asyncio.to_thread(here.launch, SPOT, asked())
-    [group] = next(iter(k8s.all(CLUSTERS).values()))["spec"]["workerGroupSpecs"]
-    assert group["replicas"] == 0
-
-
-async def test_a_worker_without_a_head_is_refused(k8s: Cluster) -> None:
-    with pytest.raises(CloudRefused, match="the head comes first"):
-        await asyncio.to_thread(cloud(k8s).launch, SPOT, asked())
-
-
-async def test_a_pod_that_waits_says_for_what_and_one_that_ended_says_why(k8s: Cluster) -> None:
-    here = cloud(k8s)
-    await asyncio.to_thread(here.launch, HEAD, asked("head"))
-    made = [await asyncio.to_thread(here.launch, SPOT, asked()) for _ in range(3)]
-    waits = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}
-    finished = {"state": {"terminated": {"finishedAt": "2026-01-01T13:00:00Z"}}}
-    states = [
-        {"phase": "Pending", "conditions": [waits]},
-        {"phase": "Failed", "reason": "Terminated", "containerStatuses": [finished]},
-        {"phase": "Failed", "reason": "DeadlineExceeded"},
-    ]
-    for each, status in zip(made, states, strict=True):
-        k8s.server.objects[PODS, "default", each.id].patch({"status": None})
-        k8s.server.objects[PODS, "default", each.id].patch({"status": status})
-    k8s.works = False
-    found = {each.id: each for each in await asyncio.to_thread(here.instances)}
-    pending, taken, old = (found[each.id] for each in made)
-    assert (pending.alive, pending.reason) == (True, "0/3 nodes are available")
-    assert (taken.reason, taken.ended_at) == (
-        "the node was shut down",
-        datetime(2026, 1, 1, 13, tzinfo=timezone.utc),
+def test_a_change_that_came_second_is_made_again(k8s: ApiServer) -> None:
+    k8s.refuse["PATCH", "rayclusters"] = 409, "the object has been modified"
+    k8s.once["PATCH", "rayclusters"] = 2
+    cloud(k8s).launch(SPOT, asked("i-1"))
+    assert [m for m, plural, _ in k8s.asked if (m, plural) == ("PATCH", "rayclusters")] == (
+        ["PATCH"] * 3
     )
-    assert (old.alive, old.reason) == (False, "past its lifetime")
-    assert taken.offer.usd_per_hour == Decimal("0.28")
+    assert groups(k8s) == {"i-1": 1}
 
 
-async def test_down_and_gc_find_everything_with_its_tags(k8s: Cluster) -> None:
-    def story() -> None:
-        here, other = cloud(k8s), cloud(k8s, cluster="other")
-        here.launch(HEAD, asked("head"))
-        other.launch(HEAD, asked("head"))
-        found = here.leftovers(NOW)
-        assert [(each.kind, each.id) for each in found] == [
-            ("raycluster", "exp-7"),
-            ("secret", "exp-7-token"),
-            ("network-policy", "exp-7"),
-        ]
-        late = here.leftovers(NOW + timedelta(days=8))
-        assert len(late) == 6
-        for _ in range(2):
-            for each in found:
-                here.remove(each)
-        assert here.leftovers(NOW) == []
-        assert list(k8s.all(CLUSTERS)) == ["other"]
-
-    await asyncio.to_thread(story)
+def test_the_most_that_the_cluster_may_have_is_changed_while_it_runs(k8s: ApiServer) -> None:
+    here = cloud(k8s)
+    allow(k8s, 1)
+    here.launch(SPOT, asked("i-1"))
+    with pytest.raises(NoCapacity, match="may have 1 nodes at once: raise `max`"):
+        here.launch(SPOT, asked("i-2"))
+    allow(k8s, 2)
+    here.launch(SPOT, asked("i-3"))
+    here.terminate("i-1", "idle")
+    here.launch(SPOT, asked("i-4"))
+    assert {each.id for each in here.instances()} == {"i-3", "i-4"}
 
 
-async def test_the_token_is_made_once_and_no_two_are_alike(k8s: Cluster) -> None:
-    def story() -> None:
-        cloud(k8s).launch(HEAD, asked("head"))
-        first = k8s.all("v1/secrets")["exp-7-token"]["data"]["auth_token"]
-        cloud(k8s).launch(HEAD, asked("head"))
-        assert k8s.all("v1/secrets")["exp-7-token"]["data"]["auth_token"] == first
-        cloud(k8s, cluster="other").launch(HEAD, asked("head"))
-        assert k8s.all("v1/secrets")["other-token"]["data"]["auth_token"] != first
-        cloud(k8s, cluster="mine", network={"token_secret": "kept"}).launch(HEAD, asked("head"))
-        assert "mine-token" not in k8s.all("v1/secrets")
+def test_a_new_head_ends_the_nodes_of_the_one_before(k8s: ApiServer) -> None:
+    allow(k8s, 9)
+    for name in ("i-1", "i-2"):
+        cloud(k8s).launch(SPOT, asked(name))
+    cloud(k8s).clear()
+    assert cloud(k8s).instances() == []
+    assert len(k8s.all("pods")) == 1
 
-    await asyncio.to_thread(story)
+
+def test_a_head_is_not_for_it_to_launch(k8s: ApiServer) -> None:
+    with pytest.raises(UsageError, match="made by `mlcloud up`"):
+        cloud(k8s).launch(HEAD, request("head"))
+    with pytest.raises(CloudRefused, match="the head comes first"):
+        cloud(k8s, cluster="other").launch(SPOT, asked("i-1"))
+
+
+WAITS = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}
+FINISHED = {"state": {"terminated": {"finishedAt": "2026-01-01T13:00:00Z"}}}
+
+
+def test_a_pod_that_waits_says_for_what_and_one_that_ended_says_why(k8s: ApiServer) -> None:
+    allow(k8s, 9)
+    here = cloud(k8s)
+    for name in ("i-1", "i-2", "i-3", "i-4"):
+        here.launch(SPOT, asked(name))
+    k8s.works = False
+    pods = {p["metadata"]["labels"]["ray.io/group"]: n for n, p in k8s.all("pods").items()}
+    k8s.status(pods["i-1"], phase="Pending", conditions=[WAITS])
+    ended = {"phase": "Failed", "reason": "Terminated", "containerStatuses": [FINISHED]}
+    k8s.status(pods["i-2"], **ended)
+    k8s.status(pods["i-3"], phase="Failed", reason="DeadlineExceeded")
+    found = {each.id: each for each in here.instances()}
+    assert found["i-1"].alive
+    assert found["i-1"].reason == "no node has room for it: 0/3 nodes are available"
+    assert found["i-2"].reason == "the node was shut down"
+    assert found["i-2"].ended_at == datetime(2026, 1, 1, 13, tzinfo=timezone.utc)
+    assert (found["i-3"].alive, found["i-3"].reason) == (False, "past its lifetime")
+    assert (found["i-4"].alive, found["i-4"].offer.usd_per_hour) == (True, Decimal("0.28"))
+    # No node came for it in all that time: it cannot be had, and another offer may.
+    here._now = lambda: datetime.now(timezone.utc) + timedelta(minutes=8)
+    late = {each.id: each for each in here.instances()}
+    assert (late["i-1"].alive, late["i-4"].alive) == (False, True)
+    assert "0/3 nodes are available" in late["i-1"].reason
+
+
+def test_a_pod_that_the_operator_made_anew_is_another_node(k8s: ApiServer) -> None:
+    here = cloud(k8s)
+    here.launch(SPOT, asked("i-1"))
+    (pod,) = [n for n, p in k8s.all("pods").items() if "i-1" in n]
+    later = datetime.now(timezone.utc) + timedelta(minutes=30)
+    k8s.objects["pods"][pod]["metadata"]["creationTimestamp"] = later.strftime("%Y-%m-%dT%H:%M:%SZ")
+    (found,) = here.instances()
+    assert (found.alive, found.reason) == (False, "its pod ended")
+
+
+def test_down_and_gc_find_everything_with_its_tags(k8s: ApiServer) -> None:
+    here = cloud(k8s)
+    here.launch(SPOT, asked("i-1"))
+    foreign = {"metadata": {"name": "theirs", "labels": {"app": "x"}}}
+    other = {"mlcloud-cluster": "other", "mlcloud-expires": "1800000000"}
+    for plural in ("secrets", "configmaps", "services", "pods"):
+        k8s.put(plural, foreign)
+        k8s.put(plural, {"metadata": {"name": "others", "labels": other}})
+    found = here.leftovers(NOW)
+    assert {each.kind for each in found} == {"raycluster", "pod", "secret"}
+    assert all("other" not in each.id for each in found)
+    assert [each.usd_per_hour for each in found if "i-1-worker" in each.id] == [Decimal("0.28")]
+    late = here.leftovers(datetime(2027, 6, 1, tzinfo=timezone.utc))
+    assert {each.kind for each in late if each.id == "others"} == {
+        "secret", "config-map", "service", "pod",
+    }  # fmt: skip
+    for _ in range(2):
+        for each in found:
+            here.remove(each)
+    assert here.leftovers(NOW) == []
+    assert set(k8s.all("secrets")) == {"theirs", "others"}
 
 
 @pytest.mark.parametrize(
     ("status", "message", "kind", "words"),
     [
         (401, "Unauthorized", CloudCredentialsExpired, "get new ones with gcloud, aws eks or az"),
-        (403, 'rayclusters is forbidden: User "x" cannot create', CloudRefused, "not allowed: ray"),
+        (403, 'rayclusters is forbidden: User "x" cannot patch', CloudRefused, "not allowed: ray"),
         (403, "exceeded quota: gpus, requested: 1", QuotaExceeded, "namespace's ResourceQuota"),
         (422, "spec.headGroupSpec: Required value", CloudRefused, "Required value .HTTP 422"),
         (500, "etcd is down", CloudRefused, "etcd is down .HTTP 500"),
     ],
 )
-async def test_a_refused_request_says_why(
-    k8s: Cluster, status: int, message: str, kind: type[Exception], words: str
+def test_a_refused_request_says_why(
+    k8s: ApiServer, status: int, message: str, kind: type[Exception], words: str
 ) -> None:
-    k8s.server["post /apis/ray.io/v1/namespaces/default/rayclusters"] << kmock.Response(
-        status=status, payload={"message": message}
-    )
-    k8s.works = False
+    k8s.refuse["PATCH", "rayclusters"] = status, message
     with pytest.raises(kind, match=words) as caught:
-        await asyncio.to_thread(cloud(k8s).launch, HEAD, asked("head"))
+        cloud(k8s).launch(SPOT, asked("i-1"))
     assert type(caught.value) is kind
 
 
-async def test_without_kuberay_the_line_says_how_to_install_it(k8s: Cluster) -> None:
-    k8s.works = False
-    k8s.server["get"] << kmock.Response(status=404, payload=b"404 page not found")
+def test_without_kuberay_the_line_says_how_to_install_it(k8s: ApiServer) -> None:
+    k8s.refuse["GET", "rayclusters"] = 404, "404 page not found"
     with pytest.raises(CloudRefused, match="helm install kuberay-operator"):
-        await asyncio.to_thread(cloud(k8s).check)
+        cloud(k8s).check()
 
 
 def test_no_configuration_and_no_client_are_one_clear_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import sys
 
@@ -323,28 +260,36 @@ def test_no_configuration_and_no_client_are_one_clear_line(
         KubernetesCloud(settings(REGION), OFFERS).check()
 
 
+def test_a_kubeconfig_is_read(k8s: ApiServer, tmp_path: Path, monkeypatch: Any) -> None:
+    """Its server, token and namespace."""
+    import json
+
+    k8s.token = "kubectl's"
+    told = {
+        "clusters": [{"name": "c", "cluster": {"server": k8s.url}}],
+        "users": [{"name": "u", "user": {"token": k8s.token}}],
+        "contexts": [
+            {"name": "x", "context": {"cluster": "c", "user": "u", "namespace": NAMESPACE}}
+        ],
+        "current-context": "x",
+    }
+    (tmp_path / "config").write_text(json.dumps(told))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION",
+                        str(tmp_path / "config"))  # fmt: skip
+    made = KubernetesCloud(settings(REGION, network={"provider": "gke"}), OFFERS)
+    made.check()
+    assert made.api.namespace == NAMESPACE
+    with pytest.raises(CloudCredentialsExpired):
+        cloud(k8s).check()
+
+
 def test_an_api_server_that_cannot_be_reached_is_no_hang() -> None:
     given = settings(REGION, endpoints={"api": "http://127.0.0.1:9"})
     with pytest.raises(CloudRefused, match="the API server cannot be reached"):
         KubernetesCloud(given, OFFERS).check()
 
 
-async def test_a_refused_list_says_why(k8s: Cluster) -> None:
-    k8s.works = False
-    k8s.server["get /api/v1/namespaces/default/pods"] << kmock.Response(
-        status=403, payload={"message": "pods is forbidden"}
-    )
-    with pytest.raises(CloudRefused, match="pods: not allowed: pods is forbidden"):
-        await asyncio.to_thread(cloud(k8s).instances)
-
-
-async def test_two_who_end_one_pod_end_one(k8s: Cluster) -> None:
-    here, there = cloud(k8s), cloud(k8s)
-    await asyncio.to_thread(here.launch, HEAD, asked("head"))
-    pods = [await asyncio.to_thread(here.launch, SPOT, asked()) for _ in range(3)]
-    k8s.works = False  # the pod is still there when the second comes
-    for each in (here, there):
-        await asyncio.to_thread(each.terminate, pods[0].id, "idle")
-    [group] = next(iter(k8s.all(CLUSTERS).values()))["spec"]["workerGroupSpecs"]
-    assert group["replicas"] == 2
-    assert group["scaleStrategy"]["workersToDelete"] == [pods[0].id]
+def test_a_refused_list_says_why(k8s: ApiServer) -> None:
+    k8s.refuse["GET", "pods"] = 403, "pods is forbidden"
+    with pytest.raises(CloudRefused, match="pod: not allowed: pods is forbidden"):
+        cloud(k8s).instances()

@@ -1,16 +1,19 @@
-"""The RayCluster that would be sent: of KubeRay's schema, and read by Ray's own autoscaler."""
+"""The RayCluster that would be sent, and what stands beside it: of KubeRay's schema, and ours."""
 
 from __future__ import annotations
 
 import json
+from base64 import b64decode
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mlcloud.cluster.clouds.kubernetes import KubernetesCloud, manifest
-from mlcloud.cluster.clouds.kubernetes.manifest import Group
+from mlcloud.cluster.clouds.kubernetes import KubernetesCloud, beside, manifest, selling
+from mlcloud.cluster.clouds.kubernetes.selling import pod_of
 from mlcloud.cluster.offers import Offer
-from mlcloud.cluster.shapes import node_types
+from mlcloud.cluster.shapes import USABLE_MEMORY, node_types
+from mlcloud.cluster.specification import specify
 from mlcloud.errors import CloudRefused, NoSuchResources, UsageError
 from tests.cluster.clouds import discovery
 from tests.cluster.clouds.selling import NOW, offer, request, settings
@@ -21,8 +24,8 @@ SPOT = offer("kubernetes", "g2-standard-4", f"{REGION}-a", REGION, gpu=("L4", 1)
 FIRM = offer(
     "kubernetes", "g2-standard-4", f"{REGION}-a", REGION, "on-demand", "0.9", gpu=("L4", 1)
 )
-OFFERS = [HEAD, SPOT, FIRM]
-TYPES = {each.name: each for each in node_types(OFFERS)}
+OFFERS = [pod_of(each) for each in (HEAD, SPOT, FIRM)]
+HEAD, SPOT, FIRM = OFFERS
 KINDS = ["gke", "eks", "aks", "karpenter"]
 
 
@@ -31,44 +34,77 @@ def cloud(provider: str | None = "gke", **more: Any) -> KubernetesCloud:
     return KubernetesCloud(settings(REGION, network=names, **more), OFFERS, now=lambda: NOW)
 
 
-def asked(node_type: str, **more: Any) -> Any:
-    resources = TYPES[node_type].resources if node_type in TYPES else TYPES["cpu4"].resources
-    return request(node_type, resources=resources, bootstrap="", **more)
-
-
 def whole(provider: str | None = "gke", **more: Any) -> dict[str, Any]:
-    groups = [
-        Group(SPOT, asked("l4-1x4cpu", labels={"mlcloud.instance": "x"}), most=8),
-        Group(FIRM, asked("l4-1x4cpu-on-demand"), least=1, replicas=1, most=2),
-    ]
-    return cloud(provider, **more).manifest((HEAD, asked("head")), groups)
+    given = cloud(provider, **more).settings
+    parts = ["exp-7-wheel-0", "exp-7-wheel-1"]
+    return manifest.cluster(
+        given, HEAD, folder="exp-7/head", wheel="m.whl", parts=parts, most=8, now=NOW
+    )
 
 
-def pod(manifest: dict[str, Any], index: int) -> dict[str, Any]:
-    return dict(manifest["spec"]["workerGroupSpecs"][index]["template"]["spec"])
+def group(of: Offer = SPOT, provider: str | None = "gke", **more: Any) -> dict[str, Any]:
+    asked = request("l4-1x4cpu", instance_id="i-0123456789ab")
+    return cloud(provider, **more).configuration(of, asked)
+
+
+def pod(entry: dict[str, Any]) -> dict[str, Any]:
+    return dict(entry["template"]["spec"])
+
+
+def head(body: dict[str, Any]) -> dict[str, Any]:
+    return dict(body["spec"]["headGroupSpec"]["template"]["spec"])
 
 
 @pytest.mark.parametrize("provider", KINDS)
 def test_a_cluster_is_of_the_crds_schema(provider: str) -> None:
     network = {"service_account": "ray", "pull_secret": "hub", "priority_class": "low"}
-    for body in (whole(provider), whole(provider, network=network)):
+    for given in ({}, network):
+        body = whole(provider, network=given)
+        body["spec"]["workerGroupSpecs"] = [
+            group(SPOT, provider, network=given),
+            group(FIRM, provider, network=given),
+        ]
         assert discovery.faults(body, "RayCluster", discovery.RAY) == []
-    policy = manifest.network_policy(cloud().settings, NOW)
-    assert discovery.faults(policy, "V1NetworkPolicy", discovery.RAY) == []
+
+
+def test_what_stands_beside_it_is_of_kubernetes_schemas() -> None:
+    given = cloud().settings
+    owner = {"metadata": {"name": "exp-7", "uid": "1"}}
+    made = {
+        "V1NetworkPolicy": [beside.network_policy(given, NOW)],
+        "V1Service": [beside.service(given, NOW)],
+        "V1ConfigMap": beside.parts(given, bytes(1_200_000), NOW),
+        "V1Secret": [beside.secret_of_node(given, "i-1", "echo", owner, NOW)],
+    }
+    kinds = {
+        "service-account": "V1ServiceAccount",
+        "role": "V1Role",
+        "role-binding": "V1RoleBinding",
+    }
+    for kind, body in beside.account(given, "lab", NOW):
+        made[kinds[kind]] = [body]
+    assert len(made) == 7
+    for name, bodies in made.items():
+        for body in bodies:
+            assert discovery.faults(body, name, discovery.RAY) == []
+            assert body["metadata"]["labels"]["mlcloud-cluster"] == "exp-7"
 
 
 def test_the_check_itself_notices_a_wrong_field_type_and_word() -> None:
     body = whole()
-    body["spec"]["autoscalerOptions"]["version"] = "v3"
+    body["spec"]["workerGroupSpecs"] = [group(), group()]
+    body["kind"] = "RayClutter"
     body["spec"]["workerGroupSpecs"][0]["replicas"] = "1"
     del body["spec"]["workerGroupSpecs"][1]["maxReplicas"]
-    pod(body, 0)["containers"][0]["resource"] = {}
+    pod(body["spec"]["workerGroupSpecs"][0])["containers"][0]["resource"] = {}
+    head(body)["containers"][0]["readinessProbe"]["tcpSocket"]["port"] = None
     found = "\n".join(discovery.faults(body, "RayCluster", discovery.RAY))
     for words in (
-        "version: 'v3' is none of",
+        "kind: 'RayClutter' is none of",
         "workerGroupSpecs[0].replicas: no integer",
         "workerGroupSpecs[1]: no maxReplicas",
         "containers[0].resource: no such",
+        "tcpSocket.port: neither integer nor string",
     ):
         assert words in found
 
@@ -82,28 +118,24 @@ def test_the_schema_here_is_what_the_client_ships() -> None:
         assert mine <= schema["properties"].keys(), name
 
 
-def test_rays_own_autoscaler_reads_the_node_types_as_they_were_declared() -> None:
-    from ray.autoscaler._private.kuberay import autoscaling_config
-
+def test_what_runs_in_a_pod_is_ours_and_the_operator_is_served() -> None:
+    """KubeRay writes its own `ray start` unless it is told not to, gives a container that has none
+    probes of Ray's dashboard, and has workers wait for Ray at its default port."""
     body = whole()
-    body["metadata"]["namespace"] = "default"
-    read = autoscaling_config._derive_autoscaling_config_from_ray_cr(body)
-    groups = body["spec"]["workerGroupSpecs"]
-    for group, name in zip(groups, ["l4-1x4cpu", "l4-1x4cpu-on-demand"], strict=True):
-        found = read["available_node_types"][group["groupName"]]
-        assert found["resources"] == TYPES[name].resources
-        assert found["max_workers"] == group["maxReplicas"]
-    assert read["available_node_types"][groups[1]["groupName"]]["min_workers"] == 1
-    assert read["available_node_types"][groups[0]["groupName"]]["labels"] == {
-        "mlcloud.instance": "x"
+    assert body["metadata"]["annotations"] == {
+        "ray.io/overwrite-container-cmd": "true",
+        "mlcloud/max-nodes": "8",
     }
-    assert read["idle_timeout_minutes"] == 1.0
-
-
-def test_autoscaling_is_rays_own_v2() -> None:
-    spec = whole()["spec"]
-    assert spec["enableInTreeAutoscaling"] is True
-    assert spec["autoscalerOptions"]["version"] == "v2"
+    assert body["spec"]["enableInTreeAutoscaling"] is False
+    assert "workerGroupSpecs" not in body["spec"]  # the head's own to write
+    container = head(body)["containers"][0]
+    assert {"name": "gcs-server", "containerPort": 6379} in container["ports"]
+    assert "sh /mlcloud/head.sh" in container["args"][0]
+    assert "sh /mlcloud/node.sh" in pod(group())["containers"][0]["args"][0]
+    for each in (container, pod(group())["containers"][0]):
+        assert {"readinessProbe", "livenessProbe"} <= each.keys()
+    assert head(body)["restartPolicy"] == "Always"
+    assert pod(group())["restartPolicy"] == "Never"
 
 
 @pytest.mark.parametrize(
@@ -118,8 +150,7 @@ def test_autoscaling_is_rays_own_v2() -> None:
 def test_spot_pods_go_to_spot_nodes_and_on_demand_pods_never(
     provider: str, label: str, spot: str, taint: bool
 ) -> None:
-    body = whole(provider)
-    there, never = pod(body, 0), pod(body, 1)
+    there, never = pod(group(SPOT, provider)), pod(group(FIRM, provider))
     assert there["nodeSelector"] == {
         "node.kubernetes.io/instance-type": "g2-standard-4",
         "topology.kubernetes.io/zone": "europe-west4-a",
@@ -136,37 +167,108 @@ def test_spot_pods_go_to_spot_nodes_and_on_demand_pods_never(
     assert there["terminationGracePeriodSeconds"] <= 120
 
 
-def test_gpus_are_limited_and_a_pod_fits_on_its_node() -> None:
-    container = pod(whole(), 0)["containers"][0]
+def test_a_pod_fits_on_its_node_and_ray_into_its_pod() -> None:
+    """One figure: an offer is a pod, and a node type is the usable part of an offer."""
+    container = pod(group())["containers"][0]
     assert container["resources"] == {
         "requests": {"cpu": "3200m", "memory": "12288Mi", "nvidia.com/gpu": "1"},
         "limits": {"memory": "12288Mi", "nvidia.com/gpu": "1"},
     }
+    limit = 12288 * 2**20
+    for each in node_types([SPOT, FIRM]):
+        assert each.resources["memory"] == int(limit * USABLE_MEMORY)
 
 
-def test_the_token_is_a_reference_everywhere_and_stands_nowhere() -> None:
+def test_a_cluster_that_is_nobodys_has_pods_of_the_shapes_that_are_asked_for() -> None:
+    told = specify(
+        name="own",
+        cloud="kubernetes",
+        store="s3://bucket/x",
+        nodes=[{"gpu": "L4:2", "cpus": 8, "memory": "32GB"}, {"cpus": 3}],
+    )
+    offers = selling.offers(told)
+    assert [(each.instance_type, each.cpus, each.accelerator) for each in offers] == [
+        ("head", 2, None),
+        ("l4-2", 8, "L4"),
+        ("cpu3", 3, None),
+    ]
+    made = KubernetesCloud(told.settings(), offers, now=lambda: NOW)
+    assert [each.usd_per_hour for each in made.offers()] == [0, 0, 0]
+    spec = pod(made.configuration(made.offers()[1], request("l4", instance_id="i-1")))
+    assert spec["nodeSelector"] == {}  # any node that has the GPUs
+    assert spec["containers"][0]["resources"]["requests"] == {
+        "cpu": "8000m",
+        "memory": "30517Mi",
+        "nvidia.com/gpu": "2",
+    }
+
+
+def test_a_managed_one_sells_its_clouds_nodes() -> None:
+    told = specify(
+        name="k",
+        cloud="kubernetes",
+        store="s3://bucket/x",
+        regions=["europe-west4"],
+        network={"provider": "gke"},
+        nodes=[{"gpu": "L4:1"}],
+    )
+    offers = selling.offers(told)
+    assert {(each.cloud, each.region) for each in offers} == {("kubernetes", "europe-west4")}
+    from mlcloud.cost import catalogue
+
+    node = next(each for each in catalogue.offers("gcp", ["europe-west4"]) if each.accelerator)
+    mine = next(
+        each
+        for each in offers
+        if (each.instance_type, each.zone, each.market)
+        == (node.instance_type, node.zone, node.market)
+    )
+    assert mine == replace(
+        node, cloud="kubernetes", memory_bytes=int(node.memory_bytes * selling.MEMORY_PART)
+    )
+    with pytest.raises(UsageError, match="name the region of the gke cluster"):
+        selling.offers(told.model_copy(update={"regions": ()}))
+
+
+def test_secrets_are_references_and_the_head_may_touch_its_own_alone() -> None:
     body = whole()
-    secret = {"secretKeyRef": {"name": "exp-7-token", "key": "auth_token"}}
-    head = body["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    autoscaler = body["spec"]["autoscalerOptions"]
-    for each in (autoscaler, head, pod(body, 0)["containers"][0]):
-        assert {"name": "RAY_AUTH_TOKEN", "valueFrom": secret} in each["env"]
-    named = whole(network={"token_secret": "mine"})
-    assert "exp-7-token" not in json.dumps(named)
+    reference = {"secretKeyRef": {"name": "exp-7-head", "key": "auth_token"}}
+    for each in (head(body)["containers"][0], pod(group())["containers"][0]):
+        assert {"name": "RAY_AUTH_TOKEN", "valueFrom": reference} in each["env"]
+    made = dict(beside.account(cloud().settings, "lab", NOW))
+    rules = {each["resources"][0]: each for each in made["role"]["rules"]}
+    assert rules["rayclusters"]["resourceNames"] == ["exp-7"]
+    assert rules["secrets"]["verbs"] == ["create"]
+    assert not any("*" in text for rule in rules.values() for text in rule["verbs"])
+    assert head(body)["serviceAccountName"] == "exp-7"
+    theirs = dict(beside.account(cloud(network={"service_account": "wi"}).settings, "lab", NOW))
+    assert "service-account" not in theirs
+    assert theirs["role-binding"]["subjects"] == [
+        {"kind": "ServiceAccount", "name": "wi", "namespace": "lab"}
+    ]
 
 
 def test_nothing_listens_to_the_world_and_pods_may_do_little() -> None:
     body = whole()
     assert body["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
-    worker = pod(body, 0)
+    assert beside.service(cloud().settings, NOW)["spec"]["type"] == "ClusterIP"
+    worker = pod(group())
     assert worker["automountServiceAccountToken"] is False
-    assert worker["securityContext"]["runAsNonRoot"] is True
-    assert worker["containers"][0]["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    policy = manifest.network_policy(cloud().settings, NOW)["spec"]
-    assert policy["ingress"] == [{"from": [{"podSelector": policy["podSelector"]}]}]
+    for each in (worker, head(body)):
+        assert each["securityContext"]["runAsNonRoot"] is True
+        assert each["containers"][0]["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    policy = beside.network_policy(cloud().settings, NOW)["spec"]
+    inner, clients = policy["ingress"]
+    assert inner == {"from": [{"podSelector": policy["podSelector"]}]}
+    assert clients["ports"] == [{"protocol": "TCP", "port": 8443}]
+    (who,) = clients["from"]
+    assert who["podSelector"] == {"matchLabels": {"mlcloud-client": "exp-7"}}
+    hub = cloud(network={"clients": "component=singleuser-server"}).settings
+    (who,) = beside.network_policy(hub, NOW)["spec"]["ingress"][1]["from"]
+    assert who["podSelector"] == {"matchLabels": {"component": "singleuser-server"}}
 
 
 def test_labels_say_whose_it_is_and_a_worker_has_a_lifetime() -> None:
@@ -177,43 +279,39 @@ def test_labels_say_whose_it_is_and_a_worker_has_a_lifetime() -> None:
         "mlcloud-owner": "ada-example-com",
         "mlcloud-expires": "1767873600",
     }
-    group = body["spec"]["workerGroupSpecs"][0]["template"]
-    assert group["metadata"]["labels"]["mlcloud-price"] == "0-28"
-    assert group["metadata"]["labels"]["mlcloud-market"] == "spot"
-    assert group["spec"]["activeDeadlineSeconds"] == 604800
+    template = group()["template"]
+    assert template["metadata"]["labels"]["mlcloud-price"] == "0-28"
+    assert template["metadata"]["labels"]["mlcloud-market"] == "spot"
+    assert template["spec"]["activeDeadlineSeconds"] == 604800
 
 
-def test_groups_are_named_after_node_type_market_and_offer() -> None:
-    names = [group["groupName"] for group in whole()["spec"]["workerGroupSpecs"]]
-    assert names[0].startswith("l4-1x4cpu-spot-")
-    assert names[1].startswith("l4-1x4cpu-on-demand-od-")
-    assert all(len(name) <= 63 for name in names)
-    other = offer("kubernetes", "g2-standard-8", f"{REGION}-a", REGION, gpu=("L4", 1))
-    assert manifest.group_name(other, asked("l4-1x4cpu")) != names[0]
+def test_a_wheel_is_put_together_again_from_its_parts() -> None:
+    wheel = bytes(range(256)) * 5000
+    parts = beside.parts(cloud().settings, wheel, NOW)
+    assert len({each["metadata"]["name"] for each in parts}) == len(parts) == 3
+    named = {key: b64decode(text) for each in parts for key, text in each["binaryData"].items()}
+    assert max(map(len, named.values())) < 2**20
+    assert b"".join(named[key] for key in sorted(named)) == wheel
 
 
-def test_a_worker_alone_is_one_group_of_one() -> None:
-    entry = cloud().configuration(SPOT, asked("l4-1x4cpu"))
-    assert discovery.faults(entry, "WorkerGroupSpec", discovery.RAY) == []
-    assert (entry["replicas"], entry["minReplicas"]) == (1, 0)
+def test_a_node_is_a_group_of_one_that_is_named_after_it() -> None:
+    entry = group()
+    assert entry["groupName"] == "i-0123456789ab"
+    assert (entry["replicas"], entry["minReplicas"], entry["maxReplicas"]) == (1, 0, 1)
 
 
 def test_what_is_refused_before_anything_is_sent() -> None:
     with pytest.raises(UsageError, match="how this Kubernetes marks spot nodes is not known"):
-        cloud(None).configuration(SPOT, asked("l4-1x4cpu"))
-    assert cloud(None).configuration(FIRM, asked("l4-1x4cpu"))
+        group(SPOT, None)
+    assert group(FIRM, None)
     with pytest.raises(UsageError, match=r"provider: 'gkee' is none of .*; did you mean 'gke'"):
         cloud("gkee")
     with pytest.raises(UsageError, match="did you mean 'namespace'"):
         cloud(network={"name-space": "x"})
-    wrong = offer("kubernetes", "g2-standard-5", f"{REGION}-a", REGION)
     with pytest.raises(NoSuchResources, match="did you mean 'g2-standard-4'"):
-        cloud().configuration(wrong, asked("l4-1x4cpu"))
-    foreign = offer("kubernetes", "g2-standard-4", "us-east1-b", "us-east1")
+        group(offer("kubernetes", "g2-standard-5", f"{REGION}-a", REGION))
     with pytest.raises(CloudRefused, match="outside the regions"):
-        cloud().configuration(foreign, asked("l4-1x4cpu"))
-    with pytest.raises(UsageError, match="leave instance_id out"):
-        cloud().launch(SPOT, asked("l4-1x4cpu", instance_id="n-1"))
+        group(offer("kubernetes", "g2-standard-4", "us-east1-b", "us-east1"))
 
 
 def test_offers_outside_the_regions_are_not_offered() -> None:

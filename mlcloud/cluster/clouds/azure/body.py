@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import base64
 import re
-import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from mlcloud.cluster.clouds import reach, tags
+from mlcloud.cluster.clouds import named, reach, tags
 from mlcloud.cluster.clouds.base import CloudSettings, LaunchRequest
 from mlcloud.cluster.offers import Offer
 from mlcloud.errors import UsageError
@@ -46,24 +45,14 @@ _NOT_IN_A_NAME = re.compile(r"[<>%&\\?/]")
 
 def group(settings: CloudSettings) -> str:
     """The resource group: the cluster's own, unless one is named."""
-    return settings.network.get("resource_group") or f"mlcloud-{slug(settings.cluster)[:60]}"
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9-]", "-", text.lower()).strip("-")
+    return settings.network.get("resource_group") or f"mlcloud-{named.slug(settings.cluster)[:60]}"
 
 
 def new_name(settings: CloudSettings, request: LaunchRequest) -> str:
-    """The machine's name, which is its id: the request's, or a new one."""
-    if request.instance_id is None:
-        kind = slug(request.node_type)[:12].strip("-")
-        return f"{slug(settings.cluster)[:32].strip('-')}-{kind}-{secrets.token_hex(4)}"
-    if not re.fullmatch(r"[A-Za-z0-9](?:[-A-Za-z0-9]{0,62}[A-Za-z0-9])?", request.instance_id):
-        raise UsageError(
-            f"{request.instance_id!r} is no name for a machine on Azure: letters, digits and '-', "
-            "64 at most"
-        )
-    return request.instance_id
+    """The machine's name, which is its id."""
+    rule = "Azure: letters, digits and '-', 64 at most"
+    cluster = named.slug(settings.cluster)[:32].strip("-")
+    return named.new_name(request, cluster, r"[A-Za-z0-9](?:[-A-Za-z0-9]{0,62}[A-Za-z0-9])?", rule)
 
 
 def tagged(ours: Mapping[str, str]) -> dict[str, str]:
@@ -171,13 +160,9 @@ def _os(settings: CloudSettings, request: LaunchRequest, name: str) -> dict[str,
             },
         },
     }
-    script = request.bootstrap.encode()
-    if len(script) > BOOTSTRAP_LIMIT:
-        raise UsageError(
-            f"the bootstrap script has {len(script)} bytes; Azure takes {BOOTSTRAP_LIMIT}"
-        )
-    if script:
-        profile["customData"] = base64.b64encode(script).decode()
+    named.require_short(request, BOOTSTRAP_LIMIT, "Azure")
+    if request.bootstrap:
+        profile["customData"] = base64.b64encode(request.bootstrap.encode()).decode()
     return profile
 
 

@@ -1,52 +1,35 @@
 """Launch, list and terminate on Azure.
 
-    launch()     network there? ─► PUT the machine, if there is none of its name ─► its operation,
-                 for a while: allocation fails there and not in the answer, and leaves a failed
-                 machine, which is deleted ─► Instance
-    instances()  machines, network cards and addresses of the resource group: three lists
-    terminate()  DELETE, with its disk, card and address; gone already is fine
-
-A machine's id is its name.
+launch()     network there? ─► PUT the machine, if there is none of its name ─► its operation,
+             for a while: allocation fails there and not in the answer, and leaves a failed
+             machine, which is deleted ─► Instance
+instances()  machines, network cards and addresses of the resource group: three lists
+terminate()  DELETE, with its disk, card and address; gone already is fine
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any
 
-from mlcloud.cluster.clouds import reach, sold, tags
+from mlcloud.cluster.clouds import sold, tags
 from mlcloud.cluster.clouds.azure import body, leftovers
 from mlcloud.cluster.clouds.azure.api import URL, Arm
 from mlcloud.cluster.clouds.azure.network import Network
-from mlcloud.cluster.clouds.base import (
-    Cloud,
-    CloudSettings,
-    CloudThatPlans,
-    CloudWithCredentials,
-    CloudWithLeftovers,
-    Instance,
-    LaunchRequest,
-    Leftover,
-)
+from mlcloud.cluster.clouds.base import CloudSettings, Instance, LaunchRequest, Leftover
+from mlcloud.cluster.clouds.named import NamedMachines, utc
 from mlcloud.cluster.offers import Offer
 from mlcloud.errors import CloudRefused, Conflict, MLCloudError, NotFound
 
 #: How long `launch` waits for the operation to tell a refusal; a machine that takes longer counts
 #: as accepted.
 ACCEPTED_S = 90.0
-#: How long a machine may be missing from the lists after it was launched.
-UNSEEN = timedelta(seconds=60)
 
 
-def _utc() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-class AzureCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
+class AzureCloud(NamedMachines):
     """Machines in one subscription. `settings.network` knows `subscription`, `resource_group`,
     `subnet`, `security_group`, `identity` (resource ids, or names in the group), `public_ip`
     (`head`, `all`, `none`) and `ssh_from` (ranges); `settings.endpoints` knows `management`."""
@@ -59,17 +42,11 @@ class AzureCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers
         offers: Iterable[Offer],
         *,
         credential: Any = None,
-        now: Callable[[], datetime] = _utc,
+        now: Callable[[], datetime] = utc,
         pause_s: float = 2.0,
         accepted_s: float = ACCEPTED_S,
     ) -> None:
-        sold.require_names(settings.network, body.NETWORK, "azure")
-        reach.ssh_from(settings.network)
-        reach.public_ip(settings.network)
-        self.settings = settings
-        self._offers = [offer for offer in offers if offer.region in settings.regions]
-        self._now = now
-        self._accepted_s = accepted_s
+        super().__init__(settings, offers, network=body.NETWORK, now=now, accepted_s=accepted_s)
         self.arm = Arm(
             settings.network.get("subscription"),
             credential=credential,
@@ -77,14 +54,9 @@ class AzureCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers
             pause_s=pause_s,
         )
         self._network = Network(self.arm, settings)
-        self._seen: dict[str, Instance] = {}
-        self._changing = threading.RLock()
 
     def check(self) -> None:
         self.arm.call("GET", self.arm.path(), "azure")
-
-    def offers(self) -> list[Offer]:
-        return list(self._offers)
 
     # --- launch -----------------------------------------------------------------------------------
 
@@ -127,16 +99,7 @@ class AzureCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers
             with contextlib.suppress(MLCloudError):
                 self._delete(name, only_failed=True)
             raise
-        instance = Instance(
-            id=name,
-            node_type=request.node_type,
-            offer=offer,
-            launched_at=launched_at,
-            tags=dict(request.tags),
-        )
-        with self._changing:
-            self._seen[name] = instance
-        return instance
+        return self._launched(name, offer, request, launched_at)
 
     def _launched_before(self, name: str, what: str) -> Instance:
         """The machine that has this id already: the same launch, asked for twice."""
@@ -152,33 +115,18 @@ class AzureCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers
 
     # --- list -------------------------------------------------------------------------------------
 
-    def instances(self) -> list[Instance]:
+    def _listed(self) -> list[Instance]:
         cluster = tags.plain(self.settings.cluster)
         machines = self.arm.items(self._path(), "machines", params={"$expand": "instanceView"})
         found = [m for m in machines if (m.get("tags") or {}).get(tags.CLUSTER) == cluster]
         addresses = self._addresses() if found else {}
-        listed = {each["name"]: self._instance(each, addresses) for each in found}
-        with self._changing:
-            names = [*listed, *(name for name in self._seen if name not in listed)]
-            self._seen = {name: self._settled(listed.get(name), name) for name in names}
-            return sorted(self._seen.values(), key=lambda each: each.launched_at)
+        return [self._instance(each, addresses) for each in found]
 
-    def _settled(self, listed: Instance | None, name: str) -> Instance:
-        """A machine as it is now, from the list and from what was known before."""
-        known, now = self._seen.get(name), self._now()
-        if listed is None:
-            assert known is not None
-            if not known.alive or now - known.launched_at < UNSEEN:
-                return known  # the lists lag behind
-            # Azure keeps no record that tells an eviction from a deletion.
-            spot = known.offer.market == "spot"
-            reason = "gone from the cloud: evicted, or deleted" if spot else "gone from the cloud"
-            return replace(known, ended_at=now, reason=reason)
-        if known is None:
-            return listed
-        if not known.alive:
-            return known  # it is listed until its deletion is done
-        return replace(listed, tags={**listed.tags, **known.tags})
+    def _gone(self, known: Instance, now: datetime) -> Instance:
+        # Azure keeps no record that tells an eviction from a deletion.
+        spot = known.offer.market == "spot"
+        reason = "gone from the cloud: evicted, or deleted" if spot else "gone from the cloud"
+        return replace(known, ended_at=now, reason=reason)
 
     def _addresses(self) -> dict[str, tuple[str | None, str | None]]:
         """Private and public address, by the machine's id in lower case (Azure changes case)."""
@@ -245,13 +193,12 @@ class AzureCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers
     # --- the end ----------------------------------------------------------------------------------
 
     def terminate(self, instance_id: str, reason: str) -> None:
-        known = self._seen.get(instance_id)
-        if known is not None and not known.alive:
+        if self._has_ended(instance_id):
             return
+        known = self._seen.get(instance_id)
         self._delete(instance_id)
         if known is not None:
-            with self._changing:
-                self._seen[instance_id] = replace(known, ended_at=self._now(), reason=reason)
+            self._ended(known, reason)
 
     def _delete(self, name: str, *, only_failed: bool = False) -> None:
         """Asks for the deletion; Azure carries it out by itself. Gone already is fine."""

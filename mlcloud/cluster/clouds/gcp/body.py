@@ -13,15 +13,13 @@ Fields: https://cloud.google.com/compute/docs/reference/rest/v1/instances/insert
 
 from __future__ import annotations
 
-import re
-import secrets
 from datetime import datetime
 from typing import Any
 
-from mlcloud.cluster.clouds import tags
+from mlcloud.cluster.clouds import named, tags
 from mlcloud.cluster.clouds.base import CloudSettings, LaunchRequest
 from mlcloud.cluster.offers import Offer
-from mlcloud.errors import NoSuchResources, UsageError
+from mlcloud.errors import NoSuchResources
 
 HEAD = "head"
 #: What `CloudSettings.network` may say.
@@ -56,24 +54,13 @@ _SCOPES = "https://www.googleapis.com/auth/"
 
 def group(settings: CloudSettings) -> str:
     """The name of a cluster's network, and of the network tag of its machines."""
-    return f"mlcloud-{slug(settings.cluster)[:40]}".rstrip("-")
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9-]", "-", text.lower()).strip("-")
+    return f"mlcloud-{named.slug(settings.cluster)[:40]}".rstrip("-")
 
 
 def new_name(settings: CloudSettings, request: LaunchRequest) -> str:
-    """The machine's name, which is its id: the request's, or a new one."""
-    if request.instance_id is None:
-        kind = slug(request.node_type)[:12].strip("-")
-        return f"{group(settings)}-{kind}-{secrets.token_hex(4)}"
-    if not re.fullmatch(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?", request.instance_id):
-        raise UsageError(
-            f"{request.instance_id!r} is no name for a machine on GCP: lower-case letters, digits "
-            "and '-', a letter first, 63 at most"
-        )
-    return request.instance_id
+    """The machine's name, which is its id."""
+    rule = "GCP: lower-case letters, digits and '-', a letter first, 63 at most"
+    return named.new_name(request, group(settings), r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?", rule)
 
 
 def labels(ours: dict[str, str]) -> dict[str, str]:
@@ -189,9 +176,7 @@ def _interface(settings: CloudSettings, offer: Offer, request: LaunchRequest) ->
 
 
 def _metadata(settings: CloudSettings, request: LaunchRequest) -> list[dict[str, str]]:
-    size = len(request.bootstrap.encode())
-    if size > BOOTSTRAP_LIMIT:
-        raise UsageError(f"the bootstrap script has {size} bytes; Google takes {BOOTSTRAP_LIMIT}")
+    named.require_short(request, BOOTSTRAP_LIMIT, "Google")
     items = {
         "block-project-ssh-keys": "TRUE",
         "enable-oslogin": "FALSE",

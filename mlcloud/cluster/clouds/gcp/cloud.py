@@ -2,8 +2,7 @@
 
     launch()     network there? ─► insert ─► its operation, for a while: "no capacity" and "quota"
                  come there and not in the answer ─► Instance
-    instances()  one aggregated list, filtered by the cluster's label; what this process launched a
-                 moment ago and the list does not have yet is in it too
+    instances()  one aggregated list, filtered by the cluster's label
     terminate()  delete, wherever it is; gone already is fine
 
 A machine's id is its name. Google forgets a machine when it is deleted, so of one that went away
@@ -13,34 +12,23 @@ while this process watched, the operations of its zone tell why (a preemption is
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any
 
-from mlcloud.cluster.clouds import reach, sold, tags
-from mlcloud.cluster.clouds.base import (
-    Cloud,
-    CloudSettings,
-    CloudThatPlans,
-    CloudWithCredentials,
-    CloudWithLeftovers,
-    Instance,
-    LaunchRequest,
-    Leftover,
-)
+from mlcloud.cluster.clouds import sold, tags
+from mlcloud.cluster.clouds.base import CloudSettings, Instance, LaunchRequest, Leftover
 from mlcloud.cluster.clouds.gcp import body, leftovers
 from mlcloud.cluster.clouds.gcp.api import URL, Compute, when
 from mlcloud.cluster.clouds.gcp.network import Network
+from mlcloud.cluster.clouds.named import NamedMachines, utc
 from mlcloud.cluster.offers import Offer
 from mlcloud.errors import CloudRefused, Conflict, NotFound
 
 #: How long `launch` waits for the operation to tell a refusal. Those come within seconds; a
 #: machine that takes longer counts as accepted.
 ACCEPTED_S = 60.0
-#: How long a machine may be missing from the lists after it was launched.
-UNSEEN = timedelta(seconds=60)
 #: https://cloud.google.com/compute/docs/instances/preemptible#preemption-detection
 _WHY = {
     "compute.instances.preempted": "preempted",
@@ -50,11 +38,7 @@ _WHY = {
 }
 
 
-def _utc() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-class GcpCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
+class GcpCloud(NamedMachines):
     """Machines in one project. `settings.network` knows `project`, `network`, `subnet`,
     `service_account`, `public_ip` (`head`, `all`, `none`) and `ssh_from` (ranges);
     `settings.endpoints` knows `compute`."""
@@ -67,17 +51,11 @@ class GcpCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         offers: Iterable[Offer],
         *,
         credentials: Any = None,
-        now: Callable[[], datetime] = _utc,
+        now: Callable[[], datetime] = utc,
         pause_s: float = 0.5,
         accepted_s: float = ACCEPTED_S,
     ) -> None:
-        sold.require_names(settings.network, body.NETWORK, "gcp")
-        reach.ssh_from(settings.network)
-        reach.public_ip(settings.network)
-        self.settings = settings
-        self._offers = [offer for offer in offers if offer.region in settings.regions]
-        self._now = now
-        self._accepted_s = accepted_s
+        super().__init__(settings, offers, network=body.NETWORK, now=now, accepted_s=accepted_s)
         self.compute = Compute(
             settings.network.get("project"),
             credentials=credentials,
@@ -85,14 +63,9 @@ class GcpCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
             pause_s=pause_s,
         )
         self._network = Network(self.compute, settings)
-        self._seen: dict[str, Instance] = {}
-        self._changing = threading.RLock()
 
     def check(self) -> None:
         self.compute.call("GET", f"projects/{self.compute.project}", "gcp")
-
-    def offers(self) -> list[Offer]:
-        return list(self._offers)
 
     # --- launch -----------------------------------------------------------------------------------
 
@@ -116,16 +89,7 @@ class GcpCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         except NotFound as error:
             # Not the machine is missing but what it is made of: a type, an image, a network.
             raise CloudRefused(str(error)) from error
-        instance = Instance(
-            id=sent["name"],
-            node_type=request.node_type,
-            offer=offer,
-            launched_at=launched_at,
-            tags=dict(request.tags),
-        )
-        with self._changing:
-            self._seen[instance.id] = instance
-        return instance
+        return self._launched(sent["name"], offer, request, launched_at)
 
     def _launched_before(self, path: str, what: str) -> Instance:
         """The machine that has this id already: the same launch, asked for twice."""
@@ -136,33 +100,14 @@ class GcpCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
 
     # --- list -------------------------------------------------------------------------------------
 
-    def instances(self) -> list[Instance]:
-        listed = {each["name"]: self._instance(each) for each in self._listed()}
-        with self._changing:
-            names = [*listed, *(name for name in self._seen if name not in listed)]
-            self._seen = {name: self._settled(listed.get(name), name) for name in names}
-            return sorted(self._seen.values(), key=lambda each: each.launched_at)
-
-    def _settled(self, listed: Instance | None, name: str) -> Instance:
-        """A machine as it is now, from the list and from what was known before."""
-        known, now = self._seen.get(name), self._now()
-        if listed is None:
-            assert known is not None
-            unseen = known.alive and now - known.launched_at < UNSEEN  # the lists lag behind
-            return known if unseen or not known.alive else self._gone(known, now)
-        if known is None:
-            return listed
-        if not known.alive:
-            return known  # Google may list it a while longer
-        return replace(listed, tags={**listed.tags, **known.tags})
-
-    def _listed(self) -> Iterable[dict[str, Any]]:
+    def _listed(self) -> list[Instance]:
         cluster = tags.plain(self.settings.cluster)
-        return self.compute.items(
+        found = self.compute.items(
             self.compute.path("aggregated/instances"),
             "instances",
             params={"filter": f"labels.{tags.CLUSTER}={cluster}"},
         )
+        return [self._instance(each) for each in found]
 
     def _instance(self, found: Mapping[str, Any]) -> Instance:
         labels = found.get("labels", {})
@@ -224,18 +169,17 @@ class GcpCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
     # --- the end ----------------------------------------------------------------------------------
 
     def terminate(self, instance_id: str, reason: str) -> None:
-        known = self._seen.get(instance_id)
-        if known is not None and not known.alive:
+        if self._has_ended(instance_id):
             return
-        if known is None:
-            known = next((each for each in self.instances() if each.id == instance_id), None)
+        known = self._seen.get(instance_id) or next(
+            (each for each in self.instances() if each.id == instance_id), None
+        )
         if known is None:
             return
         path = self.compute.path(f"zones/{known.offer.zone}/instances/{instance_id}")
         with contextlib.suppress(NotFound):  # gone already
             self.compute.change("DELETE", path, f"machine {instance_id}")
-        with self._changing:
-            self._seen[instance_id] = replace(known, ended_at=self._now(), reason=reason)
+        self._ended(known, reason)
 
     def leftovers(self, now: datetime) -> list[Leftover]:
         return leftovers.find(self.compute, tags.plain(self.settings.cluster), now)

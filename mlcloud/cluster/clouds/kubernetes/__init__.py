@@ -1,21 +1,18 @@
-"""Kubernetes, through KubeRay's operator: a cluster is one `RayCluster` object.
+"""Kubernetes, through KubeRay's operator: a cluster is one `RayCluster` object, a node a pod.
 
-    manifest  the RayCluster: head, worker groups, autoscaling  placing  which nodes a pod goes to
-    api       the official client, what its refusals mean       cloud    launch, list, terminate
-    pods      a pod as an instance
+    selling   what there is: pods of nodes, at their cloud's prices   placing  where a pod goes
+    manifest  the RayCluster: head, one worker group a node           beside   what stands by it
+    api       the official client, what its refusals mean             waiting  why a pod waits
+    cloud     launch, list, terminate: the head's side                pods     a pod as an instance
 
-Here Ray's own provider does run: with `enableInTreeAutoscaling` the operator puts Ray's autoscaler
-(v2, `ray.autoscaler.v2…cloud_providers.kuberay`) beside the head, and that scales the worker
-groups. `KubernetesCloud` speaks the same protocol (a group's `replicas`, and `workersToDelete` for
-a certain pod), so that both can act on one cluster.
+The operator makes pods and Kubernetes finds nodes for them; which, and at what price, is decided
+as on any other cloud: Ray's autoscaler at the head asks mlcloud for a shape, and that walks the
+offers. So KubeRay's own autoscaler, which knows no prices (of two groups that fit it takes either),
+is off. Nobody is told "no capacity": a pod waits, and says for what; after some minutes the next
+offer is tried.
 
-The operator starts Ray and Kubernetes finds the nodes: a bootstrap script is not run (what a node
-needs is in its image), and nobody is told "no capacity"; a pod waits, and says for what. KubeRay's
-autoscaler does not know prices either: of two groups that fit it takes either, so give it one group
-for each shape, of the offer that `walk` puts first.
-
-A manifest is checked in the tests against the CRD's schema and Kubernetes' models. Neither an
-operator nor a cluster was there to run it.
+`mlcloud up` and `down` are in `client/podded`. What is sent is checked in the tests against the
+CRD's schema and Kubernetes' models. Neither an operator nor a cluster was there to run it.
 """
 
 from mlcloud.cluster.clouds.kubernetes.cloud import KubernetesCloud

@@ -3,8 +3,12 @@
 Credentials are kubectl's: a kubeconfig (with its exec plugins for GKE, EKS and AKS), or the service
 account of the pod this runs in. `endpoints={'api': …}` is an API server without any.
 
-A change to a RayCluster is a merge patch with the version that it was read at, so that two who
-change it at once never undo each other: the second reads it again.
+What `up` makes is applied (server-side, by the field manager `mlcloud`), so that a second `up`
+changes what differs and leaves alone what others own: the head owns the list of worker groups. A
+change to that is a merge patch with the version that it was read at, so that two who change it at
+once never undo each other: the second reads it again.
+
+https://kubernetes.io/docs/reference/using-api/server-side-apply/
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mlcloud.errors import (
@@ -24,7 +29,23 @@ from mlcloud.errors import (
     QuotaExceeded,
 )
 
-_RAY = ("ray.io", "v1")
+#: Kinds, by our names for them: group and version, and their plural.
+KINDS = {
+    "raycluster": ("ray.io/v1", "rayclusters"),
+    "pod": ("v1", "pods"),
+    "service": ("v1", "services"),
+    "network-policy": ("networking.k8s.io/v1", "networkpolicies"),
+    "secret": ("v1", "secrets"),
+    "config-map": ("v1", "configmaps"),
+    "role-binding": ("rbac.authorization.k8s.io/v1", "rolebindings"),
+    "role": ("rbac.authorization.k8s.io/v1", "roles"),
+    "service-account": ("v1", "serviceaccounts"),
+    "event": ("v1", "events"),
+}
+MANAGER = "mlcloud"
+_APPLY = "application/apply-patch+yaml"  # JSON is YAML
+_MERGE = "application/merge-patch+json"
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 #: How often a change is tried again after somebody else's came first.
 _TRIES = 8
 _TIMEOUT_S = 30
@@ -33,8 +54,8 @@ _RETRIES = 1
 
 
 class Api:
-    """Calls in one namespace. Errors are those that `Cloud` lists, `NotFound` for a 404, and
-    `Conflict` for what is there already."""
+    """Calls in one namespace; `kind` is one of `KINDS`. Errors are those that `Cloud` lists,
+    `NotFound` for a 404, and `Conflict` for what is there already."""
 
     def __init__(
         self, namespace: str | None, *, context: str | None = None, url: str | None = None
@@ -47,113 +68,128 @@ class Api:
     @property
     def namespace(self) -> str:
         """The one that is named, else the kubeconfig's, else `default`."""
-        self._connect()
+        self.client()
         return self._namespace or "default"
 
-    # --- RayClusters ------------------------------------------------------------------------------
+    # --- objects of any kind ----------------------------------------------------------------------
 
-    def clusters(self, selector: str) -> list[dict[str, Any]]:
-        """The RayClusters with these labels. Raises `CloudRefused` where KubeRay is missing."""
-        with self._asking("RayClusters"):
-            try:
-                found = self._custom().list_namespaced_custom_object(
-                    *_RAY, self.namespace, "rayclusters", label_selector=selector, **_LIMITS
-                )
-            except self._error() as error:
-                if error.status != 404:
-                    raise
-                raise CloudRefused(
-                    "kubernetes: this cluster knows no RayCluster: install KubeRay's operator "
-                    "(helm install kuberay-operator kuberay/kuberay-operator)"
-                ) from error
+    def list(self, kind: str, selector: str = "", fields: str = "") -> list[dict[str, Any]]:
+        """Those with these labels. Raises `CloudRefused` where KubeRay is missing."""
+        query = {"labelSelector": selector, "fieldSelector": fields}
+        try:
+            found = self._ask("GET", kind, query={k: text for k, text in query.items() if text})
+        except NotFound as error:
+            if kind != "raycluster":
+                raise
+            raise CloudRefused(
+                "kubernetes: this cluster knows no RayCluster: install KubeRay's operator "
+                "(helm install kuberay-operator kuberay/kuberay-operator)"
+            ) from error
         return [dict(each) for each in found["items"]]
 
-    def cluster(self, name: str) -> dict[str, Any]:
-        with self._asking(f"RayCluster {name}"):
-            return dict(
-                self._custom().get_namespaced_custom_object(
-                    *_RAY, self.namespace, "rayclusters", name, **_LIMITS
-                )
-            )
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        return self._ask("GET", kind, name)
 
-    def create_cluster(self, body: Mapping[str, Any]) -> None:
-        with self._asking(f"RayCluster {body['metadata']['name']}"):
-            self._custom().create_namespaced_custom_object(
-                *_RAY, self.namespace, "rayclusters", dict(body), **_LIMITS
-            )
+    def create(self, kind: str, body: Mapping[str, Any]) -> None:
+        self._ask("POST", kind, body["metadata"]["name"], body=body)
+
+    def apply(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Make it, or give it these fields, whoever had set them."""
+        query = {"fieldManager": MANAGER, "force": "true"}
+        whole = {"apiVersion": KINDS[kind][0], **body}
+        self._ask("PATCH", kind, body["metadata"]["name"], query=query, body=whole, type=_APPLY)
+
+    def delete(self, kind: str, name: str) -> None:
+        """Gone already is fine. What it owns goes with it."""
+        self._ask("DELETE", kind, name, query={"propagationPolicy": "Background"}, missing=True)
 
     def change_cluster(
         self, name: str, change: Callable[[dict[str, Any]], Mapping[str, Any] | None]
     ) -> None:
         """`change` is given the RayCluster and gives what of its `spec` is new, or None."""
         for attempt in range(_TRIES):
-            present = self.cluster(name)
+            present = self.get("raycluster", name)
             spec = change(present)
             if spec is None:
                 return
             seen = {"resourceVersion": present["metadata"].get("resourceVersion")}
+            body = {"metadata": seen, "spec": dict(spec)}
             try:
-                with self._asking(f"RayCluster {name}"):
-                    self._custom().patch_namespaced_custom_object(
-                        *_RAY, self.namespace, "rayclusters", name,
-                        {"metadata": seen, "spec": dict(spec)}, **_LIMITS,
-                    )  # fmt: skip
+                self._ask("PATCH", "raycluster", name, body=body, type=_MERGE)
                 return
             except Conflict:
                 if attempt == _TRIES - 1:
                     raise
 
-    def delete_cluster(self, name: str) -> None:
-        """Gone already is fine. Its pods go with it."""
-        with self._asking(f"RayCluster {name}", missing=True):
-            self._custom().delete_namespaced_custom_object(
-                *_RAY, self.namespace, "rayclusters", name, **_LIMITS
+    def log(self, pod: str, lines: int = 20, *, previous: bool = False) -> str:
+        """The last words of a pod's container; "" where there are none."""
+        query = {"tailLines": str(lines), "previous": str(previous).lower()}
+        try:
+            return self._send("GET", f"{self._path('pod', pod)}/log", query, None, "", f"pod {pod}")
+        except MLCloudError:
+            return ""
+
+    # --- one request ------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        method: str,
+        kind: str,
+        name: str = "",
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        type: str = "application/json",
+        missing: bool = False,
+    ) -> dict[str, Any]:
+        path = self._path(kind, "" if method == "POST" else name)
+        what = f"{kind} {name}".rstrip()
+        try:
+            told = self._send(method, path, query or {}, body, type, what)
+        except NotFound:
+            if missing:
+                return {}
+            raise
+        found: dict[str, Any] = json.loads(told or "{}")
+        return found
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+        type: str,
+        what: str,
+    ) -> str:
+        client = self.client()
+        with _asking(what):
+            # The client's own models refuse an object that lacks what their version knows as
+            # required: the JSON is read as it came.
+            response = client.call_api(
+                path,
+                method,
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json, */*", "Content-Type": type},
+                body=None if body is None else dict(body),
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=_TIMEOUT_S,
             )
+        data: bytes = response.data
+        return data.decode(errors="replace")
 
-    # --- what Kubernetes itself has ---------------------------------------------------------------
-
-    def pods(self, selector: str) -> list[dict[str, Any]]:
-        with self._asking("pods"):
-            found = self._core().list_namespaced_pod(
-                self.namespace, label_selector=selector, **_RAW
-            )
-            return _items(found)
-
-    def create_secret(self, body: Mapping[str, Any]) -> None:
-        with self._asking(f"secret {body['metadata']['name']}"):
-            self._core().create_namespaced_secret(self.namespace, dict(body), **_LIMITS)
-
-    def secrets(self, selector: str) -> list[dict[str, Any]]:
-        with self._asking("secrets"):
-            found = self._core().list_namespaced_secret(
-                self.namespace, label_selector=selector, **_RAW
-            )
-            return _items(found)
-
-    def delete_secret(self, name: str) -> None:
-        with self._asking(f"secret {name}", missing=True):
-            self._core().delete_namespaced_secret(name, self.namespace, **_LIMITS)
-
-    def create_policy(self, body: Mapping[str, Any]) -> None:
-        with self._asking(f"network policy {body['metadata']['name']}"):
-            self._networking().create_namespaced_network_policy(
-                self.namespace, dict(body), **_LIMITS
-            )
-
-    def policies(self, selector: str) -> list[dict[str, Any]]:
-        with self._asking("network policies"):
-            found = self._networking().list_namespaced_network_policy(
-                self.namespace, label_selector=selector, **_RAW
-            )
-            return _items(found)
-
-    def delete_policy(self, name: str) -> None:
-        with self._asking(f"network policy {name}", missing=True):
-            self._networking().delete_namespaced_network_policy(name, self.namespace, **_LIMITS)
+    def _path(self, kind: str, name: str) -> str:
+        version, plural = KINDS[kind]
+        root = "/api" if version == "v1" else "/apis"
+        path = f"{root}/{version}/namespaces/{self.namespace}/{plural}"
+        return f"{path}/{name}" if name else path
 
     # --- the client -------------------------------------------------------------------------------
 
-    def _connect(self) -> Any:
+    def client(self) -> Any:
+        """The official client's `ApiClient`. Raises `CredentialsMissing`."""
         if self._client is not None:
             return self._client
         try:
@@ -179,58 +215,26 @@ class Api:
         except config.ConfigException as missing:
             try:
                 config.load_incluster_config(client_configuration=configuration)
+                self._namespace = self._namespace or _OWN_NAMESPACE.read_text().strip()
             except config.ConfigException:
                 raise CredentialsMissing(
                     f"kubernetes: no cluster is configured here ({missing}): set KUBECONFIG, or "
                     "get credentials with gcloud, aws eks or az aks"
                 ) from missing
 
-    def _custom(self) -> Any:
-        from kubernetes import client
 
-        return client.CustomObjectsApi(self._connect())
+@contextmanager
+def _asking(what: str) -> Any:
+    """Turns the client's errors into ours."""
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
 
-    def _core(self) -> Any:
-        from kubernetes import client
-
-        return client.CoreV1Api(self._connect())
-
-    def _networking(self) -> Any:
-        from kubernetes import client
-
-        return client.NetworkingV1Api(self._connect())
-
-    @staticmethod
-    def _error() -> Any:
-        from kubernetes.client.exceptions import ApiException
-
-        return ApiException
-
-    @contextmanager
-    def _asking(self, what: str, *, missing: bool = False) -> Any:
-        """Turns the client's errors into ours. With `missing` a 404 is no error."""
-        self._connect()
-        from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
-
-        try:
-            yield
-        except ApiException as error:
-            if missing and error.status == 404:
-                return
-            raise _refusal(error, what) from error
-        except HTTPError as error:
-            raise CloudRefused(f"{what}: the API server cannot be reached: {error}") from error
-
-
-_LIMITS: dict[str, Any] = {"_request_timeout": _TIMEOUT_S}
-#: The client's models refuse an object that lacks what their own version knows as required: the
-#: JSON is read as it came.
-_RAW: dict[str, Any] = {**_LIMITS, "_preload_content": False}
-
-
-def _items(response: Any) -> list[dict[str, Any]]:
-    return [dict(each) for each in json.loads(response.data)["items"]]
+    try:
+        yield
+    except ApiException as error:
+        raise _refusal(error, what) from error
+    except HTTPError as error:
+        raise CloudRefused(f"{what}: the API server cannot be reached: {error}") from error
 
 
 def _refusal(error: Any, what: str) -> MLCloudError:

@@ -1,23 +1,17 @@
-"""Launch, list and terminate on Kubernetes, by changing one RayCluster.
+"""Launch, list and terminate on Kubernetes, by changing one RayCluster. This is the head's side.
 
-    launch(head)     token's secret, network policy, RayCluster ─► the operator makes the head's pod
-    launch(worker)   its group's `replicas` + 1 (a group that is not there is added) ─► the operator
-                     makes a pod, whose name is the instance's id
-    terminate()      a worker: its pod into `workersToDelete`, `replicas` - 1; the head: the
-                     RayCluster, and all with it
+    launch(worker)   its secret, and a worker group of one replica in the RayCluster's list ─► the
+                     operator makes a pod ─► its script starts the node's agent, which joins
+    terminate()      the group's replica goes, and the group when its pod has gone
 
-The protocol is that of Ray's own KubeRay provider, which runs beside the head and scales the same
-groups by demand.
+Who makes the RayCluster itself is `mlcloud up` (`client/podded`): its head is no node of this
+cloud. The operator makes a pod anew that ended; a node that ended stays so: a pod that was made
+long after its node was launched is none of it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-import threading
-import time
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -35,16 +29,16 @@ from mlcloud.cluster.clouds.base import (
     LaunchRequest,
     Leftover,
 )
-from mlcloud.cluster.clouds.kubernetes import manifest, placing, pods
+from mlcloud.cluster.clouds.kubernetes import beside, manifest, placing, pods
 from mlcloud.cluster.clouds.kubernetes.api import Api
-from mlcloud.cluster.clouds.kubernetes.manifest import Group
 from mlcloud.cluster.offers import Offer
-from mlcloud.errors import CloudRefused, Conflict, NotFound, UsageError
+from mlcloud.errors import CloudRefused, NoCapacity, NotFound, UsageError
 
-#: How long the operator may take to make a pod. It does not wait for a node.
-POD_S = 60.0
-_CLUSTER, _GROUP = "ray.io/cluster", "ray.io/group"
-_KIND = "ray.io/node-type"
+#: What `leftovers` looks for, in the order in which it is removed.
+SWEPT = (
+    "raycluster", "pod", "service", "network-policy", "secret", "config-map", "role-binding",
+    "role", "service-account",
+)  # fmt: skip
 
 
 def _utc() -> datetime:
@@ -53,8 +47,8 @@ def _utc() -> datetime:
 
 class KubernetesCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
     """Pods in one namespace. `settings.network` knows `provider` (`gke`, `eks`, `aks`,
-    `karpenter`), `namespace`, `context`, `service_account`, `token_secret`, `pull_secret` and
-    `priority_class`; `settings.endpoints` knows `api`. `settings.image` is a container's."""
+    `karpenter`), `namespace`, `context`, `service_account`, `pull_secret`, `priority_class` and
+    `clients`; `settings.endpoints` knows `api`. `settings.image` is a container's."""
 
     name = "kubernetes"
 
@@ -64,24 +58,21 @@ class KubernetesCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeft
         offers: Iterable[Offer],
         *,
         now: Callable[[], datetime] = _utc,
-        pod_s: float = POD_S,
     ) -> None:
         sold.require_names(settings.network, manifest.NETWORK, "kubernetes")
         placing.kind(settings.network.get("provider"))
-        self.settings = settings
-        self._offers = [offer for offer in offers if offer.region in settings.regions]
+        # One that nobody named is a region of its own.
+        self.settings = replace(settings, regions=settings.regions or (placing.OWN,))
+        self._offers = [offer for offer in offers if offer.region in self.settings.regions]
         self._now = now
-        self._pod_s = pod_s
         self.api = Api(
             settings.network.get("namespace"),
             context=settings.network.get("context"),
             url=settings.endpoints.get("api"),
         )
-        self._seen: dict[str, Instance] = {}
-        self._launching = threading.RLock()
 
     def check(self) -> None:
-        self.api.clusters(f"{tags.CLUSTER}={self._label()}")
+        self.api.list("raycluster", f"{tags.CLUSTER}={self._label()}")
 
     def offers(self) -> list[Offer]:
         return list(self._offers)
@@ -92,212 +83,134 @@ class KubernetesCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeft
         """The RayCluster for the head; for a worker, its group in it."""
         sold.require(self.name, self.settings, self._offers, offer)
         if request.node_type == manifest.HEAD:
-            return self.manifest((offer, request), [])
-        return manifest.worker_group(self.settings, Group(offer, request, 1), self._now())
-
-    def manifest(
-        self, head: tuple[Offer, LaunchRequest], groups: Sequence[Group]
-    ) -> dict[str, Any]:
-        """The whole RayCluster, as `kubectl apply -f` takes it too."""
-        for offer in (head[0], *(group.offer for group in groups)):
-            sold.require(self.name, self.settings, self._offers, offer)
-        return manifest.cluster(self.settings, head, groups, self._now())
-
-    def up(self, head: tuple[Offer, LaunchRequest], groups: Sequence[Group] = ()) -> Instance:
-        """Make the cluster with its groups, which Ray's autoscaler then scales between `least` and
-        `most`. Where it is there already its groups become these; running pods stay."""
-        body = self.manifest(head, groups)
-        self._make_beside()
-        with self._launching:
-            try:
-                self.api.create_cluster(body)
-            except Conflict:
-                self.api.change_cluster(body["metadata"]["name"], _regrouped(body["spec"]))
-            return self._pod(f"{_KIND}=head", set(), head[1], str(head[0]))
+            return manifest.cluster(
+                self.settings,
+                offer,
+                folder=f"{manifest.name(self.settings)}/head",
+                wheel="",
+                parts=(),
+                most=1,
+                now=self._now(),
+            )
+        return manifest.worker_group(self.settings, offer, request, self._now())
 
     def launch(self, offer: Offer, request: LaunchRequest) -> Instance:
-        if request.instance_id is not None:
-            raise UsageError("kubernetes: the operator names its pods; leave instance_id out")
-        if request.node_type == manifest.HEAD:
-            return self.up((offer, request))
+        if request.node_type == manifest.HEAD or request.instance_id is None:
+            raise UsageError("kubernetes: its head is made by `mlcloud up`, and makes its nodes")
         entry = self.configuration(offer, request)
-        group = entry["groupName"]
-        selector = f"{_GROUP}={group}"
-        with self._launching:  # two at once could take each other's pod for theirs
-            before = self._names(selector)
-            self._scale(lambda groups: _grown(groups, entry))
-            try:
-                return self._pod(selector, before, request, str(offer))
-            except CloudRefused:
-                self._scale(lambda groups: _shrunk(groups, group, None))
-                raise
+        launched_at = self._now()
+        present = self._present()
+        node = request.instance_id
+        self.api.create(
+            "secret",
+            beside.secret_of_node(self.settings, node, request.bootstrap, present, launched_at),
+        )
+        running = self._running()
 
-    def _make_beside(self) -> None:
-        """What a RayCluster refers to: the token's secret, unless it is the user's own."""
-        marked = manifest.labels(tags.of_resource(self.settings, self._now()))
-        if "token_secret" not in self.settings.network:
-            token = b64encode(secrets.token_hex(32).encode()).decode()
-            metadata = {"name": manifest.token_secret(self.settings), "labels": marked}
-            with contextlib.suppress(Conflict):
-                self.api.create_secret({"metadata": metadata, "data": {manifest.TOKEN_KEY: token}})
-        with contextlib.suppress(Conflict):
-            self.api.create_policy(manifest.network_policy(self.settings, self._now()))
+        def grown(present: Mapping[str, Any]) -> Mapping[str, Any]:
+            groups = _kept(present, running)
+            most = int((present["metadata"].get("annotations") or {}).get(manifest.MOST, 64))
+            if sum(bool(each["replicas"]) for each in groups) >= most:
+                raise NoCapacity(
+                    f"the cluster may have {most} nodes at once: raise `max` of its node groups "
+                    "and run `mlcloud up` again"
+                )
+            return {"workerGroupSpecs": [*groups, entry]}
 
-    def _scale(self, change: Callable[[list[dict[str, Any]]], bool]) -> None:
-        """`change` is given the groups and says whether it changed them."""
+        self.api.change_cluster(manifest.name(self.settings), grown)
+        return Instance(
+            id=node,
+            node_type=request.node_type,
+            offer=offer,
+            launched_at=launched_at,
+            tags={**entry["template"]["metadata"]["labels"], **request.tags},
+        )
 
-        def patch(present: Mapping[str, Any]) -> Mapping[str, Any] | None:
-            groups = deepcopy(present["spec"].get("workerGroupSpecs") or [])
-            return {"workerGroupSpecs": groups} if change(groups) else None
-
+    def _present(self) -> dict[str, Any]:
         try:
-            self.api.change_cluster(manifest.name(self.settings), patch)
+            return self.api.get("raycluster", manifest.name(self.settings))
         except NotFound as error:
             raise CloudRefused(f"{error}; the head comes first: mlcloud up") from error
-
-    def _pod(self, selector: str, before: set[str], request: LaunchRequest, what: str) -> Instance:
-        """The pod that the operator makes: one that was not there `before`."""
-        until = time.monotonic() + self._pod_s
-        pause = 0.02
-        while True:
-            found = sorted(self._names(selector) - before)
-            if found:
-                break
-            if time.monotonic() >= until:
-                raise CloudRefused(
-                    f"{what}: KubeRay's operator made no pod in {self._pod_s:g} s: kubectl "
-                    f"describe raycluster {manifest.name(self.settings)} says why"
-                )
-            time.sleep(pause)
-            pause = min(pause * 2, 1.0)
-        pod = next(each for each in self._pods(selector) if each["metadata"]["name"] == found[0])
-        made = pods.instance(pod, self._offers, self.settings)
-        made = replace(made, tags={**made.tags, **request.tags})
-        self._seen[made.id] = made
-        return made
 
     # --- list -------------------------------------------------------------------------------------
 
     def instances(self) -> list[Instance]:
-        listed = {
-            each["metadata"]["name"]: pods.instance(each, self._offers, self.settings)
-            for each in self._pods()
-        }
-        with self._launching:
-            for name, known in list(self._seen.items()):
-                if not known.alive:
-                    listed[name] = known
-                elif name in listed:
-                    listed[name] = replace(listed[name], tags={**listed[name].tags, **known.tags})
-                else:
-                    listed[name] = replace(known, ended_at=self._now(), reason="its pod is gone")
-            self._seen = listed
-            return sorted(listed.values(), key=lambda each: each.launched_at)
+        """The nodes that the RayCluster asks for."""
+        try:
+            present = self.api.get("raycluster", manifest.name(self.settings))
+        except NotFound:
+            return []
+        running = self._running()
+        found = [
+            pods.instance(each, running.get(each["groupName"], []), self._offers, self.settings,
+                          self._now())
+            for each in present["spec"].get("workerGroupSpecs") or []
+            if each.get("replicas")
+        ]  # fmt: skip
+        return sorted(found, key=lambda each: each.launched_at)
 
     def _label(self) -> str:
         return manifest.labels({tags.CLUSTER: tags.plain(self.settings.cluster)})[tags.CLUSTER]
 
-    def _pods(self, selector: str = "") -> list[dict[str, Any]]:
-        wanted = f"{_CLUSTER}={manifest.name(self.settings)}{f',{selector}' if selector else ''}"
-        pairs = [part.split("=") for part in wanted.split(",")]
-        return [
-            each
-            for each in self.api.pods(wanted)
-            if all((each["metadata"].get("labels") or {}).get(k) == v for k, v in pairs)
-        ]
-
-    def _names(self, selector: str) -> set[str]:
-        return {each["metadata"]["name"] for each in self._pods(selector)}
+    def _running(self) -> dict[str, list[dict[str, Any]]]:
+        """Pods by worker group."""
+        selector = f"ray.io/cluster={manifest.name(self.settings)}"
+        found: dict[str, list[dict[str, Any]]] = {}
+        for each in self.api.list("pod", selector):
+            marked = each["metadata"].get("labels") or {}
+            found.setdefault(str(marked.get("ray.io/group")), []).append(each)
+        return found
 
     # --- the end ----------------------------------------------------------------------------------
 
     def terminate(self, instance_id: str, reason: str) -> None:
-        known = self._seen.get(instance_id)
-        if known is not None and not known.alive:
+        running = self._running()
+
+        def shrunk(present: Mapping[str, Any]) -> Mapping[str, Any] | None:
+            groups = _kept(present, running)
+            for each in groups:
+                if each["groupName"] == instance_id and each["replicas"]:
+                    going = [pod["metadata"]["name"] for pod in running.get(instance_id, [])]
+                    each["replicas"] = 0
+                    each["scaleStrategy"] = {"workersToDelete": going}
+                    return {"workerGroupSpecs": groups}
+            return None
+
+        try:
+            self.api.change_cluster(manifest.name(self.settings), shrunk)
+        except NotFound:  # and all its nodes with it
             return
-        pod = next((p for p in self._pods() if p["metadata"]["name"] == instance_id), None)
-        if pod is None:
-            return
-        labels = pod["metadata"]["labels"]
-        if labels.get(_KIND) == "head":
-            self.api.delete_cluster(manifest.name(self.settings))
-        else:
-            group = str(labels.get(_GROUP))
-            self._scale(lambda groups: _shrunk(groups, group, instance_id))
-        ended = known or pods.instance(pod, self._offers, self.settings)
-        with self._launching:
-            self._seen[instance_id] = replace(ended, ended_at=self._now(), reason=reason)
+
+    def clear(self) -> None:
+        """End all nodes, whoever launched them."""
+        for each in self.instances():
+            self.terminate(each.id, "of a head that is gone")
+
+    def release(self) -> None:
+        """The head gives itself back: its RayCluster goes, and what is beside it stays, so that
+        `up` brings it again."""
+        self.api.delete("raycluster", manifest.name(self.settings))
 
     def leftovers(self, now: datetime) -> list[Leftover]:
-        """RayClusters with their pods, secrets and policies: this cluster's, and expired ones."""
+        """All that carries our labels: this cluster's, and that of expired ones."""
         found = []
-        for kind, ask in (
-            ("raycluster", self.api.clusters),
-            ("secret", self.api.secrets),
-            ("network-policy", self.api.policies),
-        ):
-            for each in ask(tags.CLUSTER):
+        for kind in SWEPT:
+            for each in self.api.list(kind, tags.CLUSTER):
                 marked = each["metadata"].get("labels") or {}
                 ours = marked.get(tags.CLUSTER) == self._label()
                 if tags.CLUSTER not in marked or not (ours or tags.expired(marked, now)):
                     continue
                 why = "of this cluster" if ours else "its cluster is past its lifetime"
                 name = str(each["metadata"]["name"])
-                price = None if kind == "raycluster" else Decimal(0)
+                price = tags.read_price(marked.get(tags.PRICE)) if kind == "pod" else Decimal(0)
                 found.append(Leftover(kind, name, "", marked, price, why))
         return found
 
     def remove(self, leftover: Leftover) -> None:
-        delete = {
-            "raycluster": self.api.delete_cluster,
-            "secret": self.api.delete_secret,
-            "network-policy": self.api.delete_policy,
-        }
-        delete[leftover.kind](leftover.id)
+        self.api.delete(leftover.kind, leftover.id)
 
 
-# --- changes to worker groups ---------------------------------------------------------------------
-
-
-def _grown(groups: list[dict[str, Any]], entry: Mapping[str, Any]) -> bool:
-    """One replica more of the group, which is added where it is not there."""
-    for each in groups:
-        if each["groupName"] == entry["groupName"]:
-            each["replicas"] = (each.get("replicas") or 0) + 1
-            each["maxReplicas"] = max(each.get("maxReplicas") or 0, each["replicas"])
-            return True
-    groups.append(dict(entry))
-    return True
-
-
-def _shrunk(groups: list[dict[str, Any]], name: str, pod: str | None) -> bool:
-    """One replica less, and `pod` named as the one that goes. False where it goes already."""
-    for each in groups:
-        if each["groupName"] == name:
-            going = list((each.get("scaleStrategy") or {}).get("workersToDelete") or [])
-            if pod in going:
-                return False
-            least = each.get("minReplicas") or 0
-            each["replicas"] = max(least, (each.get("replicas") or 0) - 1)
-            if pod is not None:
-                each["scaleStrategy"] = {"workersToDelete": [*going, pod]}
-            return True
-    return False
-
-
-def _regrouped(spec: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """The groups of `spec`, with the replicas that run; what was left out goes to none."""
-
-    def change(present: Mapping[str, Any]) -> Mapping[str, Any]:
-        running = {g["groupName"]: g for g in present["spec"].get("workerGroupSpecs") or []}
-        groups = []
-        for each in deepcopy(spec["workerGroupSpecs"]):
-            before = running.pop(each["groupName"], None)
-            if before is not None:
-                most = each["maxReplicas"]
-                each["replicas"] = min(max(before.get("replicas") or 0, each["minReplicas"]), most)
-            groups.append(each)
-        gone = [{**g, "replicas": 0, "minReplicas": 0, "maxReplicas": 0} for g in running.values()]
-        return {"workerGroupSpecs": [*groups, *gone]}
-
-    return change
+def _kept(present: Mapping[str, Any], running: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The worker groups, without those whose node has ended and whose pod has gone."""
+    groups = deepcopy(present["spec"].get("workerGroupSpecs") or [])
+    return [each for each in groups if each.get("replicas") or running.get(each["groupName"])]

@@ -1,75 +1,71 @@
-"""The `RayCluster` of a cluster, from offers. Nothing is asked of Kubernetes.
+"""The `RayCluster` of a cluster, and its pods. Nothing is asked of Kubernetes.
 
-A worker group is one offer for one of Ray's node types: pods that go to the nodes of that offer,
-and start Ray with exactly the resources that the node type declares. The operator adds Ray's
-autoscaler to the head's pod.
+The operator makes the pods; what runs in them is mlcloud's, as on a machine of any other cloud:
 
-A pod asks Kubernetes for less than a node has, else it would fit on none: system pods and the
-kubelet take their part (GKE keeps 0.08 of 4 CPUs and 17 % of 16 GB,
-https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes).
+    head    /mlcloud/head.sh (a secret) ──► the gateway's keeper ──► gateway, Ray's head, autoscaler
+    worker  /mlcloud/node.sh (a secret of its own) ──► the node's agent ──► ray start
 
-Fields: https://docs.ray.io/en/latest/cluster/kubernetes/references/api.html
+So KubeRay's own commands are left out (`ray.io/overwrite-container-cmd`), and its autoscaler, which
+knows no prices, is off: Ray's runs at the head and buys through mlcloud. Each node is a worker
+group of one replica, named as the node is. What the operator adds is served: workers wait until
+Ray's port at the head's service answers (`wait-gcs-ready`), with the token of their environment;
+probes that ask Ray's dashboard are replaced by ours.
+
+https://docs.ray.io/en/latest/cluster/kubernetes/user-guides/pod-command.html
+https://docs.ray.io/en/latest/cluster/kubernetes/references/api.html
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
-from mlcloud.cluster.clouds import tags
+from mlcloud.cluster.clouds import named, tags
 from mlcloud.cluster.clouds.base import CloudSettings, LaunchRequest
 from mlcloud.cluster.clouds.kubernetes import placing
+from mlcloud.cluster.headspec import ADDRESS
 from mlcloud.cluster.offers import Offer
 
 HEAD = "head"
 #: What `CloudSettings.network` may say.
 NETWORK = (
-    "namespace", "context", "provider", "service_account", "token_secret", "pull_secret",
-    "priority_class",
+    "namespace", "context", "provider", "service_account", "pull_secret", "priority_class",
+    "clients",
 )  # fmt: skip
-#: The part of a node that its one Ray pod asks for.
-CPU_PART, MEMORY_PART = 0.8, 0.75
+#: The part of a node's CPUs that its one pod asks for; it may use all (GKE keeps 0.08 of 4, and
+#: system pods ask for theirs).
+CPU_PART = 0.8
 TOKEN_KEY = "auth_token"
-_AUTOSCALER_IDLE_S = 60
-_STANDARD = {"CPU", "GPU", "memory", "object_store_memory"}
+HEAD_SCRIPT, NODE_SCRIPT = "head.sh", "node.sh"
+GATEWAY_PORT, GCS_PORT = 8443, 6379
+#: Nodes that the cluster may have at once; `up` changes it while the cluster runs.
+MOST = "mlcloud/max-nodes"
+_MOUNT, _HOME = "/mlcloud", "/home/mlcloud"
+_USER = 1000  # as in Ray's images
 
-
-@dataclass(frozen=True)
-class Group:
-    """A worker group: pods of one offer, for one node type. `most` is its `maxReplicas`."""
-
-    offer: Offer
-    request: LaunchRequest
-    replicas: int = 0
-    least: int = 0
-    most: int = 100
+# The operator's variables would send `ray.init()` of a cell elsewhere.
+_START = f"""unset RAY_ADDRESS RAY_IP RAY_PORT
+umask 077
+mkdir -p "$HOME"
+%s
+pid=$(sh {_MOUNT}/%s) || exit 1
+trap 'kill -TERM "$pid" 2>/dev/null' TERM INT
+while kill -0 "$pid" 2>/dev/null; do sleep 1 & wait $!; done
+%s
+"""
+_WHEEL = """mkdir -p "$HOME/.mlcloud-node/{folder}"
+cat {mount}/wheel/* >"$HOME/.mlcloud-node/{folder}/{wheel}" 2>/dev/null || :"""
+_LAST = """failed="$HOME/.mlcloud-node/{folder}/failed"
+[ ! -s "$failed" ] || {{ cat "$failed" >&2; exit 1; }}"""
 
 
 def name(settings: CloudSettings) -> str:
     """The RayCluster's name; KubeRay makes names of pods and services from it."""
-    return slug(settings.cluster)[:40].strip("-")
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9-]", "-", text.lower()).strip("-")
-
-
-def token_secret(settings: CloudSettings) -> str:
-    return settings.network.get("token_secret") or f"{name(settings)}-token"
-
-
-def group_name(offer: Offer, request: LaunchRequest) -> str:
-    """One for each node type and offer, the same each time, 63 characters at most."""
-    key = zlib.crc32("/".join((offer.instance_type, offer.zone, offer.market)).encode())
-    market = "spot" if offer.market == "spot" else "od"
-    return f"{slug(request.node_type)[:30].strip('-')}-{market}-{key:08x}"
+    return named.slug(settings.cluster)[:40].strip("-")
 
 
 def labels(ours: Mapping[str, str]) -> dict[str, str]:
@@ -82,65 +78,118 @@ def labels(ours: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+# --- the head -------------------------------------------------------------------------------------
+
+
 def cluster(
     settings: CloudSettings,
-    head: tuple[Offer, LaunchRequest],
-    groups: Iterable[Group],
+    offer: Offer,
+    *,
+    folder: str,
+    wheel: str,
+    parts: Sequence[str],
+    most: int,
     now: datetime,
 ) -> dict[str, Any]:
-    """The whole RayCluster."""
-    marked = labels(tags.of_resource(settings, now))
+    """The whole RayCluster, without worker groups: these are the head's own to write.
+
+    `folder` is the gateway's home below `~/.mlcloud-node`; `wheel` is put there, out of the config
+    maps that are called `parts`. `most` nodes may be there at once.
+    """
+    request = LaunchRequest(HEAD, {"CPU": 0})
+    begin = _WHEEL.format(folder=folder, mount=_MOUNT, wheel=wheel) if parts else ""
+    pod = _pod(settings, offer, request, now)
+    pod["spec"] |= {
+        "serviceAccountName": settings.network.get("service_account") or name(settings),
+        "restartPolicy": "Always",  # its home is kept: a gateway finds its cluster again
+    }
+    pod["spec"]["containers"][0] |= {
+        "command": ["/bin/sh", "-c"],
+        "args": [_START % (begin, HEAD_SCRIPT, _LAST.format(folder=folder))],
+        "ports": [
+            {"name": "gateway", "containerPort": GATEWAY_PORT},
+            {"name": "gcs-server", "containerPort": GCS_PORT},
+        ],
+        # Packages may have to be installed first.
+        "startupProbe": {**_gateway_listens(), "periodSeconds": 5, "failureThreshold": 180},
+        "readinessProbe": {**_gateway_listens(), "periodSeconds": 10},
+        "livenessProbe": {**_gateway_listens(), "periodSeconds": 30, "failureThreshold": 10},
+    }
+    _mount(pod, head_secret(settings), HEAD_SCRIPT)
+    if parts:
+        sources = [{"configMap": {"name": each}} for each in parts]
+        pod["spec"]["volumes"].append({"name": "wheel", "projected": {"sources": sources}})
+        pod["spec"]["containers"][0]["volumeMounts"].append(
+            {"name": "wheel", "mountPath": f"{_MOUNT}/wheel", "readOnly": True}
+        )
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
-        "metadata": {"name": name(settings), "labels": marked},
+        "metadata": {
+            "name": name(settings),
+            "labels": labels(tags.of_resource(settings, now)),
+            "annotations": {"ray.io/overwrite-container-cmd": "true", MOST: str(most)},
+        },
         "spec": {
             "rayVersion": version("ray"),
-            "enableInTreeAutoscaling": True,
-            "autoscalerOptions": {
-                "version": "v2",
-                "idleTimeoutSeconds": _AUTOSCALER_IDLE_S,
-                "upscalingMode": "Default",
-                "env": _auth(settings),
-                "securityContext": _confined(),
-            },
+            "enableInTreeAutoscaling": False,
             "headGroupSpec": {
                 "serviceType": "ClusterIP",
-                "labels": dict(head[1].labels),
-                "rayStartParams": _start(head[1], head=True),
-                "template": _pod(settings, *head, now),
+                "rayStartParams": {"num-cpus": "0", "port": str(GCS_PORT)},
+                "template": pod,
             },
-            "workerGroupSpecs": [worker_group(settings, each, now) for each in groups],
         },
     }
 
 
-def worker_group(settings: CloudSettings, group: Group, now: datetime) -> dict[str, Any]:
-    """One of the RayCluster's `workerGroupSpecs`."""
+def head_secret(settings: CloudSettings) -> str:
+    return f"{name(settings)}-head"
+
+
+def _gateway_listens() -> dict[str, Any]:
+    return {"tcpSocket": {"port": GATEWAY_PORT}, "timeoutSeconds": 5}
+
+
+# --- a node ---------------------------------------------------------------------------------------
+
+
+def worker_group(
+    settings: CloudSettings, offer: Offer, request: LaunchRequest, now: datetime
+) -> dict[str, Any]:
+    """One of the RayCluster's `workerGroupSpecs`: the node `request.instance_id`."""
+    group = request.instance_id or "planned"
+    pod = _pod(settings, offer, request, now)
+    if account := settings.network.get("service_account"):
+        pod["spec"]["serviceAccountName"] = account  # it may be who the store knows
+    pod["spec"] |= {
+        "automountServiceAccountToken": False,
+        # The lifetime is Kubernetes' to keep. A head would be made anew: its end is `gc`'s.
+        "activeDeadlineSeconds": int(settings.lifetime_s),
+        "restartPolicy": "Never",  # a node that ended is another one
+    }
+    idle = {"exec": {"command": ["/bin/sh", "-c", "kill -0 1"]}, "periodSeconds": 30}
+    pod["spec"]["containers"][0] |= {
+        "command": ["/bin/sh", "-c"],
+        "args": [_START % ("", NODE_SCRIPT, "")],
+        "readinessProbe": idle,  # the agent tells the gateway more
+        "livenessProbe": idle,
+    }
+    _mount(pod, node_secret(settings, group), NODE_SCRIPT)
     return {
-        "groupName": group_name(group.offer, group.request),
-        "replicas": group.replicas,
-        "minReplicas": group.least,
-        "maxReplicas": max(group.most, group.replicas),
-        "labels": dict(group.request.labels),
-        "rayStartParams": _start(group.request, head=False),
-        "template": _pod(settings, group.offer, group.request, now),
+        "groupName": group,
+        "replicas": 1,
+        "minReplicas": 0,
+        "maxReplicas": 1,
+        "rayStartParams": {},
+        "template": pod,
     }
 
 
-def network_policy(settings: CloudSettings, now: datetime) -> dict[str, Any]:
-    """Pods of the cluster are reached by each other only (and by `kubectl port-forward`)."""
-    ours = {"matchLabels": {"ray.io/cluster": name(settings)}}
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name(settings), "labels": labels(tags.of_resource(settings, now))},
-        "spec": {
-            "podSelector": ours,
-            "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": ours}]}],
-        },
-    }
+def node_secret(settings: CloudSettings, instance: str) -> str:
+    return f"{name(settings)}-{instance}"
+
+
+# --- any pod --------------------------------------------------------------------------------------
 
 
 def _pod(
@@ -152,40 +201,52 @@ def _pod(
         **placing.place(offer, where),
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": 1000,
-            "fsGroup": 1000,
+            "runAsUser": _USER,
+            "fsGroup": _USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [
             {
                 "name": "ray-head" if head else "ray-worker",
                 "image": settings.image or _image(offer),
-                "env": _auth(settings),
+                "env": [
+                    {"name": "HOME", "value": _HOME},
+                    {"name": ADDRESS, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                    *_auth(settings),
+                ],
                 "resources": _resources(offer),
-                "securityContext": _confined(),
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": [{"name": "home", "mountPath": _HOME}],
             }
         ],
+        "volumes": [{"name": "home", "emptyDir": {}}],
     }
-    if not head:
-        # The operator gives the head an account that may change its own RayCluster.
-        spec["automountServiceAccountToken"] = False
-        # The lifetime is Kubernetes' to keep. A head would be made anew: its end is `gc`'s.
-        spec["activeDeadlineSeconds"] = int(settings.lifetime_s)
-    if account := settings.network.get("service_account"):
-        spec["serviceAccountName"] = account
     if secret := settings.network.get("pull_secret"):
         spec["imagePullSecrets"] = [{"name": secret}]
     if priority := settings.network.get("priority_class"):
         spec["priorityClassName"] = priority
-    return {"metadata": {"labels": labels(_tags(settings, offer, request, now))}, "spec": spec}
+    marked = {
+        **tags.of_node(settings, offer, request, now),
+        placing.SHAPE: offer.instance_type,
+    }
+    return {"metadata": {"labels": labels(marked)}, "spec": spec}
 
 
-def _tags(
-    settings: CloudSettings, offer: Offer, request: LaunchRequest, now: datetime
-) -> dict[str, str]:
-    """A pod's own start is in its creation: a group's is not that of each of its pods."""
-    ours = tags.of_node(settings, offer, request, now)
-    return {key: value for key, value in ours.items() if key != tags.LAUNCHED}
+def _mount(pod: dict[str, Any], secret: str, script: str) -> None:
+    """The script that is kept in a secret, into its container."""
+    volume = {"secretName": secret, "items": [{"key": script, "path": script}]}
+    pod["spec"]["volumes"].append({"name": "start", "secret": volume})
+    pod["spec"]["containers"][0]["volumeMounts"].append(
+        {
+            "name": "start",
+            "mountPath": f"{_MOUNT}/{script}",
+            "subPath": script,
+            "readOnly": True,
+        }
+    )
 
 
 def _image(offer: Offer) -> str:
@@ -195,40 +256,21 @@ def _image(offer: Offer) -> str:
 
 
 def _auth(settings: CloudSettings) -> list[dict[str, Any]]:
-    """Ray's token, by reference: it stands in a secret, never in a manifest."""
-    reference = {"name": token_secret(settings), "key": TOKEN_KEY}
+    """Ray's token, by reference, for the operator's own question: it stands in a secret alone."""
+    reference = {"name": head_secret(settings), "key": TOKEN_KEY}
     return [
         {"name": "RAY_AUTH_MODE", "value": "token"},
         {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": reference}},
     ]
 
 
-def _confined() -> dict[str, Any]:
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-
-
 def _resources(offer: Offer) -> dict[str, dict[str, str]]:
-    memory = f"{int(offer.memory_bytes * MEMORY_PART) // 2**20}Mi"
-    requests = {"cpu": f"{int(offer.cpus * CPU_PART * 1000)}m", "memory": memory}
+    memory = f"{offer.memory_bytes // 2**20}Mi"
+    part = 1.0 if offer.region == placing.OWN else CPU_PART
+    requests = {"cpu": f"{int(offer.cpus * part * 1000)}m", "memory": memory}
     limits = {"memory": memory}
     if offer.accelerator:
         gpus = {"nvidia.com/gpu": str(offer.accelerator_count)}
         requests.update(gpus)
         limits.update(gpus)
     return {"requests": requests, "limits": limits}
-
-
-def _start(request: LaunchRequest, *, head: bool) -> dict[str, str]:
-    """What `ray start` is told, as KubeRay writes it into a shell command."""
-    wanted = request.resources
-    params = {"num-cpus": f"{wanted.get('CPU', 0):g}"}
-    if head:
-        params["dashboard-host"] = "0.0.0.0"  # the operator's probes ask there
-    if "GPU" in wanted:
-        params["num-gpus"] = f"{wanted['GPU']:g}"
-    if "memory" in wanted:
-        params["memory"] = str(int(wanted["memory"]))
-    own = {key: int(value) for key, value in wanted.items() if key not in _STANDARD}
-    if own:
-        params["resources"] = json.dumps(json.dumps(own))  # quoted for the shell, as Ray reads it
-    return params

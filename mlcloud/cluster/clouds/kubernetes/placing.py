@@ -22,7 +22,11 @@ from mlcloud.cluster.offers import Offer
 from mlcloud.errors import UsageError
 from mlcloud.units import suggest
 
+#: The region of a Kubernetes cluster of which nobody said whose it is: any of its nodes will do.
+OWN = "own"
 TYPE = "node.kubernetes.io/instance-type"
+#: A pod's own label, for one that may go to any node.
+SHAPE = "mlcloud-shape"
 ZONE = "topology.kubernetes.io/zone"
 
 
@@ -71,7 +75,7 @@ def place(offer: Offer, where: Kind | None) -> dict[str, Any]:
             f"{offer}: how this Kubernetes marks spot nodes is not known: set network="
             f"{{'provider': …}} to one of {', '.join(KINDS)}"
         )
-    selector = {TYPE: offer.instance_type}
+    selector = {} if offer.region == OWN else {TYPE: offer.instance_type}
     if offer.zone and offer.zone != offer.region:
         selector[ZONE] = offer.zone
     fields: dict[str, Any] = {"terminationGracePeriodSeconds": GRACE_S}

@@ -1,0 +1,337 @@
+"""A cluster on Kubernetes from here: brought up, reached, and taken down.
+
+    up    who the head is, its service and policy, its script (a secret), the wheel (config maps)
+          ─► RayCluster ─► the operator makes the head's pod ─► its gateway listens
+    down  the gateway saves and ends ─► all that carries the cluster's labels is removed
+
+The head's script is that of any machine (`bootstrap.head`); it travels in a secret, and so do the
+token and the certificate, which are made here: whoever may read the secret may use the cluster, and
+a second `up`, from anywhere, finds it as it is. No SSH, nothing open to the world.
+
+Neither an operator nor a real cluster was there to run it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import tempfile
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mlcloud import __version__
+from mlcloud.client.connection import Address
+from mlcloud.client.machines import MOST_NODES, settings_of
+from mlcloud.client.pinned import context
+from mlcloud.client.planning import offers_of
+from mlcloud.client.portforward import PortForward
+from mlcloud.cluster import bootstrap, tls
+from mlcloud.cluster.clouds.kubernetes import KubernetesCloud, beside, manifest, waiting
+from mlcloud.cluster.headspec import HeadSpec, Runtime
+from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.specification import Specification, changes
+from mlcloud.config import Settings
+from mlcloud.environment.wheels import own_wheel
+from mlcloud.errors import CloudRefused, Conflict, ConnectionFailed, NoCapacity, NotFound
+from mlcloud.store import load_or_create_key
+
+Tell = Callable[[str], None]
+#: A pod, once the operator sees its RayCluster; a head, with a node that must be brought for it.
+POD_S, HEAD_S = 60.0, 900.0
+LOOK_S = 1.0
+#: Whether a service of the cluster answers from here.
+DIRECT_S = 2.0
+_RAY_TOKEN = "ray.token"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a cluster outlives its head: in its secret, beside the script."""
+
+    cluster_id: str
+    token: str
+    ray_token: str
+    key: str
+    certificate: str
+    store_key: bytes
+    specification: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return tls.fingerprint(self.certificate)
+
+    def write(self) -> dict[str, str]:
+        return {
+            "cluster_id": self.cluster_id,
+            "token": self.token,
+            manifest.TOKEN_KEY: self.ray_token,
+            "tls.key": self.key,
+            "tls.crt": self.certificate,
+            "store.key": b64encode(self.store_key).decode(),
+            "specification": json.dumps(self.specification),
+        }
+
+    @classmethod
+    def read(cls, data: Mapping[str, str]) -> Kept:
+        plain = {key: b64decode(text).decode() for key, text in data.items()}
+        return cls(
+            plain["cluster_id"],
+            plain["token"],
+            plain[manifest.TOKEN_KEY],
+            plain["tls.key"],
+            plain["tls.crt"],
+            b64decode(plain["store.key"]),
+            json.loads(plain["specification"]),
+        )
+
+
+def cloud_of(specification: Specification) -> KubernetesCloud:
+    return KubernetesCloud(specification.settings(), offers_of(specification))
+
+
+# --- up -------------------------------------------------------------------------------------------
+
+
+def up(specification: Specification, settings: Settings, tell: Tell) -> Kept:
+    """A head whose gateway listens, made or found.
+
+    Raises `CredentialsMissing` before anything is made, `Conflict` where it runs with another
+    specification, `NoCapacity`, `QuotaExceeded` or `CloudRefused` for a head that does not come up,
+    with what Kubernetes says; its pod is given back then.
+    """
+    cloud = cloud_of(specification)
+    cloud.check()
+    head = _head_offer(specification, cloud.offers())
+    kept = _kept(cloud, specification, settings)
+    _apply(cloud, specification, head, kept, tell)
+    try:
+        _until_listening(cloud, tell)
+    except BaseException:
+        tell("the head's pod is given back")
+        cloud.release()
+        raise
+    return kept
+
+
+def _head_offer(specification: Specification, offers: list[Offer]) -> Offer:
+    fitting = [each for each in offers if specification.head.takes(each)]
+    if not fitting:
+        raise NoCapacity("head: none of the cluster's on-demand nodes has so much: ask for less")
+    return min(fitting, key=lambda each: (each.usd_per_hour, each.zone))
+
+
+def _kept(cloud: KubernetesCloud, specification: Specification, settings: Settings) -> Kept:
+    """Of the cluster that is there, if this is its specification; else made now."""
+    told = specification.model_dump(mode="json")
+    try:
+        found = cloud.api.get("secret", manifest.head_secret(cloud.settings))
+    except NotFound:
+        with tempfile.TemporaryDirectory() as folder:
+            key, certificate = Path(folder) / "key", Path(folder) / "certificate"
+            address = f"{beside.service_name(cloud.settings)}.{cloud.api.namespace}.svc"
+            tls.ensure(key, certificate, address)
+            return Kept(
+                cluster_id=f"{specification.name}-{secrets.token_hex(4)}",
+                token=secrets.token_urlsafe(32),
+                ray_token=secrets.token_hex(32),
+                key=key.read_text(),
+                certificate=certificate.read_text(),
+                # Kept here too: nobody could read the store without it.
+                store_key=load_or_create_key(settings.key_file_of(specification.store or "")),
+                specification=told,
+            )
+    kept = Kept.read(found["data"])
+    _check_same(kept, specification)
+    return replace(kept, specification=told)
+
+
+def _check_same(kept: Kept, specification: Specification) -> None:
+    """How many nodes there may be is the RayCluster's to say; all else its head was told once."""
+    before = Specification.model_validate(kept.specification)
+    differs = [
+        each
+        for each in changes(before, specification)
+        if not (each.field.startswith("nodes[") and each.field.endswith(".max"))
+    ]
+    if differs:
+        raise Conflict(
+            f"the cluster {specification.name!r} runs with another specification; "
+            f"`mlcloud down {specification.name}` first, or leave it as it was: "
+            + "; ".join(map(str, differs))
+        )
+
+
+def runtime_of(specification: Specification) -> tuple[Runtime, bytes]:
+    """What pods run mlcloud with, and the wheel: the very mlcloud that is here, on an image's Ray.
+    An image that has both installs nothing."""
+    name, wheel, digest = own_wheel()
+    index_urls = [url for url in specification.environment.index_urls if "${" not in url]
+    runtime = Runtime(
+        requirements=(f"ray[default]=={metadata.version('ray')}",),
+        index_url="".join(index_urls[:1]),
+        wheel=name,
+        digest=digest,
+        minor=f"{sys.version_info[0]}.{sys.version_info[1]}",
+        inherit=True,
+        setup=tuple(specification.setup),
+    )
+    return runtime, wheel
+
+
+def _apply(
+    cloud: KubernetesCloud, specification: Specification, head: Offer, kept: Kept, tell: Tell
+) -> None:
+    """All of it, what is there already with what differs. The RayCluster comes last: its pod refers
+    to the rest."""
+    api, settings, now = cloud.api, cloud.settings, datetime.now(timezone.utc)
+    runtime, wheel = runtime_of(specification)
+    parts = beside.parts(settings, wheel, now)
+    script = {manifest.HEAD_SCRIPT: _script(cloud, specification, kept, runtime)}
+    for kind, body in beside.account(settings, api.namespace, now):
+        api.apply(kind, body)
+    for body in parts:
+        api.apply("config-map", body)
+    api.apply("service", beside.service(settings, now))
+    api.apply("network-policy", beside.network_policy(settings, now))
+    secret = beside.secret(
+        settings, manifest.head_secret(settings), {**kept.write(), **script}, now
+    )
+    api.apply("secret", secret)
+    body = manifest.cluster(
+        settings,
+        head,
+        folder=f"{kept.cluster_id}/head",
+        wheel=runtime.wheel,
+        parts=[each["metadata"]["name"] for each in parts],
+        most=_most(specification),
+        now=now,
+    )
+    api.apply("raycluster", body)
+    tell(f"RayCluster {body['metadata']['name']} is in the namespace {api.namespace}")
+
+
+def _script(
+    cloud: KubernetesCloud, specification: Specification, kept: Kept, runtime: Runtime
+) -> str:
+    there = {"namespace": cloud.api.namespace}
+    network = {key: text for key, text in specification.network.items() if key != "context"}
+    told = {**specification.model_dump(mode="json"), "network": {**network, **there}}
+    spec = HeadSpec(
+        name=specification.name,
+        cluster_id=kept.cluster_id,
+        cloud="kubernetes",
+        address="",  # the pod's own, when it has one
+        settings={"specification": told},
+        port=manifest.GATEWAY_PORT,
+        runtime=runtime,
+        gcs_port=manifest.GCS_PORT,
+        ray_token=_RAY_TOKEN,
+    )
+    return bootstrap.head(
+        cluster=specification.name,
+        cluster_id=kept.cluster_id,
+        instance=f"head-{kept.cluster_id}",
+        files={
+            "head.json": spec.write(),
+            "token": json.dumps(kept.token),
+            _RAY_TOKEN: kept.ray_token,
+            "tls.key": kept.key,
+            "tls.crt": kept.certificate,
+            "store.key": kept.store_key,
+        },
+        variables={
+            "MLCLOUD_STORE": specification.store or "",
+            "MLCLOUD_PORT": str(manifest.GATEWAY_PORT),
+            **settings_of(specification, MOST_NODES),
+        },
+        runtime=runtime,
+        version=__version__,
+    )
+
+
+def _most(specification: Specification) -> int:
+    return min(MOST_NODES, sum(group.max for group in specification.nodes) or MOST_NODES)
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+def _until_listening(cloud: KubernetesCloud, tell: Tell) -> None:
+    name, api = manifest.name(cloud.settings), cloud.api
+    began, said = time.monotonic(), ""
+    while True:
+        waited = time.monotonic() - began
+        pods = api.list("pod", f"ray.io/cluster={name},ray.io/node-type=head")
+        pods = [each for each in pods if not each["metadata"].get("deletionTimestamp")]
+        if not pods:
+            found = waiting.refused(_events(cloud, name))
+            now = "the operator makes the head's pod" if found is None else str(found)
+            if waited > POD_S and found is None:
+                found = waiting.Trouble(
+                    f"KubeRay's operator made no pod in {POD_S:g} s: does it run, and watch the "
+                    f"namespace {api.namespace}? kubectl describe raycluster {name}",
+                    True,
+                )
+        else:
+            pod = max(pods, key=lambda each: str(each["metadata"].get("creationTimestamp")))
+            if waiting.ready(pod):
+                tell("its gateway listens")
+                return
+            found = waiting.trouble(pod, _events(cloud, pod["metadata"]["name"]))
+            now = waiting.progress(pod) if found is None else str(found)
+            if found is not None and found.final:
+                words = _last_words(cloud, pod["metadata"]["name"])
+                found = replace(found, text=f"{found.text}{words}")
+        if found is not None and (found.final or waited > HEAD_S):
+            raise found.error(f"the head of {name!r} does not come up: {found}")
+        if waited > HEAD_S:
+            raise CloudRefused(f"the head of {name!r} is not up after {HEAD_S:g} s: {now}")
+        if now != said:
+            tell(now)
+            said = now
+        time.sleep(LOOK_S)
+
+
+def _events(cloud: KubernetesCloud, name: str) -> list[dict[str, Any]]:
+    """Those of one object, in the order in which they came."""
+    found = cloud.api.list("event", fields=f"involvedObject.name={name}")
+
+    def at(event: Mapping[str, Any]) -> str:
+        return str(event.get("lastTimestamp") or event.get("eventTime") or "")
+
+    return sorted(found, key=at)
+
+
+def _last_words(cloud: KubernetesCloud, pod: str) -> str:
+    said = cloud.api.log(pod, previous=True).strip() or cloud.api.log(pod).strip()
+    return f": {said.splitlines()[-1]}" if said else ""
+
+
+# --- reaching -------------------------------------------------------------------------------------
+
+
+def way(specification: Specification) -> PortForward:
+    """Through the API server. Raises `CredentialsMissing`."""
+    cloud = cloud_of(specification)
+    return PortForward(cloud.api, manifest.name(cloud.settings), manifest.GATEWAY_PORT)
+
+
+def direct(specification: Specification, token: str, fingerprint: str) -> Address | None:
+    """Where this runs in the cluster itself, and its policy lets it through; else None."""
+    if "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return None
+    cloud = cloud_of(specification)
+    host = f"{beside.service_name(cloud.settings)}.{cloud.api.namespace}.svc"
+    url = f"https://{host}:{manifest.GATEWAY_PORT}"
+    try:
+        return Address(url, token, context(url, fingerprint, DIRECT_S))
+    except ConnectionFailed:
+        return None
