@@ -80,13 +80,17 @@ def rent(specification: Specification, folder: Path, tell: Tell) -> SSHCluster:
         with contextlib.suppress(MLCloudError):
             cloud.terminate(head.id, "it did not come up")
         raise
+    return as_cluster(specification, machine, public_key)
+
+
+def as_cluster(specification: Specification, head: Machine, public_key: str) -> SSHCluster:
+    """A rented head as a cluster of one machine, which launches by this specification."""
     told = specification.model_dump(mode="json")
-    runtime = Runtime(setup=(PYTHON, *specification.setup))
     return SSHCluster(
         name=specification.name,
-        machines=(machine,),
+        machines=(head,),
         store=specification.store or "",
-        runtime=runtime,
+        runtime=Runtime(setup=(PYTHON, *specification.setup)),
         settings=settings_of(specification, sum(group.max for group in specification.nodes)),
         specification=told,
         cloud=specification.cloud,

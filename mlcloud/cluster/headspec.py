@@ -67,7 +67,8 @@ class Runtime:
 @dataclass(frozen=True)
 class HeadSpec:
     """`cloud` and its `settings` are for `clouds.make`; `address` is the head's own, as its nodes
-    reach it; `cluster_id` marks every process of the cluster, wherever it runs."""
+    reach it, and `region` where it is, of a rented one; `cluster_id` marks every process of the
+    cluster, wherever it runs."""
 
     name: str
     cluster_id: str
@@ -76,6 +77,7 @@ class HeadSpec:
     settings: dict[str, Any]
     port: int = 8443
     runtime: Runtime = field(default_factory=Runtime)
+    region: str = ""
 
     def write(self) -> str:
         return json.dumps(asdict(self), indent=1)

@@ -43,12 +43,12 @@ BYTES_A_SECOND = 50e6  # at which what is not in the store yet gets there, for t
 LEAST_RUN_S = 1.0  # no cell costs less than so much of its node
 YIELD_S = 5.0  # for a cell to end when it is interrupted
 CHECKPOINT_S = 2.0  # for a training loop to save, before it is interrupted
-CLUSTER = "cluster"
+CLUSTER = "cluster"  # and `cluster/1` … where a specification has more than one limit
 
 
 @dataclass
 class InForce:
-    """A budget. `whose` is a session's id, or "cluster"."""
+    """A budget. `whose` is a session's id, "cluster" or "cluster/…"."""
 
     whose: str
     limit: Limit
@@ -58,6 +58,11 @@ class InForce:
     stopped: str = ""  # why work is refused now
     stopped_in: str = ""  # the period in which it is
     stopping: bool = False
+
+    @property
+    def of_all(self) -> bool:
+        """Whether it is the cluster's."""
+        return self.whose.partition("/")[0] == CLUSTER
 
 
 class Budgets:
@@ -120,7 +125,7 @@ class Budgets:
             seen = self._look(each)
             found.append(
                 BudgetInfo(
-                    session=None if each.whose == CLUSTER else names.get(each.whose, each.whose),
+                    session=None if each.of_all else names.get(each.whose, each.whose),
                     limit=each.text,
                     limit_usd=each.limit.usd,
                     spent_usd=seen.spent,
@@ -138,9 +143,8 @@ class Budgets:
         """Raises `BudgetExceeded` where the work would certainly lead beyond a budget, and
         `UsageError` for a `max_cost` that cannot be read."""
         rate = self._services.billing.per_hour(session.id)
-        for whose in (session.id, CLUSTER):
-            budget = self._all.get(whose)
-            if budget is None:
+        for budget in self._all.values():
+            if not (budget.of_all or budget.whose == session.id):
                 continue
             if self._is_stopped(budget):
                 raise BudgetExceeded(budget.stopped)
@@ -218,7 +222,7 @@ class Budgets:
     def _look(self, budget: InForce) -> Look:
         billing = self._services.billing
         since = budget.limit.starts(now())
-        if budget.whose == CLUSTER:
+        if budget.of_all:
             spent = billing.spent(since=since)
             rate = billing.per_hour()
         else:
@@ -229,12 +233,12 @@ class Budgets:
         return look(budget.limit, budget.alerts, spent, rate, stop_s)
 
     def _covered(self, budget: InForce) -> list[Session]:
-        return [each for each in self._sessions if budget.whose in (each.id, CLUSTER)]
+        return [each for each in self._sessions if budget.of_all or budget.whose == each.id]
 
     # --- what follows -----------------------------------------------------------------------------
 
     def _whom(self, budget: InForce) -> str:
-        if budget.whose == CLUSTER:
+        if budget.of_all:
             return "the cluster"
         names = [each.request.name for each in self._sessions if each.id == budget.whose]
         return f"session {names[0]!r}" if names else "a session"
@@ -262,7 +266,7 @@ class Budgets:
 
     async def _stop(self, budget: InForce, sessions: list[Session]) -> None:
         await asyncio.gather(*(self._stop_session(each, budget.stopped) for each in sessions))
-        if budget.whose == CLUSTER:
+        if budget.of_all:
             await asyncio.to_thread(self._give_back)
 
     async def _stop_session(self, session: Session, why: str) -> None:

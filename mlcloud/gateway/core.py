@@ -31,6 +31,7 @@ from mlcloud.gateway.costs import CostReports
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
+from mlcloud.gateway.given import Given
 from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
 from mlcloud.gateway.links import Links
@@ -39,6 +40,7 @@ from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
+from mlcloud.gateway.specified import Specified
 from mlcloud.gateway.spend import Spending
 from mlcloud.gateway.upkeep import Upkeep
 from mlcloud.gateway.usage import UsageTable
@@ -72,9 +74,10 @@ class Gateway:
         on_idle: Callable[[], None],
         nodes_url: str = "",
     ) -> None:
-        self.settings = settings
+        self.specified = Specified(settings)
+        self.settings = settings = self.specified.settings(settings)
         self.links = Links(nodes_url or url)
-        self.token = token
+        self.url, self.token = url, token
         self.engine = open_database(settings.database_url)
         self.store = Store(settings.store_url)
         signer = Signer(load_or_create_key(settings.store_key_file))
@@ -86,7 +89,12 @@ class Gateway:
         if rebuilt:
             log.info("%d sessions were read back from the store's record", rebuilt)
         self.record.let_go_of_lost()
-        self.cluster = EmbeddedCluster(settings, on_end=self._node_ended, on_attempt=self._attempt)
+        self.cluster = EmbeddedCluster(
+            settings,
+            on_end=self._node_ended,
+            on_attempt=self._attempt,
+            specification=self.specified.specification,
+        )
         self.billing = Billing(self.engine, self.cluster.cloud.offers())
         self.billing.recall(self.record.nodes(), self.cluster.cloud.instances())
         self.spending = Spending(lambda: self.billing.ledger, self.billing)
@@ -118,7 +126,9 @@ class Gateway:
         self.budgets = Budgets(self.sessions)
         self.costs = CostReports(self.billing, self.engine, self.store)
         self.sessions.services.refuse = self.budgets.refuse
+        self.sessions.services.given = lambda: Given.of(self.specified.specification)
         self.budgets.recall(self.record.budgets())
+        self.specified.begin(self)
         self.comeback = Comeback(self.sessions, settings.spot_return)
         self.notices = Notices(self.cluster, self.sessions, leaving)
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
@@ -175,9 +185,9 @@ class Gateway:
     # --- background -------------------------------------------------------------------------------
 
     async def _watch_idle(self) -> None:
-        limit = self.settings.idle_end.total_seconds()
         overdue = 0
         while True:
+            limit = self.settings.idle_end.total_seconds()
             if self.sessions.busy():
                 self.used()
             left = self._last_used + limit - time.monotonic()

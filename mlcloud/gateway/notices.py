@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlcloud.models import NoticeReport
 
 log = logging.getLogger(__name__)
+OURS = (LIFETIME, "region")  # a node that this cluster gives back itself
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ class Notices:
         if before is not None and before.deadline <= leaving.deadline:
             return  # another sign of the same, such as the shutdown that follows a notice
         self.leaving[node] = leaving
-        if leaving.kind != LIFETIME:  # what this cluster learns of its offers
+        if leaving.kind not in OURS:  # what this cluster learns of its offers
             self._cluster.cloud.records.noticed(node, leaving.deadline, leaving.kind)
         if not self._sessions.on_notice(node, leaving.deadline, leaving.kind):
             self._spawn(self._drain(node, leaving.deadline))
         if leaving.kind == LIFETIME:
-            self._spawn(self._end(node, leaving.deadline))
+            self._spawn(self._end(node, leaving.deadline, "it was too old"))
 
     def _withdrawn(self, node: str, was_risk: bool) -> None:
         if not was_risk:
@@ -101,10 +102,18 @@ class Notices:
             if ray_id is not None:
                 await hosts.drain(ray_id, deadline)
 
-    async def _end(self, node: str, deadline: datetime) -> None:
-        """Its agent ends it as well: whoever comes first."""
+    def leave(self, node: str, leaving: Leaving, why: str) -> None:
+        """This cluster gives the node back itself: its sessions move, and at the deadline it
+        ends."""
+        if node in self.leaving:
+            return
+        self._goes(node, leaving)
+        self._spawn(self._end(node, leaving.deadline, why))
+
+    async def _end(self, node: str, deadline: datetime, why: str) -> None:
+        """Where it is too old its agent ends it as well: whoever comes first."""
         await asyncio.sleep(max(0.0, (deadline - now()).total_seconds()))
-        await asyncio.to_thread(self._cluster.cloud.terminate, node, "it was too old")
+        await asyncio.to_thread(self._cluster.cloud.terminate, node, why)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)

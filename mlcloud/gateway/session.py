@@ -43,6 +43,7 @@ from mlcloud.gateway import adoption, db, hosting, restoring
 from mlcloud.gateway.billing import Billing
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
+from mlcloud.gateway.given import Given
 from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.journal import Journal
 from mlcloud.gateway.lease import Lease
@@ -96,6 +97,8 @@ class Services:
     snapshot_limits: dict[str, float]
     # Raises `BudgetExceeded` where work would certainly lead beyond a budget (`budgets.py`).
     refuse: Callable[[Session, dict[str, Any]], None] = lambda session, options: None
+    # What the cluster's specification gives to each session (`specified.py`).
+    given: Callable[[], Given] = Given
 
 
 class Session:
@@ -354,6 +357,10 @@ class Session:
         if self.host is not None and self.host.instance == instance_id:
             self.host.lose("preempted" if reason == "preempted" else f"its node ended ({reason})")
             self.spawn(hosting.lost_between_cells(self, self.host))
+
+    def look_again(self) -> None:
+        """Its idle time has changed."""
+        self._work.set()
 
     # --- the worker -------------------------------------------------------------------------------
 
