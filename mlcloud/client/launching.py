@@ -31,6 +31,7 @@ from mlcloud import __version__
 from mlcloud.client import respecifying
 from mlcloud.client.connection import Address, Connection
 from mlcloud.client.machines import SSHCluster, of_specification
+from mlcloud.client.residency import require_store
 from mlcloud.client.tunnel import Tunnel
 from mlcloud.cluster import bootstrap, ssh
 from mlcloud.cluster.clouds.ssh import SSHCloud
@@ -238,6 +239,7 @@ def _wanted(target: Any, settings: Settings, tell: Say) -> SSHCluster:
     if target.cloud not in RENTED:
         if target.image:
             tell(f"image: {target.image} is not used: machines of your own have theirs already")
+        require_store(target, tell)
         return of_specification(target)
     from mlcloud.client import renting
 
@@ -275,6 +277,8 @@ def _changed(specification: Any, settings: Settings, tell: Say) -> Connection | 
             + "; ".join(map(str, [*found.applied, *found.refused]))
         ) from error
     tell(f"{note.name} runs with another specification")
+    if before.regions != specification.regions:
+        require_store(specification, tell)
     try:
         applied = respecifying.change(
             connection, specification, partial(_told, note, settings, tell)

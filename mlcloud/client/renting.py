@@ -23,6 +23,7 @@ from typing import Any
 
 from mlcloud.client.machines import SSHCluster, settings_of
 from mlcloud.client.planning import offers_of
+from mlcloud.client.residency import require_store
 from mlcloud.cluster import clouds, ssh
 from mlcloud.cluster.clouds.aws.network import CHECKIP, own_address
 from mlcloud.cluster.clouds.base import (
@@ -70,6 +71,7 @@ def rent(specification: Specification, folder: Path, tell: Tell) -> SSHCluster:
     cloud = cloud_from_here(specification, public_key)
     if isinstance(cloud, CloudWithCredentials):
         cloud.check()
+    require_store(specification, tell)
     head = _running(cloud) or _bought(specification, cloud, tell)
     try:
         head = _with_address(cloud, head, tell)

@@ -231,6 +231,7 @@ def ray_environment(record: dict[str, Any], settings: dict[str, Any]) -> dict[st
     return {
         **variables,
         **onlyhere.preload(settings["node_ip"], Path(settings["ray_dir"]), variables),
+        **settings.get("residency", {}),
         **settings.get("node_environment", {}),
         "RAY_CLOUD_INSTANCE_ID": record["id"],
         "RAY_NODE_TYPE_NAME": record["node_type"],

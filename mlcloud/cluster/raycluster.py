@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def write(
     node_ip: str = NODE_IP,
     head_file: Path | None = None,
     store_url: str = "",
+    residency: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write `autoscaling.json` and `cluster.json` under `root`; returns the latter."""
     autoscaling = root / "autoscaling.yaml"
@@ -73,6 +75,7 @@ def write(
         "notice_poll_s": notice_poll_s,
         "metadata": metadata,
         "lifetime_s": lifetime_s,
+        "residency": dict(residency or {}),
         "head_instance_id": head_instance_id,
         "ray_environment": ray_environment(),
     }

@@ -31,6 +31,7 @@ from mlcloud.cluster.specification import NodeGroup, Specification
 from mlcloud.config import Settings
 from mlcloud.errors import NoSuchResources, SessionFailed
 from mlcloud.gateway.hosts import Hosts
+from mlcloud.store import residency
 
 log = logging.getLogger(__name__)
 WATCH_S = 0.5
@@ -66,6 +67,7 @@ class EmbeddedCluster:
         self.settings = settings
         self.cloud = clouds.at_head(settings.cloud_root, settings.head_file, watching=True)
         self.name = self.cloud.spec.name if isinstance(self.cloud, Headed) else "embedded"
+        self._residency = _residency(specification)
         self.groups: tuple[NodeGroup, ...] = specification.nodes if specification else ()
         self.types: list[NodeType] = []
         self._read_types()
@@ -156,6 +158,7 @@ class EmbeddedCluster:
             node_ip=self.cloud.address,
             head_file=self.settings.head_file,
             store_url=self.settings.store_url,
+            residency=self._residency,
         )
         self.cloud.launch(
             HEAD_OFFER, LaunchRequest(HEAD, {"CPU": 0}, instance_id=cluster["head_instance_id"])
@@ -189,12 +192,16 @@ class EmbeddedCluster:
     async def respecify(self, settings: Settings, specification: Specification) -> None:
         """From now on by these: Ray's autoscaler reads what is written here within a second."""
         self.settings, self.groups = settings, specification.nodes
+        self._residency = _residency(specification)
         self._read_types()
         path = self.cloud.root / "cluster.json"
         if not path.exists():  # it has not begun to start
             return
         told = json.loads(path.read_text())
-        told["lifetime_s"] = settings.node_lifetime.total_seconds()
+        told |= {
+            "lifetime_s": settings.node_lifetime.total_seconds(),
+            "residency": self._residency,
+        }
         write_json(path, told)
         await asyncio.to_thread(self._write_autoscaling, self.cloud.instances())
 
@@ -270,6 +277,13 @@ class EmbeddedCluster:
 
     def _end_instances(self, reason: str) -> None:
         end_instances(self.cloud, reason)
+
+
+def _residency(specification: Specification | None) -> dict[str, str]:
+    """What nodes are told of where data may be. The local cloud is wherever this computer is."""
+    if specification is None or specification.cloud == "local":
+        return {}
+    return residency.variables(specification.regions, specification.cloud)
 
 
 def end_instances(cloud: LocalCloud, reason: str) -> int:

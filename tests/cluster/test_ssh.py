@@ -177,14 +177,19 @@ def test_a_specification_that_changes(
     )
 
     def cluster(*machines: netns.Machine, **fields: Any) -> mlcloud.Cluster:
-        hosts = [{"host": each.address, "cpus": 1, "memory": "2GiB"} for each in machines]
+        facts = {"cpus": 1, "memory": "2GiB", "region": "hall-1"}
+        hosts = [{"host": each.address, **facts} for each in machines]
         ssh = {"user": "root", "key": str(three.wanted.key), "hosts": hosts}
-        return mlcloud.Cluster("lab", cloud="ssh", store=three.wanted.store, ssh=ssh, **fields)
+        told = {"regions": ["hall-1", "aws:eu-central-1"], "store": three.wanted.store, "ssh": ssh}
+        return mlcloud.Cluster("lab", cloud="ssh", **told, **fields)
 
     cluster(a, b).up()
     client = mlcloud.connect("lab")
     first = client.session("first", namespace={})
-    first.run("kept = 1")
+    first.run(
+        "import os; kept = 1; may = [os.environ[f'MLCLOUD_{x}'] for x in ('REGIONS', 'CLOUD')]"
+    )
+    assert first["may"] == ["hall-1,aws:eu-central-1", "ssh"]
     assert three.machine_of(first).name == "b"
 
     capsys.readouterr()
