@@ -49,6 +49,7 @@ def write(
     head_file: Path | None = None,
     store_url: str = "",
     residency: Mapping[str, str] | None = None,
+    head_cloud: str = "local",
 ) -> dict[str, Any]:
     """Write `autoscaling.json` and `cluster.json` under `root`; returns the latter."""
     autoscaling = root / "autoscaling.yaml"
@@ -76,6 +77,7 @@ def write(
         "metadata": metadata,
         "lifetime_s": lifetime_s,
         "residency": dict(residency or {}),
+        "head_cloud": head_cloud,
         "head_instance_id": head_instance_id,
         "ray_environment": ray_environment(),
     }

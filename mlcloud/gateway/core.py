@@ -31,6 +31,7 @@ from mlcloud.gateway.costs import CostReports
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
+from mlcloud.gateway.farewell import Farewell
 from mlcloud.gateway.given import Given
 from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
@@ -130,7 +131,8 @@ class Gateway:
         self.budgets.recall(self.record.budgets())
         self.specified.begin(self)
         self.comeback = Comeback(self.sessions, settings.spot_return)
-        self.notices = Notices(self.cluster, self.sessions, leaving)
+        self.farewell = Farewell(self)
+        self.notices = Notices(self.cluster, self.sessions, leaving, self.farewell.on_notice)
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
         self._on_idle = on_idle
         self._heard: set[str] = set()  # nodes whose agents were heard
@@ -180,6 +182,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.notices.close()
+        await self.farewell.close()
         self.engine.dispose()
 
     # --- background -------------------------------------------------------------------------------
@@ -226,6 +229,12 @@ class Gateway:
                 for session in self.sessions:
                     session.to_record |= session.journal.last > session.recorded
             await self._record_all(everything=due)
+
+    async def record_everything(self) -> None:
+        """Sessions, their journals, what nodes cost, budgets: in the store when it returns."""
+        for session in self.sessions:
+            session.to_record |= session.journal.last > session.recorded
+        await self._record_all(everything=True)
 
     async def _record_all(self, *, everything: bool) -> None:
         for session in self.sessions:

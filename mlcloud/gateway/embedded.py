@@ -159,6 +159,7 @@ class EmbeddedCluster:
             head_file=self.settings.head_file,
             store_url=self.settings.store_url,
             residency=self._residency,
+            head_cloud=self.cloud.name,
         )
         self.cloud.launch(
             HEAD_OFFER, LaunchRequest(HEAD, {"CPU": 0}, instance_id=cluster["head_instance_id"])

@@ -3,7 +3,8 @@
     POST /v1/nodes/<id>/notice ─┬─ goes away ──► drained in Ray, passed over by new hosts, sessions
     (and each heartbeat)        │                move: the successors are asked for now
                                 ├─ at risk ────► its sessions save, and stay
-                                └─ withdrawn ──► said; what was drained is left all the same
+                                ├─ withdrawn ──► said; what was drained is left all the same
+                                └─ of the head ► everything is saved (`farewell`)
 
 A report may come twice, from a node whose answer was lost or for a gateway that was started since:
 what is known already changes nothing. Ray cannot undo a drain, so a session leaves a drained node
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -46,9 +47,14 @@ class Notices:
     """Of one gateway. `leaving` is shared with whoever places hosts."""
 
     def __init__(
-        self, cluster: EmbeddedCluster, sessions: Sessions, leaving: dict[str, Leaving]
+        self,
+        cluster: EmbeddedCluster,
+        sessions: Sessions,
+        leaving: dict[str, Leaving],
+        on_head: Callable[[str, float | None], None],
     ) -> None:
         self.leaving = leaving
+        self._on_head = on_head
         self._cluster, self._sessions = cluster, sessions
         self._known: dict[tuple[str, str], str] = {}  # (node, key) → what was said last
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -65,6 +71,9 @@ class Notices:
         self._known[node, report.key] = report.kind
         log.info("node %s has a notice: %s, in %s s", node, report.kind, report.in_s)
         if self._is_head(node):
+            seconds = SHUTDOWN_S if report.in_s is None else report.in_s
+            gone = report.kind not in SAVES and report.kind != WITHDRAWN
+            self._on_head(report.kind, seconds if gone else None)
             return  # no session is on it, and Ray's head is not drained
         if report.kind in SAVES:
             self._sessions.on_risk(node, report.kind)
