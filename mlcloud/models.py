@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -248,6 +248,9 @@ class SessionInfo(Model):
         default_factory=list, description="Ids of the sessions from which it was forked."
     )
     detail: str = Field("", description="Why, for `failed`, and what it waits for, for `starting`.")
+    secrets: dict[str, str] = Field(
+        default_factory=dict, description="Their names and where each is kept; never a value."
+    )
     idle_since: datetime | None = Field(
         None, description="Since when it holds a node and runs nothing."
     )
@@ -386,6 +389,33 @@ class NodeInfo(Model):
     memory_bytes: int = 0
     gpu: str | None = Field(None, description="What it has, as `A10G:1`.")
     use: NodeUse | None = Field(None, description="None: it was not heard of late.")
+
+
+class HeadRequest(Model):
+    """Parts of a head's `head.json`."""
+
+    settings: dict[str, Any]
+    runtime: dict[str, Any]
+
+
+class SpecificationRequest(Model):
+    """`PUT /v1/specification`: what the cluster is to run with from now on.
+
+    `head` is what a head elsewhere is told anew: `settings` of its cloud and `runtime` of its
+    nodes.
+    """
+
+    specification: dict[str, Any] = Field(description="As in `cluster.yaml`; see `mlcloud schema`.")
+    head: HeadRequest | None = None
+
+
+class SpecificationInfo(Model):
+    """What the cluster runs with, and what was applied just now. `named`: it was brought up by a
+    specification, and not by settings alone."""
+
+    specification: dict[str, Any]
+    named: bool = True
+    applied: list[str] = []
 
 
 class BudgetRequest(Model):

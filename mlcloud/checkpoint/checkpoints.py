@@ -52,7 +52,7 @@ from mlcloud.checkpoint.step import (
     encode_note,
     info_of,
 )
-from mlcloud.store import Store
+from mlcloud.store import Store, residency
 from mlcloud.store.manifest import Manifest, canonical
 from mlcloud.store.progress import shown
 from mlcloud.widgets.series import Series
@@ -91,6 +91,8 @@ class Checkpoints:
         verify: Literal["blake3", "xxh3"] = "blake3",
         report: context.Report | None = None,
     ) -> None:
+        if isinstance(store, str):
+            residency.refuse_outside(store, "checkpoints")
         self.store = Store(store) if isinstance(store, str) else store
         self.name = name
         self.keep = None if keep is None else rule(keep)

@@ -17,7 +17,7 @@ from mlcloud.client import environments
 from mlcloud.client.advice import AdviceList
 from mlcloud.client.cluster import Cluster
 from mlcloud.client.connection import Address, Connection, fixed
-from mlcloud.client.secrets import Declared, declared, find, require
+from mlcloud.client.secrets import Declared, declared, find, is_ours, require
 from mlcloud.client.session import Session, main_namespace
 from mlcloud.client.spending import Spending, When
 from mlcloud.config import Settings
@@ -107,10 +107,11 @@ class Client:
         `secrets` are environment variables of the session (`["HF_TOKEN"]`: this notebook's, else
         from its keyring; or where each is kept, `{"HF_TOKEN": "keyring:hf/me"}`, `env:`, `aws:`,
         `gcp:`, `azure:`, `kubernetes:`). Their values are held in memory, and are in no snapshot,
-        log or output.
+        log or output. Those of the cluster's specification come beside them; `[]`: none at all.
 
         `data` are folders of the session with a bucket's files, read-only, there before its first
         cell on every node: `{"/data": "s3://bucket/prefix"}`, or a path in its working directory.
+        Those of the cluster's specification come beside them; `{}`: none at all.
 
         Raises `SecretMissing` for a secret that is nowhere, `UsageError` for what it does not
         understand, `NoSuchResources` at once where the
@@ -131,7 +132,7 @@ class Client:
         }
         wanted: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         sources = {} if secrets is None else declared(secrets)
-        if sources:
+        if secrets is not None:
             wanted["secrets"] = sources
         if data is not None:
             wanted["data"] = [{"path": str(path), "url": url} for path, url in data.items()]
@@ -148,9 +149,15 @@ class Client:
         found = find(sources)
         require(self._connection, request.name, found)
         answer = self._connection.post("/v1/sessions", body)
-        made = self._local(SessionInfo.model_validate(answer), namespace)
-        if sources:
-            made.secrets.give(sources, found)
+        info = SessionInfo.model_validate(answer)
+        made = self._local(info, namespace)
+        # Those of the cluster's specification that are kept on this side.
+        ours = {name: kept for name, kept in info.secrets.items() if is_ours(kept)}
+        new = {name: kept for name, kept in ours.items() if name not in sources}
+        if sources or not made.secrets.knows(new):
+            values, reasons = find(new)
+            both = ({**values, **found[0]}, {**reasons, **found[1]})
+            made.secrets.give({**new, **sources}, both)
         return made
 
     def _local(self, info: SessionInfo, namespace: dict[str, Any] | None) -> Session:

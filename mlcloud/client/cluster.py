@@ -127,33 +127,37 @@ class Cluster:
 
         Raises `NotFound` where none runs.
         """
+        from mlcloud.cluster.specification import changes
+
         if self._is_local:
             from mlcloud.client import embedded_specification as local
 
-            found, compare = local.running(), local.differences
+            found = local.running()
         else:
-            from mlcloud.cluster.specification import changes as compare
-
             found = self._launching("running")(self.specification)
         if found is None:
             raise NotFound(f"cluster {self.name!r} is not up: there is nothing to compare with")
-        return compare(found, self.specification)
+        return changes(found, self.specification)
 
     # --- its life ---------------------------------------------------------------------------------
 
     def up(self) -> Status:
         """Start it, or find it running, and make it the one that `%%remote` uses.
 
-        Raises `Conflict` with the differences where it runs with another specification that it
-        cannot take up as it is, `CredentialsMissing` before anything is started, and
-        `SpecificationError` for what the cloud does not sell.
+        Where it runs with another specification, what can change while it runs is applied and
+        shown: node groups and their limits, markets, budgets, idle times, regions, tags … Raises
+        `Conflict` for the rest, naming each field and what was applied; that needs `down`, then
+        `up`. Raises `CredentialsMissing` before anything is started, and `SpecificationError` for
+        what the cloud does not sell.
         """
         from mlcloud.client import api
 
         if self._is_local:
             from mlcloud.client import embedded_specification as local
 
-            self._connection = local.up(self.specification)
+            self._connection, applied = local.up(self.specification)
+            if applied:
+                print(f"applied to the running cluster {self.name}:\n{applied!r}")
         else:
             from mlcloud.client.planning import check_sold
 

@@ -18,13 +18,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from mlcloud.client.connection import Address
 from mlcloud.cluster.clouds.local import LocalCloud, importable
-from mlcloud.cluster.records import write_json
+from mlcloud.cluster.in_force import read_record, write_record
 from mlcloud.config import ALREADY_RUNNING, Settings
 from mlcloud.errors import ConnectionFailed
 
@@ -72,7 +71,7 @@ def _start(settings: Settings) -> Address:
         address = running(settings)
         if address is not None:
             if record:
-                write_record(settings, {**record, "url": address.url})
+                write_record(settings, {**read_record(settings), "url": address.url})
             return address
         time.sleep(0.05)
     child.kill()
@@ -104,21 +103,6 @@ def _named(settings: Settings) -> dict[str, str]:
     """What a specification says of this home's cluster, until it is taken down."""
     named = read_record(settings).get("variables")
     return {str(key): str(named[key]) for key in named} if isinstance(named, dict) else {}
-
-
-def read_record(settings: Settings) -> dict[str, Any]:
-    """The specification of this home's cluster, the variables it comes to, and the address of the
-    gateway that was started with it. Empty: there is none."""
-    try:
-        record = json.loads(settings.record_file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def write_record(settings: Settings, record: dict[str, Any]) -> None:
-    settings.make_folders()
-    write_json(settings.record_file, record)
 
 
 def _since(log: Path, start: int) -> str:

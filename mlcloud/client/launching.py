@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from typing import Any
 import httpx
 
 from mlcloud import __version__
+from mlcloud.client import respecifying
 from mlcloud.client.connection import Address, Connection
 from mlcloud.client.machines import SSHCluster, of_specification
 from mlcloud.client.portforward import PortForward
+from mlcloud.client.residency import require_store
 from mlcloud.client.tunnel import Tunnel
 from mlcloud.cluster import bootstrap, ssh
 from mlcloud.cluster.clouds.ssh import SSHCloud
@@ -214,7 +217,9 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
     if getattr(target, "cloud", "") == "kubernetes":
         return _up_in_pods(target, settings, tell)
     if not isinstance(target, SSHCluster):
-        _check_same(target, settings)
+        found = _changed(target, settings, tell)
+        if found is not None:
+            return found
     wanted = _wanted(target, settings, tell)
     note = _begun(wanted, settings)
     cloud = note.cloud_of(settings)
@@ -223,7 +228,7 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
     wanted, wheel = _with_wheel(wanted)
     _pin(wanted, folder / "known_hosts")
     public_key = ssh.make_key(folder / "id_ed25519", f"mlcloud cluster {wanted.name}")
-    _let_in(cloud, wanted, public_key, tell)
+    _let_in(cloud, list(cloud.machines), public_key, tell)
     tell(f"{wanted.machines[0].host} becomes the head")
     script = bootstrap.head(
         cluster=wanted.name,
@@ -290,6 +295,9 @@ def _wanted(target: Any, settings: Settings, tell: Say) -> SSHCluster:
     if isinstance(target, SSHCluster):
         return target
     if target.cloud not in RENTED:
+        if target.image:
+            tell(f"image: {target.image} is not used: machines of your own have theirs already")
+        require_store(target, tell)
         return of_specification(target)
     from mlcloud.client import renting
 
@@ -298,19 +306,109 @@ def _wanted(target: Any, settings: Settings, tell: Say) -> SSHCluster:
     return renting.rent(target, folder, tell)
 
 
-def _check_same(specification: Any, settings: Settings) -> None:
-    """Raises `Conflict` with what differs where the cluster runs with another specification: its
-    head was told of that one, and takes up no other."""
-    from mlcloud.cluster.specification import changes
+# --- another specification ------------------------------------------------------------------------
+
+
+def _changed(specification: Any, settings: Settings, tell: Say) -> Connection | None:
+    """What differs from what the cluster of that name runs with, applied; None where nothing does,
+    or where none runs and all of it can be taken up by one that starts.
+
+    Raises `Conflict` for what cannot be applied, when the rest has been.
+    """
+    from mlcloud.cluster.specification import split
 
     before = running(specification, settings)
-    differs = changes(before, specification) if before is not None else None
-    if differs:
+    found = split(before, specification) if before is not None else None
+    if found is None or not (found.applied or found.refused):
+        return None
+    note = note_of(specification.name, settings)
+    try:
+        if not note.token:
+            raise ConnectionFailed("its gateway never answered")
+        connection = connect(note.name, settings)
+    except ConnectionFailed as error:
+        if note.token and not found.refused:
+            return None
         raise Conflict(
-            f"the cluster {specification.name!r} runs with another specification; "
-            f"`mlcloud down {specification.name}` first, or leave it as it was: "
-            + "; ".join(map(str, differs))
+            f"the cluster {note.name!r} was brought up with another specification, and does not "
+            f"answer ({error}); `mlcloud down {note.name}` first, or leave it as it was: "
+            + "; ".join(map(str, [*found.applied, *found.refused]))
+        ) from error
+    tell(f"{note.name} runs with another specification")
+    if before.regions != specification.regions:
+        require_store(specification, tell)
+    try:
+        applied = respecifying.change(
+            connection, specification, partial(_told, note, settings, tell)
         )
+    except MLCloudError:
+        _note_change(connection, note, settings, tell)
+        connection.close()
+        raise
+    _note_change(connection, note, settings, tell)
+    for each in applied:
+        tell(str(each))
+    tell(f"{note.name} runs with the new one")
+    return connection
+
+
+def _told(note: Note, settings: Settings, tell: Say, merged: Any) -> dict[str, Any]:
+    """What the head is told anew. New machines let the cluster's key in before."""
+    wanted = _again(note, settings, merged)
+    if note.cloud == "ssh":
+        folder = settings.clusters / note.name
+        known = {each["host"] for each in note.machines}
+        new = [each for each in wanted.machines if each.host not in known]
+        cloud = replace(note, machines=[asdict(each) for each in wanted.machines]).cloud_of(
+            settings
+        )
+        if new:
+            _pin(wanted, folder / "known_hosts")
+            public_key = (folder / "id_ed25519.pub").read_text().strip()
+            _let_in(
+                cloud, [wanted.machines[0].host, *(each.host for each in new)], public_key, tell
+            )
+        # A head that runs takes this one file.
+        files = {"known_hosts": _known_hosts(folder / "known_hosts", wanted.machines)}
+        script = bootstrap.head(
+            cluster=note.name,
+            cluster_id=note.cluster_id,
+            instance=f"head-{note.cluster_id}",
+            files=files,
+            variables={},
+            runtime=wanted.runtime,
+            version=__version__,
+        )
+        ssh.run(note.target(settings), script, timeout=60)
+    return {"settings": _head_settings(wanted), "runtime": asdict(wanted.runtime)}
+
+
+def _again(note: Note, settings: Settings, specification: Any) -> SSHCluster:
+    """The running cluster as this specification has it."""
+    if note.cloud == "ssh":
+        return of_specification(specification)
+    from mlcloud.client import renting
+
+    public_key = (settings.clusters / note.name / "id_ed25519.pub").read_text().strip()
+    return renting.as_cluster(specification, machine_of(note.head), public_key)
+
+
+def _note_change(connection: Connection, note: Note, settings: Settings, tell: Say) -> None:
+    """What runs now, also where a part was refused: for the next `up`, and for `down`."""
+    try:
+        now, _ = respecifying.present(connection)
+    except MLCloudError as error:
+        tell(f"what it runs with now could not be read: {error}")
+        return
+    wanted = _again(note, settings, now)
+    machines = [asdict(each) for each in wanted.machines]
+    gone = {each["host"] for each in note.machines} - {each["host"] for each in machines}
+    if gone:  # nothing runs there: the gateway would have refused
+        script = f"rm -rf -- {bootstrap.ROOT}/{note.cluster_id}"
+        for host, problem in _cleared(note, settings, sorted(gone), script).items():
+            tell(f"{host} is none of its machines any more, but could not be cleared: {problem}")
+    told = now.model_dump(mode="json")
+    _write(replace(note, machines=machines, jump=wanted.jump, specification=told), settings)
 
 
 def _begun(wanted: SSHCluster, settings: Settings) -> Note:
@@ -340,8 +438,9 @@ def _begun(wanted: SSHCluster, settings: Settings) -> Note:
     return fresh
 
 
-def _let_in(cloud: SSHCloud, wanted: SSHCluster, public_key: str, tell: Say) -> None:
-    """The cluster's key, on every machine. One that is away is left out; the head must be there."""
+def _let_in(cloud: SSHCloud, hosts: list[str], public_key: str, tell: Say) -> None:
+    """The cluster's key, on each machine. One that is away is left out; the first, which is the
+    head, must be there."""
     script = bootstrap.authorizing(public_key)
 
     def let_in(host: str) -> MLCloudError | None:
@@ -351,7 +450,6 @@ def _let_in(cloud: SSHCloud, wanted: SSHCluster, public_key: str, tell: Say) -> 
             return error
         return None
 
-    hosts = list(cloud.machines)
     with ThreadPoolExecutor(min(len(hosts), 16)) as pool:
         failures = dict(zip(hosts, pool.map(let_in, hosts), strict=True))
     failure = failures[hosts[0]]
@@ -366,25 +464,31 @@ def _let_in(cloud: SSHCloud, wanted: SSHCluster, public_key: str, tell: Say) -> 
 
 def _files(wanted: SSHCluster, note: Note, folder: Path) -> dict[str, str]:
     head = wanted.machines[0]
-    there = {each.host: replace(each, key=None, port=each.port) for each in wanted.workers}
     spec = HeadSpec(
         name=wanted.name,
         cluster_id=note.cluster_id,
         cloud=wanted.cloud,
         address=head.private,
-        settings=wanted.cloud_settings
-        or {
-            "machines": [asdict(each) for each in there.values()],
-            "known_hosts": "known_hosts",
-            "key": "id_ed25519",
-        },
+        settings=_head_settings(wanted),
         port=wanted.port,
         runtime=wanted.runtime,
+        region="" if wanted.cloud == "ssh" else head.region,
     )
+    record = {"url": "", "specification": wanted.specification, "variables": {}}
     return {
         "head.json": spec.write(),
+        **({"cluster.json": json.dumps(record)} if wanted.specification else {}),
         "id_ed25519": (folder / "id_ed25519").read_text(),
         "known_hosts": _known_hosts(folder / "known_hosts", wanted.machines),
+    }
+
+
+def _head_settings(wanted: SSHCluster) -> dict[str, Any]:
+    """What its cloud is told at the head (`clouds.make`)."""
+    return wanted.cloud_settings or {
+        "machines": [asdict(replace(each, key=None)) for each in wanted.workers],
+        "known_hosts": "known_hosts",
+        "key": "id_ed25519",
     }
 
 
@@ -463,13 +567,30 @@ def down(target: Any, settings: Settings | None = None, say: Say = print) -> boo
     name = _name(target)
     note = note_of(name, settings)
     _ask_to_end(note, settings, say)
-    if note.cloud not in ("ssh", *RENTED):
+    if note.cloud != "ssh":
         return _swept(note, settings, say)
-    cloud = note.cloud_of(settings)
-    public = settings.clusters / name / "id_ed25519.pub"
+    hosts = list(note.cloud_of(settings).machines)
     script = bootstrap.ending(
         bootstrap.CLUSTER_MARK, note.cluster_id, folders=note.cluster_id, claims=f" {name} "
     )
+    failures = _cleared(note, settings, hosts, script)
+    if failures:
+        raise ConnectionFailed(
+            f"{len(failures)} of {len(hosts)} machines could not be cleared; what runs there ends "
+            f"itself when no gateway answers it; `mlcloud down {name}` tries again: "
+            + "; ".join(str(error) for error in failures.values())
+        )
+    _forget(name, settings)
+    say(f"{name} is down: nothing of it is left on {len(hosts)} machines")
+    return True
+
+
+def _cleared(
+    note: Note, settings: Settings, hosts: list[str], script: str
+) -> dict[str, MLCloudError]:
+    """The script has run on these machines, and the cluster's key is forgotten; what failed."""
+    cloud = note.cloud_of(settings)
+    public = settings.clusters / note.name / "id_ed25519.pub"
     forget = bootstrap.forgetting(public.read_text().strip()) if public.exists() else ""
 
     def clear(host: str) -> MLCloudError | None:
@@ -481,24 +602,9 @@ def down(target: Any, settings: Settings | None = None, say: Say = print) -> boo
             return error
         return None
 
-    hosts = list(cloud.machines)
-    if note.cloud != "ssh":
-        return _swept(note, settings, say)
     with ThreadPoolExecutor(min(len(hosts), 16)) as pool:
-        failures = {
-            host: error
-            for host, error in zip(hosts, pool.map(clear, hosts), strict=True)
-            if error is not None
-        }
-    if failures:
-        raise ConnectionFailed(
-            f"{len(failures)} of {len(hosts)} machines could not be cleared; what runs there ends "
-            f"itself when no gateway answers it; `mlcloud down {name}` tries again: "
-            + "; ".join(str(error) for error in failures.values())
-        )
-    _forget(name, settings)
-    say(f"{name} is down: nothing of it is left on {len(hosts)} machines")
-    return True
+        found = zip(hosts, pool.map(clear, hosts), strict=True)
+        return {host: error for host, error in found if error is not None}
 
 
 def _swept(note: Note, settings: Settings, say: Say) -> bool:

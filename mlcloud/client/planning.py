@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mlcloud.client.residency import require_store
 from mlcloud.cluster import clouds
 from mlcloud.cluster.clouds.base import Cloud
 from mlcloud.cluster.effective import Expectations, effective_usd_per_hour
@@ -52,10 +53,10 @@ def plan(
 
     Costs nothing, starts nothing, and needs no credentials: prices are the catalogue's, and say how
     old they are. With `quotas` the cloud is asked what the account may have, which needs them; what
-    it may not have comes last, with the reason.
+    it may not have comes last, with the reason. The store's bucket is asked where it is, too.
 
-    Raises `SpecificationError` for what is not sold, with the nearest that is, and
-    `NoSuchResources` for a shape.
+    Raises `SpecificationError` for what is not sold, with the nearest that is, or for a store
+    outside of `regions`, and `NoSuchResources` for a shape.
     """
     source = str(target) if isinstance(target, (str, Path)) else ""
     lines = lines_of(source) if source else None
@@ -67,7 +68,10 @@ def plan(
     if asked:
         specification = _with_shape(specification, asked)
     showing = _showing(specification.cloud, offers)
-    return ranked(
+    said: list[str] = []
+    if quotas and specification.store != _ANY_STORE:  # then it may ask
+        require_store(specification, said.append, must_know=False)
+    found = ranked(
         specification,
         offers,
         hours=_hours(hours),
@@ -75,6 +79,8 @@ def plan(
         lacking=_lacking(specification, showing) if quotas else None,
         showing=showing,
     )
+    found.notes += said
+    return found
 
 
 def _effective(specification: Specification, hours: float) -> Callable[[Offer, Startup], Decimal]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from mlcloud.client.machines import SSHCluster, settings_of
 from mlcloud.client.planning import offers_of
+from mlcloud.client.residency import require_store
 from mlcloud.cluster import clouds, ssh
 from mlcloud.cluster.clouds.aws.network import CHECKIP, own_address
 from mlcloud.cluster.clouds.base import (
@@ -70,6 +71,7 @@ def rent(specification: Specification, folder: Path, tell: Tell) -> SSHCluster:
     cloud = cloud_from_here(specification, public_key)
     if isinstance(cloud, CloudWithCredentials):
         cloud.check()
+    require_store(specification, tell)
     head = _running(cloud) or _bought(specification, cloud, tell)
     try:
         head = _with_address(cloud, head, tell)
@@ -80,13 +82,17 @@ def rent(specification: Specification, folder: Path, tell: Tell) -> SSHCluster:
         with contextlib.suppress(MLCloudError):
             cloud.terminate(head.id, "it did not come up")
         raise
+    return as_cluster(specification, machine, public_key)
+
+
+def as_cluster(specification: Specification, head: Machine, public_key: str) -> SSHCluster:
+    """A rented head as a cluster of one machine, which launches by this specification."""
     told = specification.model_dump(mode="json")
-    runtime = Runtime(setup=(PYTHON, *specification.setup))
     return SSHCluster(
         name=specification.name,
-        machines=(machine,),
+        machines=(head,),
         store=specification.store or "",
-        runtime=runtime,
+        runtime=Runtime(setup=(PYTHON, *specification.setup)),
         settings=settings_of(specification, sum(group.max for group in specification.nodes)),
         specification=told,
         cloud=specification.cloud,

@@ -112,6 +112,10 @@ class SessionSecrets:
     def infos(self) -> list[SecretInfo]:
         return [SecretInfo.model_validate(each) for each in self._connection.get(self._path)]
 
+    def knows(self, names: Iterable[str]) -> bool:
+        """Whether this notebook has given all of these already."""
+        return self._declared.keys() >= set(names)
+
     def give(self, sources: Mapping[str, str], found: Found | None = None) -> None:
         """Declare them, and send those values that are kept here.
 

@@ -234,6 +234,7 @@ def ray_environment(record: dict[str, Any], settings: dict[str, Any]) -> dict[st
     return {
         **variables,
         **onlyhere.preload(settings["node_ip"], Path(settings["ray_dir"]), variables),
+        **settings.get("residency", {}),
         **settings.get("node_environment", {}),
         "RAY_CLOUD_INSTANCE_ID": record["id"],
         "RAY_NODE_TYPE_NAME": record["node_type"],
@@ -249,7 +250,11 @@ def _sources(record: dict[str, Any], settings: dict[str, Any]) -> list[notices.S
             _endpoint(settings),
             notice_s=float(settings.get("preemption_notice_s") or 0.0),
         )
-    if "metadata_key" not in record or record["node_type"] == "head":
+    if record["node_type"] == "head" and settings.get("head_cloud", "local") != "local":
+        # Its record is one of the local cloud's, whatever it was bought of.
+        cloud = settings["head_cloud"]
+        return notices.sources(cloud, _endpoint(settings)) if cloud in ENDPOINTS else []
+    if "metadata_key" not in record:
         return []
 
     def endpoint() -> str | None:

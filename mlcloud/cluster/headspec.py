@@ -73,9 +73,9 @@ class Runtime:
 @dataclass(frozen=True)
 class HeadSpec:
     """`cloud` and its `settings` are for `clouds.make`; `address` is the head's own, as its nodes
-    reach it (empty: as `MLCLOUD_ADDRESS` says); `cluster_id` marks every process of the cluster,
-    wherever it runs. `gcs_port` is Ray's (0: any free one), `ray_token` the file of Ray's token in
-    the gateway's home (empty: one is made)."""
+    reach it (empty: as `MLCLOUD_ADDRESS` says), and `region` where it is, of a rented one;
+    `cluster_id` marks every process of the cluster, wherever it runs. `gcs_port` is Ray's (0: any
+    free one), `ray_token` the file of Ray's token in the gateway's home (empty: one is made)."""
 
     name: str
     cluster_id: str
@@ -86,6 +86,7 @@ class HeadSpec:
     runtime: Runtime = field(default_factory=Runtime)
     gcs_port: int = 0
     ray_token: str = ""
+    region: str = ""
 
     def write(self) -> str:
         return json.dumps(asdict(self), indent=1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from mlcloud.cluster import attempts, breaker, ceiling, clouds
+from mlcloud.cluster import attempts, breaker, ceiling, clouds, groups
 from mlcloud.cluster.attempts import Attempt, AttemptLog, What
 from mlcloud.cluster.clouds.base import CloudWithMachines, Instance, LaunchRequest
+from mlcloud.cluster.clouds.headed import Headed
 from mlcloud.cluster.clouds.local import HEAD
 from mlcloud.cluster.effective import Expectations, pricing
+from mlcloud.cluster.headspec import HeadSpec
 from mlcloud.cluster.offers import Cooldown, Offer, OfferKey, Shape, key_of, walk
 from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.cluster.records import now
@@ -57,6 +60,9 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
         self.cloud = provider_config.get("cloud") or clouds.at_head(
             Path(provider_config["root"]), provider_config.get("head_file")
         )
+        head_file = provider_config.get("head_file")
+        self._head_file = Path(head_file) if head_file else None
+        self._told_at = self._head_file.stat().st_mtime_ns if self._head_file else 0
         self._cooldown = timedelta(seconds=provider_config["cooldown_s"])
         self._expected = Expectations(**provider_config.get("expected", {}))
         self._root = Path(provider_config["root"])
@@ -128,6 +134,7 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
         resources: dict[str, float],
         labels: dict[str, str],
     ) -> None:
+        self._read_head_file()
         node_type = tags[TAG_RAY_USER_NODE_TYPE]
         request = LaunchRequest(node_type, resources, labels, tags)
         instances = self.cloud.instances()
@@ -154,8 +161,17 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
                 return
             tried.append(f"{offer.zone} {offer.market}: {failure}")
         if not tried:
-            self._wait(node_type, *self._next(node_config))
+            self._wait(node_type, *self._next(node_config, instances))
         raise NoCapacity(f"no offer for {node_type} could be had: {'; '.join(tried)}")
+
+    def _read_head_file(self) -> None:
+        """What the cloud is told may have been changed while the cluster runs."""
+        if self._head_file is None or not isinstance(self.cloud, Headed):
+            return
+        told_at = self._head_file.stat().st_mtime_ns
+        if told_at != self._told_at:
+            self.cloud.tell(HeadSpec.read(self._head_file), self._head_file.parent)
+            self._told_at = told_at
 
     def _try(self, offer: Offer, request: LaunchRequest) -> str | None:
         """Buy it; the reason where it could not be had, which is written down."""
@@ -218,7 +234,8 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
             if each.notice is not None and now() < each.notice.given_at + self._cooldown
         }
         shape, market = Shape(**node_config["shape"]), node_config["market"]
-        ranked = walk(self._suitable(node_config), shape, market, self._cooling, now(), price)
+        suitable = filter(self._open(node_config, instances), self._suitable(node_config))
+        ranked = walk(suitable, shape, market, self._cooling, now(), price)
         return sorted(ranked, key=lambda offer: key_of(offer) in taken)
 
     def _suitable(self, node_config: dict[str, Any]) -> list[Offer]:
@@ -231,10 +248,23 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
             and (node_config.get("fallback", True) or offer.market == node_config["market"])
         ]
 
-    def _next(self, node_config: dict[str, Any]) -> tuple[str, datetime | None]:
+    def _open(
+        self, node_config: dict[str, Any], instances: list[Instance]
+    ) -> Callable[[Offer], bool]:
+        """Whether the specification's node groups let one more be bought of an offer."""
+        alive = [each for each in instances if each.alive and each.node_type != HEAD]
+        return groups.open_to(groups.read(node_config.get("groups", ())), alive)
+
+    def _next(
+        self, node_config: dict[str, Any], instances: list[Instance]
+    ) -> tuple[str, datetime | None]:
         """Why nothing can be tried now, and when something can."""
         shape, market = Shape(**node_config["shape"]), node_config["market"]
         fitting = walk(self._suitable(node_config), shape, market, {}, now())
+        is_open = self._open(node_config, instances)
+        if fitting and not any(map(is_open, fitting)):
+            return f"the node groups with {shape} have all the nodes that they may (max)", None
+        fitting = [each for each in fitting if is_open(each)]
         cooling = [self._cooling[key_of(each)] for each in fitting if key_of(each) in self._cooling]
         if not cooling:
             used = f"all {len(fitting)} machines with {shape} are in use"

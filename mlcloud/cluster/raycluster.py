@@ -4,6 +4,9 @@
 same files are read again by a gateway that adopts the cluster after a crash, so nothing about a
 running cluster lives only in a process.
 
+Ray's autoscaler v2 reads its config anew each time that it looks (a second): what is written there
+again is in force at once, but for `provider`, which it reads when it starts.
+
 Learnt about Ray 2.60 (each cost an hour): the external provider needs every empty key of the
 schema; autoscaler v2 matches nodes by RAY_CLOUD_INSTANCE_ID, v1 by IP and loses those that share
 one; Ray binds all interfaces unless told otherwise; token authentication must be set on both sides;
@@ -15,10 +18,12 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlcloud.cluster.clouds.local import HEAD
+from mlcloud.cluster.groups import Limits
 from mlcloud.cluster.records import write_json
 from mlcloud.cluster.shapes import NodeType
 
@@ -33,19 +38,20 @@ def write(
     head_instance_id: str,
     ray_dir: Path,
     connection_file: Path,
-    max_nodes: int,
+    limits: Limits,
     node_idle_s: float,
     cooldown_s: float,
     dead_man_s: float,
     notice_poll_s: float,
     metadata: str,
     lifetime_s: float,
-    spares: dict[str, int],
     node_ip: str = NODE_IP,
     head_file: Path | None = None,
     store_url: str = "",
     gcs_port: int = 0,
     ray_token: str = "",
+    residency: Mapping[str, str] | None = None,
+    head_cloud: str = "local",
 ) -> dict[str, Any]:
     """Write `autoscaling.json` and `cluster.json` under `root`; returns the latter."""
     autoscaling = root / "autoscaling.yaml"
@@ -53,10 +59,9 @@ def write(
         root,
         types=types,
         head_instance_id=head_instance_id,
-        max_nodes=max_nodes,
+        limits=limits,
         node_idle_s=node_idle_s,
         cooldown_s=cooldown_s,
-        spares=spares,
         head_file=head_file,
     )
     write_json(autoscaling, config)  # JSON is YAML
@@ -73,6 +78,8 @@ def write(
         "notice_poll_s": notice_poll_s,
         "metadata": metadata,
         "lifetime_s": lifetime_s,
+        "residency": dict(residency or {}),
+        "head_cloud": head_cloud,
         "head_instance_id": head_instance_id,
         "ray_environment": ray_environment(ray_token),
     }
@@ -116,26 +123,26 @@ def autoscaling_config(
     *,
     types: list[NodeType],
     head_instance_id: str,
-    max_nodes: int,
+    limits: Limits,
     node_idle_s: float,
     cooldown_s: float,
-    spares: dict[str, int],
     head_file: Path | None = None,
 ) -> dict[str, Any]:
     available: dict[str, Any] = {
         HEAD: {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
     }
     for each in types:
+        least, most = limits.of(each.name)
         available[each.name] = {
             "resources": each.resources,
-            "node_config": each.node_config,
+            "node_config": {**each.node_config, "groups": list(limits.groups)},
             "labels": {"mlcloud.node-type": each.name},
-            "min_workers": min(spares.get(each.name, 0), max_nodes),
-            "max_workers": max_nodes,
+            "min_workers": least,
+            "max_workers": most,
         }
     return {
         "cluster_name": "mlcloud",
-        "max_workers": max_nodes,
+        "max_workers": limits.total,
         "upscaling_speed": 100.0,
         "idle_timeout_minutes": node_idle_s / 60,
         "provider": {

@@ -22,6 +22,7 @@ from mlcloud.cluster.offers import Offer
 from mlcloud.errors import NoSuchResources
 
 NodeMarket = Literal["spot", "on-demand", "spot-only"]
+GONE = "gone"
 ON_DEMAND = "on_demand"
 SPOT_ONLY = "spot_only"
 # What a market's nodes carry, and the end of their type's name.
@@ -159,6 +160,13 @@ def choose(
         count / best.accelerator_count if best.accelerator else 0.0,
     )
     return HostRequest(best, cpus, count, resources, min(1.0, share))
+
+
+def gone(cpus: float, gpu: tuple[str, int] | None) -> HostRequest:
+    """A request for a shape that the cluster has no more: of a node type that there is none of."""
+    name, count = gpu or (None, 0)
+    lost = NodeType(GONE, int(cpus) or 1, 0, name, count)
+    return HostRequest(lost, cpus, count, {name: count} if name else {}, 1.0)
 
 
 def _explain(

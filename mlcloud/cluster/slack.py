@@ -26,6 +26,7 @@ took up to 50 times as long.
 from __future__ import annotations
 
 import functools
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,7 @@ STEPS = 360
 GRID_H = np.geomspace(0.25, 64.0, 9)  # mean run lengths
 LEVELS = 48  # of slack
 AGES = 5
+AT_ONCE = 16  # pairs that are solved together: what they need of memory stays in the caches
 FIRST_AGE_H = 0.4
 _STEADY_SHAPE = 20.0  # of run lengths whose end comes at nearly the same rate at any age
 _NEVER = np.float32(1e4)
@@ -55,8 +57,9 @@ def slack_table(
 class SlackTable:
     """Advantages for one kind of job. `price_ratio` is on-demand over spot.
 
-    What is needed of it is solved when it is first asked for (20 ms for one pair of kinds of runs,
-    3 ms each for many at once) and kept (1.2 MB a pair).
+    What is needed of it is solved when it is first asked for (6 to 10 ms for one pair of kinds of
+    runs, 5 ms each for many at once) and kept (1.2 MB a pair). `ahead` solves what a live job may
+    ask for next, in a thread.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class SlackTable:
         self._older[-1] = 0
         pairs = len(self._ends) ** 2
         self._solved = np.zeros(pairs, bool)
+        self._asked: Ints = np.zeros(0, np.intp)
+        self._ahead: threading.Thread | None = None
         self._advantages = np.empty((pairs, self.steps + 1, 7 * AGES, LEVELS), np.float16)
 
     def advantages(
@@ -118,6 +123,7 @@ class SlackTable:
         pair = _kind(mean_up_s / hour, steady_up) * len(self._ends)
         pair += _kind(mean_down_s / hour, steady_down)
         self.solve(pair)
+        self._asked = pair
         age = np.searchsorted(self.age_edges, age_s / hour + 1e-9, side="right") - 1
         age = np.clip(age, 0, AGES - 1)
         waiting = np.where(on_demand, 2 * AGES, 0) + np.where(up, 0, AGES) + age
@@ -135,77 +141,118 @@ class SlackTable:
         """Make sure that these pairs of mean run lengths are solved; all of them by default."""
         wanted = np.arange(len(self._solved)) if pairs is None else np.unique(pairs)
         missing = wanted[~self._solved[wanted]]
-        if len(missing):
-            self._backwards(missing)
-            self._solved[missing] = True
+        for first in range(0, len(missing), AT_ONCE):
+            some = missing[first : first + AT_ONCE]
+            self._backwards(some)
+            self._solved[some] = True
+
+    def ahead(self) -> None:
+        """Solve, in a thread, the kinds of runs next to those that were asked for last: what has
+        been seen of spot changes slowly. Two threads may solve the same pair, to the same end."""
+        kinds, sizes = len(self._ends), len(GRID_H)
+        wanted = set()
+        for pair in np.unique(self._asked):
+            up, down = divmod(int(pair), kinds)
+            wanted |= {a * kinds + b for a in _beside(up, sizes) for b in _beside(down, sizes)}
+        missing = [each for each in sorted(wanted) if not self._solved[each]]
+        if missing and (self._ahead is None or not self._ahead.is_alive()):
+            pairs = np.array(missing, np.intp)
+            self._ahead = threading.Thread(
+                target=self._solve_one_by_one, args=(pairs,), daemon=True
+            )
+            self._ahead.start()
+
+    def join(self) -> None:
+        """Wait until what `ahead` began is solved."""
+        if self._ahead is not None:
+            self._ahead.join()
+
+    def _solve_one_by_one(self, pairs: Ints) -> None:
+        for pair in pairs:  # so that a decision meanwhile finds those that are done
+            self.solve(np.array([pair]))
 
     def _backwards(self, pairs: Ints) -> None:
-        """Backward induction. Values are pairs × (age while up, age while down) × slack."""
+        """Backward induction, by few operations a step: of one pair each is a few kB, and what a
+        step takes is how many there are.
+
+        A value's rows are (at rest, on demand) × (up, down) × age and (on spot) × age: what they
+        are one step later, expected now, is one matrix (`_later`). The advantages are taken from
+        what each choice costs when all steps are done.
+        """
         dt, changeover, price, slack = self.dt, self.changeover, self.price, self.slack
-        ends_up = self._ends[pairs // len(self._ends)][:, :, None]
-        ends_down = self._ends[pairs % len(self._ends)][:, :, None]
+        later = self._later(pairs)
         by_switch, by_wait = _spend(slack, changeover), _spend(slack, dt)
-        # below one changeover of slack, only a job that is on demand already is in time
-        no_wait = slack - dt < changeover - 1e-9
-        no_start = slack < changeover - 1e-9
-        no_spot = slack < 2 * changeover - 1e-9
+        # Slack grows with its index, so what cannot be is a beginning, and what is done an end.
+        # Below one changeover of slack, only a job that is on demand already is in time.
+        no_wait = int(np.sum(slack - dt < changeover - 1e-9))
+        no_start = int(np.sum(slack < changeover - 1e-9))
+        no_spot = int(np.sum(slack < 2 * changeover - 1e-9))
+        times = np.arange(self.steps + 1)[:, None] * dt
+        work = np.clip(times - slack, 0, None)
+        running = np.minimum(dt, work).astype(np.float32)
+        started = np.minimum(dt, work + changeover).astype(np.float32)
+        is_price = np.repeat([price, 1.0], [2 * AGES, AGES]).astype(np.float32)[:, None]
+        stays, starts = running[:, None] * is_price, started[:, None] * is_price
+        done = np.searchsorted(slack, times[:, 0] - 1e-9)
 
-        rest = np.zeros((len(pairs), 2 * AGES, LEVELS), np.float32)
-        demand, spot = rest.copy(), rest[:, :AGES].copy()
+        shape = (self.steps + 1, len(pairs))
+        waits = np.empty((*shape, 2 * AGES, LEVELS), np.float32)
+        staying = np.empty((*shape, 3 * AGES, LEVELS), np.float32)  # on demand, on spot
+        starting = np.empty((*shape, 3 * AGES, LEVELS), np.float32)
+        values = np.zeros((len(pairs), 5 * AGES, LEVELS), np.float32)
+        after = np.empty_like(values)
+        at_rest, after_rest = values[:, : 2 * AGES], after[:, : 2 * AGES]
+        demand, spot = values[:, 2 * AGES : 4 * AGES], values[:, 4 * AGES :]
+        rest_up, demand_up = values[:, :AGES], values[:, 2 * AGES : 3 * AGES]
+        after_on = after[:, 2 * AGES :]
         for step in range(1, self.steps + 1):
-            work = np.clip(step * dt - slack, 0, None)
-            running = np.minimum(dt, work).astype(np.float32)
-            started = np.minimum(dt, work + changeover).astype(np.float32)
+            wait, stay, start = waits[step], staying[step], starting[step]
+            np.matmul(later, values, out=after)
+            np.matmul(after_rest, by_wait, out=wait)
+            np.matmul(after_on, by_switch, out=start)
+            np.add(after_on, stays[step], out=stay)
+            start += starts[step]
+            wait[..., :no_wait] = _NEVER
+            start[:, : 2 * AGES, :no_start] = _NEVER
+            start[:, 2 * AGES :, :no_spot] = _NEVER
+            stay[:, 2 * AGES :, :no_start] = _NEVER
 
-            after_rest = self._after(rest, ends_up, ends_down)
-            after_demand = self._after(demand, ends_up, ends_down)
-            after_spot = self._aged(spot)
-            after_spot += ends_up * (rest[:, AGES : AGES + 1] - after_spot)
+            mount = start[:, 2 * AGES :]
+            np.minimum(wait, start[:, : 2 * AGES], out=at_rest)
+            np.minimum(wait, stay[:, : 2 * AGES], out=demand)
+            np.minimum(rest_up, mount, out=rest_up)
+            np.minimum(demand_up, mount, out=demand_up)
+            np.minimum(stay[:, 2 * AGES :], rest_up, out=spot)
+            values[..., done[step] :] = 0
 
-            wait = after_rest @ by_wait
-            wait[..., no_wait] = _NEVER
-            stay = price * running + after_demand
-            start = price * started + after_demand @ by_switch
-            start[..., no_start] = _NEVER
-            ride = running + after_spot
-            ride[..., no_start] = _NEVER
-            mount = started + after_spot @ by_switch
-            mount[..., no_spot] = _NEVER
+        kept = np.empty((len(pairs), *self._advantages.shape[1:]), np.float32)
+        by_step = kept.transpose(1, 0, 2, 3)
+        start, stay = starting[:, :, : 2 * AGES], staying[:, :, : 2 * AGES]
+        mount, ride = starting[:, :, 2 * AGES :], staying[:, :, 2 * AGES :]
+        np.subtract(waits, start, out=by_step[:, :, : 2 * AGES])
+        np.subtract(waits, stay, out=by_step[:, :, 2 * AGES : 4 * AGES])
+        np.subtract(mount, start[:, :, :AGES], out=by_step[:, :, 4 * AGES : 5 * AGES])
+        np.subtract(mount, stay[:, :, :AGES], out=by_step[:, :, 5 * AGES : 6 * AGES])
+        np.subtract(ride, start[:, :, :AGES], out=by_step[:, :, 6 * AGES :])
+        self._advantages[pairs] = np.clip(kept, -100, 100, out=kept)
 
-            kept = np.concatenate(
-                [
-                    wait - start,
-                    wait - stay,
-                    mount - start[:, :AGES],
-                    mount - stay[:, :AGES],
-                    ride - start[:, :AGES],
-                ],
-                axis=1,
-            )
-            self._advantages[pairs, step] = np.clip(kept, -100, 100)
-
-            rest, demand = np.minimum(wait, start), np.minimum(wait, stay)
-            other = np.minimum(rest[:, :AGES], mount)
-            rest[:, :AGES] = other
-            demand[:, :AGES] = np.minimum(demand[:, :AGES], mount)
-            spot = np.minimum(ride, other)
-            finished = slack >= step * dt - 1e-9
-            for values in (rest, demand, spot):
-                values[..., finished] = 0
-
-    def _aged(self, values: Singles) -> Singles:
-        aged: Singles = values.copy()
-        aged[:, :-1] += self._older[:-1, None] * (values[:, 1:] - values[:, :-1])
-        return aged
-
-    def _after(self, values: Singles, ends_up: Singles, ends_down: Singles) -> Singles:
-        """The values one step later, expected now, of a job that no spot carries."""
-        up, down = values[:, :AGES], values[:, AGES:]
-        later_up, later_down = self._aged(up), self._aged(down)
-        later_up += ends_up * (down[:, :1] - later_up)
-        later_down += ends_down * (up[:, :1] - later_down)
-        after: Singles = np.concatenate([later_up, later_down], axis=1)
-        return after
+    def _later(self, pairs: Ints) -> Singles:
+        """The matrix of each pair that takes values to those one step later, expected now."""
+        aged = np.eye(AGES, dtype=np.float32) * (1 - self._older)[:, None]
+        aged += np.eye(AGES, k=1, dtype=np.float32) * self._older[:, None]
+        kinds = len(self._ends)
+        ends_up, ends_down = self._ends[pairs // kinds], self._ends[pairs % kinds]
+        up, down = slice(0, AGES), slice(AGES, 2 * AGES)
+        found: Singles = np.zeros((len(pairs), 5 * AGES, 5 * AGES), np.float32)
+        for first in (0, 2 * AGES):
+            rows = found[:, first : first + 2 * AGES, first : first + 2 * AGES]
+            rows[:, up, up] = (1 - ends_up)[:, :, None] * aged
+            rows[:, down, down] = (1 - ends_down)[:, :, None] * aged
+            rows[:, up, AGES] = ends_up
+            rows[:, down, 0] = ends_down
+        found[:, 4 * AGES :, 4 * AGES :] = (1 - ends_up)[:, :, None] * aged
+        found[:, 4 * AGES :, AGES] = ends_up  # at rest, and spot has gone
+        return found
 
 
 def _kind(hours: Floats, steady: Bools) -> Ints:
@@ -213,6 +260,13 @@ def _kind(hours: Floats, steady: Bools) -> Ints:
     place = np.log(hours / GRID_H[0]) / np.log(GRID_H[1] / GRID_H[0])
     nearest = np.clip(np.rint(place), 0, len(GRID_H) - 1)
     return np.asarray(nearest + np.where(steady, len(GRID_H), 0), np.intp)
+
+
+def _beside(kind: int, sizes: int) -> set[int]:
+    """A kind of run, those of the next mean lengths, and all these as steady ones and not."""
+    size = kind % sizes
+    near = [each for each in (size - 1, size, size + 1) if 0 <= each < sizes]
+    return {each + steady for each in near for steady in (0, sizes)}
 
 
 def _spend(slack: Floats, amount: float) -> Singles:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from mlcloud.errors import UsageError
 from mlcloud.units import format_usd, suggest
 
-Period = Literal["", "hour", "day", "month"]
+Period = Literal["", "hour", "day", "week", "month"]
 ALERTS = (0.5, 0.8, 0.95)
 _NOTHING = Decimal(0)
 
@@ -34,6 +34,8 @@ _PERIODS: dict[str, Period] = {
     "hour": "hour",
     "d": "day",
     "day": "day",
+    "w": "week",
+    "week": "week",
     "month": "month",
     "mo": "month",
 }
@@ -79,6 +81,8 @@ class Limit:
         if self.period == "hour":
             return at
         at = at.replace(hour=0)
+        if self.period == "week":  # ISO's, from Monday
+            return at - timedelta(days=at.weekday())
         return at if self.period == "day" else at.replace(day=1)
 
     def ends(self, now: datetime) -> datetime | None:
@@ -88,7 +92,8 @@ class Limit:
             return None
         if self.period == "month":
             return (start + timedelta(days=32)).replace(day=1)
-        return start + (timedelta(hours=1) if self.period == "hour" else timedelta(days=1))
+        lasts = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
+        return start + lasts[self.period]
 
     def __str__(self) -> str:
         return f"{format_usd(self.usd)}{' a ' + self.period if self.period else ''}".replace(

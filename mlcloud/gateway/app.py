@@ -34,6 +34,7 @@ from mlcloud.gateway import (
     objects,
     saved,
     secrets,
+    specified,
     timetravel,
 )
 from mlcloud.gateway.channel import serve_channel
@@ -372,6 +373,7 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         stop()
 
     routes.include_router(objects.routes(gateway.store))
+    routes.include_router(specified.routes(gateway, log_change))
     return routes
 
 

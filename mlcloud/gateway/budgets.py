@@ -55,7 +55,7 @@ CHECKPOINT_S = 2.0  # for a training loop to save, before it is interrupted
 
 @dataclass
 class InForce:
-    """A budget. `whose` as `payers` has it."""
+    """A budget. `whose` as `payers` has it; "cluster/1" … where a specification has several."""
 
     whose: str
     limit: Limit
@@ -65,6 +65,11 @@ class InForce:
     stopped: str = ""  # why work is refused now
     stopped_in: str = ""  # the period in which it is
     stopping: bool = False
+
+    @property
+    def of_all(self) -> bool:
+        """Whether it is the cluster's."""
+        return self.whose.partition("/")[0] == CLUSTER
 
 
 class Budgets:
@@ -153,9 +158,10 @@ class Budgets:
         if job is not None and not isinstance(job, str):
             raise UsageError(f"a job is named by its id, not by {job!r}")
         self.payers.known(session)
-        for whose in self.payers.scopes(session, job):
-            budget = self._all.get(whose)
-            if budget is None:
+        scopes = self.payers.scopes(session, job)
+        for budget in self._all.values():
+            whose = budget.whose
+            if not (budget.of_all or whose in scopes):
                 continue
             if self._is_stopped(budget):
                 raise BudgetExceeded(budget.stopped)
@@ -163,7 +169,7 @@ class Budgets:
             if seen.stop:
                 raise BudgetExceeded(self._why(budget, seen))
             whole, part = self.payers.to_start(session, LOOK_S + STOP_S)
-            start = whole if whose == CLUSTER else part
+            start = whole if budget.of_all else part
             if seen.spent + seen.reserve + start >= budget.limit.usd:
                 raise BudgetExceeded(
                     f"{self._whom(budget)} has spent {format_usd(seen.spent)} of its budget of "
@@ -230,7 +236,7 @@ class Budgets:
         if (seen.stop or self._is_stopped(budget)) and not budget.stopping:
             spending = [each for each in self.payers.covered(budget.whose) if _spends(each)]
             cells = list(self.payers.executions(budget.whose))
-            if spending or cells or (bought and budget.whose == CLUSTER):
+            if spending or cells or (bought and budget.of_all):
                 budget.stopping = True
                 if not self._is_stopped(budget):
                     self._refuse_from_now(budget, self._why(budget, seen))
@@ -241,21 +247,20 @@ class Budgets:
 
     def _limit_launches(self) -> None:
         """Tell who buys nodes what the cluster's budget leaves; and where there is none, once."""
-        budget = self._all.get(CLUSTER)
         root = self._services.cluster.cloud.root
-        if budget is None:
+        lefts = [(self._left(each), each) for each in self._all.values() if each.of_all]
+        if not lefts:
             if self._ceiling is not False:
                 ceiling.write(root, None)
                 self._ceiling = False
             return
-        seen = self._look(budget)
-        left = Decimal(0) if self._is_stopped(budget) else budget.limit.usd - seen.spent
+        left, budget = min(lefts, key=lambda each: each[0])  # of several limits the nearest
         least = self._services.billing.least
         self._ceiling = True
         ceiling.write(
             root,
             Ceiling(
-                usd=max(Decimal(0), left - seen.reserve),
+                usd=left,
                 at=now(),
                 least_s={
                     cloud: max(rule.least.total_seconds(), LOOK_S + STOP_S)
@@ -265,6 +270,13 @@ class Budgets:
                 why=f"of the cluster's budget of {budget.limit} too little is left",
             ),
         )
+
+    def _left(self, budget: InForce) -> Decimal:
+        """What may be bought with it."""
+        if self._is_stopped(budget):
+            return Decimal(0)
+        seen = self._look(budget)
+        return max(Decimal(0), budget.limit.usd - seen.spent - seen.reserve)
 
     def _is_stopped(self, budget: InForce) -> bool:
         if budget.stopped and budget.stopped_in != _period(budget.limit):
@@ -311,12 +323,12 @@ class Budgets:
     async def _stop(
         self, budget: InForce, sessions: list[Session], cells: list[tuple[Session, Execution]]
     ) -> None:
-        if budget.whose == CLUSTER:
+        if budget.of_all:
             self._limit_launches()  # before anybody asks for a node in place of those that go
         stops = [self._stop_session(each, budget.stopped) for each in sessions]
         stops += [self._stop_cell(session, each, budget.stopped) for session, each in cells]
         await asyncio.gather(*stops)
-        if budget.whose == CLUSTER:
+        if budget.of_all:
             await asyncio.to_thread(self._give_back)
 
     async def _stop_cell(self, session: Session, execution: Execution, why: str) -> None:

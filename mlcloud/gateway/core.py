@@ -32,6 +32,8 @@ from mlcloud.gateway.costs import CostReports
 from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
+from mlcloud.gateway.farewell import Farewell
+from mlcloud.gateway.given import Given
 from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
 from mlcloud.gateway.links import Links
@@ -41,6 +43,7 @@ from mlcloud.gateway.repricing import Repricing
 from mlcloud.gateway.session import Services
 from mlcloud.gateway.sessions import Sessions
 from mlcloud.gateway.snapshots import SnapshotLog
+from mlcloud.gateway.specified import Specified
 from mlcloud.gateway.spend import Spending
 from mlcloud.gateway.traffic import Traffic
 from mlcloud.gateway.upkeep import Upkeep
@@ -76,9 +79,10 @@ class Gateway:
         on_idle: Callable[[], None],
         nodes_url: str = "",
     ) -> None:
-        self.settings = settings
+        self.specified = Specified(settings)
+        self.settings = settings = self.specified.settings(settings)
         self.links = Links(nodes_url or url)
-        self.token = token
+        self.url, self.token = url, token
         self.engine = open_database(settings.database_url)
         self.store = Store(settings.store_url)
         signer = Signer(load_or_create_key(settings.store_key_file))
@@ -90,7 +94,12 @@ class Gateway:
         if rebuilt:
             log.info("%d sessions were read back from the store's record", rebuilt)
         self.record.let_go_of_lost()
-        self.cluster = EmbeddedCluster(settings, on_end=self._node_ended, on_attempt=self._attempt)
+        self.cluster = EmbeddedCluster(
+            settings,
+            on_end=self._node_ended,
+            on_attempt=self._attempt,
+            specification=self.specified.specification,
+        )
         least = Least(settings.least_billed)
         self.billing = Billing(self.engine, self.cluster.cloud.offers(), least)
         self.billing.recall(self.record.nodes(), self.cluster.cloud.instances())
@@ -125,10 +134,13 @@ class Gateway:
         self.budgets = Budgets(self.sessions)
         self.costs = CostReports(self.billing, self.engine, self.store, self.traffic)
         self.sessions.services.refuse = self.budgets.refuse
+        self.sessions.services.given = lambda: Given.of(self.specified.specification)
         self.budgets.recall(self.record.budgets())
         self.repricing = Repricing(settings, self.sessions)
+        self.specified.begin(self)
         self.comeback = Comeback(self.sessions, settings.spot_return)
-        self.notices = Notices(self.cluster, self.sessions, leaving)
+        self.farewell = Farewell(self)
+        self.notices = Notices(self.cluster, self.sessions, leaving, self.farewell.on_notice)
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
         self._on_idle = on_idle
         self._heard: set[str] = set()  # nodes whose agents were heard
@@ -181,14 +193,15 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.notices.close()
         self.traffic.flush(now_=True)
+        await self.farewell.close()
         self.engine.dispose()
 
     # --- background -------------------------------------------------------------------------------
 
     async def _watch_idle(self) -> None:
-        limit = self.settings.idle_end.total_seconds()
         overdue = 0
         while True:
+            limit = self.settings.idle_end.total_seconds()
             if self.sessions.busy():
                 self.used()
             left = self._last_used + limit - time.monotonic()
@@ -228,6 +241,12 @@ class Gateway:
                 for session in self.sessions:
                     session.to_record |= session.journal.last > session.recorded
             await self._record_all(everything=due)
+
+    async def record_everything(self) -> None:
+        """Sessions, their journals, what nodes cost, budgets: in the store when it returns."""
+        for session in self.sessions:
+            session.to_record |= session.journal.last > session.recorded
+        await self._record_all(everything=True)
 
     async def _record_all(self, *, everything: bool) -> None:
         for session in self.sessions:

@@ -19,16 +19,19 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from mlcloud.cluster import clouds, raycluster
+from mlcloud.cluster import clouds, groups, raycluster
 from mlcloud.cluster.attempts import Attempt, AttemptLog
 from mlcloud.cluster.clouds.base import Instance, LaunchRequest, Notice
 from mlcloud.cluster.clouds.headed import Headed
 from mlcloud.cluster.clouds.local import HEAD, LocalCloud
 from mlcloud.cluster.offers import Offer
-from mlcloud.cluster.shapes import NodeType, node_types
+from mlcloud.cluster.records import write_json
+from mlcloud.cluster.shapes import HostRequest, NodeType, node_types
+from mlcloud.cluster.specification import NodeGroup, Specification
 from mlcloud.config import Settings
-from mlcloud.errors import SessionFailed
+from mlcloud.errors import NoSuchResources, SessionFailed
 from mlcloud.gateway.hosts import Hosts
+from mlcloud.store import residency
 
 log = logging.getLogger(__name__)
 WATCH_S = 0.5
@@ -59,11 +62,16 @@ class EmbeddedCluster:
         *,
         on_end: Callable[[Instance], None],
         on_attempt: Callable[[Attempt], None],
+        specification: Specification | None = None,
     ) -> None:
         self.settings = settings
         self.cloud = clouds.at_head(settings.cloud_root, settings.head_file, watching=True)
         self.name = self.cloud.spec.name if isinstance(self.cloud, Headed) else "embedded"
-        self.types: list[NodeType] = node_types(self.cloud.offers())
+        self._residency = _residency(specification)
+        self.groups: tuple[NodeGroup, ...] = specification.nodes if specification else ()
+        self.types: list[NodeType] = []
+        self._read_types()
+        self._autoscaling: dict[str, Any] = {}  # as it was written last
         self.state = "starting"
         self.detail = ""
         self.hosts: Hosts | None = None
@@ -109,6 +117,7 @@ class EmbeddedCluster:
         else:
             log.info("adopting the running cluster, head %s", head.id)
             settings = json.loads((self.cloud.root / "cluster.json").read_text())
+            await asyncio.to_thread(self._write_autoscaling, self.cloud.instances())
         self._alive = {each.id for each in self.cloud.instances() if each.alive}
         self._attempts_read = self.attempts.size()
         self.hosts = Hosts(
@@ -133,31 +142,104 @@ class EmbeddedCluster:
         shutil.rmtree(ray_dir, ignore_errors=True)
         ray_dir.mkdir(parents=True, mode=0o700)
         head_id = LocalCloud.new_id()
-        smallest = self.types[0].name
         cluster = raycluster.write(
             self.cloud.root,
             types=self.types,
             head_instance_id=head_id,
             ray_dir=ray_dir,
             connection_file=self.settings.connection_file,
-            max_nodes=self.settings.max_nodes,
+            limits=self._limits(),
             node_idle_s=self.settings.node_idle.total_seconds(),
             cooldown_s=self.settings.offer_cooldown.total_seconds(),
             dead_man_s=self.settings.dead_man.total_seconds(),
             notice_poll_s=self.settings.notice_poll.total_seconds(),
             metadata=self.settings.metadata,
             lifetime_s=self.settings.node_lifetime.total_seconds(),
-            spares={smallest: self.settings.warm_spares},
             node_ip=self.cloud.address,
             head_file=self.settings.head_file,
             store_url=self.settings.store_url,
             gcs_port=self.cloud.gcs_port,
             ray_token=self.cloud.ray_token,
+            residency=self._residency,
+            head_cloud=self.cloud.name,
         )
         self.cloud.launch(
             HEAD_OFFER, LaunchRequest(HEAD, {"CPU": 0}, instance_id=cluster["head_instance_id"])
         )
         return cluster
+
+    # --- another specification --------------------------------------------------------------------
+
+    def _read_types(self) -> None:
+        self.types = node_types(groups.bought(self.groups, self.cloud.offers()))
+
+    def _limits(self) -> groups.Limits:
+        return groups.limits(
+            self.groups,
+            self.cloud.offers(),
+            total=self.settings.max_nodes,
+            spares=self.settings.warm_spares,
+        )
+
+    def require(self, request: HostRequest) -> None:
+        """Raises `NoSuchResources` where the specification in force has no such node."""
+        wanted = request.node_type
+        if not any(each.name == wanted.name for each in self.types):
+            shapes = ", ".join(sorted({each.describe() for each in self.types}))
+            raise NoSuchResources(
+                f"the cluster's specification has no node of {wanted.describe()} any more; there "
+                f"are: {shapes}. `resume` with one of these puts the session there, or add a node "
+                "group and `up` again"
+            )
+
+    async def respecify(self, settings: Settings, specification: Specification) -> None:
+        """From now on by these: Ray's autoscaler reads what is written here within a second."""
+        self.settings, self.groups = settings, specification.nodes
+        self._residency = _residency(specification)
+        self._read_types()
+        path = self.cloud.root / "cluster.json"
+        if not path.exists():  # it has not begun to start
+            return
+        told = json.loads(path.read_text())
+        told |= {
+            "lifetime_s": settings.node_lifetime.total_seconds(),
+            "residency": self._residency,
+        }
+        write_json(path, told)
+        await asyncio.to_thread(self._write_autoscaling, self.cloud.instances())
+
+    def _write_autoscaling(self, instances: list[Instance]) -> None:
+        """For Ray's autoscaler, which ends at once what exceeds a limit. So nodes that are up, of
+        types that are gone or of groups that have become smaller, are let be: they end when they
+        are idle."""
+        path = self.cloud.root / "autoscaling.yaml"
+        before = self._autoscaling or json.loads(path.read_text())
+        head = before["provider"]["head_node_id"]
+        config = raycluster.autoscaling_config(
+            self.cloud.root,
+            types=self.types,
+            head_instance_id=head,
+            limits=self._limits(),
+            node_idle_s=self.settings.node_idle.total_seconds(),
+            cooldown_s=self.settings.offer_cooldown.total_seconds(),
+            head_file=self.settings.head_file,
+        )
+        alive: dict[str, int] = {}
+        for each in instances:
+            if each.alive and each.node_type != HEAD:
+                alive[each.node_type] = alive.get(each.node_type, 0) + 1
+        types = config["available_node_types"]
+        for name, count in alive.items():
+            known = types.get(name)
+            if known is None and name in before["available_node_types"]:
+                known = types[name] = dict(before["available_node_types"][name])
+                known |= {"min_workers": 0, "max_workers": 0}
+            if known is not None:
+                known["max_workers"] = max(known["max_workers"], count)
+        config["max_workers"] = max(config["max_workers"], sum(alive.values()))
+        if config != before:
+            write_json(path, config)
+        self._autoscaling = config
 
     # --- watching ---------------------------------------------------------------------------------
 
@@ -173,6 +255,8 @@ class EmbeddedCluster:
                     if instance.node_type == HEAD and self.state == "running":
                         self.state, self.detail = "failed", "the head node ended"
                     self._on_end(instance)
+            if self._autoscaling and alive != self._alive:
+                await asyncio.to_thread(self._write_autoscaling, instances)
             self._alive = alive
             attempts, self._attempts_read = self.attempts.read(self._attempts_read)
             for attempt in attempts:
@@ -196,6 +280,13 @@ class EmbeddedCluster:
 
     def _end_instances(self, reason: str) -> None:
         end_instances(self.cloud, reason)
+
+
+def _residency(specification: Specification | None) -> dict[str, str]:
+    """What nodes are told of where data may be. The local cloud is wherever this computer is."""
+    if specification is None or specification.cloud == "local":
+        return {}
+    return residency.variables(specification.regions, specification.cloud)
 
 
 def end_instances(cloud: LocalCloud, reason: str) -> int:

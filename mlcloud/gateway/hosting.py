@@ -50,10 +50,12 @@ async def bring_up(
     """A started host on some node. Its kernel is empty yet.
 
     `avoid`: not on this instance; `node_type`: on a node of this type and no larger one;
-    `request`: for this, not for what the session asks for; `quiet`: nobody waits for it.
+    `request`: for this, not for what the session asks for; `quiet`: nobody waits for it. Raises
+    `NoSuchResources` where the specification has no such node any more.
     """
     from ray.exceptions import RayError
 
+    session.services.cluster.require(request or session.host_request)
     if not session.services.cluster.up:
         session.status("starting the embedded cluster")
     hosts = await session.services.cluster.joined()

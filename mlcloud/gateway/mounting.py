@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -16,7 +17,7 @@ from mlcloud.cluster.specification.parts import DATA_SCHEMES
 from mlcloud.cluster.specification.values import check_url
 from mlcloud.errors import Conflict, SessionFailed, UsageError
 from mlcloud.gateway.livehost import LiveHost
-from mlcloud.models import SessionRequest
+from mlcloud.models import DataMount, SessionRequest
 from mlcloud.units import parse_size
 
 if TYPE_CHECKING:
@@ -41,9 +42,13 @@ def check(request: SessionRequest) -> None:
         paths.add(each.path)
 
 
-def same(existing: SessionRequest, wanted: SessionRequest) -> None:
-    """Raises `Conflict` where a session of this name has other data than what is asked for."""
-    if "data" in wanted.model_fields_set and wanted.data != existing.data:
+def same(existing: SessionRequest, wanted: SessionRequest, given: Sequence[DataMount] = ()) -> None:
+    """Raises `Conflict` where a session of this name has other data than what is asked for and is
+    `given` to every session."""
+    if "data" not in wanted.model_fields_set:
+        return
+    own = [each for each in existing.data if each in wanted.data or each not in given]
+    if own != wanted.data:
         have = ", ".join(f"{each.path}: {each.url}" for each in existing.data) or "none"
         raise Conflict(
             f"session {existing.name!r} exists with other data ({have}): close it first, or use "

@@ -46,6 +46,11 @@ def scope(session_id: str | None, user: str | None, job: str | None) -> str:
     return CLUSTER if session_id is job is None else session_id or f"{_JOB}{job}"
 
 
+def is_cluster(whose: str) -> bool:
+    """Also one of several limits of it: "cluster/1", …"""
+    return whose.partition("/")[0] == CLUSTER
+
+
 def job_scope(job: str) -> str:
     return _JOB + job
 
@@ -97,7 +102,7 @@ class Payers:
 
     def covers(self, whose: str, session: Session) -> bool:
         """Whether all that the session does is of this scope."""
-        if whose in (CLUSTER, session.id):
+        if is_cluster(whose) or whose == session.id:
             return True
         if whose.startswith(_USER):
             return session.request.owner == whose.removeprefix(_USER)
@@ -118,7 +123,7 @@ class Payers:
     def words(self, whose: str) -> str:
         """As a message names it."""
         kind, _, name = whose.partition(":")
-        if whose == CLUSTER:
+        if is_cluster(whose):
             return "the cluster"
         if name:
             return f"{kind} {name!r}"
@@ -131,13 +136,13 @@ class Payers:
         if name:
             return {"session": None, kind: name}
         names = {each.id: each.request.name for each in self._sessions}
-        return {"session": None if whose == CLUSTER else names.get(whose, whose)}
+        return {"session": None if is_cluster(whose) else names.get(whose, whose)}
 
     # --- dollars ----------------------------------------------------------------------------------
 
     def spent(self, whose: str, since: datetime | None) -> Decimal:
         billing = self._services.billing
-        if whose == CLUSTER:
+        if is_cluster(whose):
             return billing.spent(since=since)
         if whose.startswith(_JOB):
             return self._spent_by_job(whose)
@@ -174,7 +179,7 @@ class Payers:
     def per_hour(self, whose: str) -> Decimal:
         """Dollars an hour, now."""
         billing = self._services.billing
-        if whose == CLUSTER:
+        if is_cluster(whose):
             return billing.per_hour()
         ids = {each.id for each in self.covered(whose)}
         ids |= {session.id for session, each in self.executions(whose) if session.current is each}
@@ -183,7 +188,7 @@ class Payers:
     def owed(self, whose: str, stop_s: float) -> Decimal:
         """What is billed after a stop all the same."""
         ends = now() + timedelta(seconds=stop_s)
-        if whose == CLUSTER:
+        if is_cluster(whose):
             return self._services.billing.owed(ends)
         ids = frozenset(each.id for each in self.covered(whose))
         return self._services.billing.owed(ends, ids) if ids else Decimal(0)

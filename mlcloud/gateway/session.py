@@ -43,6 +43,7 @@ from mlcloud.gateway import adoption, db, hosting, restoring
 from mlcloud.gateway.billing import Billing, is_worker
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
+from mlcloud.gateway.given import Given
 from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.journal import Journal
 from mlcloud.gateway.lease import Lease
@@ -100,6 +101,8 @@ class Services:
     refuse: Callable[[Session, dict[str, Any], str], None] = lambda session, options, execution: (
         None
     )
+    # What the cluster's specification gives to each session (`specified.py`).
+    given: Callable[[], Given] = Given
 
 
 class Session:
@@ -358,6 +361,10 @@ class Session:
         if self.host is not None and self.host.instance == instance_id:
             self.host.lose("preempted" if reason == "preempted" else f"its node ended ({reason})")
             self.spawn(hosting.lost_between_cells(self, self.host))
+
+    def look_again(self) -> None:
+        """Its idle time has changed."""
+        self._work.set()
 
     # --- the worker -------------------------------------------------------------------------------
 

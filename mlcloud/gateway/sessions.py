@@ -15,9 +15,10 @@ from sqlalchemy import insert, select, update
 from mlcloud.cluster.attempts import Attempt
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.records import now
-from mlcloud.cluster.shapes import HostRequest, NodeMarket, choose
-from mlcloud.errors import Conflict, MLCloudError, NotFound
+from mlcloud.cluster.shapes import HostRequest, NodeMarket, choose, gone
+from mlcloud.errors import Conflict, MLCloudError, NoSuchResources, NotFound
 from mlcloud.gateway import db, environments, mounting, reshaping, stories, vault
+from mlcloud.gateway.given import Given
 from mlcloud.gateway.inputs import WHEELS
 from mlcloud.gateway.session import Services, Session
 from mlcloud.gateway.traffic import data_usd
@@ -48,8 +49,9 @@ class Sessions:
         """
         existing = self._by_name.get(request.name)
         if existing is not None:
-            _same_resources(existing.request, request)
+            _same_resources(existing.request, request, self.services.given())
             return existing
+        request = self.services.given().to(request)
         environments.check(request)
         vault.check(request.secrets)
         mounting.check(request)
@@ -123,11 +125,13 @@ class Sessions:
             await session.shut(keep_host=False)
             await asyncio.to_thread(self.services.record.let_go, session.id, session.detail)
 
-    def _resolve(self, request: SessionRequest) -> tuple[HostRequest, int, float]:
+    def _resolve(
+        self, request: SessionRequest, wished: HostRequest | None = None
+    ) -> tuple[HostRequest, int, float]:
         memory = parse_size(request.memory) if request.memory else 0
         if request.keep_files:
             parse_size(request.keep_files)  # said now, not when a node starts
-        host_request = self.request_of(request, request.market)
+        host_request = wished or self.request_of(request, request.market)
         idle = (
             parse_duration(request.idle_timeout).total_seconds()
             if request.idle_timeout
@@ -144,6 +148,24 @@ class Sessions:
             gpu=parse_gpu(request.gpu) if request.gpu else None,
             market=market,
         )
+
+    def respecify(self, idle_timeout_s: float) -> None:
+        """The cluster has other shapes and another idle time: what that is to its sessions."""
+        self.services.idle_timeout_s = idle_timeout_s
+        for session in self:
+            if not session.request.idle_timeout:
+                session.idle_timeout_s = idle_timeout_s
+                session.look_again()
+            if session.host is None and session.successor is None:
+                session.host_request = self._wished(session.request)
+
+    def _wished(self, request: SessionRequest) -> HostRequest:
+        """As `request_of`; a request that no node holds, where the cluster has no such shape any
+        more: a session of an earlier specification."""
+        try:
+            return self.request_of(request, request.market)
+        except NoSuchResources:
+            return gone(request.cpus, parse_gpu(request.gpu) if request.gpu else None)
 
     async def resume(self, name: str, wanted: ShapeRequest | None) -> Session:
         """Bring a session up without running anything, on this shape from now on if one is given.
@@ -200,7 +222,7 @@ class Sessions:
 
     def _adopt(self, row: Any) -> None:
         request = SessionRequest.model_validate_json(row.request)
-        host_request, memory_bytes, idle_s = self._resolve(request)
+        host_request, memory_bytes, idle_s = self._resolve(request, self._wished(request))
         self._by_name[request.name] = Session(
             self.services,
             id=row.id,
@@ -278,6 +300,7 @@ class Sessions:
             environment=session.request.environment.summary if session.request.environment else "",
             ancestors=session.request.ancestors,
             detail=session.detail,
+            secrets=session.request.secrets,
             idle_since=self._idle_since(session),
         )
 
@@ -302,7 +325,7 @@ class Sessions:
         return target
 
 
-def _same_resources(existing: SessionRequest, wanted: SessionRequest) -> None:
+def _same_resources(existing: SessionRequest, wanted: SessionRequest, given: Given) -> None:
     for field in sorted(wanted.model_fields_set & {"gpu", "cpus", "memory", "market"}):
         have, want = getattr(existing, field), getattr(wanted, field)
         if have != want:
@@ -311,4 +334,4 @@ def _same_resources(existing: SessionRequest, wanted: SessionRequest) -> None:
                 f"`resume({field}=…)` puts it on another shape; or use another name"
             )
     environments.same(existing, wanted)
-    mounting.same(existing, wanted)
+    mounting.same(existing, wanted, given.data)

@@ -9,6 +9,7 @@ size and the time of its last change. fsspec's filesystems call these by many na
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from mlcloud import errors
 from mlcloud.cluster.specification.parts import DATA_SCHEMES
 from mlcloud.cluster.specification.places import allowed, outside, region_told, store_cloud
 from mlcloud.cluster.specification.values import check_url
+from mlcloud.store import residency
 from mlcloud.store.failures import told
 
 if TYPE_CHECKING:
@@ -55,7 +57,11 @@ class Listing:
 
     def region(self) -> str | None:
         """The bucket's region; None where neither the URL nor the store tells it."""
-        return region_told(self.url) or _asked(self.fs, self.root)
+        region = region_told(self.url)
+        if region is None:
+            with contextlib.suppress(Exception):  # who may not ask is not told
+                region = residency.asked(self.fs, self.root)
+        return region
 
 
 def look(url: str) -> Listing:
@@ -123,18 +129,3 @@ def _mark(facts: Mapping[str, Any]) -> str:
             return f"{facts[name]}/{size}"
     when = next((facts[name] for name in _TIMES if facts.get(name)), "")
     return f"{when}/{size}/{facts.get('ino', '')}"
-
-
-def _asked(fs: Any, root: str) -> str | None:
-    bucket = root.partition("/")[0]
-    try:
-        if "s3" in fs.protocol:
-            answer = fs.call_s3("head_bucket", Bucket=bucket)
-            headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-            return answer.get("BucketRegion") or headers.get("x-amz-bucket-region") or None
-        if "gs" in fs.protocol:
-            location: str = fs.call("GET", "b/{}", bucket, json_out=True)["location"]
-            return location.lower()
-    except Exception:  # who may not ask is not told
-        return None
-    return None

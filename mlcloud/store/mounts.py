@@ -27,14 +27,12 @@ import psutil
 from blake3 import blake3
 
 from mlcloud import errors
-from mlcloud.store import fetching, progress
+from mlcloud.store import fetching, progress, residency
 from mlcloud.store.listing import Entry, Listing, check_region, look
 from mlcloud.units import format_bytes, parse_size
 
 CACHE = "20GB"
 ROUNDS = 3
-#: Told to the nodes of a cluster whose specification names regions, comma-separated; and its cloud.
-REGIONS, CLOUD = "MLCLOUD_REGIONS", "MLCLOUD_CLOUD"
 
 Tell = Callable[[int, int], object]  # bytes that are here, of how many
 
@@ -78,8 +76,7 @@ class DataCache:
         """As `data`."""
         url = url.rstrip("/")
         found = look(url)
-        regions = [each for each in os.environ.get(REGIONS, "").split(",") if each]
-        check_region(found, regions, os.environ.get(CLOUD, "local"))
+        check_region(found, *residency.here())
         if found.size > self._limit:
             raise errors.DataTooLarge(
                 f"{url} has {format_bytes(found.size)} in {len(found.entries):,} files, and the "

@@ -123,8 +123,7 @@ def test_the_embedded_cluster_by_a_specification(
         "budget": "5/day",
     }
     cluster = mlcloud.Cluster("try", **fields)
-    with pytest.warns(UserWarning, match="the local cloud does not act upon budget"):
-        status = cluster.up()
+    status = cluster.up()
     embedded.processes()
     assert isinstance(status, Status)
     assert status.info.store == f"file://{store}"
@@ -137,15 +136,23 @@ def test_the_embedded_cluster_by_a_specification(
         again = mlcloud.Cluster("try", **fields).up()
     assert again.info.state in ("starting", "running")
 
-    other = mlcloud.Cluster("try", **{**fields, "spares": 1, "budget": "9/day"})
+    assert [each.limit for each in status.info.budgets] == ["5/day"]
+
+    # what can change while it runs does, what cannot is refused by name
+    other = mlcloud.Cluster("try", **{**fields, "budget": "9/day", "store": f"file://{store}2"})
     assert [str(each) for each in other.changes()] == [
-        "budget: 5/day → 9/day (needs down and up)",
-        "spares: 0 → 1 (needs down and up)",
+        f"store: file://{store} → file://{store}2 (needs down and up)",
+        "budget: 5/day → 9/day (applied in place)",
     ]
-    with pytest.raises(Conflict, match="is up as 'try', and differs") as caught:
+    with pytest.raises(Conflict, match="cannot take this up while it does") as caught:
         other.up()
-    assert "budget  5/day" in str(caught.value)
-    assert "Nothing was changed" in str(caught.value)
+    text = str(caught.value)
+    assert f"store  file://{store}" in text
+    assert "This was applied: budget: 5/day → 9/day" in text
+    assert "`mlcloud down`, then `up`" in text
+    assert [each.limit for each in cluster.status().info.budgets] == ["9/day"]
+    cluster = mlcloud.Cluster("try", **{**fields, "budget": "9/day"})
+    assert not cluster.changes()
 
     # what was asked for is what Ray's autoscaler was told
     told = json.loads((embedded.settings.cloud_root / "autoscaling.yaml").read_text())

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from mlcloud.cluster.policy import (
     keep_safe,
 )
 from mlcloud.cluster.simulation import Replay, replay
+from mlcloud.cluster.slack import SlackTable
 from mlcloud.errors import NoSuchResources, UsageError
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -325,3 +327,30 @@ def test_a_decision_takes_ten_milliseconds_at_most() -> None:
         decide(JOB, at(40, 50), watch.history, OFFERS)
         took.append(time.perf_counter() - start)
     assert min(took) < 0.010
+
+
+def test_what_a_live_job_asks_for_next_is_solved_meanwhile() -> None:
+    hour = 3600.0
+    work, most = 4 * hour, 5 * hour
+    alone, together = (SlackTable(work, most, 720.0, 600.0, 3.0) for _ in range(2))
+    lane = np.array([hour])
+    yes = np.array([True])
+    lengths = {"mean_up_s": lane, "mean_down_s": lane, "age_s": lane / 4}
+    where = {"up": yes, "on_spot": ~yes, "on_demand": ~yes}
+
+    def ask(table: SlackTable, **changed: Any) -> tuple[float, float]:
+        how = {"steady_up": ~yes, "steady_down": ~yes, **lengths, **where, **changed}
+        waiting, spot = table.advantages(np.array([4 * hour]), lane, **how)
+        return float(waiting[0]), float(spot[0])
+
+    ask(alone)
+    assert alone._solved.sum() == 1
+    alone.ahead()
+    alone.join()
+    solved = int(alone._solved.sum())
+    assert solved == 36
+    # longer outages, steadier spot: the answer was there, and is as if all had been solved at once
+    together.solve()
+    for changed in ({"mean_down_s": 2 * lane}, {"steady_up": yes}, {"mean_up_s": lane / 2}):
+        assert ask(alone, **changed) == pytest.approx(ask(together, **changed), abs=0.02)
+        assert alone._solved.sum() == solved

@@ -25,6 +25,7 @@ from mlcloud.cluster.specification import (
     load,
     schema,
     specify,
+    split,
     to_yaml,
 )
 from mlcloud.cluster.specification.parts import OnChange, Part
@@ -683,7 +684,7 @@ def test_what_a_change_takes() -> None:
     )
     found = {each.field: each for each in changes(good(), new)}
     assert {field: each.effect for field, each in found.items()} == {
-        "regions": "down and up",
+        "regions": "in place",
         "nodes[a10g-1].max": "in place",
         "nodes[a10g-1].disk": "new nodes",
         "nodes[big]": "in place",
@@ -695,8 +696,8 @@ def test_what_a_change_takes() -> None:
     }
     assert (found["budget"].old, found["budget"].new) == ("50/day", "80/day")
     assert (found["image"].old, found["image"].new) == ("–", "ami-1")
-    assert found["nodes[big]"].note == "its nodes are given back"
-    assert changes(good(), new).needs_restart
+    assert found["nodes[big]"].note == "its nodes end when they are idle"
+    assert changes(good(), good(network={"vpc": "vpc-1"})).needs_restart
     assert not changes(good(), good(spares=1)).needs_restart
 
 
@@ -714,6 +715,65 @@ def test_changes_show_themselves() -> None:
     assert lines[1].split() == ["spares", "0", "1", "applied", "in", "place"]
     assert lines[2].split() == ["network.vpc", "–", "vpc-<1>", "needs", "down", "and", "up"]
     assert "vpc-&lt;1&gt;" in found._repr_html_()
+
+
+def test_what_is_applied_and_what_is_refused() -> None:
+    new = good(spares=1, network={"vpc": "vpc-1"}, budget="80/day", head={"disk": "100GB"})
+    found = split(good(), new)
+    assert [each.field for each in found.applied] == ["budget", "spares"]
+    assert [each.field for each in found.refused] == ["head.disk", "network.vpc"]
+    assert found.merged == good(spares=1, budget="80/day")
+    text = found.refusal()
+    assert "network.vpc" in text
+    assert "head.disk" in text
+    assert "This was applied: budget: 50/day → 80/day (applied in place); spares: 0 → 1" in text
+    assert "`mlcloud down`, then `up`" in text
+    # again: only the rest is left
+    assert not split(found.merged, new).applied
+
+
+def test_all_of_it_is_applied_where_it_can_be() -> None:
+    new = good(spares=1, regions=["eu-central-1", "eu-west-1"], image="ami-2")
+    found = split(good(), new)
+    assert found.merged == new
+    assert not found.refused
+    assert len(found.applied) == 3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # another cluster: nothing of it is for this one
+        {"name": "other", "budget": "80/day", "spares": 1},
+        # what is left would contradict itself: the store that stays is not in the new regions
+        {
+            "regions": ["eu-west-1"],
+            "store": "s3://bucket/other",
+            "store_region": "eu-west-1",
+            "budget": "80/day",
+        },
+    ],
+)
+def test_nothing_is_applied(fields: dict[str, Any]) -> None:
+    old = good(store_region="eu-central-1")
+    found = split(old, good(**{"store_region": "eu-central-1", **fields}))
+    assert (found.merged, list(found.applied)) == (old, [])
+    assert "Nothing was changed" in found.refusal()
+    assert {each.field for each in found.refused} >= fields.keys() - {"store_region"}
+
+
+def test_machines_come_and_go_the_head_stays() -> None:
+    def lab(*hosts: str) -> Specification:
+        told = [{"host": each, "cpus": 1, "memory": "2GB"} for each in hosts]
+        return specify(name="lab", cloud="ssh", store="s3://b/x", ssh={"hosts": told})
+
+    found = split(lab("a", "b"), lab("a", "c"))
+    assert [(each.field, each.effect) for each in found.applied] == [
+        ("ssh.hosts[b]", "in place"),
+        ("ssh.hosts[c]", "in place"),
+    ]
+    moved = split(lab("a", "b"), lab("b", "a"))
+    assert [str(each) for each in moved.refused] == ["ssh.hosts: a, b → b, a (needs down and up)"]
 
 
 def _fields(model: type[Part]) -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mlcloud.client.machines import SSHCluster
 from mlcloud.cluster import ssh
 from mlcloud.cluster.headspec import Machine, Runtime
 from mlcloud.config import Settings
-from mlcloud.errors import ConnectionFailed
+from mlcloud.errors import Conflict, ConnectionFailed
 from tests import netns
 from tests.live import ROOT, until
 
@@ -161,6 +162,62 @@ def test_a_cluster_on_two_machines(lab: Any, capsys: pytest.CaptureFixture[str])
     two.down()
     assert tunnel.pid is None
     two.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_a_specification_that_changes(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine comes, limits change, what cannot be is refused; a machine in use stays."""
+    three = lab("a", "b", "c")
+    a, b, c = three.machines.values()
+    made = launching.of_specification
+    monkeypatch.setattr(
+        launching, "of_specification", lambda told: replace(made(told), runtime=HERE)
+    )
+
+    def cluster(*machines: netns.Machine, **fields: Any) -> mlcloud.Cluster:
+        facts = {"cpus": 1, "memory": "2GiB", "region": "hall-1"}
+        hosts = [{"host": each.address, **facts} for each in machines]
+        ssh = {"user": "root", "key": str(three.wanted.key), "hosts": hosts}
+        told = {"regions": ["hall-1", "aws:eu-central-1"], "store": three.wanted.store, "ssh": ssh}
+        return mlcloud.Cluster("lab", cloud="ssh", **told, **fields)
+
+    cluster(a, b).up()
+    client = mlcloud.connect("lab")
+    first = client.session("first", namespace={})
+    first.run(
+        "import os; kept = 1; may = [os.environ[f'MLCLOUD_{x}'] for x in ('REGIONS', 'CLOUD')]"
+    )
+    assert first["may"] == ["hall-1,aws:eu-central-1", "ssh"]
+    assert three.machine_of(first).name == "b"
+
+    capsys.readouterr()
+    cluster(a, b, c, budget="7/day", idle={"node": "3s"}).up()
+    said = capsys.readouterr().out
+    assert f"ssh.hosts[{c.address}]" in said
+    assert "budget: – → 7/day (applied in place)" in said
+    assert [each.limit for each in client.budgets()] == ["7/day"]
+    second = client.session("second", namespace={})
+    second.run("1")
+    assert three.machine_of(second).name == "c"
+    assert first["kept"] == 1
+
+    with pytest.raises(Conflict, match=f"ssh.hosts: {c.address} .*is a node now: park"):
+        cluster(a, b, budget="7/day", idle={"node": "3s"}).up()
+    with pytest.raises(Conflict, match=r"(?s)ssh\.hosts.*needs down and up.*applied: .*8/d"):
+        cluster(b, a, budget="8/day", idle={"node": "3s"}).up()
+    assert [each.limit for each in client.budgets()] == ["8/day"]
+
+    second.park()
+    until(
+        lambda: len(client.cluster.status().info.nodes) == 1, "the idle machine is given back", 60
+    )
+    cluster(a, b, budget="8/day", idle={"node": "3s"}).up()
+    assert "mlcloud cluster lab" not in (c.home / ".ssh" / "authorized_keys").read_text()
+    assert not cluster(a, b, budget="8/day", idle={"node": "3s"}).changes()
+    three.down()
+    three.assert_nothing_is_left()
 
 
 @pytest.mark.slow

@@ -67,6 +67,15 @@ class Headed(LocalCloud, CloudWithMachines):
     def offers(self) -> list[Offer]:
         return self.beyond.offers()
 
+    def tell(self, spec: HeadSpec, home: Path) -> None:
+        """Another specification is in force: what is launched from now on is by this."""
+        from mlcloud.cluster import clouds
+
+        beyond = clouds.make(
+            spec.cloud, self.root, spec.settings, cluster_id=spec.cluster_id, home=home
+        )
+        self.spec, self.beyond = spec, beyond
+
     def free(self, offer: Offer) -> bool:
         return not isinstance(self.beyond, CloudWithMachines) or self.beyond.free(offer)
 

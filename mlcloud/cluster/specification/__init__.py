@@ -4,10 +4,11 @@ specify(name="gpus", cloud="aws", …)   load("cluster.yaml")
               └────────► Specification ◄────────┘        all problems at once, with the fix
     check(it, offers)     types, regions, GPUs that are not sold, with the nearest
     changes(old, new)     what differs, and what that does to a running cluster
+    split(old, new)       what of it a running cluster takes up, and what it refuses
     to_yaml(it), schema() for files and editors
 """
 
-from mlcloud.cluster.specification.changes import Change, ChangeList, changes
+from mlcloud.cluster.specification.changes import Change, ChangeList, Split, changes, split
 from mlcloud.cluster.specification.check import Catalogue, check
 from mlcloud.cluster.specification.document import from_yaml, load, schema, to_yaml
 from mlcloud.cluster.specification.model import Specification, specify
@@ -27,11 +28,13 @@ __all__ = [
     "Problem",
     "Source",
     "Specification",
+    "Split",
     "changes",
     "check",
     "from_yaml",
     "load",
     "schema",
     "specify",
+    "split",
     "to_yaml",
 ]

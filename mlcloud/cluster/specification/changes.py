@@ -2,25 +2,33 @@
 
     in place       the running cluster takes it up: limits, budgets, idle times, groups
     new nodes      nodes that are up stay as they are, those launched from now on have it
+    new sessions   sessions that there are stay as they are, those made from now on have it
     down and up    the cluster must end first: cloud, name, network, store, head
+
+    split(old, new) ─► what is applied, as a specification of its own, and what is refused
 
 Groups, machines and mounts are compared by their names, not by their places in a list.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from pydantic import ValidationError
+
 from mlcloud.cluster.specification.model import Specification
 from mlcloud.cluster.specification.parts import Effect, Machine, Mount, NodeGroup, OnChange, Part
 
-EFFECTS: tuple[Effect, ...] = ("in place", "new nodes", "down and up")
+EFFECTS: tuple[Effect, ...] = ("in place", "new nodes", "new sessions", "down and up")
 _MEANS: dict[Effect, str] = {
     "in place": "applied in place",
     "new nodes": "for nodes launched from now on",
+    "new sessions": "for sessions made from now on",
     "down and up": "needs down and up",
 }
 _NOT_SET = "–"
@@ -87,6 +95,65 @@ def changes(old: Specification, new: Specification) -> ChangeList:
     return ChangeList(list(_parts(old, new, "")))
 
 
+@dataclass(frozen=True)
+class Split:
+    """What a running cluster makes of a changed specification.
+
+    `merged` is what it runs with afterwards: the new specification, with the old value of each
+    field of which something is refused.
+    """
+
+    merged: Specification
+    applied: ChangeList
+    refused: ChangeList
+
+    def refusal(self) -> str:
+        """What a user is told of what was refused: which fields, and what to do."""
+        name = self.merged.name
+        done = (
+            "This was applied: " + "; ".join(map(str, self.applied))
+            if self.applied
+            else "Nothing was changed"
+        )
+        return (
+            f"the cluster {name!r} runs, and cannot take this up while it does:\n"
+            f"{self.refused!r}\n{done}. For the rest `mlcloud down`, then `up` starts it anew with "
+            "its sessions, which stay in the store; or leave these fields as they were"
+        )
+
+
+#: With another of these it is another cluster: nothing of it is for the one that runs.
+_IDENTITY = ("name", "cloud")
+
+
+def split(old: Specification, new: Specification) -> Split:
+    """What of `new` the cluster that runs with `old` can take up, field by field of the whole.
+
+    Of a field of which one part needs `down` and `up`, nothing is applied. Where what is left would
+    contradict itself (fewer regions, and the store not moved with them), nothing is applied at all.
+    """
+    everything = changes(old, new)
+    other = any(getattr(old, name) != getattr(new, name) for name in _IDENTITY)
+    kept = {_field(each) for each in everything if each.effect == "down and up"}
+    if not kept:
+        return Split(new, everything, ChangeList(()))
+    refused = [each for each in everything if other or _field(each) in kept]
+    merged = None
+    if not other:
+        told = {**new.model_dump(mode="json"), **old.model_dump(mode="json", include=kept)}
+        with contextlib.suppress(ValidationError):
+            merged = Specification.model_validate(told)
+    if merged is None:
+        return Split(old, ChangeList(()), ChangeList(list(everything)))
+    applied = [each for each in everything if each not in refused]
+    return Split(merged, ChangeList(applied), ChangeList(refused))
+
+
+def _field(change: Change) -> str:
+    """The specification's own field that a change is in."""
+    return re.split(r"[.\[]", change.field, maxsplit=1)[0]
+
+
 def _parts(old: Part, new: Part, prefix: str) -> Iterator[Change]:
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     for name, field in type(old).model_fields.items():
@@ -110,10 +177,14 @@ def _parts(old: Part, new: Part, prefix: str) -> Iterator[Change]:
 
 def _items(old: Sequence[Part], new: Sequence[Part], path: str, effect: Effect) -> Iterator[Change]:
     was, now = {_key(each): each for each in old}, {_key(each): each for each in new}
+    if path == "ssh.hosts" and list(was)[:1] != list(now)[:1]:
+        # The first is the head, and it cannot move while it runs.
+        yield Change(path, _text(list(was)), _text(list(now)), "down and up")
+        return
     for key in {**was, **now}:
         at = f"{path}[{key}]"
         if key not in now:
-            note = "its nodes are given back" if isinstance(was[key], NodeGroup) else ""
+            note = "its nodes end when they are idle" if isinstance(was[key], NodeGroup) else ""
             yield Change(at, _describe(was[key]), _NOT_SET, effect, note)
         elif key not in was:
             yield Change(at, _NOT_SET, _describe(now[key]), effect)

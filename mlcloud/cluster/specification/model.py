@@ -28,6 +28,7 @@ from mlcloud.cluster.specification.parts import (
     DOWN_AND_UP,
     IN_PLACE,
     NEW_NODES,
+    NEW_SESSIONS,
     SSH,
     Head,
     Idle,
@@ -75,7 +76,7 @@ class Specification(Part):
 
     name: Annotated[str, DOWN_AND_UP] = Field(description="what the cluster is called, `gpus`")
     cloud: Annotated[CloudName, DOWN_AND_UP] = Field("local", description="Where its nodes run.")
-    regions: Annotated[tuple[str, ...], DOWN_AND_UP] = Field(
+    regions: Annotated[tuple[str, ...], IN_PLACE] = Field(
         (),
         validate_default=True,
         description="Residency: nothing is launched, stored or copied outside these.",
@@ -115,11 +116,11 @@ class Specification(Part):
     spares: Annotated[Count, IN_PLACE] = Field(
         0, description="Nodes of the smallest group that wait for work; they bill."
     )
-    secrets: Annotated[dict[str, Secret], NEW_NODES] = Field(
+    secrets: Annotated[dict[str, Secret], NEW_SESSIONS] = Field(
         default_factory=dict,
         description="Environment variables of sessions, and where each value is kept.",
     )
-    data: Annotated[tuple[Mount, ...], NEW_NODES] = Field(
+    data: Annotated[tuple[Mount, ...], NEW_SESSIONS] = Field(
         (), description="Data that every node has under a path."
     )
     environment: Annotated[Packages, NEW_NODES] = Field(

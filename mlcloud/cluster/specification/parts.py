@@ -32,7 +32,7 @@ from mlcloud.units import parse_duration, parse_gpu
 # --- what a change does ---------------------------------------------------------------------------
 
 
-Effect = Literal["in place", "new nodes", "down and up"]
+Effect = Literal["in place", "new nodes", "new sessions", "down and up"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class OnChange:
 
 IN_PLACE = OnChange("in place")
 NEW_NODES = OnChange("new nodes")
+NEW_SESSIONS = OnChange("new sessions")
 DOWN_AND_UP = OnChange("down and up")
 
 
@@ -234,7 +235,7 @@ class SSH(Part):
     jump: Annotated[str | None, IN_PLACE] = Field(
         None, description="A host on the way, `user@bastion:22`, as ssh's ProxyJump."
     )
-    hosts: Annotated[tuple[Machine, ...], DOWN_AND_UP] = Field(
+    hosts: Annotated[tuple[Machine, ...], IN_PLACE] = Field(
         (), description="The machines of `cloud: ssh`; the first is the head."
     )
 

@@ -1,0 +1,52 @@
+"""A changed specification for a cluster that runs: what of it is applied, and what is refused.
+
+    GET /v1/specification ─► split(what runs, what is wanted) ─┬─ applied ─► PUT, of that alone
+                                                               └─ refused ─► Conflict, by field
+
+The gateway knows what runs; what it cannot take up while it does needs `down`, then `up`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mlcloud.client.connection import Connection
+from mlcloud.cluster.specification import ChangeList, Specification, Split, specify, split
+from mlcloud.errors import Conflict
+from mlcloud.models import SpecificationInfo
+
+PATH = "/v1/specification"
+#: What the head of a cluster elsewhere is told anew (`HeadRequest`), of what is to be in force.
+Head = Callable[[Specification], dict[str, Any]]
+
+
+def present(connection: Connection) -> tuple[Specification, bool]:
+    """What the cluster runs with, and whether it was brought up by a specification."""
+    info = SpecificationInfo.model_validate(connection.get(PATH))
+    return specify("the running cluster", None, **info.specification), info.named
+
+
+def compare(connection: Connection, wanted: Specification) -> Split:
+    """What `change` would do."""
+    old, named = present(connection)
+    if not named:  # one that was brought up by none takes any name
+        old = old.model_copy(update={"name": wanted.name})
+    return split(old, wanted)
+
+
+def change(connection: Connection, wanted: Specification, head: Head | None = None) -> ChangeList:
+    """Apply what can be; that is what it gives.
+
+    Raises `Conflict` for what needs `down` and `up`, when the rest has been applied, with both.
+    """
+    found = compare(connection, wanted)
+    if found.applied or not found.refused:
+        body = {
+            "specification": found.merged.model_dump(mode="json"),
+            "head": None if head is None else head(found.merged),
+        }
+        connection.put(PATH, body)
+    if found.refused:
+        raise Conflict(found.refusal())
+    return found.applied

@@ -1,0 +1,42 @@
+"""What the cluster's specification gives to every session that is made: secrets and data.
+
+    given.secrets, given.data  +  the session's own  ─► its request; of equal names, its own counts
+
+A session that asks for none of them (`secrets=[]`, `data={}`) gets none. Of a secret there is only
+where it is kept; its value comes as any session's does (`vault.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mlcloud.cluster.specification import Specification
+from mlcloud.models import DataMount, SessionRequest
+
+
+@dataclass(frozen=True)
+class Given:
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    data: Sequence[DataMount] = ()
+
+    @classmethod
+    def of(cls, specification: Specification | None) -> Given:
+        if specification is None:
+            return cls()
+        told = specification.model_dump(mode="json", include={"secrets", "data"})
+        return cls(told["secrets"], [DataMount.model_validate(each) for each in told["data"]])
+
+    def to(self, request: SessionRequest) -> SessionRequest:
+        """The request of a session that is new."""
+        update: dict[str, object] = {}
+        if self.secrets and not self._none(request, "secrets"):
+            update["secrets"] = {**self.secrets, **request.secrets}
+        if self.data and not self._none(request, "data"):
+            own = {each.path for each in request.data}
+            update["data"] = [*(each for each in self.data if each.path not in own), *request.data]
+        return request.model_copy(update=update) if update else request
+
+    @staticmethod
+    def _none(request: SessionRequest, name: str) -> bool:
+        return name in request.model_fields_set and not getattr(request, name)
