@@ -72,8 +72,7 @@ class GcpCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         accepted_s: float = ACCEPTED_S,
     ) -> None:
         sold.require_names(settings.network, body.NETWORK, "gcp")
-        reach.ssh_from(settings.network)
-        reach.public_ip(settings.network)
+        reach.check(settings.network)
         self.settings = settings
         self._offers = [offer for offer in offers if offer.region in settings.regions]
         self._now = now
