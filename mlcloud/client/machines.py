@@ -92,6 +92,7 @@ def settings_of(told: Any, most: int) -> dict[str, str]:
         "MLCLOUD_IDLE_TIMEOUT": _seconds(told.idle.session),
         "MLCLOUD_NODE_IDLE": _seconds(told.idle.node),
         "MLCLOUD_IDLE_END": _seconds(told.idle.cluster),
+        "MLCLOUD_NODE_LIFETIME": _seconds(told.max_lifetime),
     }
 
 
