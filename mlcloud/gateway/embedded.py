@@ -152,8 +152,10 @@ class EmbeddedCluster:
             head_file=self.settings.head_file,
             store_url=self.settings.store_url,
         )
+        bought = self.cloud.head_offer if isinstance(self.cloud, Headed) else None
         self.cloud.launch(
-            HEAD_OFFER, LaunchRequest(HEAD, {"CPU": 0}, instance_id=cluster["head_instance_id"])
+            bought or HEAD_OFFER,
+            LaunchRequest(HEAD, {"CPU": 0}, instance_id=cluster["head_instance_id"]),
         )
         return cluster
 

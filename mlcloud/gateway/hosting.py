@@ -55,7 +55,7 @@ async def bring_up(
     from ray.exceptions import RayError
 
     if not session.services.cluster.up:
-        session.status("starting the embedded cluster")
+        session.status(f"starting the {session.services.cluster.name} cluster")
     hosts = await session.services.cluster.joined()
     values = await session.services.vault.gather(session)
     for attempt in range(BRING_UP_TRIES):
