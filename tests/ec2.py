@@ -57,10 +57,14 @@ NO_PLACEMENT_GROUPS = """<DescribePlacementGroupsResponse
 xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>x</requestId><placementGroupSet/>
 </DescribePlacementGroupsResponse>"""
 
+MOTO = "from moto.server import main; main()"
+
 # What a call is answered with: status and body, or None for a line that breaks.
 Answer = tuple[int, bytes] | None
 # Gets a way to ask moto, and answers.
 Play = Callable[[Callable[[], Answer]], Answer]
+# Hears of each call what was asked, and what moto answered.
+Listener = Callable[[str, dict[str, str], bytes], None]
 
 
 def refuse(code: str, message: str = "told so", status: int = 400) -> Play:
@@ -94,6 +98,9 @@ class Door:
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.plays: defaultdict[str, list[Play]] = defaultdict(list)
         self.tokens: dict[str, tuple[dict[str, str], Answer]] = {}
+        self.listeners: list[Listener] = []
+        self.signed: list[tuple[str, str]] = []  # access key and action of each request
+        self.moto = ""  # its own URL, for what the door does not pass on (S3's headers)
 
     def calls(self, action: str) -> list[dict[str, str]]:
         return [fields for name, fields in self.seen if name == action]
@@ -107,13 +114,14 @@ class Door:
 
 
 @contextlib.contextmanager
-def door() -> Iterator[Door]:
-    """A door before a moto server of its own."""
-    with tempfile.TemporaryDirectory() as folder, _moto(folder) as behind:
+def door(host: str = "127.0.0.1", start: str = MOTO) -> Iterator[Door]:
+    """A door before a moto server of its own, both on `host`. `start` is what runs moto."""
+    with tempfile.TemporaryDirectory() as folder, _moto(folder, host, start) as behind:
         made = Door("")
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(made, behind))
+        server = ThreadingHTTPServer((host, 0), _handler(made, host, behind))
         server.daemon_threads = True
-        made.url = f"http://127.0.0.1:{server.server_address[1]}"
+        made.url = f"http://{host}:{server.server_address[1]}"
+        made.moto = f"http://{host}:{behind}"
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
@@ -123,7 +131,7 @@ def door() -> Iterator[Door]:
             server.server_close()
 
 
-def _handler(made: Door, behind: int) -> type[BaseHTTPRequestHandler]:
+def _handler(made: Door, host: str, behind: int) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -132,6 +140,8 @@ def _handler(made: Door, behind: int) -> type[BaseHTTPRequestHandler]:
             fields = dict(parse_qsl(body.decode("latin-1")))
             action = fields.get("Action") or self.headers.get("X-Amz-Target", "").split(".")[-1]
             made.seen.append((action, fields))
+            key = re.search(r"Credential=(\w+)/", self.headers.get("Authorization", ""))
+            made.signed.append((key[1] if key else "", action))
 
             def ask() -> Answer:
                 if action == "DescribePlacementGroups":
@@ -154,12 +164,15 @@ def _handler(made: Door, behind: int) -> type[BaseHTTPRequestHandler]:
                 return answer
 
             plays = made.plays[action]
-            self._answer(plays.pop(0)(ask) if plays else ask())
+            answer = plays.pop(0)(ask) if plays else ask()
+            for each in made.listeners if answer is not None and answer[0] == 200 else ():
+                each(action, fields, answer[1])
+            self._answer(answer)
 
         do_GET = do_POST
 
         def _forward(self, body: bytes) -> Answer:
-            connection = http.client.HTTPConnection("127.0.0.1", behind, timeout=60)
+            connection = http.client.HTTPConnection(host, behind, timeout=60)
             try:
                 headers = {**self.headers, "Content-Length": str(len(body))}
                 connection.request(self.command, self.path, body, headers)
@@ -185,14 +198,14 @@ def _handler(made: Door, behind: int) -> type[BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
-def _moto(folder: str) -> Iterator[int]:
+def _moto(folder: str, host: str, start: str) -> Iterator[int]:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port = int(probe.getsockname()[1])
     images = Path(folder) / "images.json"
     images.write_text(json.dumps(IMAGES))
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-c", start, "-H", host, "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={
@@ -206,7 +219,7 @@ def _moto(folder: str) -> Iterator[int]:
         for _ in range(600):
             assert server.poll() is None, "moto's server ended"
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=1).close()
+                urllib.request.urlopen(f"http://{host}:{port}/moto-api/", timeout=1).close()
                 break
             time.sleep(0.05)
         yield port

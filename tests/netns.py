@@ -59,6 +59,7 @@ class Machine:
     link: str
     folder: Path
     sshd: subprocess.Popen[bytes] | None = None
+    public: str = ""  # another address, by which it is reached from outside
 
     @property
     def home(self) -> Path:
@@ -71,12 +72,14 @@ class Machine:
         keys.parent.mkdir(mode=0o700)
         keys.write_text(public_key + "\n")
         self.new_host_key()
+        listen = "".join(f"ListenAddress {each}\n" for each in self.addresses)
         (self.folder / "sshd_config").write_text(
-            f"Port 22\nListenAddress {self.address}\nHostKey {self.folder / 'host_key'}\n"
+            f"Port 22\n{listen}HostKey {self.folder / 'host_key'}\n"
             f"PidFile {self.folder / 'sshd.pid'}\nAuthorizedKeysFile {keys}\n"
             "PubkeyAuthentication yes\nPasswordAuthentication no\nUsePAM no\nStrictModes no\n"
             "KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
-            f"SetEnv HOME={self.home} TMPDIR={self.folder / 'tmp'}\nMaxStartups 100\n"
+            f"SetEnv {' '.join(f'{name}={value}' for name, value in self.login.items())}\n"
+            "MaxStartups 100\n"
         )
         self.restart_sshd()
 
@@ -107,6 +110,15 @@ class Machine:
             self.sshd.terminate()
             self.sshd.wait(10)
             self.sshd = None
+
+    @property
+    def login(self) -> dict[str, str]:
+        """Variables of whoever logs in."""
+        return {"HOME": str(self.home), "TMPDIR": str(self.folder / "tmp")}
+
+    @property
+    def addresses(self) -> list[str]:
+        return [each for each in (self.address, self.public) if each]
 
     @property
     def _inside(self) -> list[str]:
@@ -143,7 +155,31 @@ class Machine:
         """`address:port` of every TCP listener of the machine but sshd's."""
         lines = run(*self._inside, "ss", "-H", "-ltn").splitlines()
         found = [line.split()[3] for line in lines]
-        return [each for each in found if each != f"{self.address}:22"]
+        return [each for each in found if each not in [f"{ip}:22" for ip in self.addresses]]
+
+    # --- its life ---------------------------------------------------------------------------------
+
+    def plug_in(self, bridge: str, prefix: int) -> None:
+        """Make the namespace, with a cable to `bridge`."""
+        inner = f"{self.link}i"
+        run("ip", "netns", "add", self.namespace)
+        run("ip", "link", "add", self.link, "type", "veth", "peer", "name", inner)
+        run("ip", "link", "set", self.link, "master", bridge)
+        run("ip", "link", "set", self.link, "up")
+        run("ip", "link", "set", inner, "netns", self.namespace)
+        inside = ["ip", "-n", self.namespace]
+        run(*inside, "addr", "add", f"{self.address}/{prefix}", "dev", inner)
+        if self.public:
+            run(*inside, "addr", "add", f"{self.public}/32", "dev", inner)
+        run(*inside, "link", "set", inner, "up")
+        run(*inside, "link", "set", "lo", "up")
+
+    def destroy(self) -> None:
+        self.stop_sshd()
+        if Path("/run/netns", self.namespace).exists():
+            self.kill()
+        subprocess.run(["ip", "netns", "del", self.namespace], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", self.link], check=False, capture_output=True)
 
 
 def _is_sshd(pid: int) -> bool:
@@ -166,27 +202,14 @@ def machines(*names: str, public_key: str) -> Iterator[dict[str, Machine]]:
         run("ip", "addr", "add", f"{net}.1/24", "dev", bridge)
         run("ip", "link", "set", bridge, "up")
         for number, name in enumerate(names, 11):
-            machine = Machine(
+            machine = made[name] = Machine(
                 name, f"{net}.{number}", f"ml{tag}{name}", f"mlv{tag}{number}", root / name
             )
-            run("ip", "netns", "add", machine.namespace)
-            made[name] = machine
-            inner = f"mlw{tag}{number}"
-            run("ip", "link", "add", machine.link, "type", "veth", "peer", "name", inner)
-            run("ip", "link", "set", machine.link, "master", bridge)
-            run("ip", "link", "set", machine.link, "up")
-            run("ip", "link", "set", inner, "netns", machine.namespace)
-            inside = ["ip", "-n", machine.namespace]
-            run(*inside, "addr", "add", f"{machine.address}/24", "dev", inner)
-            run(*inside, "link", "set", inner, "up")
-            run(*inside, "link", "set", "lo", "up")
+            machine.plug_in(bridge, 24)
             machine.start_sshd(public_key)
         yield made
     finally:
         for machine in made.values():
-            machine.stop_sshd()
-            machine.kill()
-            subprocess.run(["ip", "netns", "del", machine.namespace], check=False)
-            subprocess.run(["ip", "link", "del", machine.link], check=False, capture_output=True)
+            machine.destroy()
         subprocess.run(["ip", "link", "del", bridge], check=False)
         shutil.rmtree(root, ignore_errors=True)

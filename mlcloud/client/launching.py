@@ -47,6 +47,12 @@ Say = Callable[[str], None]
 #: This process's, by the cluster's name.
 tunnels: dict[str, Tunnel | PortForward] = {}
 RENTED = ("aws", "gcp", "azure")
+EXTRAS = ("aws", "gcp", "azure")
+STORE_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "aws"),
+    **dict.fromkeys(("gs", "gcs"), "gcp"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "azure"),
+}
 HEAD_S, GATEWAY_S, DOWN_S = 900.0, 180.0, 90.0
 
 
@@ -428,12 +434,15 @@ def _begun(wanted: SSHCluster, settings: Settings) -> Note:
     )
     if wanted.name in known(settings):
         before = note_of(wanted.name, settings)
-        if before.head["host"] != fresh.head["host"]:
+        same = before.head["host"] == fresh.head["host"]
+        # A rented head that ended, as one does when nobody uses it, has a successor elsewhere.
+        if not same and wanted.cloud == "ssh":
             raise UsageError(
                 f"the cluster {wanted.name!r} has its head on {before.head['host']}: "
                 f"`mlcloud down {wanted.name}` first"
             )
-        fresh = replace(fresh, cluster_id=before.cluster_id, token=before.token)
+        token = before.token if same else ""
+        fresh = replace(fresh, cluster_id=before.cluster_id, token=token)
     _write(fresh, settings)
     return fresh
 
@@ -503,9 +512,16 @@ def _with_wheel(wanted: SSHCluster) -> tuple[SSHCluster, dict[str, bytes]]:
         requirements=(f"ray[default]=={metadata.version('ray')}",) if given is None else given,
         wheel=name,
         digest=digest,
+        extras=_extras(wanted),
         minor=f"{sys.version_info[0]}.{sys.version_info[1]}",
     )
     return replace(wanted, runtime=runtime), {name: data}
+
+
+def _extras(wanted: SSHCluster) -> tuple[str, ...]:
+    """Those of mlcloud with which nodes reach their cloud, and their store."""
+    store = STORE_EXTRAS.get(wanted.store.partition("://")[0])
+    return tuple(sorted({each for each in (wanted.cloud, store) if each in EXTRAS}))
 
 
 def _pin(wanted: SSHCluster, known_hosts: Path) -> None:

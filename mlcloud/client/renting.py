@@ -4,9 +4,10 @@
               └─► a cluster of one machine, from here on as one of your own (`launching`)
     down  the gateway ends its nodes ─► everything with the cluster's tags is removed
 
-The machine gets the cluster's public key and nothing else: no script, no secret. What the gateway
-needs goes over SSH, to a machine that lets in this computer's address alone. Workers are bought by
-the head itself, with the rights of its own identity in the cloud.
+The machine gets the cluster's public key, and a script without a secret that ends it if nobody
+makes it a head, or nothing of mlcloud's runs there any more. What the gateway needs goes over SSH,
+to a machine that lets in this computer's address alone. Workers are bought by the head itself, with
+the rights of its own identity in the cloud.
 
 None of it was run against a real cloud.
 """
@@ -24,8 +25,8 @@ from typing import Any
 from mlcloud.client.machines import SSHCluster, settings_of
 from mlcloud.client.planning import offers_of
 from mlcloud.client.residency import require_store
-from mlcloud.cluster import clouds, ssh
-from mlcloud.cluster.clouds.aws.network import CHECKIP, own_address
+from mlcloud.cluster import bootstrap, clouds, ssh
+from mlcloud.cluster.clouds import reach
 from mlcloud.cluster.clouds.base import (
     Cloud,
     CloudWithCredentials,
@@ -35,11 +36,13 @@ from mlcloud.cluster.clouds.base import (
 )
 from mlcloud.cluster.headspec import Machine, Runtime
 from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.records import plain
 from mlcloud.cluster.specification import Specification
 from mlcloud.errors import CloudRefused, ConnectionFailed, MLCloudError, NoCapacity, UsageError
 
 Tell = Callable[[str], None]
 ADDRESS_S, SSHD_S, SWEEP_S = 180.0, 300.0, 300.0
+DESERTED_S = 1800.0  # a head on which nothing of ours has run for so long ends
 LOOK_S = 3.0
 TRIES = 8  # of offers for the head
 HEAD = "head"
@@ -53,11 +56,11 @@ PYTHON = (
 def cloud_from_here(specification: Specification, public_key: str | None = None) -> Cloud:
     """The specification's cloud, with the rights of who sits here."""
     settings = specification.settings(ssh_public_key=public_key)
-    asked = settings.network.get("ssh_from", "me")
-    if public_key is not None and asked == "me":
+    if public_key is not None:
+        network = {"ssh_from": reach.ME, **settings.network}
         # Looked up here: a machine in the cloud that asked would find its own.
-        me = own_address(settings.endpoints.get("checkip", CHECKIP))
-        settings = replace(settings, network={**settings.network, "ssh_from": me})
+        known = reach.ssh_from(network, settings.endpoints.get("checkip", reach.CHECKIP))
+        settings = replace(settings, network={**network, "ssh_from": ",".join(known)})
     return clouds.class_of(specification.cloud)(settings, offers_of(specification))
 
 
@@ -65,28 +68,37 @@ def rent(specification: Specification, folder: Path, tell: Tell) -> SSHCluster:
     """A running head as a cluster of one machine. `folder` keeps the cluster's key.
 
     Raises `CredentialsMissing` before anything is bought, `NoCapacity` where no head could be had,
-    `ConnectionFailed` for one that does not let us in; it is given back then.
+    `ConnectionFailed` for one that does not let us in; what was bought now is given back then.
     """
     public_key = ssh.make_key(folder / "id_ed25519", f"mlcloud cluster {specification.name}")
     cloud = cloud_from_here(specification, public_key)
     if isinstance(cloud, CloudWithCredentials):
         cloud.check()
     require_store(specification, tell)
-    head = _running(cloud) or _bought(specification, cloud, tell)
+    running = _running(cloud)
+    if running is not None and (prepare := getattr(cloud, "prepare", None)):
+        prepare(running.offer.region)  # this computer may have another address than it had then
+    head = running or _bought(specification, cloud, tell)
     try:
         head = _with_address(cloud, head, tell)
         machine = _machine(specification, head, folder)
+        if running is None:  # its address may have been another's before
+            ssh.forget(folder / "known_hosts", machine.host)
         _until_sshd(machine, folder, tell)
     except BaseException:
-        tell("the head is given back")
-        with contextlib.suppress(MLCloudError):
-            cloud.terminate(head.id, "it did not come up")
+        if running is None:  # else it is somebody's cluster: out of reach from here, no more
+            tell("the head is given back")
+            with contextlib.suppress(MLCloudError):
+                cloud.terminate(head.id, "it did not come up")
         raise
-    return as_cluster(specification, machine, public_key)
+    return as_cluster(specification, machine, public_key, head.offer)
 
 
-def as_cluster(specification: Specification, head: Machine, public_key: str) -> SSHCluster:
-    """A rented head as a cluster of one machine, which launches by this specification."""
+def as_cluster(
+    specification: Specification, head: Machine, public_key: str, offer: Offer | None = None
+) -> SSHCluster:
+    """A rented head as a cluster of one machine, which launches by this specification. `offer`:
+    what the head is, where it does not know that yet; it bills too."""
     told = specification.model_dump(mode="json")
     return SSHCluster(
         name=specification.name,
@@ -96,7 +108,11 @@ def as_cluster(specification: Specification, head: Machine, public_key: str) -> 
         settings=settings_of(specification, sum(group.max for group in specification.nodes)),
         specification=told,
         cloud=specification.cloud,
-        cloud_settings={"specification": told, "ssh_public_key": public_key},
+        cloud_settings={
+            "specification": told,
+            "ssh_public_key": public_key,
+            **({"head": plain(offer)} if offer is not None else {}),
+        },
     )
 
 
@@ -108,9 +124,10 @@ def _running(cloud: Cloud) -> Instance | None:
 
 def _bought(specification: Specification, cloud: Cloud, tell: Tell) -> Instance:
     tried = []
+    script = bootstrap.deserted(specification.name, DESERTED_S)
     for offer in _heads(specification, cloud.offers())[:TRIES]:
         tell(f"asking for a head: {offer}")
-        request = LaunchRequest(HEAD, {"CPU": 0}, session="")
+        request = LaunchRequest(HEAD, {"CPU": 0}, bootstrap=script)
         try:
             return cloud.launch(offer, request)
         except NoCapacity as error:

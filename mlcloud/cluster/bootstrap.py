@@ -3,6 +3,7 @@
     worker()  a node of any cloud at its first boot: claim the machine, find or make a Python with
               mlcloud, write the node's file (0600), start its agent
     head()    the same, with the gateway's keeper instead of the agent
+    deserted()  a machine that is to become a head, and does not, ends
     ending()  everything of ours on the machine ends, found by its mark; its folders go
 
 POSIX sh and coreutils, so that it serves as cloud-init's user data, as a startup script and over
@@ -226,15 +227,14 @@ def _runtime(runtime: Runtime, version: str, fetch: str = "") -> list[str]:
     if runtime.python is not None:
         made = _PYTHON.format(python=quote(runtime.python))
     else:
-        told = repr(
-            (runtime.requirements, runtime.index_url, runtime.options, runtime.digest)
-            + ((True,) if runtime.inherit else ())
-        )
+        asked = (runtime.requirements, runtime.index_url, runtime.options)
+        told = repr((*asked, runtime.digest, runtime.extras, runtime.inherit))
         what = [*map(quote, runtime.options), *map(quote, runtime.requirements or ())]
         if runtime.index_url:
             what = ["--index-url", quote(runtime.index_url), *what]
         if runtime.wheel:
-            what.append(f'"$folder/{runtime.wheel}"')
+            extras = f"[{','.join(runtime.extras)}]" if runtime.extras else ""
+            what.append(f'"$folder/{runtime.wheel}{extras}"')
         made = _VENV.format(
             digest=hashlib.blake2b(told.encode(), digest_size=5).hexdigest(),
             minor=runtime.minor or "3",
@@ -262,6 +262,27 @@ def _file(name: str, content: str | bytes) -> str:
     text = content
     assert f"\n{end}\n" not in f"\n{text}\n"
     return f"cat >\"$folder/{name}\" <<'{end}'\n{text.rstrip()}\n{end}\n"
+
+
+def deserted(cluster: str, after_s: float) -> str:
+    """The script for a machine that is to become the head of `cluster`: it ends itself when no
+    process of the cluster has run on it for `after_s`: nobody came, or what came has ended."""
+    looks = 10
+    return f"""#!/bin/sh
+# Made by mlcloud: this machine must not bill for ever where nobody uses it.
+setsid nohup sh -c '
+missing=0
+while [ $missing -lt {looks} ]; do
+  sleep {after_s / looks:g}
+  if grep -qz "^{CLUSTER_MARK}={cluster}-" /proc/[0-9]*/environ 2>/dev/null; then
+    missing=0
+  else
+    missing=$((missing + 1))
+  fi
+done
+shutdown -h now
+' </dev/null >/dev/null 2>&1 &
+"""
 
 
 def ending(mark: str, value: str, *, folders: str = "", claims: str = "") -> str:

@@ -52,7 +52,8 @@ class Runtime:
     `python` None: a virtual environment of its own is made, with `pythonX.Y` of `minor` where there
     is one, and `requirements` (of None, this computer's Ray) are installed into it by pip, with
     `options`; and `wheel`, a file of the head's home with the blake3 `digest`, which the other
-    nodes fetch from there: this computer's mlcloud, unless `requirements` name one. Else an
+    nodes fetch from there: this computer's mlcloud, unless `requirements` name one, with its
+    `extras` (the clients of the cloud and of the store). Else an
     interpreter that has mlcloud already, on `variables["PYTHONPATH"]` if need be. With `inherit`
     what the machine's (an image's) own Python has is not installed again. `variables` are set for
     all processes of a node. `setup` are shell commands that run before anything else.
@@ -64,6 +65,7 @@ class Runtime:
     options: tuple[str, ...] = ()
     wheel: str = ""
     digest: str = ""
+    extras: tuple[str, ...] = ()
     minor: str = ""
     inherit: bool = False
     variables: dict[str, str] = field(default_factory=dict)

@@ -3,12 +3,15 @@
     keeper ── python -m mlcloud.gateway ─┬─ ended by `down` or idleness (status 0): so does this
                                          └─ killed or crashed: started again, later each time
 
-Every node of the cluster ends itself when no gateway answers for long (`agent`), so a keeper that
-gives up leaves nothing behind for ever. Standard library alone.
+Every node of the cluster ends itself when no gateway answers for long (`agent`), and a keeper that
+is done ends the head's own machine where that is rented (`self_end`): at once, or where it gave up
+a while later, so that `up` can read why. So nothing is left behind for ever. Standard library
+alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,12 +19,16 @@ import sys
 import time
 from pathlib import Path
 
-from mlcloud.cluster import onlyhere
+from mlcloud.cluster import onlyhere, self_end
 from mlcloud.cluster.headspec import HeadSpec
+from mlcloud.cluster.notices.clouds import ENDPOINTS
+from mlcloud.errors import CloudRefused
 from mlcloud.processes import become_subreaper, end_descendants
 
 FAST_S = 30.0  # a gateway that ran shorter than this came to nothing
 FAILURES, PAUSE_S = 5, 1.0
+TOLD_S = 600.0  # longer than `up` waits for a gateway
+END_AGAIN_S = 60.0
 
 
 def main() -> int:
@@ -53,7 +60,16 @@ def main() -> int:
     else:
         (home / "failed").write_text(_last_words(home / "gateway.log"))
         print("the gateway does not come up: giving up", flush=True)
+        (home / "pid").unlink(missing_ok=True)  # `up` may try once more
+        if spec.cloud in ENDPOINTS:
+            time.sleep(TOLD_S)
+        if (home / "pid").exists():
+            return 0
     end_descendants()
+    while spec.cloud in ENDPOINTS:
+        with contextlib.suppress(CloudRefused):  # which is in the log
+            self_end.end(spec.cloud, log=_log)
+        time.sleep(END_AGAIN_S)
     return 0
 
 
@@ -79,6 +95,10 @@ def _asked(spec: HeadSpec, home: Path, what: str) -> None:
         getattr(cloud, what)()
     except MLCloudError as error:
         print(f"{what}: {error}", flush=True)
+
+
+def _log(text: str) -> None:
+    print(text, flush=True)
 
 
 def _last_words(log: Path) -> str:

@@ -141,13 +141,18 @@ def instance_of(record: dict[str, Any]) -> Instance:
     for name in _TIMES:
         if values.get(name):
             values[name] = datetime.fromisoformat(values[name])
-    offer = dict(values["offer"])
-    offer["usd_per_hour"] = Decimal(offer["usd_per_hour"])
-    offer["as_of"] = date.fromisoformat(offer["as_of"])
-    values["offer"] = Offer(**offer)
+    values["offer"] = offer_of(values["offer"])
     if values.get("notice"):
         notice = dict(values["notice"])
         for name in ("given_at", "deadline"):
             notice[name] = datetime.fromisoformat(notice[name])
         values["notice"] = Notice(**notice)
     return Instance(**values)
+
+
+def offer_of(record: dict[str, Any]) -> Offer:
+    """The offer that `plain` wrote."""
+    offer = dict(record)
+    offer["usd_per_hour"] = Decimal(offer["usd_per_hour"])
+    offer["as_of"] = date.fromisoformat(offer["as_of"])
+    return Offer(**offer)

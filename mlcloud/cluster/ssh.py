@@ -129,6 +129,14 @@ def _known_as(target: Target) -> str:
     return target.host if target.port == 22 else f"[{target.host}]:{target.port}"
 
 
+def forget(known_hosts: Path, host: str) -> None:
+    """The host at this address is another one now: its key is pinned at the next contact."""
+    if known_hosts.exists():
+        lines = known_hosts.read_text().splitlines()
+        kept = [line for line in lines if line.split(" ")[0] != host]
+        known_hosts.write_text("".join(f"{line}\n" for line in kept))
+
+
 def _short(line: str) -> str:
     return re.sub(r"^ssh: connect to host \S+ port \d+: ", "", line)
 

@@ -163,8 +163,10 @@ class EmbeddedCluster:
             residency=self._residency,
             head_cloud=self.cloud.name,
         )
+        bought = self.cloud.head_offer if isinstance(self.cloud, Headed) else None
         self.cloud.launch(
-            HEAD_OFFER, LaunchRequest(HEAD, {"CPU": 0}, instance_id=cluster["head_instance_id"])
+            bought or HEAD_OFFER,
+            LaunchRequest(HEAD, {"CPU": 0}, instance_id=cluster["head_instance_id"]),
         )
         return cluster
 

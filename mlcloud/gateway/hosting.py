@@ -57,7 +57,7 @@ async def bring_up(
 
     session.services.cluster.require(request or session.host_request)
     if not session.services.cluster.up:
-        session.status("starting the embedded cluster")
+        session.status(f"starting the {session.services.cluster.name} cluster")
     hosts = await session.services.cluster.joined()
     values = await session.services.vault.gather(session)
     for attempt in range(BRING_UP_TRIES):

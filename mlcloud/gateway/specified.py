@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LEAVING_S = 60.0  # for sessions on nodes where nothing may be any more
+_OWN = ("head",)
 _RUNTIME = ("setup", "index_url")  # of a node's runtime, what a specification says
 
 
@@ -131,7 +132,9 @@ class Specified:
         settings, cloud = gateway.settings, gateway.cluster.cloud
         if isinstance(cloud, Headed) and head is not None and settings.head_file is not None:
             told = {name: value for name, value in head["runtime"].items() if name in _RUNTIME}
-            spec = asdict(replace(cloud.spec, settings=dict(head["settings"])))
+            # What the head itself is, it stays.
+            kept = {name: cloud.spec.settings[name] for name in _OWN if name in cloud.spec.settings}
+            spec = asdict(replace(cloud.spec, settings={**kept, **head["settings"]}))
             spec["runtime"] |= told
             # Ray's autoscaler looks at the time of this file before it launches.
             write_json(settings.head_file, spec)

@@ -7,6 +7,7 @@ Ray.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,11 @@ def _rented(name: str, settings: dict[str, Any]) -> Cloud:
         if wanted.allows(offer)
         and (not wanted.nodes or any(group.takes(offer) for group in wanted.nodes))
     ]
-    return make(wanted.settings(ssh_public_key=settings.get("ssh_public_key")), offers)
+    roomy = max(wanted.nodes, key=lambda group: group.disk, default=None)
+    told = wanted.settings(roomy, ssh_public_key=settings.get("ssh_public_key"))
+    # Who comes in by SSH was settled where `up` ran, and may have changed: the head leaves it.
+    network = {name: value for name, value in told.network.items() if name != "ssh_from"}
+    return make(replace(told, network=network), offers)
 
 
 def _import_here(name: str) -> None:

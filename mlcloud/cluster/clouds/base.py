@@ -88,7 +88,8 @@ class CloudSettings:
     `image` None means the cloud's own choice (a current Ubuntu or deep learning image). `network`
     holds the cloud's own names (`subnet`, `security_group`, `vpc`, `resource_group`, `project` …),
     empty: the cloud makes or finds them. `endpoints` replaces a service's URL (tests, private
-    endpoints). `lifetime_s` is the longest that a node may live from its launch.
+    endpoints). `lifetime_s` is the longest that a node may live from its launch. `store` is the URL
+    of the cluster's store: its nodes get the rights to use it, where the cloud gives any.
     """
 
     cluster: str
@@ -102,6 +103,7 @@ class CloudSettings:
     tags: Mapping[str, str] = field(default_factory=dict)
     endpoints: Mapping[str, str] = field(default_factory=dict)
     lifetime_s: float = 7 * 86400.0
+    store: str = ""
 
 
 @dataclass(frozen=True)

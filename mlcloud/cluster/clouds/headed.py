@@ -35,7 +35,7 @@ from mlcloud.cluster.clouds.base import (
 from mlcloud.cluster.clouds.local import HEAD, LocalCloud
 from mlcloud.cluster.headspec import HeadSpec
 from mlcloud.cluster.offers import Offer
-from mlcloud.cluster.records import now, plain, write_json
+from mlcloud.cluster.records import now, offer_of, plain, write_json
 from mlcloud.errors import MLCloudError, UsageError
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,12 @@ class Headed(LocalCloud, CloudWithMachines):
         self._heard: dict[str, float] = {}
         self._looking = threading.Lock()
         self._looked = 0.0
+
+    @property
+    def head_offer(self) -> Offer | None:
+        """What the head's machine was bought as, if it was."""
+        bought = self.spec.settings.get("head")
+        return offer_of(bought) if bought else None
 
     def offers(self) -> list[Offer]:
         return self.beyond.offers()

@@ -53,8 +53,7 @@ class NamedMachines(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftov
         accepted_s: float,
     ) -> None:
         sold.require_names(settings.network, network, self.name)
-        reach.ssh_from(settings.network)
-        reach.public_ip(settings.network)
+        reach.check(settings.network)
         self.settings = settings
         self._offers = [offer for offer in offers if offer.region in settings.regions]
         self._now = now

@@ -395,6 +395,7 @@ class Specification(Part):
             tags=dict(self.tags),
             endpoints=dict(self.endpoints),
             lifetime_s=self.max_lifetime.total_seconds(),
+            store=self.store or "",
         )
 
 

@@ -112,6 +112,8 @@ def test_exactly_what_the_plan_shows_is_sent_once_its_network_is_there(
     assert (found.private_ip, found.public_ip) == ("10.100.0.4", "198.51.100.4")
     # a laptop that moved: the rule follows it, and no gateway or network is made again
     cloud(azure, network={"ssh_from": "198.51.100.9"}).launch(T4, request())
+    # the head itself, which is told of no address, does not shut it out
+    cloud(azure).launch(T4, request())
     [rules] = [r for p, r in azure.resources.items() if "/networksecuritygroups/" in p]
     first = rules["properties"]["securityRules"][0]["properties"]
     assert first["sourceAddressPrefixes"] == ["198.51.100.9/32"]

@@ -208,7 +208,7 @@ def test_names_are_googles_and_an_id_that_is_none_is_refused() -> None:
     [
         ({"subnets": "x"}, "did you mean 'subnet'"),
         ({"public_ip": "workers"}, "public_ip: 'workers' is none of head, all, none"),
-        ({"ssh_from": "0.0.0.0/0"}, "the whole world is never let in"),
+        ({"ssh_from": "0.0.0.0/0"}, "lets the world in"),
         ({"ssh_from": "home"}, "'home' is no address or range"),
     ],
 )

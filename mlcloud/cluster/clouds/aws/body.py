@@ -9,11 +9,11 @@ import base64
 import hashlib
 import re
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from mlcloud.cluster.clouds import reach
 from mlcloud.cluster.clouds.aws import names, userdata
 from mlcloud.cluster.clouds.aws.api import as_tags
 from mlcloud.cluster.clouds.aws.images import Image
@@ -61,7 +61,7 @@ def body(
         "Groups": list(found.groups),
         "DeleteOnTermination": True,
     }
-    public = public_ip(settings.network)
+    public = reach.public_ip(settings.network, default="")
     if public:
         interface["AssociatePublicIpAddress"] = public == "all" or (
             public == "head" and request.node_type == HEAD
@@ -117,17 +117,6 @@ def body(
     if found.key:
         asked["KeyName"] = found.key
     return asked
-
-
-def public_ip(network: Mapping[str, str]) -> str:
-    """Which nodes get a public address: `head`, `all`, `none`; empty: as their subnet says.
-
-    Raises `UsageError`.
-    """
-    who = network.get("public_ip", "")
-    if who not in ("", "head", "all", "none"):
-        raise UsageError(f"`network.public_ip`: {who!r} is none of head, all, none")
-    return who
 
 
 def on_the_wire(asked: dict[str, Any]) -> dict[str, Any]:

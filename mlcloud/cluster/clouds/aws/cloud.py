@@ -20,7 +20,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from mlcloud.cluster.clouds import tags
+from mlcloud.cluster.clouds import reach, tags
 from mlcloud.cluster.clouds.aws import body as bodies
 from mlcloud.cluster.clouds.aws import images, machines, names
 from mlcloud.cluster.clouds.aws import quotas as quota_rules
@@ -58,8 +58,8 @@ def utc_now() -> datetime:
 class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
     """EC2 in `settings.regions`, selling `offers`.
 
-    `buckets` are those of the cluster's store, if it is on S3: the nodes' roles may use them. It
-    may be used from several threads.
+    `buckets`: the nodes' roles may use these. Default: that of the cluster's store, if it is on S3.
+    It may be used from several threads.
     """
 
     name = "aws"
@@ -69,7 +69,7 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         settings: CloudSettings,
         offers: Iterable[Offer],
         *,
-        buckets: Iterable[str] = (),
+        buckets: Iterable[str] | None = None,
         now: Callable[[], datetime] = utc_now,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -78,7 +78,8 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         self._offers = [offer for offer in offers if offer.region in settings.regions]
         self._now, self._sleep = now, sleep
         self._network = Network(self.api, settings, now)
-        self._identity = Identity(self.api, settings, tuple(buckets), now)
+        stored = names.buckets(settings.store) if buckets is None else tuple(buckets)
+        self._identity = Identity(self.api, settings, stored, now)
         self._leftovers = Leftovers(self.api, settings)
         self._leftovers.sleep = sleep
         self._lock = threading.Lock()
@@ -101,7 +102,7 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         with self.api.telling(Errand("asking who we are", region)):
             self.api.check_regions()
             ssh_sources(self.settings)
-            bodies.public_ip(self.settings.network)
+            reach.public_ip(self.settings.network, default="")
             self.api.client("sts", region).get_caller_identity()
 
     def configuration(self, offer: Offer, request: LaunchRequest) -> dict[str, Any]:

@@ -35,6 +35,12 @@ def partition(region: str) -> str:
     return "aws-us-gov" if region.startswith("us-gov-") else "aws"
 
 
+def buckets(store: str) -> tuple[str, ...]:
+    """The bucket of a store's URL, if it is on S3."""
+    scheme, _, rest = store.partition("://")
+    return (rest.partition("/")[0],) if scheme in ("s3", "s3a") else ()
+
+
 def values(text: str) -> tuple[str, ...]:
     """The values of a setting that may hold several, separated by commas or spaces."""
     return tuple(text.replace(",", " ").split())

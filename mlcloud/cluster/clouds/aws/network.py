@@ -10,14 +10,12 @@ from `network.ssh_from` alone (addresses or CIDRs; `me` is this computer's addre
 
 from __future__ import annotations
 
-import ipaddress
 import threading
-import urllib.request
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from mlcloud.cluster.clouds import tags
+from mlcloud.cluster.clouds import reach, tags
 from mlcloud.cluster.clouds.aws import names
 from mlcloud.cluster.clouds.aws.api import Api, as_filters, as_tags, from_tags
 from mlcloud.cluster.clouds.aws.refusals import code_of
@@ -25,9 +23,7 @@ from mlcloud.cluster.clouds.base import CloudSettings
 from mlcloud.cluster.offers import Offer
 from mlcloud.errors import CloudRefused, NoCapacity, UsageError
 
-CHECKIP = "https://checkip.amazonaws.com"
 SSH = 22
-_WIDEST = {4: 8, 6: 32}  # prefix lengths; anything wider is the world
 
 
 class Network:
@@ -184,36 +180,8 @@ class Network:
             ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=stale)
 
 
-def ssh_sources(settings: CloudSettings) -> tuple[str, ...]:
-    """The networks that SSH is let in from, as CIDRs. Raises `UsageError` for the whole world."""
-    found = []
-    for text in names.values(settings.network.get("ssh_from", "")):
-        if text == "me":
-            text = own_address(settings.endpoints.get("checkip", CHECKIP))
-        try:
-            network = ipaddress.ip_network(text, strict=False)
-        except ValueError as error:
-            raise UsageError(
-                f"`network.ssh_from`: {text!r} is no address: one such as 203.0.113.7, a network "
-                "such as 203.0.113.0/24, or 'me'"
-            ) from error
-        if network.prefixlen < _WIDEST[network.version]:
-            raise UsageError(
-                f"`network.ssh_from`: {text} lets the world in: give your own address (or 'me')"
-            )
-        found.append(str(network))
-    return tuple(found)
-
-
-def own_address(url: str) -> str:
-    """This computer's public address, as AWS sees it."""
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return str(ipaddress.ip_address(answer.read(64).decode().strip()))
-    except (OSError, ValueError) as error:
-        raise CloudRefused(
-            f"{url} did not tell this computer's address ({error}): give it by `network.ssh_from`"
-        ) from error
+def ssh_sources(settings: CloudSettings) -> list[str]:
+    return reach.ssh_from(settings.network, settings.endpoints.get("checkip", reach.CHECKIP))
 
 
 def _keep_tagged(

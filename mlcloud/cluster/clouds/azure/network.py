@@ -96,7 +96,9 @@ class Network:
         rules = self.of("networkSecurityGroups", name)
         if "security_group" not in self._settings.network:
             ranges = reach.ssh_from(self._settings.network)
-            self._put(rules, security_group(region, marked, ranges))
+            # Without any (the head itself) who was let in before stays let in.
+            if ranges or not self._is_there(rules):
+                self._put(rules, security_group(region, marked, ranges))
         vnets = {each["name"]: each for each in self._vnets()}
         if name in vnets:
             return
@@ -119,6 +121,13 @@ class Network:
     def _vnets(self) -> list[dict[str, Any]]:
         path = self.within("providers/Microsoft.Network/virtualNetworks")
         return list(self._arm.items(path, "networks"))
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self._arm.call("GET", path, "/".join(path.split("/")[-2:]))
+        except NotFound:
+            return False
+        return True
 
     def _put(self, path: str, body: Mapping[str, Any]) -> None:
         what = "/".join(path.split("/")[-2:])
