@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from mlcloud import __version__
+from mlcloud.client.notebook.cli import kernelspec
 from mlcloud.errors import CloudRefused, MLCloudError, UsageError
 
 KEY_VARIABLE = "MLCLOUD_ENCRYPTION_KEY"  # a key's file, or the key in base64
@@ -239,6 +240,13 @@ def history(session: str) -> None:
 def restore(session: str, step: int) -> None:
     """Put a session into the state it had after this step of its history."""
     _run("restore", str(step), "--session", session)
+
+
+@main.command()
+@click.argument("session")
+def restart(session: str) -> None:
+    """Give a session a new kernel, without any name; `restore` takes it back."""
+    _run("restart", session)
 
 
 @main.command()
@@ -668,6 +676,9 @@ def _table(heads: tuple[str, ...], lines: list[tuple[Any, ...]]) -> None:
         *("spot there", "cost", "omniscient", "spot h", "on-demand h", "starts", "late"),
     }
     click.echo(table(heads, lines, numbers=numbers)["text/plain"])
+
+
+main.add_command(kernelspec)
 
 
 def _run(command: str, *words: str) -> None:

@@ -79,6 +79,11 @@ class Session:
     # --- facts ------------------------------------------------------------------------------------
 
     @property
+    def connection(self) -> Connection:
+        """The gateway that it is reached by."""
+        return self._connection
+
+    @property
     def info(self) -> SessionInfo:
         """Everything the gateway knows of it, as of now."""
         return SessionInfo.model_validate(self._connection.get(f"/v1/sessions/{self.name}"))
@@ -465,12 +470,14 @@ class Session:
 
     # --- life -------------------------------------------------------------------------------------
 
-    def park(self, *, force: bool = False) -> None:
+    def park(self, *, force: bool = False, stop: bool = False) -> None:
         """Give the node back, keep the state; the next cell resumes it.
 
-        Raises `Conflict` where names would be lost, unless `force`.
+        Raises `Conflict` where names would be lost, unless `force`, and where a cell runs, unless
+        `stop`, which ends it first.
         """
-        self._connection.post(f"/v1/sessions/{self.name}/park", params={"force": force})
+        params = {"force": force, "stop": stop}
+        self._connection.post(f"/v1/sessions/{self.name}/park", params=params, timeout=60)
 
     def resume(
         self,
@@ -526,6 +533,15 @@ class Session:
         self._side.rewound(Rewound.model_validate(answer).names)
         if self.info.node is not None:
             self.run(RESTORED.format(step=step), quiet=True)
+
+    def restart(self) -> None:
+        """A new kernel, without any name, on the node that the session has; a cell that runs is
+        ended first.
+
+        The notebook's own names stay as they are. What the session had is in its `history()`, so
+        `restore` takes a restart back.
+        """
+        self._connection.post(f"/v1/sessions/{self.name}/restart", timeout=600)
 
     def fork(self, name: str, *, step: int | None = None) -> Session:
         """Another session, with this one's resources and its newest state, or that of `step`.

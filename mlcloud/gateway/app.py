@@ -212,8 +212,11 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         log_change("session.close", name)
 
     @routes.post("/sessions/{name}/park")
-    async def park(name: str, force: bool = False) -> SessionInfo:
+    async def park(name: str, force: bool = False, stop: bool = False) -> SessionInfo:
+        """With `stop`, what runs in it is ended first."""
         session = sessions.get(name)
+        if stop:
+            await session.stop_cells()
         await session.park(force=force)
         log_change("session.park", name)
         return sessions.info(session)
@@ -248,6 +251,12 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     async def restore(name: str, request: RestoreRequest) -> Rewound:
         rewound = await timetravel.restore(sessions.get(name), request.step)
         log_change("session.restore", f"{name} to {request.step}")
+        return rewound
+
+    @routes.post("/sessions/{name}/restart")
+    async def restart(name: str) -> Rewound:
+        rewound = await timetravel.restart(sessions.get(name))
+        log_change("session.restart", name)
         return rewound
 
     @routes.post("/sessions/{name}/fork")
