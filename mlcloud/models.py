@@ -278,6 +278,7 @@ class ExecutionInfo(Model):
     first_event: int = Field(
         description="Its events come after this number of the session's journal."
     )
+    number: int | None = Field(None, description="The cell's, in its notebook.")
     use: UseInfo | None = Field(None, description="What it used; None: not measured.")
 
 

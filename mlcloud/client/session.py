@@ -234,8 +234,11 @@ class Session:
         self._apply_result(answer, display)
         for payload in done.get("payload") or ():
             display.payload(payload)
-        if not quiet and done.get("footer") and done.get("runs"):
-            self.feed.footer(display, done["footer"])
+        if done.get("footer") and done.get("runs"):
+            figures = done["footer"]["metadata"]["mlcloud"]
+            frontend.tell(frontend.cell(), {**figures, "state": done["status"]})
+            if not quiet:
+                self.feed.footer(display, done["footer"])
         if done["status"] != "ok":
             if done.get("ename") == "KeyboardInterrupt":
                 display.status(f"interrupted; {self._still_billing()}", ready=True)
@@ -306,6 +309,8 @@ class Session:
         """Send, show, wait: the `done` event's content, and what the kernel returned."""
         message = self._message(kind, code, shipment, options, display)
         with Following(self, message["id"], display) as following:
+            if kind == "cell":
+                frontend.tell(following.cell, self._facts(message["id"], "running"))
             self.feed.channel.execute(message)
             return following.until_done(durable=durable)
 
@@ -315,12 +320,17 @@ class Session:
         message = self._message("cell", code, shipment, options, Display())
         execution = Execution(self, message["id"], quiet=quiet)
         self.feed.follow_with(execution.id, execution, execution.cell)
+        frontend.tell(execution.cell, self._facts(execution.id, "running"))
         try:
             self.feed.channel.execute(message)
         except BaseException:
             self.feed.unfollow(execution.id, execution)
             raise
         return execution
+
+    def _facts(self, execution_id: str, state: str) -> dict[str, Any]:
+        """What a page keeps of a cell, to find its execution again."""
+        return {"execution_id": execution_id, "session": self.name, "state": state}
 
     def follow(self, execution_id: str | None = None) -> None:
         """Show an execution here from its first output on, and go on live until it ends.

@@ -74,9 +74,10 @@ class Sockets:
         return bound
 
     def _beat(self, heart: zmq.Socket[bytes]) -> None:
-        with contextlib.suppress(zmq.ZMQError):  # closed with the process
+        with contextlib.suppress(zmq.ZMQError):  # the context ends
             while True:
                 heart.send(heart.recv())
+        heart.close(0)
 
     # --- out --------------------------------------------------------------------------------------
 
@@ -189,4 +190,6 @@ class Sockets:
 
     def close(self) -> None:
         """What was sent still leaves."""
-        self._context.destroy(LINGER_MS)
+        for bound in (*self._channels.values(), self._iopub):
+            bound.close()
+        self._context.term()  # which ends the heartbeat's thread
