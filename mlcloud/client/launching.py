@@ -114,7 +114,7 @@ def connect(target: Any, settings: Settings | None = None) -> Connection:
     def find() -> Address:
         return _answering(Address(tunnel.open(), note.token), note.name)
 
-    return Connection(find, embedded=False)
+    return Connection(find, embedded=False, cluster=note.name)
 
 
 def running(specification: Any, settings: Settings | None = None) -> Any:

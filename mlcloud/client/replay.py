@@ -52,13 +52,11 @@ class Replay:
         )
 
     def _make(self, kind: str, content: dict[str, Any]) -> None:
-        last = self._made[-1] if self._made else None
-        if kind == "stream" and last is not None and last["msg_type"] == "stream":
-            if last["content"]["name"] == content["name"]:
-                text = last["content"]["text"] + content["text"]
-                self._made[-1] = {"msg_type": kind, "content": {**content, "text": text}}
-                return
-        self._made.append({"msg_type": kind, "content": content})
+        last = self._made[-1] if self._made else {"msg_type": ""}
+        if kind == last["msg_type"] == "stream" and content["name"] == last["content"]["name"]:
+            last["content"] = {**content, "text": last["content"]["text"] + content["text"]}
+        else:
+            self._made.append({"msg_type": kind, "content": content})
 
     def __iter__(self) -> Iterator[list[Message]]:
         """Batches of messages, as they come."""

@@ -330,7 +330,8 @@ class Session:
 
     def _facts(self, execution_id: str, state: str) -> dict[str, Any]:
         """What a page keeps of a cell, to find its execution again."""
-        return {"execution_id": execution_id, "session": self.name, "state": state}
+        facts = {"execution_id": execution_id, "session": self.name, "state": state}
+        return {**facts, **({"cluster": name} if (name := self._connection.cluster) else {})}
 
     def follow(self, execution_id: str | None = None) -> None:
         """Show an execution here from its first output on, and go on live until it ends.

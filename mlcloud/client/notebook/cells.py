@@ -89,9 +89,11 @@ class Request:
 
     # --- its turn, and its end --------------------------------------------------------------------
 
-    def begin(self, session: str) -> None:
+    def begin(self, session: str, target: str | None) -> None:
         self.begun = datetime.now(timezone.utc)
         facts = {"execution_id": self.id, "session": session, "state": "running"}
+        if target is not None and "://" not in target:
+            facts["cluster"] = target
         self._status("busy", facts if self.needs_session and not self.silent else None)
         if not self.silent:
             content = {"code": self.code, "execution_count": self.cell.count}

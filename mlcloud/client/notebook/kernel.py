@@ -170,7 +170,7 @@ class NotebookKernel:
         while self._requests:
             request = self._requests[0]
             if request.begun is None:
-                request.begin(self._remote.who.name)
+                request.begin(self._remote.who.name, self._options.target)
             if request.done is None:
                 return
             self._requests.popleft()

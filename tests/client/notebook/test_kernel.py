@@ -75,6 +75,10 @@ class Console:
                 return message
         pytest.fail(f"nobody published {what}")
 
+    def said(self, text: str) -> dict[str, Any]:
+        """The message that printed this."""
+        return self.published(lambda each: text in each["content"].get("text", ""), text)
+
 
 @pytest.fixture
 def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -243,7 +247,8 @@ def test_cells_go_on_without_it(open_console: Opener, cluster: Embedded, tmp_pat
     """The local process is killed: what runs and what waits goes on, and the next one finds it."""
     cluster.connect()
     gate = tmp_path / "gate"
-    wait = f"import time, pathlib\nwhile not pathlib.Path({str(gate)!r}).exists():\n    time.sleep(0.05)"
+    look = f"while not pathlib.Path({str(gate)!r}).exists():\n    time.sleep(0.05)"
+    wait = f"import time, pathlib\n{look}"
     with open_console(session="alone", on_shutdown="close") as console:
         console.run("done = [0]")
         session = mlcloud.attach("alone")
@@ -267,6 +272,7 @@ def test_widgets(open_console: Opener, cluster: Embedded) -> None:
 
         def send(kind: str, comm_id: str, **content: Any) -> str:
             message = kc.session.msg(kind, {"comm_id": comm_id, **content})
+            message["metadata"] = {"version": "1.0.0"}  # of the widgets' control comm
             kc.shell_channel.send(message)
             sent: str = message["header"]["msg_id"]
             return sent
@@ -282,15 +288,12 @@ def test_widgets(open_console: Opener, cluster: Embedded) -> None:
 
         running = kc.execute(
             "w.observe(lambda change: print('moved to', change.new), 'value')\n"
-            "while w.value != 7:\n    time.sleep(0.02)"
+            "print('ready')\nwhile w.value != 7:\n    time.sleep(0.02)"
         )
-        moved = send(
-            "comm_msg", widget, data={"method": "update", "state": {"value": 7}, "buffer_paths": []}
-        )
-        said = console.published(
-            lambda each: each["msg_type"] == "stream", "what a callback prints"
-        )
-        assert said["content"]["text"].strip() == "moved to 7"
+        console.said("ready")
+        data = {"method": "update", "state": {"value": 7}, "buffer_paths": []}
+        moved = send("comm_msg", widget, data=data)
+        said = console.said("moved to 7")
         assert said["parent_header"]["msg_id"] == moved
         assert kc.get_shell_msg(timeout=60)["parent_header"]["msg_id"] == running
 
