@@ -52,7 +52,7 @@ class Replay:
         )
 
     def _make(self, kind: str, content: dict[str, Any]) -> None:
-        last = self._made[-1] if self._made else {"msg_type": ""}
+        last: Message = self._made[-1] if self._made else {"msg_type": ""}
         if kind == last["msg_type"] == "stream" and content["name"] == last["content"]["name"]:
             last["content"] = {**content, "text": last["content"]["text"] + content["text"]}
         else:

@@ -26,7 +26,7 @@ Connect = Callable[[str], Connection]
 SPEC = r"(?P<session>[A-Za-z0-9_.-]+)/(?P<execution>[A-Za-z0-9_-]+)"
 
 
-class OutputsHandler(APIHandler):  # type: ignore[misc]  # jupyter_server's has no types for tornado
+class OutputsHandler(APIHandler):
     """One execution, as long as it runs and the page is there."""
 
     def initialize(self, connect: Connect) -> None:

@@ -163,14 +163,21 @@ class Notebook7(Lab):
 class Book:
     """A notebook in the page. Cells are numbered from 0, as in its file."""
 
-    def __init__(self, lab: Lab, page: Page, name: str, cells: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        page: Page,
+        name: str,
+        cells: list[str] | None = None,
+        kernel: str = "python3",
+    ) -> None:
         self.lab = lab
         self.page = page
         self.name = name
         self.path = lab.folder / name
         notebook = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell(source) for source in cells or []],
-            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+            metadata={"kernelspec": {"name": kernel, "display_name": kernel}},
         )
         nbformat.write(notebook, self.path)
         self.open()
