@@ -9,6 +9,7 @@ import { cloudIcon } from './icons';
 import { brief, long } from './words';
 
 const CLASS = 'mlcloud-Badge';
+const SHORT = 'mlcloud-mod-short';
 
 /** The badges of one notebook. */
 export class Badges implements IDisposable {
@@ -37,6 +38,7 @@ export class Badges implements IDisposable {
       if (cell.model?.type === 'code' && !this._known.has(cell)) {
         this._known.add(cell);
         cell.model.metadataChanged.connect(() => void this._draw(cell));
+        cell.model.contentChanged.connect(() => this._place(cell));
         void this._draw(cell);
       }
     }
@@ -65,6 +67,13 @@ export class Badges implements IDisposable {
     text.textContent = brief(facts);
     badge.title = long(facts);
     badge.dataset['state'] = facts.state ?? 'ok';
+    this._place(cell);
+  }
+
+  /** On a cell of one line, the cell's own toolbar has its place while the cell is active. */
+  private _place(cell: Cell<ICellModel>): void {
+    const badge = cell.inputArea?.node.querySelector<HTMLElement>(`:scope > .${CLASS}`);
+    badge?.classList.toggle(SHORT, !cell.model.sharedModel.getSource().trim().includes('\n'));
   }
 
   private readonly _known = new WeakSet<Cell<ICellModel>>();

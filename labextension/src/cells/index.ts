@@ -68,7 +68,8 @@ const facts: JupyterFrontEndPlugin<void> = {
       label: 'Show What This Notebook Cost',
       isEnabled,
       execute: () => {
-        Notification.info(total(allFacts(current())) ?? 'No cell of this notebook has a bill yet.');
+        const text = total(allFacts(current())) ?? 'no cell has a bill yet';
+        Notification.info(`This notebook: ${text}`, { autoClose: 15_000 });
       }
     });
     app.commands.addCommand('mlcloud:strip-facts', {
