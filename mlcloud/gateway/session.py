@@ -278,8 +278,8 @@ class Session:
             return
         await self.interrupt(running.id)
         until = loop.time() + YIELD_S
-        while self.current is running and not running.ended:
-            if loop.time() > until:
+        while self.current is running:
+            if loop.time() > until and not running.ended:
                 until = math.inf
                 with contextlib.suppress(Exception):  # a host that dies now ends the cell anyway
                     await self.kill_kernel()

@@ -144,6 +144,7 @@ def test_reload_while_it_runs(
     text = book.shows(1, "shown")
     assert [f"step {i}" in text for i in range(5)] == [True] * 5
     assert book.prompt(1) == "*"
+    expect(badge(book, 1)).to_have_text("running in reloaded")
     page.screenshot(path=artefacts / "cells-reloaded.png")
     gate.touch()
     book.shows(1, "the end")
@@ -175,7 +176,7 @@ def test_reload_while_it_runs(
 
 
 def test_a_whole_notebook(extended: Lab, page: Page, artefacts: Path, cluster: Embedded) -> None:
-    """The kernel in JupyterLab: badges, a widget, restart by its menu, shut down and reopened."""
+    """The kernel in JupyterLab: badges, a widget, shut down and reopened."""
     pytest.importorskip("ipywidgets")
     cluster.connect()
     book = Book(
@@ -226,3 +227,38 @@ def test_launcher(extended: Lab, page: Page, artefacts: Path) -> None:
     assert page.evaluate(SOURCE, 0) == "%load_ext mlcloud"
     assert page.evaluate(SOURCE, 1) == "%%remote\n"
     extended.end_kernels()
+
+
+def test_notebook7(
+    cluster: Embedded,
+    page: Page,
+    artefacts: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The toggle, the badge and the outputs after a reload, there too."""
+    pytest.importorskip("notebook")
+    lab = with_extension(Notebook7, tmp_path_factory.mktemp("cells7"), cluster.environment)
+    gate = tmp_path / "gate"
+    wait = f"while not pathlib.Path({str(gate)!r}).exists():\n    time.sleep(0.05)"
+    code = f"import time, pathlib\nprint('before')\n{wait}\nprint('after')"
+    try:
+        book = Book(lab, page, "seven.ipynb", ["%%remote --session seven-cells\n1", code])
+        book.ok(0, timeout=240)
+        activate(book, 1)
+        page.locator(".mlcloud-RemoteButton button, button.mlcloud-RemoteButton").first.click()
+        assert page.evaluate(SOURCE, 1) == f"%%remote --session seven-cells\n{code}"
+        book.save()
+        book.start(1)
+        book.shows(1, "before", timeout=60)
+        page.goto(f"{lab.url}/{lab.tree}/{book.name}?token={lab.token}&reset")
+        page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.context?.isReady")
+        book.shows(1, "before")
+        gate.touch()
+        book.shows(1, "after")
+        book.ended(1)
+        expect(badge(book, 1)).to_contain_text("local.cpu2 ·")
+        page.screenshot(path=artefacts / "cells-notebook7.png")
+        mlcloud.attach("seven-cells").close()
+    finally:
+        lab.close()

@@ -15,7 +15,7 @@ import { Badges } from './badge';
 import { factsOf, KEY } from './facts';
 import type { IFacts } from './facts';
 import { Following } from './follow';
-import { cloudIcon } from './icons';
+import { cardUrl, cloudIcon } from './icons';
 import { Rebuilding } from './rebuild';
 import { chosen, isWhole, Loading, optionsOf, source, toggle } from './remote';
 import { makeButton } from './toolbar';
@@ -166,7 +166,12 @@ const remote: JupyterFrontEndPlugin<void> = {
       const args = { isPalette: true };
       palette?.addItem({ command: `mlcloud:${command}`, category: CATEGORY, args });
     }
-    launcher?.add({ command: 'mlcloud:new-notebook', category: 'Notebook', rank: 50 });
+    launcher?.add({
+      command: 'mlcloud:new-notebook',
+      category: 'Notebook',
+      rank: 50,
+      kernelIconUrl: cardUrl
+    });
   }
 };
 

@@ -93,6 +93,9 @@ export class Rebuilding {
       if (!response.ok || !response.body) {
         return response.status === 404 ? 'unknown' : 'lost';
       }
+      if (facts.state === 'running') {
+        keep(cell.model, facts);
+      }
       const shown = new Shown(cell);
       for await (const message of lines(response.body)) {
         if (signal.aborted) {

@@ -23,13 +23,8 @@ from mlcloud.units import suggest
 DEFAULT = "mlcloud"
 MARK = "mlcloud"  # in a spec's metadata: it is one of ours
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.IGNORECASE)
-# A cloud with a prompt in it, in colours that stand on light and dark.
-_LOGO = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">
-<path d="M18 50a13 13 0 0 1-2-25.8A17 17 0 0 1 48.6 22 14 14 0 0 1 47 50z" fill="#3b82d6"/>
-<path d="M23 30l7 6-7 6M34 43h9" fill="none" stroke="#fff" stroke-width="3.5"
- stroke-linecap="round" stroke-linejoin="round"/>
-</svg>
-"""
+# What the package's own kernelspec is made of; the others are made like it.
+TEMPLATE = Path(__file__).with_name("kernelspec")
 
 
 @dataclass(frozen=True)
@@ -69,26 +64,15 @@ def install(
     if name not in known and taken and not replace:
         raise Conflict(f"there is a kernel {name!r} already, at {taken}; choose another --name")
     display_name = display_name or f"Python on mlcloud ({describe(options)})"
-    spec = {
-        "argv": [
-            *(sys.executable, "-m", "mlcloud.client.notebook", "-f", "{connection_file}"),
-            *options.words(),
-        ],
-        "display_name": display_name,
-        "language": "python",
-        "interrupt_mode": "message",
-        "metadata": {
-            "kernel_provisioner": {"provisioner_name": "mlcloud", "config": {}},
-            "supported_encryption": "curve",
-            "debugger": False,
-            MARK: {each: getattr(options, each) for each in SHAPE},
-        },
-    }
+    spec = json.loads((TEMPLATE / "kernel.json").read_text())
+    spec["argv"] = [sys.executable, *spec["argv"][1:], *options.words()]
+    spec["display_name"] = display_name
+    spec["metadata"][MARK] = {each: getattr(options, each) for each in SHAPE}
     from jupyter_client.kernelspec import KernelSpecManager
 
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True)
         Path(folder, "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
-        Path(folder, "logo-svg.svg").write_text(_LOGO)
         where: dict[str, Any] = {"user": True} if user else {"prefix": sys.prefix}
         made = KernelSpecManager().install_kernel_spec(folder, name, **where)
     return Spec(name, display_name, options, Path(made))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 from mlcloud import errors
 from mlcloud.cli import main
 from mlcloud.client.notebook.options import Identity, Options, ending, identity, parse
-from mlcloud.client.notebook.specs import install, remove, specs
+from mlcloud.client.notebook.specs import DEFAULT, TEMPLATE, install, remove, specs
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,17 @@ def test_by_python() -> None:
     remove("two")
     with pytest.raises(errors.NotFound, match="'two'"):
         remove("two")
+
+
+def test_the_one_that_comes_with_the_package(tmp_path: Path) -> None:
+    """Where the wheel puts it, Jupyter finds a kernel of ours without options."""
+    shutil.copytree(TEMPLATE, tmp_path / "jupyter" / "kernels" / DEFAULT)
+    (found,) = [each for each in specs() if each.folder.is_relative_to(tmp_path)]
+    assert (found.name, found.options) == (DEFAULT, Options())
+    spec = KernelSpecManager().get_kernel_spec(DEFAULT)
+    assert spec.display_name == "Python on mlcloud (CPU)"
+    assert spec.argv[0] == "python"  # which jupyter_client takes for its own
+    assert KernelProvisionerFactory.instance().is_provisioner_available(spec)
 
 
 def test_what_no_session_could_have() -> None:
