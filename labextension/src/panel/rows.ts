@@ -84,13 +84,12 @@ function cluster(view: IView, known: IKnown): IRow[] {
       ),
       quiet(
         [
-          state,
-          info && `on ${info.cloud}`,
+          info && !known.doing ? `${state} on ${info.cloud}` : state,
+          info?.simulated && 'simulated prices',
           info && `${usd(info.usd_today)} today`,
           info && Number(info.standing_usd_per_hour)
             ? `${rate(info.standing_usd_per_hour)} also while parked`
-            : '',
-          info?.simulated && 'simulated prices'
+            : ''
         ]
       )
     ])
