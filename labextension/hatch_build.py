@@ -1,7 +1,9 @@
-"""The build step of the JupyterLab extension, called by hatch-jupyter-builder for each wheel.
+"""The build of the JupyterLab extension: a step of each wheel's, by hatch-jupyter-builder.
 
     labextension/src ── jlpm install, tsc, jupyter-builder ──► mlcloud/labserver/labextension
                                                                └► share/jupyter/labextensions/mlcloud
+
+    python labextension/hatch_build.py      again, and into this Python's JupyterLab
 
 Without Node, or with one that is too old, the package is built without it and works as before;
 `MLCLOUD_REQUIRE_BROWSER=1` (continuous integration) makes that an error.
@@ -16,25 +18,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
+BUILT = HERE.parent / "mlcloud" / "labserver" / "labextension"
 SOURCES = ("src", "style", "package.json", "tsconfig.json", "yarn.lock")
 #: What rspack asks for (https://rspack.rs/guide/start/quick-start).
 OLDEST = (20, 19)
 
 
-def build(target_name: str, version: str, path: str = "labextension", out: str = "") -> None:
-    """Build it, unless what is there is newer than all its sources."""
-    folder, built = Path(path).resolve(), Path(out).resolve()
+def build(target_name: str = "", version: str = "") -> bool:
+    """Build it, unless what is there is newer than all its sources. False: it cannot be built, and
+    what lacks was said."""
     lacks = missing()
-    if lacks and not (built / "package.json").exists():
+    if lacks and not (BUILT / "package.json").exists():
         if os.environ.get("MLCLOUD_REQUIRE_BROWSER") == "1":
             raise RuntimeError(f"the JupyterLab extension cannot be built: {lacks}")
-        print(f"mlcloud: built without its JupyterLab extension: {lacks}", file=sys.stderr)
-        built.mkdir(parents=True, exist_ok=True)
-    if lacks or fresh(folder, built / "package.json"):
-        return
-    from hatch_jupyter_builder import npm_builder
-
-    npm_builder(target_name, version, path=str(folder), build_cmd="build:prod", npm=["jlpm"])
+        print(f"mlcloud goes without its JupyterLab extension: {lacks}", file=sys.stderr)
+        BUILT.mkdir(parents=True, exist_ok=True)
+        return False
+    if not lacks and not fresh(BUILT / "package.json"):
+        # Beside this Python, or in the environment in which pip builds.
+        jlpm = shutil.which("jlpm", path=str(Path(sys.executable).parent)) or "jlpm"
+        for words in (["install"], ["build:prod"]):
+            told = subprocess.run([jlpm, *words], cwd=HERE, capture_output=True, text=True)
+            if told.returncode:
+                raise RuntimeError(f"jlpm {words[0]} failed:\n{told.stdout}\n{told.stderr}")
+    return True
 
 
 def missing() -> str:
@@ -50,11 +58,23 @@ def missing() -> str:
     return ""
 
 
-def fresh(folder: Path, built: Path) -> bool:
+def fresh(built: Path) -> bool:
     """Whether `built` is newer than every source."""
     if not built.exists():
         return False
     since = built.stat().st_mtime
-    roots = [folder / name for name in SOURCES]
+    roots = [HERE / name for name in SOURCES]
     files = [file for root in roots for file in (root.rglob("*") if root.is_dir() else [root])]
     return all(file.stat().st_mtime <= since for file in files if file.is_file())
+
+
+def install() -> None:
+    """What is built, in the place where this Python's JupyterLab looks."""
+    there = Path(sys.prefix) / "share" / "jupyter" / "labextensions" / "mlcloud"
+    shutil.rmtree(there, ignore_errors=True)
+    shutil.copytree(BUILT, there)
+    shutil.copy(HERE / "install.json", there)
+
+
+if __name__ == "__main__" and build():
+    install()

@@ -117,7 +117,7 @@ export class Clusters implements IDisposable {
     this._arriving.emit(frame);
     if ('clusters' in frame) {
       this.known = frame.clusters;
-      const there = new Set(frame.clusters.filter(each => each.up).map(each => each.name));
+      const there = new Set(frame.clusters.map(each => each.name));
       for (const name of [...this.items.keys()].filter(name => !there.has(name))) {
         this.items.delete(name);
       }

@@ -2,17 +2,26 @@
  * mlcloud in JupyterLab and Notebook.
  *
  *   mlcloud:clusters   the state behind all others, by one WebSocket
- *   mlcloud:panel      the sidebar
- *   mlcloud:status     $/h and today's dollars in the status bar
- *   mlcloud:toasts     a session moves, parks, is stopped
+ *   mlcloud:panel      the sidebar, the status bar's item, and words when something happens
  *   cells/             what notebooks' cells get
  */
 
+import { ILayoutRestorer } from '@jupyterlab/application';
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { ICommandPalette } from '@jupyterlab/apputils';
+import { INotebookTracker } from '@jupyterlab/notebook';
+import { IStatusBar } from '@jupyterlab/statusbar';
 
+import { Actions } from './actions';
 import { cells } from './cells';
 import { Clusters, IClusters } from './clusters';
+import { icon } from './icon';
+import { Panel } from './panel/panel';
 import { Server } from './server';
+import { Status } from './status';
+import { Toasts } from './toasts';
+
+const OPEN = 'mlcloud:open';
 
 const clusters: JupyterFrontEndPlugin<Clusters> = {
   id: 'mlcloud:clusters',
@@ -27,6 +36,40 @@ const clusters: JupyterFrontEndPlugin<Clusters> = {
   }
 };
 
-const plugins: JupyterFrontEndPlugin<unknown>[] = [clusters, ...cells];
+const panel: JupyterFrontEndPlugin<void> = {
+  id: 'mlcloud:panel',
+  description: 'Clusters, nodes, sessions and jobs, and what they cost.',
+  autoStart: true,
+  requires: [IClusters],
+  optional: [ICommandPalette, ILayoutRestorer, INotebookTracker, IStatusBar],
+  activate: (
+    app: JupyterFrontEnd,
+    clusters: Clusters,
+    palette: ICommandPalette | null,
+    restorer: ILayoutRestorer | null,
+    notebooks: INotebookTracker | null,
+    statusBar: IStatusBar | null
+  ) => {
+    const made = new Panel(clusters, new Actions(clusters.server, notebooks));
+    made.title.icon = icon;
+    made.title.caption = 'mlcloud';
+    app.shell.add(made, 'right', { rank: 600, type: 'mlcloud' });
+    restorer?.add(made, 'mlcloud-panel');
+    app.commands.addCommand(OPEN, {
+      label: 'Show mlcloud',
+      caption: 'Clusters, sessions and jobs, and what they cost',
+      execute: () => app.shell.activateById(made.id)
+    });
+    palette?.addItem({ command: OPEN, category: 'mlcloud' });
+    statusBar?.registerStatusItem('mlcloud:status', {
+      item: new Status(clusters, () => void app.commands.execute(OPEN)),
+      align: 'right',
+      rank: 900
+    });
+    new Toasts(clusters);
+  }
+};
+
+const plugins: JupyterFrontEndPlugin<unknown>[] = [clusters, panel, ...cells];
 
 export default plugins;

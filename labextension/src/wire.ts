@@ -22,6 +22,7 @@ export interface ISession {
   simulated: boolean;
   running: string | null;
   queued: number;
+  last_event: number;
   finished_cells: number;
   safe_cells: number;
   detail: string;
@@ -76,17 +77,21 @@ export interface ICluster {
   simulated: boolean;
 }
 
-/** A detached call. Gateways without jobs send none. */
+/** A call that runs detached. A gateway without jobs has none. */
 export interface IJob {
   id: string;
-  name?: string;
+  name: string;
   state: string;
-  session?: string | null;
-  done?: number | null;
-  total?: number | null;
-  usd?: string | null;
-  detail?: string;
-  [field: string]: unknown;
+  detail: string;
+  items: number;
+  done: number;
+  failed: number;
+  running: number;
+  workers: number;
+  usd: string;
+  usd_per_hour: string;
+  simulated: boolean;
+  last_log: number;
 }
 
 export interface IVariable {
@@ -106,6 +111,15 @@ export interface ISavedState {
   variables: IVariable[];
 }
 
+/** One of `GET /v1/sessions/{name}/history`. */
+export interface IBoundary {
+  step: number;
+  code: string;
+  finished_at: string | null;
+  restored_from: number | null;
+  bytes: number;
+}
+
 /** One of the clusters that this server knows, up or not. */
 export interface IKnown {
   name: string;
@@ -113,6 +127,8 @@ export interface IKnown {
   up: boolean;
   /** Why it cannot be reached, and what to do; empty: there is nothing to say. */
   problem: string;
+  /** It comes up or goes down at this moment: what is done; empty: nothing. */
+  doing: string;
 }
 
 /** What a frame of `mlcloud/events` is. */

@@ -35,6 +35,7 @@ from mlcloud.gateway import (
     saved,
     secrets,
     timetravel,
+    watch,
 )
 from mlcloud.gateway.budgets import CLUSTER
 from mlcloud.gateway.channel import serve_channel
@@ -168,6 +169,13 @@ def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
     async def channel(socket: WebSocket, name: str, after: Cursor = 0) -> None:
         if await auth.accepted(socket):
             await serve_channel(socket, gateway, name, after)
+
+    looking_on = watch.Watch(gateway)
+
+    @app.websocket("/v1/watch")
+    async def watch_cluster(socket: WebSocket) -> None:
+        if await auth.accepted(socket):
+            await watch.serve(socket, looking_on)
 
     @app.websocket("/v1/links/{name}")
     async def link(socket: WebSocket, name: str) -> None:

@@ -14,13 +14,18 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
 from tornado import web
 from tornado.iostream import StreamClosedError
 
 from mlcloud import errors
-from mlcloud.client.connection import Connection
+from mlcloud.client import embedded
+from mlcloud.client.connection import Address, Connection
 from mlcloud.client.replay import Message, Replay
+from mlcloud.config import Settings
+from mlcloud.labserver.handlers import RESOURCE
+from mlcloud.labserver.places import EMBEDDED, place, places
 
 Connect = Callable[[str], Connection]
 SPEC = r"(?P<session>[A-Za-z0-9_.-]+)/(?P<execution>[A-Za-z0-9_-]+)"
@@ -29,11 +34,14 @@ SPEC = r"(?P<session>[A-Za-z0-9_.-]+)/(?P<execution>[A-Za-z0-9_-]+)"
 class OutputsHandler(APIHandler):
     """One execution, as long as it runs and the page is there."""
 
+    auth_resource = RESOURCE
+
     def initialize(self, connect: Connect) -> None:
         self._connect = connect
         self._replay: Replay | None = None
 
     @web.authenticated
+    @authorized
     async def get(self, session: str, execution: str) -> None:
         loop = asyncio.get_running_loop()
         lines: asyncio.Queue[list[Message] | errors.MLCloudError | None] = asyncio.Queue()
@@ -80,25 +88,23 @@ class OutputsHandler(APIHandler):
 
 
 def connect(cluster: str) -> Connection:
-    """The gateway of this cluster; empty: the embedded one. Raises `ConnectionFailed`."""
-    from mlcloud.client import embedded, launching
-    from mlcloud.client.connection import fixed
-    from mlcloud.config import Settings
+    """The gateway of this cluster; empty: the one that a notebook finds by itself.
 
+    Raises `NotFound`, `ConnectionFailed`.
+    """
     settings = Settings()
-    if cluster:
-        return launching.connect(cluster, settings)
-    if settings.url is not None:
-        found = fixed(settings.url, settings.token, settings.fingerprint)
-        return Connection(found, embedded=False)
+    if not cluster:
+        by_url = [each.name for each in places(settings) if each.kind == "url"]
+        cluster = by_url[0] if by_url else EMBEDDED
+    found = place(cluster, settings)
 
-    def look() -> Any:
-        address = embedded.running(settings)
+    def look() -> Address:
+        address = embedded.running(settings) if found.kind == "embedded" else found.look()
         if address is None:
-            raise errors.ConnectionFailed("the embedded cluster is not running")
+            raise errors.ConnectionFailed(f"the cluster {cluster!r} is not running")
         return address
 
-    return Connection(look, embedded=True, look=look)
+    return Connection(look, embedded=found.kind == "embedded", look=look)
 
 
 def routes(base_url: str) -> list[tuple[str, Any, dict[str, Any]]]:
