@@ -18,6 +18,7 @@ from uuid import uuid4
 from mlcloud.client.display import Display, Under
 from mlcloud.client.following import Ladder
 from mlcloud.client.frontend import Cell
+from mlcloud.client.notebook import commands
 from mlcloud.client.notebook.sockets import Message, Sockets
 from mlcloud.client.session import PAGE_BURST
 from mlcloud.values.messages import Shipment
@@ -58,8 +59,12 @@ class Request:
 
     @property
     def needs_session(self) -> bool:
-        """An empty cell starts no node."""
-        return bool(self.code.strip() or self.expressions)
+        """An empty cell starts no node, and a command of ours is none of the session's."""
+        return bool(self.code.strip() or self.expressions) and not self.is_command
+
+    @property
+    def is_command(self) -> bool:
+        return commands.is_command(self.code)
 
     def wire(self, session: str, after: str | None) -> dict[str, Any]:
         """As the gateway takes it. No name travels: `out` is empty."""

@@ -21,7 +21,7 @@ from mlcloud.client.display import Display, Under
 from mlcloud.client.feed import OVER
 from mlcloud.client.following import Ladder
 from mlcloud.client.frontend import Cell
-from mlcloud.client.notebook import introspection
+from mlcloud.client.notebook import commands, introspection
 from mlcloud.client.notebook.cells import Request, publisher
 from mlcloud.client.notebook.options import Options, WhenShut, ending, identity
 from mlcloud.client.notebook.remote import Remote
@@ -145,7 +145,7 @@ class NotebookKernel:
     def _execute(self, idents: list[bytes], message: Message) -> None:
         count = self._count + 1
         request = Request(self._sockets, idents, message, count, self._in_page)
-        if not (request.stored and request.needs_session):
+        if not (request.stored and (request.needs_session or request.is_command)):
             request.cell = Cell(message, self._count)
         else:
             self._count = count
@@ -160,7 +160,7 @@ class NotebookKernel:
                 return request.sent
 
             self._remote.execute(request.wire(self._remote.who.name, after), sent)
-        else:
+        elif not request.is_command:
             request.done = {"status": "ok"}
         if len(self._requests) == 1:
             self._begin()
@@ -171,6 +171,10 @@ class NotebookKernel:
             request = self._requests[0]
             if request.begun is None:
                 request.begin(self._remote.who.name, self._options.target)
+                if request.is_command and request.done is None and not request.dropped:
+                    self._command(request)
+            if request.dropped and request.done is None:
+                request.done = {"status": "error"}
             if request.done is None:
                 return
             self._requests.popleft()
@@ -183,6 +187,17 @@ class NotebookKernel:
                     each.dropped = each.dropped or not each.sent
             if dropped and not any(each.stored for each in self._requests):
                 self._count = self._last_count
+
+    def _command(self, request: Request) -> None:
+        """Run `%mlcloud …` beside everything else; its cell waits for it."""
+
+        def run() -> None:
+            outputs, done = commands.run(request.code)
+            for kind, content in outputs if not request.silent else ():
+                self._sockets.publish(kind, content, request.message)
+            self._sockets.post(lambda: self._end(request, done))
+
+        self._remote.beside_gateway(run, lambda error: self._end(request, _failed(error)))
 
     def _end(self, request: Request, done: dict[str, Any]) -> None:
         if self._asked is not None and self._asked[0] == request.id:

@@ -12,12 +12,15 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlcloud import errors
 from mlcloud.client.channel import Channel, Event, Listener
 from mlcloud.client.notebook.options import Identity, Options, WhenShut
 from mlcloud.client.session import Session
+
+if TYPE_CHECKING:
+    from mlcloud.client.api import Client
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ class Remote(Listener):
         self._fresh = fresh
         self.post = post
         self._receiver = receiver
+        self._client: Client | None = None
+        self._connecting = threading.Lock()
         self._session: Session | None = None
         self._channel: Channel | None = None
         self._in_order = ThreadPoolExecutor(1, thread_name_prefix="mlcloud-cells")
@@ -69,10 +74,9 @@ class Remote(Listener):
     def _ready(self) -> tuple[Session, Channel]:
         if self._session is not None and self._channel is not None:
             return self._session, self._channel
-        from mlcloud.client.api import connect
-
-        client = connect(self._options.target)
+        client = self._connected()
         session = client.session(self.who.name, namespace={}, **self._options.wanted())
+        client.own(session)
         if self._fresh:
             session.restart()
             self._fresh = False
@@ -81,6 +85,15 @@ class Remote(Listener):
         channel.open()
         self._session, self._channel = session, channel
         return session, channel
+
+    def _connected(self) -> Client:
+        """The gateway; an embedded one that is not there is started."""
+        from mlcloud.client.api import connect
+
+        with self._connecting:
+            if self._client is None:
+                self._client = connect(self._options.target)
+            return self._client
 
     def connect(self) -> None:
         """Find a session that this notebook has already: its widgets and late output come. One that
@@ -95,9 +108,7 @@ class Remote(Listener):
             if self._fresh or (here and embedded.running(settings) is None):
                 return
             with suppress(errors.MLCloudError):
-                from mlcloud.client.api import connect
-
-                connect(self._options.target).attach(self.who.name)
+                self._connected().attach(self.who.name)
                 self._ready()
 
         self._do(look)
@@ -157,6 +168,24 @@ class Remote(Listener):
                 with suppress(Exception):  # a Tab is no error
                     answer = session.ask(question, ASK_S)
             self.post(lambda: answered(answer))
+
+        self._asking.submit(run)
+
+    def beside_gateway(
+        self, what: Callable[[], None], failed: Callable[[errors.MLCloudError], None]
+    ) -> None:
+        """Do this in a thread, once the gateway is connected; `failed` is told on the main one."""
+
+        def run() -> None:
+            try:
+                self._connected()
+                what()
+            except Exception as error:  # its cell must not wait for ever
+                if not isinstance(error, errors.MLCloudError):
+                    log.exception("mlcloud: a command failed")
+                ours = error if isinstance(error, errors.MLCloudError) else None
+                told = ours or errors.MLCloudError(f"the command failed: {error!r}")
+                self.post(lambda: failed(told))
 
         self._asking.submit(run)
 

@@ -226,6 +226,17 @@ def test_a_console(open_console: Opener, cluster: Embedded) -> None:
         count = console.run("1")["content"]["execution_count"]
         assert count == replies[0]["content"]["execution_count"] + 2
 
+        # Commands of ours are this process's, in their turn, and mean the notebook's session.
+        state = console.run("%mlcloud state")["content"]
+        assert state["status"] == "ok"
+        shown = [each for each in console.outputs if each["msg_type"] == "display_data"]
+        assert "answer" in shown[0]["content"]["data"]["text/html"]
+        assert console.run("%load_ext mlcloud")["content"]["status"] == "ok"
+        refused = console.run("%mlcloud parc")["content"]
+        assert refused["ename"] == "UsageError"
+        assert "park" in refused["evalue"]
+        assert console.run("%mlcloud attach")["content"]["ename"] == "UsageError"
+
         # A restart begins anew, on the same node, and can be taken back.
         node = session.info.node
         console.km.restart_kernel(now=False)
