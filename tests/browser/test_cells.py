@@ -70,6 +70,7 @@ def activate(book: Book, number: int) -> None:
     book.page.evaluate(ACTIVE, number)
 
 
+@pytest.mark.slow
 def test_toggle_and_badge(extended: Lab, page: Page, artefacts: Path) -> None:
     book = Book(extended, page, "toggle.ipynb", ["x = 20", "print('there', x)\nx + 1", "1 / 0"])
     button = page.locator(".mlcloud-RemoteButton button, button.mlcloud-RemoteButton").first
@@ -175,6 +176,7 @@ def test_reload_while_it_runs(
     session.close()
 
 
+@pytest.mark.slow
 def test_a_whole_notebook(extended: Lab, page: Page, artefacts: Path, cluster: Embedded) -> None:
     """The kernel in JupyterLab: badges, a widget, shut down and reopened."""
     pytest.importorskip("ipywidgets")
@@ -214,6 +216,7 @@ def test_a_whole_notebook(extended: Lab, page: Page, artefacts: Path, cluster: E
     mlcloud.attach(session.name).close()
 
 
+@pytest.mark.slow
 def test_launcher(extended: Lab, page: Page, artefacts: Path) -> None:
     Book(extended, page, "any.ipynb", ["1"])
     page.evaluate("() => window.jupyterapp.commands.execute('launcher:create')")
@@ -229,6 +232,7 @@ def test_launcher(extended: Lab, page: Page, artefacts: Path) -> None:
     extended.end_kernels()
 
 
+@pytest.mark.slow
 def test_notebook7(
     cluster: Embedded,
     page: Page,

@@ -50,6 +50,7 @@ def test_begun_anew(session: Callable[..., Session], client: Client) -> None:
     assert names["left"] is False
 
 
+@pytest.mark.slow
 def test_a_cell_that_does_not_yield_is_ended(session: Callable[..., Session]) -> None:
     s = session()
     stubborn = (

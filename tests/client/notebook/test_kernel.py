@@ -157,6 +157,7 @@ def test_a_notebook_and_its_session(open_book: Opener, cluster: Embedded) -> Non
     session.close()
 
 
+@pytest.mark.slow
 def test_taken_away_in_the_middle(open_book: Opener, cluster: Embedded) -> None:
     """The node goes while a cell runs: it runs again elsewhere, and the notebook has its result."""
     cluster.connect()
