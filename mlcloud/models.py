@@ -347,6 +347,17 @@ class LogPage(Model):
     next: str | None = Field(description="The next page's `cursor`; None: this was the last.")
 
 
+class NodeUse(Model):
+    """What a machine does at this moment. Bytes; `gpu` is the share of the last moments in which
+    some kernel ran, over all its GPUs. None: it has none."""
+
+    memory: int
+    memory_there: int
+    gpu: float | None = None
+    gpu_memory: int | None = None
+    gpu_memory_there: int | None = None
+
+
 class NodeInfo(Model):
     """A machine of the cluster."""
 
@@ -364,6 +375,7 @@ class NodeInfo(Model):
     sessions: list[str]
     idle_since: datetime | None = Field(None, description="Since when no session is on it.")
     reserved: float = Field(0.0, description="The part of it that sessions hold, 0 to 1.")
+    use: NodeUse | None = Field(None, description="Of a few seconds ago; None: not told yet.")
 
 
 class BudgetRequest(Model):
@@ -557,6 +569,7 @@ class Heartbeat(Model):
     pid: int
     ends: str = Field("", max_length=500)
     notices: list[NoticeReport] = Field([], max_length=50, description="Those in force.")
+    use: NodeUse | None = None
 
 
 class RunRequest(Model):

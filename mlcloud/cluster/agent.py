@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcloud.cluster import lean, machine, nodefile, notices, onlyhere, self_end
+from mlcloud.cluster.node_use import NodeUse
 from mlcloud.cluster.notices import Notice
 from mlcloud.cluster.notices.clouds import ENDPOINTS
 from mlcloud.cluster.notices.notice import LIFETIME
@@ -133,6 +134,9 @@ def main(record_path: str) -> int:
     node = subprocess.Popen(ray_command(record, settings), env=ray_environment(record, settings))
     notices.Watcher(_sources(record, settings), told.tell, _log).start()
 
+    use = NodeUse(
+        int(record["offer"].get("memory_bytes") or 0), alone=record["offer"]["cloud"] != "local"
+    )
     last_answer = time.monotonic()
     next_heartbeat = 0.0
     old_at = _ends_by_age(record, settings)
@@ -141,7 +145,7 @@ def main(record_path: str) -> int:
         now = time.monotonic()
         if now >= next_heartbeat:
             next_heartbeat = now + HEARTBEAT
-            body = {"pid": os.getpid(), "notices": told.in_force()}
+            body = {"pid": os.getpid(), "notices": told.in_force(), "use": use.look()}
             if _post(record, settings, "heartbeat", body):
                 last_answer = time.monotonic()
         if time.monotonic() - last_answer > float(settings["dead_man_s"]):

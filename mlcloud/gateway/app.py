@@ -433,6 +433,8 @@ def node_routes(gateway: Gateway) -> APIRouter:
     async def heartbeat(node: str, beat: Heartbeat) -> None:
         if not await asyncio.to_thread(gateway.heard, node, beat.ends):
             raise HTTPException(410, f"the node {node} has been given up")
+        if beat.use is not None:
+            gateway.uses[node] = beat.use
         gateway.notices.in_force(node, beat.notices)
 
     @routes.post("/notice", status_code=204)

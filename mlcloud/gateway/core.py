@@ -43,7 +43,7 @@ from mlcloud.gateway.spend import Spending
 from mlcloud.gateway.upkeep import Upkeep
 from mlcloud.gateway.usage import UsageTable
 from mlcloud.gateway.vault import Vault
-from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo, Spend
+from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo, NodeUse, Spend
 from mlcloud.store import Signer, Store, load_or_create_key
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ class Gateway:
         self.upkeep = Upkeep(settings, self.sessions, self.record, self.lease)
         self._on_idle = on_idle
         self._heard: set[str] = set()  # nodes whose agents were heard
+        self.uses: dict[str, NodeUse] = {}  # what these last told
         self._last_used = time.monotonic()
         self._tasks: list[asyncio.Task[Any]] = []
         self._down = False
@@ -273,6 +274,7 @@ class Gateway:
     def _node_ended(self, instance: Instance) -> None:
         self._see(self.cluster.cloud.instances())
         self.notices.leaving.pop(instance.id, None)
+        self.uses.pop(instance.id, None)
         self.sessions.on_node_end(instance)
 
     def _attempt(self, attempt: Attempt) -> None:
@@ -340,6 +342,7 @@ class Gateway:
                 sessions=held.get(each.id, []),
                 idle_since=self._idle_since(each) if each.id not in held else None,
                 reserved=self._reserved(each.id),
+                use=self.uses.get(each.id) if each.alive else None,
             )
             for each in self.cluster.cloud.instances()
             if is_worker(each) and (ended or each.alive)

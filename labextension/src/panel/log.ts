@@ -5,10 +5,10 @@
  */
 
 import { h, say } from '../dom';
+import { settled } from './lines';
 
 export const MOST = 100_000;
 const LINE = 16; // pixels
-const LONGEST = 2000; // characters of a line
 
 export class LogView {
   readonly node: HTMLElement;
@@ -98,19 +98,4 @@ export class LogView {
   private _following = true;
   private _frame = 0;
   private _sized: ResizeObserver;
-}
-
-/** A line as a terminal leaves it: what a carriage return wrote over is gone, so are colours. */
-export function settled(line: string): string {
-  let text = line.length > 4 * LONGEST ? line.slice(0, 4 * LONGEST) : line;
-  if (text.includes('\u001b')) {
-    // eslint-disable-next-line no-control-regex
-    text = text.replace(/\u001b\[[0-9;?]*[A-Za-z]/g, '');
-  }
-  if (text.includes('\r')) {
-    const ended = text.endsWith('\r');
-    const parts = text.split('\r').filter(part => part !== '');
-    text = (parts[parts.length - 1] ?? '') + (ended ? '\r' : '');
-  }
-  return text.length > LONGEST ? `${text.slice(0, LONGEST)} …` : text;
 }
