@@ -3,8 +3,6 @@ notebooks."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,12 @@ from playwright.sync_api import Page, expect
 
 import mlcloud
 from mlcloud.client.notebook.specs import install
-from tests.browser.lab import Book, Lab, Notebook7, chromium
+from tests.browser.lab import Book, Lab, Notebook7, chromium, needs_extension
 from tests.live import Embedded, printed, until
 
 pytestmark = pytest.mark.cluster
 
-BUILT = Path(mlcloud.__file__).parent / "labserver" / "labextension"
-SERVER = "--ServerApp.jpserver_extensions={'mlcloud.labserver': True}"
+LOADED = "() => window.jupyterapp?.shell.currentWidget?.context?.isReady"
 ACTIVE = """number => { const n = window.jupyterapp.shell.currentWidget.content;
   n.deselectAll(); n.activeCellIndex = number; }"""
 SOURCE = """number => window.jupyterapp.shell.currentWidget.content.widgets[number]
@@ -29,29 +26,15 @@ METADATA = """number => window.jupyterapp.shell.currentWidget.content.widgets[nu
   .model.getMetadata('mlcloud') ?? null"""
 
 
-def with_extension(kind: type[Lab], folder: Path, environment: dict[str, str]) -> Lab:
-    """A server of this kind with the extension, as it was built last."""
-    if not (BUILT / "package.json").exists():
-        message = "the JupyterLab extension is not built: jlpm build:prod in labextension/"
-        if os.environ.get("MLCLOUD_REQUIRE_BROWSER") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    shutil.copytree(BUILT, folder / "data" / "labextensions" / "mlcloud")
-
-    class Extended(kind):  # type: ignore[misc, valid-type]
-        options = (*kind.options, SERVER)
-
-    return Extended(folder, environment)
-
-
 @pytest.fixture(scope="module")
 def extended(cluster: Embedded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     chromium()
+    needs_extension()
     folder = tmp_path_factory.mktemp("cells")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_DATA_DIR", str(folder / "data"))
         install(user=True)
-    lab = with_extension(Lab, folder, cluster.environment)
+    lab = Lab(folder, cluster.environment)
     try:
         yield lab
     finally:
@@ -141,7 +124,7 @@ def test_reload_while_it_runs(
     book.shows(1, "shown", timeout=240)
     expect(badge(book, 1)).to_have_text("running in reloaded")
     page.goto(f"{extended.url}/{extended.tree}/{book.name}?token={extended.token}&reset")
-    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.context?.isReady")
+    page.wait_for_function(LOADED, timeout=120_000)
     text = book.shows(1, "shown")
     assert [f"step {i}" in text for i in range(5)] == [True] * 5
     assert book.prompt(1) == "*"
@@ -242,7 +225,8 @@ def test_notebook7(
 ) -> None:
     """The toggle, the badge and the outputs after a reload, there too."""
     pytest.importorskip("notebook")
-    lab = with_extension(Notebook7, tmp_path_factory.mktemp("cells7"), cluster.environment)
+    needs_extension()
+    lab = Notebook7(tmp_path_factory.mktemp("cells7"), cluster.environment)
     gate = tmp_path / "gate"
     wait = f"while not pathlib.Path({str(gate)!r}).exists():\n    time.sleep(0.05)"
     code = f"import time, pathlib\nprint('before')\n{wait}\nprint('after')"
@@ -256,7 +240,7 @@ def test_notebook7(
         book.start(1)
         book.shows(1, "before", timeout=60)
         page.goto(f"{lab.url}/{lab.tree}/{book.name}?token={lab.token}&reset")
-        page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.context?.isReady")
+        page.wait_for_function(LOADED, timeout=120_000)
         book.shows(1, "before")
         gate.touch()
         book.shows(1, "after")

@@ -207,9 +207,7 @@ def test_a_drill_moves_the_session(panel: Locator, session: Session) -> None:
     expect(toast(page, f"{NAME} is on local")).to_be_visible(timeout=120_000)
 
 
-def test_the_gateway_is_killed_and_brought_up_from_here(
-    panel: Locator, cluster: Embedded
-) -> None:
+def test_the_gateway_is_killed_and_brought_up_from_here(panel: Locator, cluster: Embedded) -> None:
     page = panel.page
     cluster.kill_gateway()
     up = panel.get_by_role("button", name="Bring embedded up")
