@@ -9,6 +9,11 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := $(filter-out notebooks/01_%,$(wildcard notebooks/*.ipynb))
 WORKERS ?= 2
 
+# JupyterLab's part of it is built with the install, and again when its sources have changed.
+LABEXTENSION := $(VENV)/.labextension
+LABSOURCES := $(wildcard labextension/*.json labextension/yarn.lock labextension/src/*.ts \
+  labextension/src/*/*.ts labextension/style/*)
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow lint bench coverage lab clean
 
@@ -37,10 +42,14 @@ $(STAMP): pyproject.toml constraints-dev.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --editable ".[dev]"
 	@touch $@
 
+$(LABEXTENSION): $(STAMP) $(LABSOURCES)
+	$(BIN)/python labextension/hatch_build.py
+	@touch $@
+
 demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
 
-test: lint
+test: lint $(LABEXTENSION)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 ifneq ($(NOTEBOOKS),)
 	@# a cluster of their own, ended whatever happens
@@ -54,7 +63,7 @@ AZURITE := $(VENV)/node/node_modules/.bin/azurite-blob
 $(AZURITE): $(STAMP)
 	-npm install --silent --no-audit --no-fund --prefix $(VENV)/node azurite@3
 
-test-slow: $(STAMP) $(AZURITE)
+test-slow: $(STAMP) $(LABEXTENSION) $(AZURITE)
 	$(BIN)/python -m pytest -m slow --timeout=1800
 
 lint: $(STAMP)
@@ -63,17 +72,18 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)
+bench: $(LABEXTENSION)
 	@set -e; for each in $(filter-out benchmarks/coverage%,$(wildcard benchmarks/*.py)); do \
 	  echo "== $$each"; $(BIN)/python $$each; done
 
 coverage: $(STAMP)
 	$(BIN)/python benchmarks/coverage.py
 
-lab: $(STAMP)
+lab: $(LABEXTENSION)
 	$(BIN)/jupyter lab notebooks
 
 clean:
+	rm -rf labextension/node_modules labextension/lib mlcloud/labserver/labextension
 	rm -rf $(VENV) .demo build dist *.egg-info notebooks/out benchmarks/out \
 	  .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mlcloud import __version__
+from mlcloud.client.notebook.cli import kernelspec
 from mlcloud.commands.checkpoints import checkpoints
 from mlcloud.commands.market import prices, simulate
 from mlcloud.errors import CloudRefused, MLCloudError, UsageError
@@ -240,6 +241,13 @@ def restore(session: str, step: int) -> None:
 
 @main.command()
 @click.argument("session")
+def restart(session: str) -> None:
+    """Give a session a new kernel, without any name; `restore` takes it back."""
+    _run("restart", session)
+
+
+@main.command()
+@click.argument("session")
 @click.argument("name")
 @click.option("--step", type=int, help="Of its history; default: the newest.")
 def fork(session: str, name: str, step: int | None) -> None:
@@ -327,6 +335,9 @@ def preempt(target: str, notice: str) -> None:
 
 for _command in (prices, simulate, checkpoints):
     main.add_command(_command)
+
+
+main.add_command(kernelspec)
 
 
 def _run(command: str, *words: str) -> None:

@@ -323,6 +323,13 @@ def _restore(words: list[str]) -> None:
     )
 
 
+def _restart(words: list[str]) -> None:
+    """`restart [SESSION]`: a new kernel without any name; `restore` takes it back."""
+    session = _session(words)
+    session.restart()
+    print(f"session {session.name} has a new kernel; what it had is in its history")
+
+
 def _fork(words: list[str]) -> None:
     """`fork NAME [--step N] [--session NAME]`: another session, with the state of this one."""
     parser = Parser(prog="%mlcloud fork", allow_abbrev=False)
@@ -527,6 +534,7 @@ COMMANDS = {
     "state": _state,
     "history": _history,
     "restore": _restore,
+    "restart": _restart,
     "fork": _fork,
     "close": _close,
     "attach": _attach,

@@ -284,6 +284,7 @@ class ExecutionInfo(Model):
     first_event: int = Field(
         description="Its events come after this number of the session's journal."
     )
+    number: int | None = Field(None, description="The cell's, in its notebook.")
     use: UseInfo | None = Field(None, description="What it used; None: not measured.")
 
 
@@ -628,9 +629,9 @@ class Heartbeat(Model):
     """`ends`: the node is about to end itself, and why."""
 
     pid: int
-    use: NodeUse | None = None
     ends: str = Field("", max_length=500)
     notices: list[NoticeReport] = Field([], max_length=50, description="Those in force.")
+    use: NodeUse | None = None
 
 
 class RunRequest(Model):

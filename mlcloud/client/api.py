@@ -185,6 +185,11 @@ class Client:
         found = self._sessions.get(name or self._unnamed)
         return None if found is None or found.closed else found
 
+    def own(self, session: Session) -> None:
+        """From now on this is the notebook's own session: what is meant where none is named."""
+        self._unnamed = session.name
+        self._sessions[session.name] = session
+
     def name_for(self, resources: dict[str, Any]) -> str:
         """The name of this notebook's session for these resources, the same for equal ones."""
         words = [str(resources[key]) for key in sorted(resources)]

@@ -47,7 +47,10 @@ class Address:
 
 class Connection:
     """`find` gives the gateway's present address, starting it where that is ours to do; `look`
-    gives it, or None, and starts nothing."""
+    gives it, or None, and starts nothing.
+
+    `cluster` is the name of the cluster, if it was found by that; empty: the embedded one, or one
+    by its URL."""
 
     def __init__(
         self,
@@ -55,8 +58,10 @@ class Connection:
         *,
         embedded: bool,
         look: Callable[[], Address | None] | None = None,
+        cluster: str = "",
     ) -> None:
         self._find = find
+        self.cluster = cluster
         self._look = look
         self.embedded = embedded
         self.address = find()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NoReturn, Protocol
 from uuid import uuid4
@@ -140,13 +141,14 @@ class Here:
 
 
 class Under:
-    """A cell that has ended, or runs in the background."""
+    """A cell that has ended, or runs in the background. `publish` as `frontend.publish`."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, publish: Callable[..., None] = frontend.publish) -> None:
         self._cell = cell
+        self._publish = publish
 
     def stream(self, name: str, text: str) -> None:
-        frontend.publish(self._cell, "stream", {"name": name, "text": text})
+        self._publish(self._cell, "stream", {"name": name, "text": text})
 
     def display(
         self,
@@ -157,21 +159,21 @@ class Under:
         update: bool = False,
     ) -> None:
         content = {"data": data, "metadata": metadata, "transient": transient}
-        frontend.publish(self._cell, "update_display_data" if update else "display_data", content)
+        self._publish(self._cell, "update_display_data" if update else "display_data", content)
 
     def result(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
         content = {"data": data, "metadata": metadata, "execution_count": self._cell.count}
-        frontend.publish(self._cell, "execute_result", content)
+        self._publish(self._cell, "execute_result", content)
 
     def value(self, value: Any) -> None:
         """`Out` belongs to the cells that run in the foreground."""
 
     def clear(self, *, wait: bool) -> None:
-        frontend.publish(self._cell, "clear_output", {"wait": wait})
+        self._publish(self._cell, "clear_output", {"wait": wait})
 
     def error(self, content: dict[str, Any]) -> None:
         kept = {key: content.get(key, "") for key in ("ename", "evalue")}
-        frontend.publish(
+        self._publish(
             self._cell, "error", {**kept, "traceback": list(content.get("traceback") or [])}
         )
 

@@ -27,6 +27,7 @@ from mlcloud.client.display import Display
 
 if TYPE_CHECKING:
     from mlcloud.client.session import Session
+    from mlcloud.models import SessionInfo
 
 INTERRUPT = object()
 KILL_AFTER_S = 5.0
@@ -44,7 +45,7 @@ class Following:
         self._display = display
         display.paced = frontend.in_page()
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._ladder = Ladder(session, execution_id, display)
+        self._ladder = Ladder(session.feed.channel, lambda: session.info, execution_id, display)
         self._previous: Any = None
         self._main = threading.current_thread() is threading.main_thread()
         self.cell = frontend.cell()
@@ -210,21 +211,19 @@ class Ladder:
 
     def __init__(
         self,
-        session: Session,
+        channel: Channel,
+        info: Callable[[], SessionInfo],
         execution_id: str,
         display: Display,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._session = session
+        self._channel = channel
+        self._info = info
         self._execution_id = execution_id
         self._display = display
         self._clock = clock
         self._first: float | None = None
         self._warned = False
-
-    @property
-    def _channel(self) -> Channel:
-        return self._session.feed.channel
 
     def step(self) -> None:
         now = self._clock()
@@ -243,7 +242,7 @@ class Ladder:
 
     def _loss(self) -> str:
         """What ending the kernel would cost, as the gateway knows it."""
-        info = self._session.info
+        info = self._info()
         unsafe = info.finished_cells - info.safe_cells
         again = ""
         if unsafe > 0:

@@ -86,6 +86,15 @@ def publish(
     )
 
 
+def tell(cell: Cell | None, facts: dict[str, Any]) -> None:
+    """Tell a page about the cell that runs now, unseen: facts that it may keep in the cell.
+
+    They are the metadata of a `status` message: what every front end takes, and shows nothing of.
+    """
+    if cell is not None and in_page():
+        publish(cell, "status", {"execution_state": "busy"}, {"mlcloud": facts})
+
+
 def write(stream: Any, text: str) -> None:
     """Print, and have it leave at once.
 

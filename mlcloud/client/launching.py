@@ -131,7 +131,15 @@ def connect(target: Any, settings: Settings | None = None) -> Connection:
         direct = _direct(note)
         return _answering(direct or Address(tunnel.open(), note.token), note.name)
 
-    return Connection(find, embedded=False)
+    return Connection(find, embedded=False, cluster=note.name)
+
+
+def address(name: str, settings: Settings | None = None) -> Address:
+    """Where that cluster's gateway is reached from here, its tunnel open; whether it answers is not
+    asked. Raises `NotFound`, `ConnectionFailed`. Blocks."""
+    settings = settings or Settings()
+    note = note_of(name, settings)
+    return Address(_tunnel(note, settings).open(), note.token)
 
 
 def running(specification: Any, settings: Settings | None = None) -> Any:

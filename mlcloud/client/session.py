@@ -79,6 +79,11 @@ class Session:
     # --- facts ------------------------------------------------------------------------------------
 
     @property
+    def connection(self) -> Connection:
+        """The gateway that it is reached by."""
+        return self._connection
+
+    @property
     def info(self) -> SessionInfo:
         """Everything the gateway knows of it, as of now."""
         return SessionInfo.model_validate(self._connection.get(f"/v1/sessions/{self.name}"))
@@ -229,8 +234,11 @@ class Session:
         self._apply_result(answer, display)
         for payload in done.get("payload") or ():
             display.payload(payload)
-        if not quiet and done.get("footer") and done.get("runs"):
-            self.feed.footer(display, done["footer"])
+        if done.get("footer") and done.get("runs"):
+            figures = done["footer"]["metadata"]["mlcloud"]
+            frontend.tell(frontend.cell(), {**figures, "state": done["status"]})
+            if not quiet:
+                self.feed.footer(display, done["footer"])
         if done["status"] != "ok":
             if done.get("ename") == "KeyboardInterrupt":
                 display.status(f"interrupted; {self._still_billing()}", ready=True)
@@ -301,6 +309,8 @@ class Session:
         """Send, show, wait: the `done` event's content, and what the kernel returned."""
         message = self._message(kind, code, shipment, options, display)
         with Following(self, message["id"], display) as following:
+            if kind == "cell":
+                frontend.tell(following.cell, self._facts(message["id"], "running"))
             self.feed.channel.execute(message)
             return following.until_done(durable=durable)
 
@@ -310,12 +320,18 @@ class Session:
         message = self._message("cell", code, shipment, options, Display())
         execution = Execution(self, message["id"], quiet=quiet)
         self.feed.follow_with(execution.id, execution, execution.cell)
+        frontend.tell(execution.cell, self._facts(execution.id, "running"))
         try:
             self.feed.channel.execute(message)
         except BaseException:
             self.feed.unfollow(execution.id, execution)
             raise
         return execution
+
+    def _facts(self, execution_id: str, state: str) -> dict[str, Any]:
+        """What a page keeps of a cell, to find its execution again."""
+        facts = {"execution_id": execution_id, "session": self.name, "state": state}
+        return {**facts, **({"cluster": name} if (name := self._connection.cluster) else {})}
 
     def follow(self, execution_id: str | None = None) -> None:
         """Show an execution here from its first output on, and go on live until it ends.
@@ -465,12 +481,14 @@ class Session:
 
     # --- life -------------------------------------------------------------------------------------
 
-    def park(self, *, force: bool = False) -> None:
+    def park(self, *, force: bool = False, stop: bool = False) -> None:
         """Give the node back, keep the state; the next cell resumes it.
 
-        Raises `Conflict` where names would be lost, unless `force`.
+        Raises `Conflict` where names would be lost, unless `force`, and where a cell runs, unless
+        `stop`, which ends it first.
         """
-        self._connection.post(f"/v1/sessions/{self.name}/park", params={"force": force})
+        params = {"force": force, "stop": stop}
+        self._connection.post(f"/v1/sessions/{self.name}/park", params=params, timeout=60)
 
     def resume(
         self,
@@ -526,6 +544,15 @@ class Session:
         self._side.rewound(Rewound.model_validate(answer).names)
         if self.info.node is not None:
             self.run(RESTORED.format(step=step), quiet=True)
+
+    def restart(self) -> None:
+        """A new kernel, without any name, on the node that the session has; a cell that runs is
+        ended first.
+
+        The notebook's own names stay as they are. What the session had is in its `history()`, so
+        `restore` takes a restart back.
+        """
+        self._connection.post(f"/v1/sessions/{self.name}/restart", timeout=600)
 
     def fork(self, name: str, *, step: int | None = None) -> Session:
         """Another session, with this one's resources and its newest state, or that of `step`.

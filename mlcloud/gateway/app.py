@@ -36,6 +36,7 @@ from mlcloud.gateway import (
     secrets,
     specified,
     timetravel,
+    watch,
 )
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
@@ -170,6 +171,13 @@ def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
         if await auth.accepted(socket):
             await serve_channel(socket, gateway, name, after)
 
+    looking_on = watch.Watch(gateway)
+
+    @app.websocket("/v1/watch")
+    async def watch_cluster(socket: WebSocket) -> None:
+        if await auth.accepted(socket):
+            await watch.serve(socket, looking_on)
+
     @app.websocket("/v1/links/{name}")
     async def link(socket: WebSocket, name: str) -> None:
         await gateway.links.serve(socket, name)
@@ -213,8 +221,11 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         log_change("session.close", name)
 
     @routes.post("/sessions/{name}/park")
-    async def park(name: str, force: bool = False) -> SessionInfo:
+    async def park(name: str, force: bool = False, stop: bool = False) -> SessionInfo:
+        """With `stop`, what runs in it is ended first."""
         session = sessions.get(name)
+        if stop:
+            await session.stop_cells()
         await session.park(force=force)
         log_change("session.park", name)
         return sessions.info(session)
@@ -249,6 +260,12 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
     async def restore(name: str, request: RestoreRequest) -> Rewound:
         rewound = await timetravel.restore(sessions.get(name), request.step)
         log_change("session.restore", f"{name} to {request.step}")
+        return rewound
+
+    @routes.post("/sessions/{name}/restart")
+    async def restart(name: str) -> Rewound:
+        rewound = await timetravel.restart(sessions.get(name))
+        log_change("session.restart", name)
         return rewound
 
     @routes.post("/sessions/{name}/fork")

@@ -38,6 +38,7 @@ async def accepted(socket: WebSocket) -> bool:
     """Accept an authenticated WebSocket; close any other with 401 before it is open."""
     if matches(bearer(socket), socket.app.state.token):
         await socket.accept()
-        socket.app.state.used()
+        if GLANCE not in socket.headers:
+            socket.app.state.used()
         return True
     raise HTTPException(status.HTTP_401_UNAUTHORIZED)

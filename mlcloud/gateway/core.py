@@ -466,6 +466,7 @@ class Gateway:
             finished_at=execution.finished_at,
             runs=execution.runs,
             first_event=execution.first_event,
+            number=(execution.options.get("cell") or {}).get("number"),
             use=self.sessions.services.usage.info(execution.id),
         )
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EMPTY = "empty"  # a state without anything: its session was restarted
+
 
 async def restore(session: Session, host: LiveHost) -> None:
     step = await restore_latest(session, host)
@@ -72,6 +74,8 @@ async def restore_latest(session: Session, host: LiveHost) -> int:
         step, body, passed = latest
         for text in passed:
             session.story("fell_back", text)
+        if body.get(EMPTY):
+            return step
         content = await load_snapshot(session, host, step, body)
         if content is None:
             return step  # lost again: the caller's next look at the host finds out

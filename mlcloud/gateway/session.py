@@ -35,6 +35,7 @@ from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import (
     Collected,
     Conflict,
+    ExecutionCancelled,
     MLCloudError,
     SessionClosed,
     SessionFailed,
@@ -68,6 +69,8 @@ SAFE_WAIT_S = 20.0
 BUSY_LOOK_S = 60.0
 LAPSED_LOOK_S = 0.05
 ASK_S = 0.8  # the notebook waits for a second, with its Tab
+YIELD_S = 5.0  # in which a cell must end that is not wanted any more
+STOP_LOOK_S = 0.05
 
 
 Begun = tuple[LiveHost, asyncio.Future[dict[str, Any]]]  # where a cell runs, and its end
@@ -186,7 +189,7 @@ class Session:
             ordinal=self.ordinal + 1,
             first_event=self.journal.last,
         )
-        free = self._free_host()
+        free = None if self._is_dropped(execution) else self._free_host()
         begin = None if free is None else self._mark_running(execution)
         if self.over or not self.services.executions.add(execution, begin):
             known = self.services.executions.get(execution_id)
@@ -209,6 +212,14 @@ class Session:
             self.current, self.begun = execution, (free, self._send_off(execution, free))
         self._work.set()
         return execution
+
+    def _is_dropped(self, execution: Execution) -> bool:
+        """Whether it was to run after another one only if that did not fail, and that did."""
+        after = execution.options.get("after")
+        if not isinstance(after, str):
+            return False
+        before = self.known.get(after) or self.services.executions.get(after)
+        return before is not None and before.state is ExecutionState.FAILED
 
     def _free_host(self) -> LiveHost | None:
         """The host, where a cell can begin at this moment: it saves the worker's turn."""
@@ -263,6 +274,23 @@ class Session:
     async def kill_kernel(self) -> None:
         if self.host is not None:
             await self.host.call("kill_kernel")
+
+    async def stop_cells(self) -> None:
+        """End what waits and what runs; a cell that does not yield to the interrupt, by ending its
+        kernel."""
+        for execution in [*self.queue]:
+            await self.interrupt(execution.id)
+        running, loop = self.current, asyncio.get_running_loop()
+        if running is None:
+            return
+        await self.interrupt(running.id)
+        until = loop.time() + YIELD_S
+        while self.current is running:
+            if loop.time() > until and not running.ended:
+                until = math.inf
+                with contextlib.suppress(Exception):  # a host that dies now ends the cell anyway
+                    await self.kill_kernel()
+            await asyncio.sleep(STOP_LOOK_S)
 
     async def park(self, *, force: bool = False) -> None:
         """Give the node back and keep the state. Raises `Conflict` when something would be lost."""
@@ -412,6 +440,10 @@ class Session:
         while self.services.lease.lapsed and not execution.ended:
             await asyncio.sleep(LAPSED_LOOK_S)  # it may be another head's to run
         while not execution.ended:
+            if not execution.runs and self._is_dropped(execution):
+                failed = ExecutionCancelled("not run: a cell before it has failed")
+                self.outcomes.finish_with(execution, failed)
+                return
             if execution.runs >= MAX_RUNS:
                 self.outcomes.finish_with(
                     execution, SessionFailed(f"given up after {execution.runs} interrupted runs")

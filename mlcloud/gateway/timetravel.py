@@ -3,6 +3,7 @@
     history ─► the snapshots in the store, with the cells that made them
     restore ─► a copy of that snapshot is committed as the newest one ─► an empty kernel loads it
     fork    ─► a copy of it is committed as another session's first one
+    restart ─► an empty state is committed as the newest one ─► an empty kernel, which loads nothing
 
 The copy comes first: whatever dies meanwhile, the session comes up in the state that was asked for.
 What was given up is in the history still. A copy is a manifest: the chunks are the same. Old states
@@ -62,33 +63,57 @@ async def restore(session: Session, step: int) -> Rewound:
     async with session.turn, session.past:
         await session.until_safe()
         body = await _read(session, step)
-        session.ordinal += 1
         copy = {**body, "restored_from": step, "new_bytes": 0}
-        await asyncio.to_thread(
-            session.services.snapshots.commit,
-            session.id,
-            session.ordinal,
-            f"restored-{secrets.token_hex(8)}",
-            copy,
-        )
-        session.save(ordinal=session.ordinal)
-        host = session.host
-        if host is not None and host.alive:
-            session.unsafe.clear()
-            try:
-                await host.handle.start.remote()
-                loaded = await restoring.restore_latest(session, host)
-            except MLCloudError:
-                raise
-            except Exception as error:  # Ray's kinds of gone: another host loads the copy
-                host.lose(f"it was gone before it could go back: {error}")
-            else:
-                with contextlib.suppress(Exception):  # a host that is gone is found to be so
-                    await host.call("settled")
-                if host.alive and loaded != session.ordinal:
-                    raise Damaged(f"the state of step {step} is damaged, take another")
-        session.settle()
+        if not await _begin_anew(session, copy, "restored"):
+            raise Damaged(f"the state of step {step} is damaged, take another")
         return Rewound(step=session.ordinal, names=sorted(_names(body)))
+
+
+async def restart(session: Session) -> Rewound:
+    """A new kernel without any name, on the node that the session has. What runs is ended first.
+
+    What was before is in the history. A session that is on no node begins so with its next cell.
+    """
+    await session.stop_cells()
+    async with session.turn, session.past:
+        await session.until_safe()
+        if session.ordinal:
+            session.unsaved = {}
+            await _begin_anew(session, {restoring.EMPTY: True}, "restarted")
+        return Rewound(step=session.ordinal, names=[])
+
+
+async def _begin_anew(session: Session, body: dict[str, Any], why: str) -> bool:
+    """Commit this as the newest state, and have an empty kernel load it. The caller has the turn.
+
+    False where the kernel could not load it, and has an older one.
+    """
+    session.ordinal += 1
+    await asyncio.to_thread(
+        session.services.snapshots.commit,
+        session.id,
+        session.ordinal,
+        f"{why}-{secrets.token_hex(8)}",
+        body,
+    )
+    session.save(ordinal=session.ordinal)
+    host, loaded = session.host, session.ordinal
+    if host is not None and host.alive:
+        session.unsafe.clear()
+        try:
+            await host.handle.start.remote()
+            loaded = await restoring.restore_latest(session, host)
+        except MLCloudError:
+            raise
+        except Exception as error:  # Ray's kinds of gone: another host loads it
+            host.lose(f"it was gone before it could begin anew: {error}")
+        else:
+            with contextlib.suppress(Exception):  # a host that is gone is found to be so
+                await host.call("settled")
+    if host is not None and host.alive and loaded != session.ordinal:
+        return False
+    session.settle()
+    return True
 
 
 async def fork(sessions: Sessions, session: Session, name: str, step: int | None) -> Session:

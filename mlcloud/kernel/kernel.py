@@ -154,8 +154,13 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self._mean_s = request.get("mean_time_to_preemption_s") or _MEAN_S
             self._price = str(request.get("usd_per_hour", 0)), bool(request.get("simulated"))
             content = parent["content"]
+            cell = request.get("cell") or {}
             reply = await self.do_execute(
-                content["code"], False, allow_stdin=content["allow_stdin"]
+                content["code"],
+                bool(cell.get("silent")),
+                bool(cell.get("store_history", True)),
+                cell.get("user_expressions") or {},
+                allow_stdin=content["allow_stdin"],
             )
         except BaseException as error:
             if not self._ended:  # an interrupt came where no cell runs any more
@@ -221,7 +226,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                     reply = self._describe_failure(self.shell.failed, reply, answer)
                 back = self.names.collect(shipment, self._mentioned())
                 answer["names"] = send(back, self.store, self._tell)
-                answer["result"] = self._result(count)
+                if not (request.get("cell") or {}).get("own"):  # else its value is wanted nowhere
+                    answer["result"] = self._result(count)
                 reply["pending"] = self.names.pending
             else:
                 if request.get("snapshot", True):

@@ -37,7 +37,7 @@ END = (
     "traceback",
     "execution_count",
     "payload",
-    *("missing", "rebuilt", "pending"),
+    *("missing", "rebuilt", "pending", "user_expressions"),
 )
 
 

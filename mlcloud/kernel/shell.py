@@ -34,7 +34,10 @@ _OLD_SCHEMES = {"nocolor": "NoColor", "linux": "Linux", "lightbg": "LightBG", "n
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a cell stands in its notebook. `head`: what comes before the code, as comments."""
+    """Where a cell stands in its notebook. `head`: what comes before the code, as comments.
+
+    `own`: this is the notebook's one kernel, so that the cell's number is that of its `Out`.
+    """
 
     file: str
     number: int | None = None
@@ -43,6 +46,7 @@ class Cell:
     xmode: str | None = None
     colors: str | None = None
     pdb: bool = False
+    own: bool = False
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Cell:
@@ -126,6 +130,8 @@ class Shell(KernelShell):  # type: ignore[misc]  # ipykernel ships no complete t
         self.failed = self.ran = self._transformed = self._awaits = None
         self._last_traceback = None
         self.compile.expect(cell)
+        if cell is not None and cell.own and cell.number is not None:
+            self.execution_count = cell.number
         if cell is not None and (looks := (cell.xmode, cell.colors, cell.pdb)) != self._looks:
             # Only where the notebook changed it: `%xmode` in a remote cell holds until then.
             self._looks = looks

@@ -43,6 +43,8 @@ SETTINGS = {
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
 START_S = 90.0
+ROOT = Path(__file__).resolve().parents[2]
+EXTENSION = ROOT / "mlcloud" / "labserver" / "labextension"
 
 
 def chromium() -> str:
@@ -60,6 +62,31 @@ def chromium() -> str:
     pytest.skip(message)
 
 
+def needs_extension() -> None:
+    """Skips where the JupyterLab extension is not built, or fails where it must be."""
+    if (EXTENSION / "package.json").exists():
+        return
+    message = "the JupyterLab extension is not built: install Node, then `make test`"
+    if os.environ.get("MLCLOUD_REQUIRE_BROWSER") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def with_extension(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """Jupyter's search paths so that this checkout's extension is the one that is found, as an
+    installed one would be."""
+    share = folder / "share"
+    (share / "labextensions").mkdir(parents=True)
+    if (EXTENSION / "package.json").exists():
+        (share / "labextensions" / "mlcloud").symlink_to(EXTENSION)
+    paths = [str(share), environment.get("JUPYTER_PATH", "")]
+    return {
+        **environment,
+        "JUPYTER_PATH": os.pathsep.join(filter(None, paths)),
+        "JUPYTER_CONFIG_PATH": str(ROOT / "labextension" / "jupyter-config"),
+    }
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -72,13 +99,15 @@ class Lab:
 
     module = "jupyterlab"
     tree = "lab/tree"
-    options = ("--LabApp.extension_manager=readonly",)
+    options: tuple[str, ...] = ("--LabApp.extension_manager=readonly",)
+    base = "/"
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder / "notebooks"
         self.folder.mkdir()
         self.token = secrets.token_hex(16)
-        self.url = f"http://127.0.0.1:{free_port()}"
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}{self.base.rstrip('/')}"
         self._log = (folder / "lab.log").open("w+")
         settings = folder / "app-settings"
         settings.mkdir()
@@ -98,7 +127,8 @@ class Lab:
                 "--expose-app-in-browser",
                 "--allow-root",
                 "--ServerApp.ip=127.0.0.1",
-                f"--ServerApp.port={self.url.rpartition(':')[2]}",
+                f"--ServerApp.port={port}",
+                f"--ServerApp.base_url={self.base}",
                 "--ServerApp.port_retries=0",
                 f"--ServerApp.root_dir={self.folder}",
                 f"--IdentityProvider.token={self.token}",
@@ -112,7 +142,10 @@ class Lab:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=self.folder,
-            env={**environment, **{name: str(path) for name, path in own.items()}},
+            env={
+                **with_extension(folder, environment),
+                **{name: str(path) for name, path in own.items()},
+            },
             start_new_session=True,
         )
         self.http = httpx.Client(
@@ -163,14 +196,21 @@ class Notebook7(Lab):
 class Book:
     """A notebook in the page. Cells are numbered from 0, as in its file."""
 
-    def __init__(self, lab: Lab, page: Page, name: str, cells: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        page: Page,
+        name: str,
+        cells: list[str] | None = None,
+        kernel: str = "python3",
+    ) -> None:
         self.lab = lab
         self.page = page
         self.name = name
         self.path = lab.folder / name
         notebook = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell(source) for source in cells or []],
-            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+            metadata={"kernelspec": {"name": kernel, "display_name": kernel}},
         )
         nbformat.write(notebook, self.path)
         self.open()

@@ -1,0 +1,248 @@
+"""What the JupyterLab extension costs, in Chromium, and its server's part.
+
+    bytes       of its scripts, gzip
+    start       JupyterLab from navigation to `restored`, with the extension and without, in turns:
+                difference of the medians
+    frames      the longest gap between two frames while 500 sessions change 10 times a second, while
+                the panel is scrolled, and while 5,000 lines a second come into a log
+    forwarded   a request through the Jupyter server, beyond the same request to the gateway
+
+    python benchmarks/lab.py [--rounds 9]
+
+A page's own work is told by its long tasks; a frame that the machine's other work held up is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from report import report
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from playwright.sync_api import Page, sync_playwright
+
+import mlcloud
+from tests.browser.lab import CHROMIUM_FLAGS, EXTENSION, Lab, chromium
+
+SESSIONS, LINES, SECONDS = 500, 5000, 5
+LINE = "line {} of a training run: loss 0.1234, accuracy 0.98, 412 img/s\n"
+
+#: Long tasks are those over 50 ms (https://w3c.github.io/longtasks).
+WATCH = """() => {
+  window.gaps = []; window.tasks = [];
+  let last = performance.now();
+  const look = now => { window.gaps.push(now - last); last = now; window.raf = requestAnimationFrame(look); };
+  window.raf = requestAnimationFrame(look);
+  window.observer = new PerformanceObserver(list => {
+    for (const each of list.getEntries()) window.tasks.push(each.duration);
+  });
+  window.observer.observe({ type: "longtask" });
+}"""
+WATCHED = """() => {
+  cancelAnimationFrame(window.raf); window.observer.disconnect();
+  const sorted = window.gaps.slice(2).sort((a, b) => a - b);
+  return { frames: sorted.length, p99_ms: sorted[Math.floor(sorted.length * 0.99)],
+           longest_ms: sorted[sorted.length - 1], long_tasks: window.tasks.length,
+           longest_task_ms: Math.max(0, ...window.tasks) };
+}"""
+STATES = ("idle", "busy", "parked", "moving")
+
+
+def session(i: int, state: str, **more: Any) -> dict[str, Any]:
+    return {
+        "id": f"s-{i}", "name": f"session-{i}", "state": state, "gpu": "A10G:1", "cpus": 4,
+        "memory": None, "market": "spot", "node": "i-1", "instance_type": "g5.xlarge",
+        "zone": "eu-central-1a", "usd_per_hour": "0.421", "usd": f"{time.time() % 10:.4f}",
+        "simulated": True, "running": None, "queued": 0, "last_event": 0, "finished_cells": 12,
+        "safe_cells": 12, "detail": "", "idle_since": "2026-01-01T00:00:00Z", **more,
+    }  # fmt: skip
+
+
+INFO = {
+    "name": "big", "state": "running", "detail": "", "cloud": "aws", "store": "", "usd": "1",
+    "usd_today": "1", "usd_per_hour": "1", "standing_usd_per_hour": "0", "simulated": True,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    rows: list[dict[str, Any]] = [size()]
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        os.environ["MLCLOUD_HOME"] = f"{folder}/home"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        (Path(folder) / "lab").mkdir()
+        lab = Lab(Path(folder) / "lab", environment)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_FLAGS)
+        try:
+            rows += start(browser, lab, rounds)
+            page = browser.new_page(viewport={"width": 1400, "height": 900})
+            rows += frames(page, lab)
+            mlcloud.connect()
+            rows += forwarded(lab, Path(folder) / "home")
+        finally:
+            browser.close()
+            lab.close()
+            mlcloud.connect().cluster.down()
+    report("lab", rows, rounds=rounds, cpus=os.cpu_count(), load=os.getloadavg()[0])
+
+
+def size() -> dict[str, Any]:
+    scripts = list((EXTENSION / "static").glob("*.js"))
+    packed = sum(len(gzip.compress(each.read_bytes())) for each in scripts)
+    return {"what": "scripts, gzip", "value": packed / 1000, "unit": "KB", "aim": 50}
+
+
+def start(browser: Any, lab: Lab, rounds: int) -> list[dict[str, Any]]:
+    """In turns, since the machine's other work comes and goes. The first of each is left out."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(rounds + 1):
+        for with_it in (True, False):
+            page = browser.new_page()
+            if not with_it:
+                page.route("**/labextensions/mlcloud/**", lambda route: route.abort())
+            page.goto(f"{lab.url}/lab?token={lab.token}&reset", wait_until="commit")
+            page.wait_for_function("window.jupyterapp?.restored", timeout=120_000)
+            took = page.evaluate(
+                "async () => { await window.jupyterapp.restored; return performance.now(); }"
+            )
+            if turn:
+                times[with_it].append(took)
+            page.close()
+    with_it, without = (statistics.median(times[each]) for each in (True, False))
+    return [
+        {"what": "start without", "value": without, "unit": "ms"},
+        {"what": "start with", "value": with_it, "unit": "ms"},
+        {"what": "start, more", "value": with_it - without, "unit": "ms", "aim": 50},
+    ]
+
+
+class Feed:
+    """The server's end of the page's WebSocket, and the routes that a log is read by: what comes
+    is what a gateway sends, in the amounts that are asked for."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.socket: Any = None
+        self.sent = 0
+        page.route_web_socket("**/mlcloud/events*", self._opened)
+        page.route("**/mlcloud/clusters/big/**", self._asked)
+
+    def _opened(self, socket: Any) -> None:
+        self.socket = socket
+        known = {"name": "big", "kind": "url", "up": True, "problem": "", "doing": ""}
+        self.send({"clusters": [known]})
+        items = {f"session/session-{i}": session(i, "idle") for i in range(SESSIONS)}
+        self.send({"cluster": "big", "whole": True, "set": {"info": INFO, **items}, "gone": []})
+
+    def _asked(self, route: Any) -> None:
+        path, _, query = route.request.url.partition("?")
+        if path.endswith("/events"):
+            after = int(query.partition("after=")[2])
+            most = min(self.sent, after + LINES // 5)
+            text = "".join(LINE.format(i) for i in range(after, most))
+            event = {"seq": most, "execution_id": "e", "kind": "stream", "content": {"text": text}}
+            route.fulfill(json=[event] if text else [])
+        elif path.endswith("/state"):
+            route.fulfill(json={"variables": [], "bytes": 0, "files": 0})
+        else:
+            route.fulfill(json=[])
+
+    def send(self, frame: dict[str, Any]) -> None:
+        self.socket.send(json.dumps(frame))
+
+    def change(self, items: dict[str, Any]) -> None:
+        self.send({"cluster": "big", "whole": False, "set": items, "gone": []})
+
+    def sessions(self) -> None:
+        """All of them, ten times a second, while the panel is scrolled."""
+        for turn in range(10 * SECONDS):
+            states = [STATES[(i // 7 + turn) % 4] for i in range(SESSIONS)]
+            # Without toasts, of which 500 would be the user's doing.
+            states = ["idle" if each == "moving" else each for each in states]
+            self.change(
+                {
+                    f"session/session-{i}": session(i, each, queued=turn)
+                    for i, each in enumerate(states)
+                    if each != "parked"
+                }
+            )
+            self.page.evaluate(
+                "y => { const tree = document.querySelector('.mlcloud-tree');"
+                " tree.scrollTop = y % tree.scrollHeight; }",
+                700 * turn,
+            )
+            self.page.wait_for_timeout(60)
+
+    def log(self) -> None:
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < SECONDS:
+            self.sent = int(LINES * passed)
+            self.change({"session/session-0": session(0, "busy", last_event=self.sent)})
+            self.page.wait_for_timeout(50)
+
+
+def frames(page: Page, lab: Lab) -> list[dict[str, Any]]:
+    feed = Feed(page)
+    page.goto(f"{lab.url}/lab?token={lab.token}&reset")
+    page.locator(".mlcloud-status-button").click(timeout=60_000)
+    page.locator(".mlcloud-session").first.wait_for(timeout=20_000)
+    rows = []
+    page.evaluate(WATCH)
+    feed.sessions()
+    rows.append({"what": f"{SESSIONS} sessions", **page.evaluate(WATCHED)})
+    page.evaluate("document.querySelector('.mlcloud-tree').scrollTop = 0")
+    page.locator(".mlcloud-session").first.click()
+    page.get_by_role("button", name="Show the log of session-0").click()
+    page.wait_for_timeout(500)
+    page.evaluate(WATCH)
+    feed.log()
+    rows.append({"what": f"{LINES} lines/s", **page.evaluate(WATCHED)})
+    page.locator(".mlcloud-log", has_text=f"line {feed.sent - 1} ").wait_for(timeout=10_000)
+    page.evaluate(WATCH)
+    page.wait_for_timeout(1000 * SECONDS)
+    rows.append({"what": "nothing happens", **page.evaluate(WATCHED)})
+    found = []
+    for row in rows:
+        for key in ("p99_ms", "longest_ms", "longest_task_ms"):
+            aim = {"aim": 50} if key == "longest_task_ms" else {}
+            found.append({"what": f"{row['what']}: {key}", "value": row[key], "unit": "ms", **aim})
+    return found
+
+
+def forwarded(lab: Lab, home: Path) -> list[dict[str, Any]]:
+    told = json.loads((home / "gateway.json").read_text())
+    gateway = httpx.Client(
+        headers={"Authorization": f"Bearer {told['token']}"}, trust_env=False, timeout=30
+    )
+    direct, through = [], []
+    for _ in range(200):
+        began = time.perf_counter()
+        gateway.get(f"{told['url']}/v1/budgets").raise_for_status()
+        direct.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        lab.http.get("/mlcloud/clusters/embedded/v1/budgets").raise_for_status()
+        through.append(time.perf_counter() - began)
+    one, two = (1000 * statistics.median(each) for each in (direct, through))
+    return [
+        {"what": "request to the gateway", "value": one, "unit": "ms"},
+        {"what": "the same, forwarded", "value": two, "unit": "ms"},
+        {"what": "forwarded, more", "value": two - one, "unit": "ms", "aim": 5},
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The build of the JupyterLab extension: a step of each wheel's, by hatch-jupyter-builder.
+
+    labextension/src ── jlpm install, tsc, jupyter-builder ──► mlcloud/labserver/labextension
+                                                               └► share/jupyter/labextensions/mlcloud
+
+    python labextension/hatch_build.py      again, and into this Python's JupyterLab
+
+Without Node, or with one that is too old, the package is built without it and works as before;
+`MLCLOUD_REQUIRE_BROWSER=1` (continuous integration) makes that an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+BUILT = HERE.parent / "mlcloud" / "labserver" / "labextension"
+SOURCES = ("src", "style", "package.json", "tsconfig.json", "yarn.lock")
+#: What rspack asks for (https://rspack.rs/guide/start/quick-start).
+OLDEST = (20, 19)
+
+
+def build(target_name: str = "", version: str = "") -> bool:
+    """Build it, unless what is there is newer than all its sources. False: it cannot be built, and
+    what lacks was said."""
+    lacks = missing()
+    if lacks and not (BUILT / "package.json").exists():
+        if os.environ.get("MLCLOUD_REQUIRE_BROWSER") == "1":
+            raise RuntimeError(f"the JupyterLab extension cannot be built: {lacks}")
+        print(f"mlcloud goes without its JupyterLab extension: {lacks}", file=sys.stderr)
+        BUILT.mkdir(parents=True, exist_ok=True)
+        return False
+    if not lacks and not fresh(BUILT / "package.json"):
+        # Beside this Python, or in the environment in which pip builds.
+        jlpm = shutil.which("jlpm", path=str(Path(sys.executable).parent)) or "jlpm"
+        for words in (["install"], ["build:prod"]):
+            told = subprocess.run([jlpm, *words], cwd=HERE, capture_output=True, text=True)
+            if told.returncode:
+                raise RuntimeError(f"jlpm {words[0]} failed:\n{told.stdout}\n{told.stderr}")
+    return True
+
+
+def missing() -> str:
+    """What is missing for a build, in words; empty: nothing is."""
+    node = shutil.which("node")
+    wanted = f"Node {'.'.join(map(str, OLDEST))} or newer"
+    if node is None:
+        return f"{wanted} is not installed"
+    said = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
+    found = re.match(r"v(\d+)\.(\d+)", said)
+    if found is None or (int(found[1]), int(found[2])) < OLDEST:
+        return f"{wanted} is needed, {node} is {said or 'of no version'}"
+    return ""
+
+
+def fresh(built: Path) -> bool:
+    """Whether `built` is newer than every source."""
+    if not built.exists():
+        return False
+    since = built.stat().st_mtime
+    roots = [HERE / name for name in SOURCES]
+    files = [file for root in roots for file in (root.rglob("*") if root.is_dir() else [root])]
+    return all(file.stat().st_mtime <= since for file in files if file.is_file())
+
+
+def install() -> None:
+    """What is built, in the place where this Python's JupyterLab looks."""
+    there = Path(sys.prefix) / "share" / "jupyter" / "labextensions" / "mlcloud"
+    shutil.rmtree(there, ignore_errors=True)
+    shutil.copytree(BUILT, there)
+    shutil.copy(HERE / "install.json", there)
+
+
+if __name__ == "__main__" and build():
+    install()

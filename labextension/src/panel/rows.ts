@@ -1,0 +1,497 @@
+/** What the panel's tree has in it: the clusters' state as rows. */
+
+import { button, h, short } from '../dom';
+import type { Actions } from '../actions';
+import type { Clusters, Items } from '../clusters';
+import type {
+  IBoundary,
+  IJob,
+  IKnown,
+  INode,
+  ISavedState,
+  ISession,
+  IVariable
+} from '../wire';
+import { bytes, counted, countdown, rate, since, usd } from '../words';
+import { standing } from '../summary';
+import type { IRow } from './tree';
+
+const LINE = 26;
+const TWO = 44;
+const MARKS: Record<string, string> = {
+  starting: '◌',
+  idle: '○',
+  busy: '●',
+  waiting: '◌',
+  moving: '→',
+  parked: '‖',
+  closed: '×',
+  failed: '✕',
+  queued: '◌',
+  scheduled: '◷',
+  running: '●',
+  done: '✓',
+  cancelled: '×'
+};
+const OVER = ['done', 'failed', 'cancelled'];
+const VARIABLES = 200; // of a session, shown
+
+/** What was read of a session that is open. */
+export interface IDetail {
+  state: ISavedState | null;
+  history: IBoundary[] | null;
+  problem: string;
+}
+
+/** What the rows are made from, beside the state. */
+export interface IView {
+  clusters: Clusters;
+  actions: Actions;
+  isOpen(key: string, byDefault: boolean): boolean;
+  detail(cluster: string, session: ISession): IDetail | null;
+  log(cluster: string, kind: 'session' | 'job', name: string): void;
+  now: number;
+}
+
+export function rows(view: IView): IRow[] {
+  return (view.clusters.known ?? []).flatMap(known => cluster(view, known));
+}
+
+function cluster(view: IView, known: IKnown): IRow[] {
+  const items = view.clusters.items.get(known.name);
+  const key = `cluster/${known.name}`;
+  const open = view.isOpen(key, true);
+  const info = (known.up && items?.info) || null;
+  const busy = view.actions.busy(`up ${known.name}`) || view.actions.busy(`down ${known.name}`);
+  const state = known.doing || (info ? info.state : known.problem ? 'not reached' : 'not up');
+  const found: IRow[] = [
+    row('cluster', key, 1, TWO, { known, info, busy }, open, () => [
+      line(
+        h('span', { class: 'mlcloud-name' }, known.name),
+        h('span', { class: 'mlcloud-money' }, info ? rate(info.usd_per_hour) : ''),
+        buttons(
+          info && !known.doing
+            ? button('Down', `Take ${known.name} down, asks first`, () => {
+                void view.actions.down(known.name, items?.sessions.size ?? 0);
+              }, { name: 'act', disabled: busy })
+            : known.kind !== 'url'
+              ? button('Up', `Bring ${known.name} up`, () => void view.actions.up(known.name), {
+                  name: 'act',
+                  disabled: busy || known.doing !== ''
+                })
+              : null
+        )
+      ),
+      quiet(
+        [
+          info && !known.doing ? `${state} on ${info.cloud}` : state,
+          info?.simulated && 'simulated prices',
+          info && `${usd(info.usd_today)} today`,
+          info && Number(info.standing_usd_per_hour)
+            ? `${rate(info.standing_usd_per_hour)} also while parked`
+            : ''
+        ]
+      )
+    ])
+  ];
+  if (!open) {
+    return found;
+  }
+  const told = known.problem || info?.detail;
+  if (told && !known.doing) {
+    found.push(note(`${key}/problem`, 2, told, known.problem ? 'bad' : 'quiet'));
+  }
+  if (!info || !items) {
+    if (!known.doing && !known.problem) {
+      found.push(
+        note(`${key}/none`, 2, 'Nothing bills. A %%remote cell starts it, or the button Up.')
+      );
+    }
+    return found;
+  }
+  found.push(...budgets(view, known.name, items));
+  const nodes = [...items.nodes.values()];
+  found.push(
+    ...group(view, key, 'Nodes', nodes, 'No node is rented: a cell brings one.', each =>
+      node(view, known.name, each)
+    )
+  );
+  const sessions = [...items.sessions.values()];
+  found.push(
+    ...group(view, key, 'Sessions', sessions, 'No session yet: run a %%remote cell.', each =>
+      session(view, known.name, each)
+    )
+  );
+  if (items.jobs) {
+    const jobs = [...items.jobs.values()];
+    found.push(
+      ...group(view, key, 'Jobs', jobs, 'No job yet: .submit() or .map() a function.', each =>
+        job(view, known.name, each)
+      )
+    );
+  }
+  return found;
+}
+
+function group<T>(
+  view: IView,
+  of: string,
+  title: string,
+  all: T[],
+  none: string,
+  each: (item: T) => IRow[]
+): IRow[] {
+  const key = `${of}/${title}`;
+  const open = view.isOpen(key, true);
+  const head = row('group', key, 2, LINE, { count: all.length }, open, () => [
+    line(
+      h('span', { class: 'mlcloud-title' }, title),
+      h('span', { class: 'mlcloud-count' }, all.length.toLocaleString('en-US'))
+    )
+  ]);
+  if (!open) {
+    return [head];
+  }
+  return [head, ...(all.length ? all.flatMap(each) : [note(`${key}/none`, 3, none)])];
+}
+
+// --- budgets ----------------------------------------------------------------------------------
+
+function budgets(view: IView, of: string, items: Items): IRow[] {
+  const all = [...items.budgets.values()];
+  const key = `cluster/${of}/budget`;
+  const set = (session: string | null, limit: string) =>
+    button(
+      limit ? 'Change' : 'Set',
+      `${limit ? 'Change' : 'Set'} the budget of ${session ?? of}`,
+      () => void view.actions.budget(of, session, limit),
+      { name: 'budget' }
+    );
+  const found = all.map(each =>
+    row('budget', `${key}/${each.session ?? ''}`, 2, TWO, { each }, undefined, () => {
+      const part = Math.min(1, Number(each.spent_usd) / Number(each.limit_usd));
+      const bar = h('div', {
+        class: `mlcloud-bar ${standing(each)}`,
+        role: 'meter',
+        'aria-label': `Spent of the budget of ${each.session ?? of}`,
+        'aria-valuemin': 0,
+        'aria-valuemax': 100,
+        'aria-valuenow': Math.round(100 * part)
+      });
+      const full = h('div');
+      full.style.width = `${100 * part}%`;
+      bar.append(full);
+      return [
+        line(
+          h('span', {}, `budget${each.session ? ` of ${each.session}` : ''}`),
+          h(
+            'span',
+            { class: `mlcloud-money ${standing(each)}` },
+            `${usd(each.spent_usd)} of $${each.limit}`
+          ),
+          buttons(set(each.session, each.limit))
+        ),
+        each.refuses ? h('div', { class: 'mlcloud-quiet bad' }, short(each.refuses)) : bar
+      ];
+    })
+  );
+  if (!items.budgets.has('')) {
+    found.unshift(
+      row('budget', `${key}/none`, 2, LINE, {}, undefined, () => [
+        line(h('span', { class: 'mlcloud-quiet' }, 'no budget'), buttons(set(null, '')))
+      ])
+    );
+  }
+  return found;
+}
+
+// --- nodes ------------------------------------------------------------------------------------
+
+function node(view: IView, of: string, each: INode): IRow[] {
+  const key = `cluster/${of}/node/${each.id}`;
+  const leaving = each.notice_deadline;
+  const left = leaving ? countdown(leaving, view.now) : '';
+  const busy = view.actions.busy(`preempt ${each.id}`);
+  const use = each.use;
+  return [
+    row('node', key, 3, TWO, { each, left, busy }, undefined, () => [
+      line(
+        mark(leaving ? '!' : '▪', leaving ? 'bad' : ''),
+        h('span', { class: 'mlcloud-name' }, each.instance_type),
+        leaving
+          ? h('span', { class: 'mlcloud-badge bad' }, `goes in ${left}`)
+          : h('span', { class: 'mlcloud-quiet' }, each.market),
+        h('span', { class: 'mlcloud-money' }, rate(each.usd_per_hour)),
+        buttons(
+          button(
+            'Preempt',
+            `Take the node ${each.id} away, a drill, asks first`,
+            () => void view.actions.preempt(of, each.id),
+            { name: 'preempt', disabled: busy || leaving !== null }
+          )
+        )
+      ),
+      quiet([
+        each.zone,
+        use && `${use.cpus.toFixed(1)} of ${each.cpus} CPUs busy`,
+        use && `memory ${bytes(use.memory)} of ${bytes(each.memory_bytes ?? 0)}`,
+        ...(use?.gpus ?? []).map(
+          gpu => `GPU ${Math.round(100 * gpu.busy)} %, ${bytes(gpu.memory)} of ${bytes(gpu.memory_there)}`
+        ),
+        `${Math.round(100 * each.reserved)} % reserved`,
+        each.sessions.length ? `for ${each.sessions.join(', ')}` : 'not used',
+        leaving && 'its sessions move'
+      ])
+    ])
+  ];
+}
+
+// --- sessions ---------------------------------------------------------------------------------
+
+function session(view: IView, of: string, each: ISession): IRow[] {
+  const key = `cluster/${of}/session/${each.name}`;
+  const open = view.isOpen(key, false);
+  const idle = each.state === 'idle' && each.idle_since ? since(each.idle_since, view.now) : '';
+  const { actions } = view;
+  const parking = actions.busy(`park ${each.name}`);
+  const resuming = actions.busy(`resume ${each.name}`);
+  const interrupting = actions.busy(`interrupt ${each.name}`);
+  // Which change every moment, and are not shown.
+  const { last_event: _, usd_per_hour, ...shown } = each;
+  const facts = { shown, usd_per_hour, idle, parking, resuming, interrupting };
+  const doing = parking ? 'parking' : resuming ? 'resuming' : each.state;
+  const found: IRow[] = [
+    row('session', key, 3, TWO, facts, open, () => [
+      line(
+        mark(MARKS[each.state] ?? '·', tone(each.state)),
+        h('span', { class: 'mlcloud-name' }, each.name),
+        h(
+          'span',
+          { class: `mlcloud-state ${tone(each.state)}` },
+          doing + (each.queued ? ` +${each.queued}` : '')
+        ),
+        h(
+          'span',
+          { class: 'mlcloud-money' },
+          Number(usd_per_hour) ? rate(usd_per_hour) : usd(each.usd)
+        ),
+        buttons(
+          each.running
+            ? button(
+                'Interrupt',
+                `Interrupt ${each.name}`,
+                () => void actions.interrupt(of, each.name, each.running!),
+                { name: 'interrupt', disabled: interrupting }
+              )
+            : null,
+          each.state === 'parked'
+            ? button('Resume', `Resume ${each.name}`, () => void actions.resume(of, each.name), {
+                name: 'park',
+                disabled: resuming
+              })
+            : ['idle', 'busy', 'waiting'].includes(each.state) && !each.running
+              ? button('Park', `Park ${each.name}`, () => void actions.park(of, each.name), {
+                  name: 'park',
+                  disabled: parking
+                })
+              : null,
+          button('Attach', `Attach ${each.name} in the notebook`, () => {
+            void actions.attach(of, each.name);
+          }, { name: 'attach' })
+        )
+      ),
+      quiet([
+        each.instance_type
+          ? `${each.instance_type} ${each.zone ?? ''}`.trim()
+          : [each.gpu, `${each.cpus} CPU`].filter(Boolean).join(' · '),
+        idle && `idle ${idle}`,
+        `${usd(each.usd)} so far`,
+        `${each.safe_cells} of ${counted(each.finished_cells, 'cell')} safe`,
+        short(each.detail)
+      ])
+    ])
+  ];
+  return open ? [...found, ...detail(view, of, key, each)] : found;
+}
+
+function detail(view: IView, of: string, key: string, each: ISession): IRow[] {
+  const found = view.detail(of, each);
+  const head = row('detail', `${key}/log`, 4, LINE, {}, undefined, () => [
+    line(
+      h('span', { class: 'mlcloud-quiet' }, 'what its last cell printed'),
+      buttons(
+        button('Log', `Show the log of ${each.name}`, () => view.log(of, 'session', each.name), {
+          name: 'log'
+        })
+      )
+    )
+  ]);
+  if (!found) {
+    return [head, note(`${key}/reading`, 4, 'reading …')];
+  }
+  if (found.problem) {
+    return [head, note(`${key}/problem`, 4, found.problem, 'bad')];
+  }
+  const { state, history } = found;
+  const variables = state?.variables ?? [];
+  const all = variables.reduce((sum, one) => sum + (one.bytes ?? 0), 0);
+  return [
+    head,
+    note(
+      `${key}/sum`,
+      4,
+      `${counted(variables.length, 'variable')}, ${bytes(state?.bytes ?? all)} saved` +
+        (state?.files ? `, with ${counted(state.files, 'file')}` : '')
+    ),
+    ...variables.slice(0, VARIABLES).map(one => variable(key, one)),
+    ...(variables.length > VARIABLES
+      ? [note(`${key}/more`, 4, `and ${variables.length - VARIABLES} more: %mlcloud state`)]
+      : []),
+    ...(history ?? [])
+      .slice(-10)
+      .reverse()
+      .map(one => boundary(view, of, key, each, one))
+  ];
+}
+
+function variable(key: string, each: IVariable): IRow {
+  return row('detail', `${key}/variable/${each.name}`, 4, LINE, { each }, undefined, () => [
+    line(
+      h('code', {}, short(each.name, 60)),
+      h('span', { class: `mlcloud-quiet ${each.how === 'lost' ? 'bad' : ''}` }, each.how),
+      h('span', { class: 'mlcloud-money' }, each.bytes === null ? '' : bytes(each.bytes))
+    )
+  ]);
+}
+
+function boundary(view: IView, of: string, key: string, session: ISession, each: IBoundary): IRow {
+  const code = each.code.trim().split('\n')[0] ?? '';
+  const busy = view.actions.busy(`restore ${session.name}`);
+  return row('detail', `${key}/step/${each.step}`, 4, LINE, { each, busy }, undefined, () => [
+    line(
+      h('span', {}, `checkpoint ${each.step}`),
+      h(
+        'code',
+        { class: 'mlcloud-quiet' },
+        each.restored_from === null ? short(code, 80) : `as at ${each.restored_from}`
+      ),
+      h('span', { class: 'mlcloud-money' }, bytes(each.bytes)),
+      buttons(
+        button(
+          'Restore',
+          `Put ${session.name} back to checkpoint ${each.step}, asks first`,
+          () => void view.actions.restore(of, session.name, each.step),
+          { name: 'restore', disabled: busy }
+        )
+      )
+    )
+  ]);
+}
+
+// --- jobs -------------------------------------------------------------------------------------
+
+function job(view: IView, of: string, each: IJob): IRow[] {
+  const key = `cluster/${of}/job/${each.id}`;
+  const busy = view.actions.busy(`cancel ${each.id}`);
+  return [
+    row('job', key, 3, TWO, { each, busy }, undefined, () => {
+      const part = each.items ? (each.done + each.failed) / each.items : 0;
+      const bar = h('progress', {
+        value: part,
+        max: 1,
+        'aria-label': `${each.name}: ${each.done} of ${each.items} done`
+      });
+      return [
+        line(
+          mark(MARKS[each.state] ?? '·', tone(each.state)),
+          h('span', { class: 'mlcloud-name' }, short(each.name, 80)),
+          h('span', { class: `mlcloud-state ${tone(each.state)}` }, each.state),
+          h('span', { class: 'mlcloud-money' }, usd(each.usd)),
+          buttons(
+            button('Log', `Show the log of ${each.name}`, () => view.log(of, 'job', each.id), {
+              name: 'log'
+            }),
+            OVER.includes(each.state)
+              ? null
+              : button('Cancel', `Cancel ${each.name}`, () => void view.actions.cancel(of, each.id), {
+                  name: 'cancel',
+                  disabled: busy
+                })
+          )
+        ),
+        line(
+          OVER.includes(each.state) ? null : bar,
+          quiet([
+            `${each.done.toLocaleString('en-US')} of ${counted(each.items, 'item')}`,
+            each.failed ? `${each.failed} failed` : '',
+            each.workers ? counted(each.workers, 'worker') : '',
+            Number(each.usd_per_hour) ? rate(each.usd_per_hour) : '',
+            short(each.detail)
+          ])
+        )
+      ];
+    })
+  ];
+}
+
+// --- small ------------------------------------------------------------------------------------
+
+function row(
+  kind: string,
+  key: string,
+  level: number,
+  height: number,
+  facts: unknown,
+  open: boolean | undefined,
+  draw: () => (Node | string)[]
+): IRow {
+  const made: IRow = {
+    kind,
+    key,
+    level,
+    height,
+    facts: JSON.stringify(facts) + String(open),
+    draw: () => [twisty(open), h('div', { class: 'mlcloud-cell' }, ...draw())]
+  };
+  return open === undefined ? made : { ...made, open };
+}
+
+function note(key: string, level: number, text: string, tone = 'quiet'): IRow {
+  const words = short(text);
+  const lines = Math.min(6, Math.max(1, Math.ceil(words.length / 42)));
+  return row('note', key, level, 10 + 16 * lines, { words }, undefined, () => [
+    h('div', { class: `mlcloud-note ${tone}` }, words)
+  ]);
+}
+
+function line(...parts: (Node | null)[]): HTMLElement {
+  return h('div', { class: 'mlcloud-line' }, ...parts);
+}
+
+function quiet(parts: (string | false | null | undefined)[]): HTMLElement {
+  const text = parts.filter(Boolean).join(' · ');
+  return h('div', { class: 'mlcloud-quiet', title: text }, text);
+}
+
+function buttons(...all: (Node | null)[]): HTMLElement {
+  return h('span', { class: 'mlcloud-buttons' }, ...all);
+}
+
+function mark(text: string, tone: string): HTMLElement {
+  return h('span', { class: `mlcloud-mark ${tone}`, 'aria-hidden': 'true' }, text);
+}
+
+function twisty(open: boolean | undefined): HTMLElement {
+  const text = open === undefined ? '' : open ? '▾' : '▸';
+  return h('span', { class: 'mlcloud-twisty', 'aria-hidden': 'true' }, text);
+}
+
+function tone(state: string): string {
+  if (state === 'failed') {
+    return 'bad';
+  }
+  if (['moving', 'starting', 'waiting', 'queued'].includes(state)) {
+    return 'warn';
+  }
+  return ['busy', 'idle', 'running', 'done'].includes(state) ? 'good' : '';
+}

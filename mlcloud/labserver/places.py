@@ -1,0 +1,142 @@
+"""The clusters this server knows, and where each one's gateway is reached.
+
+    embedded     this home's; its connection file is read anew at each look
+    <host>       a gateway named by MLCLOUD_URL and MLCLOUD_TOKEN
+    <name>       one that was brought up from here (`mlcloud up FILE`), through its tunnel
+
+A look starts nothing, and says why there is nothing to reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from mlcloud.client.connection import Address
+from mlcloud.config import Settings
+from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound, UsageError
+
+Kind = Literal["embedded", "url", "remote"]
+Say = Callable[[str], None]
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class Place:
+    """`look` gives the address, or None where nothing is up. It may block, and raises
+    `MLCloudError` with what is wrong."""
+
+    name: str
+    kind: Kind
+    look: Callable[[], Address | None]
+
+
+def places(settings: Settings) -> list[Place]:
+    """All that are known now. Reads two folders of this home."""
+    from mlcloud.client import launching
+
+    found = [Place(EMBEDDED, "embedded", lambda: _noted(settings))]
+    if settings.url and "://" in settings.url:
+        host = urlsplit(settings.url).netloc
+        found.append(Place(host, "url", lambda: _by_url(settings)))
+    for name in launching.known(settings):
+        if name != EMBEDDED:
+            found.append(Place(name, "remote", lambda name=name: _tunnelled(name, settings)))
+    return found
+
+
+def place(name: str, settings: Settings) -> Place:
+    """Raises `NotFound`, naming those there are."""
+    there = places(settings)
+    for each in there:
+        if each.name == name:
+            return each
+    names = ", ".join(each.name for each in there)
+    raise NotFound(f"this server knows no cluster {name!r}; there are: {names}")
+
+
+async def reach(name: str, settings: Settings) -> Address:
+    """Where to send a request. Raises `NotFound`, `ConnectionFailed`."""
+    found = place(name, settings)
+    if found.kind == EMBEDDED:
+        address = found.look()  # a small file
+    else:
+        address = await asyncio.to_thread(found.look)
+    if address is None:
+        raise ConnectionFailed(f"the cluster {name!r} is not up: bring it up first")
+    return address
+
+
+# --- bring up, take down --------------------------------------------------------------------------
+
+
+def up(name: str, settings: Settings, say: Say) -> None:
+    """Start it, or find it running. Blocks, for minutes where machines are rented."""
+    from mlcloud.client import embedded, launching
+
+    kind = place(name, settings).kind
+    if kind == "embedded":
+        say("the gateway is starting")
+        embedded.find(settings)
+    elif kind == "url":
+        raise UsageError(f"who runs {settings.url} starts it: from here it is only found")
+    else:
+        note = launching.note_of(name, settings)
+        if note.specification is None:
+            raise UsageError(f"{name} has no specification here: `mlcloud up FILE` in a terminal")
+        from mlcloud.cluster.specification import Specification
+
+        launching.up(Specification.model_validate(note.specification), settings, say)
+
+
+def down(name: str, settings: Settings, say: Say) -> None:
+    """End it and everything it runs. Blocks."""
+    from mlcloud.client import embedded, launching
+
+    kind = place(name, settings).kind
+    if kind == "embedded":
+        say("sessions are saved, nodes are given back")
+        embedded.down(settings)
+    elif kind == "url":
+        raise UsageError(f"who runs {settings.url} ends it: `mlcloud down` there")
+    else:
+        launching.down(name, settings, say)
+
+
+# --- looks ----------------------------------------------------------------------------------------
+
+
+def _noted(settings: Settings) -> Address | None:
+    """What the connection file says; a gateway that was killed leaves it behind."""
+    try:
+        told: dict[str, Any] = json.loads(settings.connection_file.read_text())
+        return Address(told["url"], told["token"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _by_url(settings: Settings) -> Address:
+    from mlcloud.client import pinned
+
+    assert settings.url is not None
+    url = settings.url.rstrip("/")
+    tls: ssl.SSLContext | None = None
+    if settings.fingerprint:
+        tls = pinned.context(url, settings.fingerprint)
+    return Address(url, settings.token or "", tls)
+
+
+def _tunnelled(name: str, settings: Settings) -> Address:
+    from mlcloud.client import launching
+
+    return launching.address(name, settings)
+
+
+def explained(error: BaseException) -> str:
+    """An error as one line of the panel."""
+    return str(error) if isinstance(error, MLCloudError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,219 @@
+"""The panel and the status bar in JupyterLab, with a real cluster: what is seen, and what a mouse or
+a keyboard alone does to it."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from mlcloud.client.session import Session
+from tests.browser.lab import Book, Lab, needs_extension
+from tests.browser.screen import unnamed
+from tests.live import Embedded
+
+pytestmark = pytest.mark.cluster
+NAME = "panelled"
+
+
+@pytest.fixture(scope="module")
+def session(lab: Lab, cluster: Embedded) -> Iterator[Session]:
+    needs_extension()
+    made = cluster.connect().session(NAME, namespace={})
+    made.run("weights = list(range(10_000))")
+    yield made
+    cluster.connect().remove_budget()
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def panel(session: Session, lab: Lab, page: Page) -> Locator:
+    """Opened by a click into the status bar, beside a notebook."""
+    Book(lab, page, "panelled.ipynb", ["1"])
+    return open_panel(page)
+
+
+def open_panel(page: Page) -> Locator:
+    status(page).click()
+    panel = page.locator(".mlcloud-panel")
+    expect(row(panel)).to_be_visible(timeout=20_000)
+    return panel
+
+
+def status(page: Page) -> Locator:
+    return page.locator(".mlcloud-status-button")
+
+
+def row(panel: Locator, name: str = NAME) -> Locator:
+    return panel.locator(".mlcloud-session", has=panel.page.get_by_text(name, exact=True))
+
+
+def press(row: Locator, name: str) -> None:
+    row.hover()
+    row.get_by_role("button", name=name).click()
+
+
+def toast(page: Page, text: str) -> Locator:
+    return page.locator(".Toastify__toast", has_text=text)
+
+
+def test_what_runs_and_what_it_costs(panel: Locator, session: Session, artefacts: Path) -> None:
+    page = panel.page
+    expect(status(page)).to_have_text(re.compile(r"^\$[\d.]+/h · [<$][\d$.]+ today$"))
+    expect(row(panel)).to_contain_text("idle", timeout=10_000)
+    node = panel.locator(".mlcloud-node").first
+    expect(node).to_contain_text("local-")
+    expect(node).to_contain_text("$")
+    running = threading.Thread(target=session.run, args=("import time; time.sleep(4)",))
+    running.start()
+    expect(row(panel)).to_contain_text("busy", timeout=3_000)
+    press(row(panel), f"Interrupt {NAME}")
+    running.join(15)
+    assert not running.is_alive()
+    expect(row(panel)).to_contain_text("idle", timeout=5_000)
+
+
+def test_variables_checkpoints_and_a_log_that_grows(panel: Locator, session: Session) -> None:
+    row(panel).click()
+    details = panel.locator(".mlcloud-detail")
+    expect(details.filter(has_text="weights")).to_contain_text("saved", timeout=20_000)
+    expect(details.filter(has_text="checkpoint").first).to_be_visible(timeout=10_000)
+    session.run("print('first line')")
+    panel.get_by_role("button", name=f"Show the log of {NAME}").click()
+    log = panel.get_by_role("log")
+    expect(log).to_contain_text("first line", timeout=10_000)
+    session.run("for i in range(3000): print('line', i)")
+    expect(log).to_contain_text("line 2999", timeout=10_000)
+    assert log.locator(".mlcloud-log-lines > div").count() < 100
+    panel.get_by_role("button", name="Close the log").click()
+    row(panel).click()
+    expect(details).to_have_count(0)
+
+
+def test_pictures_names_and_contrast(panel: Locator, artefacts: Path) -> None:
+    page = panel.page
+    row(panel).click()
+    expect(panel.locator(".mlcloud-detail").nth(3)).to_be_visible(timeout=20_000)
+    for theme in ("Light", "Dark"):
+        page.evaluate(
+            "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})",
+            f"JupyterLab {theme}",
+        )
+        expect(page.locator("body")).to_have_attribute(
+            "data-jp-theme-name", f"JupyterLab {theme}", timeout=20_000
+        )
+        row(panel).hover()
+        assert unnamed(panel) == []
+        page.screenshot(path=artefacts / f"panel-{theme.lower()}.png")
+        page.locator("#jp-main-statusbar").screenshot(
+            path=artefacts / f"status-{theme.lower()}.png"
+        )
+    page.evaluate(
+        "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
+    )
+    row(panel).click()
+
+
+def test_keyboard_alone_parks_and_resumes(panel: Locator) -> None:
+    page = panel.page
+    page.evaluate("window.jupyterapp.commands.execute('mlcloud:open')")
+    page.keyboard.press("Home")
+    for _ in range(20):
+        if row(panel).evaluate("each => each === document.activeElement"):
+            break
+        page.keyboard.press("ArrowDown")
+    expect(row(panel)).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(row(panel)).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("ArrowLeft")
+    expect(row(panel)).to_have_attribute("aria-expanded", "false")
+    page.keyboard.press("Tab")
+    expect(row(panel).get_by_role("button", name=f"Park {NAME}")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(row(panel)).to_contain_text("parked", timeout=30_000)
+    expect(toast(page, f"{NAME} is parked")).to_be_visible(timeout=5_000)
+    expect(row(panel).get_by_role("button", name=f"Resume {NAME}")).to_be_focused()
+    page.keyboard.press("Space")
+    expect(row(panel)).to_contain_text("idle", timeout=120_000)
+
+
+def test_budget_turns_amber_and_red(panel: Locator, cluster: Embedded) -> None:
+    page = panel.page
+    panel.get_by_role("button", name="Set the budget of embedded").click()
+    page.locator(".jp-Dialog input").fill("20/day")
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    expect(status(page)).to_have_text(re.compile(r"today of \$20$"), timeout=10_000)
+    expect(panel.get_by_role("meter")).to_have_attribute("aria-valuenow", "0")
+    spent = float(cluster.http().get("/v1/budgets").json()[0]["spent_usd"])
+    client = cluster.connect()
+    client.set_budget(f"{spent / 0.85:.6f}/day")
+    expect(status(page)).to_have_class(re.compile("warn"), timeout=10_000)
+    client.set_budget(f"{spent / 2:.6f}/day")
+    expect(status(page)).to_have_class(re.compile("bad"), timeout=10_000)
+    client.remove_budget()
+    expect(status(page)).not_to_have_class(re.compile("bad|warn"), timeout=10_000)
+
+
+def test_attach_shows_the_session_in_the_notebook(panel: Locator, session: Session) -> None:
+    session.run("print('seen from the notebook')")
+    press(row(panel), f"Attach {NAME}")
+    notebook = panel.page.locator(".jp-Notebook")
+    expect(notebook).to_contain_text("seen from the notebook", timeout=60_000)
+
+
+def test_two_windows_press_at_once(panel: Locator, lab: Lab, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1100, "height": 900})
+    try:
+        page.goto(f"{lab.url}/lab/workspaces/second?token={lab.token}&reset")
+        expect(status(page)).to_be_visible(timeout=60_000)
+        second = open_panel(page)
+        expect(row(second)).to_contain_text("idle", timeout=120_000)
+        for each in (panel, second):
+            row(each).hover()
+        for each in (panel, second):
+            row(each).get_by_role("button", name=f"Park {NAME}").click(no_wait_after=True)
+        for each in (panel, second):
+            expect(row(each)).to_contain_text("parked", timeout=30_000)
+    finally:
+        page.close()
+
+
+def test_an_error_of_ten_megabytes(panel: Locator, session: Session) -> None:
+    page = panel.page
+    with pytest.raises(Exception, match="xxx"):
+        session.run("print('before'); raise ValueError('x' * 10_000_000)")
+    row(panel).click()
+    panel.get_by_role("button", name=f"Show the log of {NAME}").click()
+    expect(panel.get_by_role("log")).to_contain_text("before", timeout=20_000)
+    row(panel).click()
+    expect(row(panel)).to_have_attribute("aria-expanded", "false", timeout=2_000)
+    panel.get_by_role("button", name="Close the log").click()
+    assert len(page.locator(".mlcloud-panel").inner_text()) < 5000
+
+
+def test_a_drill_moves_the_session(panel: Locator, session: Session) -> None:
+    page = panel.page
+    node = panel.locator(".mlcloud-node", has_text=NAME)
+    press(node, "a drill, asks first")
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    expect(panel.locator(".mlcloud-node .mlcloud-badge").first).to_contain_text(
+        re.compile(r"goes in [12]:\d\d"), timeout=10_000
+    )
+    expect(toast(page, f"{NAME} moves")).to_be_visible(timeout=20_000)
+    expect(toast(page, f"{NAME} is on local")).to_be_visible(timeout=120_000)
+
+
+def test_the_gateway_is_killed_and_brought_up_from_here(panel: Locator, cluster: Embedded) -> None:
+    page = panel.page
+    cluster.kill_gateway()
+    up = panel.get_by_role("button", name="Bring embedded up")
+    expect(up).to_be_visible(timeout=10_000)
+    expect(row(panel)).to_have_count(0)
+    expect(status(page)).to_have_text("$0/h")
+    up.click()
+    expect(row(panel)).to_be_visible(timeout=60_000)
+    expect(row(panel)).to_contain_text(re.compile("idle|parked"), timeout=60_000)
