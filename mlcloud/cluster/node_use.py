@@ -2,8 +2,8 @@
 
 Memory of a machine that is a node alone is the machine's; where nodes are processes of one machine
 (the local cloud), that of the processes below the agent, pages they share counted more than once.
-GPUs as `nvidia-smi` tells them: one process that stays, since to start it for each look takes a good
-part of a second. Standard library only: the agent imports it.
+GPUs as `nvidia-smi` tells them: one process that stays, since to start it for each look takes a
+good part of a second. Standard library only: the agent imports it.
 """
 
 from __future__ import annotations

@@ -59,6 +59,4 @@ class Jobs:
 
 
 def _short(job: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value[:LONGEST] if isinstance(value, str) else value for key, value in job.items()
-    }
+    return {key: value[:LONGEST] if isinstance(value, str) else value for key, value in job.items()}

@@ -74,7 +74,9 @@ def test_requests_are_forwarded(server: Server, cluster: Embedded) -> None:
     assert (missing.status_code, missing.json()["code"]) == (404, "NotFound")
 
 
-@pytest.mark.parametrize("path", ["../healthz", "%2e%2e/healthz", "a/../../healthz", "x%3Fy", "a b"])
+@pytest.mark.parametrize(
+    "path", ["../healthz", "%2e%2e/healthz", "a/../../healthz", "x%3Fy", "a b"]
+)
 def test_only_the_gateways_own_routes(server: Server, cluster: Embedded, path: str) -> None:
     cluster.connect()
     request = server.http.build_request("GET", "/mlcloud/clusters/embedded/v1/x")
@@ -105,8 +107,10 @@ def test_events_follow_and_hold_no_token(server: Server, cluster: Embedded) -> N
         made.run("y = 1")
         for each in (events, second):
             each.until(
-                lambda each=each: (each.item(key) or {}).get("state") == "idle"
-                and each.item(key)["finished_cells"] == 1,
+                lambda each=each: (
+                    (each.item(key) or {}).get("state") == "idle"
+                    and each.item(key)["finished_cells"] == 1
+                ),
                 "its cell has ended",
             )
         node = events.item(key)["node"]  # type: ignore[index]
@@ -203,4 +207,3 @@ def test_looking_on_keeps_no_cluster_awake(
         events.until(lambda: events.known.get("embedded", {}).get("up"), "it is followed")
         events.until(lambda: not events.known["embedded"]["up"], "it has ended itself", 60)
         until(lambda: not cluster.running(), "nothing runs", 20)
-
