@@ -24,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import httpx
 from report import report
@@ -155,7 +156,7 @@ class Feed:
     def _asked(self, route: Any) -> None:
         path, _, query = route.request.url.partition("?")
         if path.endswith("/events"):
-            after = int(query.partition("after=")[2])
+            after = int(parse_qs(query)["after"][0])
             most = min(self.sent, after + LINES // 5)
             text = "".join(LINE.format(i) for i in range(after, most))
             event = {"seq": most, "execution_id": "e", "kind": "stream", "content": {"text": text}}

@@ -105,7 +105,8 @@ def test_variables_checkpoints_and_a_log_that_grows(panel: Locator, session: Ses
 def test_pictures_names_and_contrast(panel: Locator, artefacts: Path) -> None:
     page = panel.page
     opened(row(panel))
-    expect(panel.locator(".mlcloud-detail").nth(3)).to_be_visible(timeout=20_000)
+    details = panel.locator(".mlcloud-detail", has_text="weights")
+    expect(details.first).to_be_visible(timeout=20_000)
     for theme in ("Light", "Dark"):
         page.evaluate(
             "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})",
@@ -128,6 +129,7 @@ def test_pictures_names_and_contrast(panel: Locator, artefacts: Path) -> None:
 
 def test_keyboard_alone_parks_and_resumes(panel: Locator) -> None:
     page = panel.page
+    opened(row(panel), False)
     page.evaluate("window.jupyterapp.commands.execute('mlcloud:open')")
     page.keyboard.press("Home")
     for _ in range(20):
