@@ -3,8 +3,8 @@
     bytes       of its scripts, gzip
     start       JupyterLab from navigation to `restored`, with the extension and without, in turns:
                 difference of the medians
-    frames      the longest gap between two frames while 500 sessions change 10 times a second, while
-                the panel is scrolled, and while 5,000 lines a second come into a log
+    frames      the longest gap between two frames while 500 sessions change 10 times a second
+                and the panel is scrolled, and while 5,000 lines a second come into a log
     forwarded   a request through the Jupyter server, beyond the same request to the gateway
 
     python benchmarks/lab.py [--rounds 9]
@@ -24,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import httpx
 from report import report
@@ -31,10 +32,10 @@ from report import report
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
-import mlcloud
-from tests.browser.lab import CHROMIUM_FLAGS, EXTENSION, Lab, chromium
+import mlcloud  # noqa: E402
+from tests.browser.lab import CHROMIUM_FLAGS, EXTENSION, Lab, chromium  # noqa: E402
 
 SESSIONS, LINES, SECONDS = 500, 5000, 5
 LINE = "line {} of a training run: loss 0.1234, accuracy 0.98, 412 img/s\n"
@@ -43,7 +44,11 @@ LINE = "line {} of a training run: loss 0.1234, accuracy 0.98, 412 img/s\n"
 WATCH = """() => {
   window.gaps = []; window.tasks = [];
   let last = performance.now();
-  const look = now => { window.gaps.push(now - last); last = now; window.raf = requestAnimationFrame(look); };
+  const look = now => {
+    window.gaps.push(now - last);
+    last = now;
+    window.raf = requestAnimationFrame(look);
+  };
   window.raf = requestAnimationFrame(look);
   window.observer = new PerformanceObserver(list => {
     for (const each of list.getEntries()) window.tasks.push(each.duration);
@@ -151,7 +156,7 @@ class Feed:
     def _asked(self, route: Any) -> None:
         path, _, query = route.request.url.partition("?")
         if path.endswith("/events"):
-            after = int(query.partition("after=")[2])
+            after = int(parse_qs(query)["after"][0])
             most = min(self.sent, after + LINES // 5)
             text = "".join(LINE.format(i) for i in range(after, most))
             event = {"seq": most, "execution_id": "e", "kind": "stream", "content": {"text": text}}

@@ -1,7 +1,7 @@
 """The build of the JupyterLab extension: a step of each wheel's, by hatch-jupyter-builder.
 
-    labextension/src ── jlpm install, tsc, jupyter-builder ──► mlcloud/labserver/labextension
-                                                               └► share/jupyter/labextensions/mlcloud
+    labextension/src ── jlpm install, tsc, jupyter-builder ─► mlcloud/labserver/labextension
+                                                              └► share/jupyter/labextensions/…
 
     python labextension/hatch_build.py      again, and into this Python's JupyterLab
 

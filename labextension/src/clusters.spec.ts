@@ -1,7 +1,9 @@
 import { describe, expect, it } from 'vitest';
 
-import { Items } from './clusters';
+import { Clusters, Items } from './clusters';
 import { settled } from './panel/lines';
+import type { Server } from './server';
+import { summary } from './summary';
 import { told } from './told';
 import type { IBudget, ISession } from './wire';
 import { bytes, countdown, long, rate, usd } from './words';
@@ -40,6 +42,38 @@ describe('toasts', () => {
   it('are short, however long the reason', () => {
     const toast = told(session('busy'), session('failed', { detail: 'x'.repeat(10_000_000) }));
     expect(toast!.text.length).toBeLessThan(400);
+  });
+});
+
+describe('the line of the status bar', () => {
+  const budget = (limit: string, spent: string, refuses = ''): IBudget => ({
+    session: null,
+    limit: `${limit}/day`,
+    limit_usd: limit,
+    spent_usd: spent,
+    period: 'day',
+    ends_at: null,
+    refuses
+  });
+  const line = (...budgets: IBudget[]) => {
+    const clusters = new Clusters({} as Server);
+    clusters.known = [{ name: 'a', kind: 'url', up: true, problem: '', doing: '' }];
+    const items = new Items();
+    items.take({ info: { usd_per_hour: '1.21', usd_today: '4.07', simulated: false } }, []);
+    budgets.forEach(each => items.budgets.set('', each));
+    clusters.items.set('a', items);
+    return summary(clusters);
+  };
+
+  it('says what is billed, and turns amber and red with the budget', () => {
+    expect(line().text).toBe('$1.21/h · $4.07 today');
+    expect(line(budget('20', '4.07'))).toMatchObject({
+      text: '$1.21/h · $4.07 today of $20',
+      tone: ''
+    });
+    expect(line(budget('20', '16')).tone).toBe('warn');
+    expect(line(budget('20', '20')).tone).toBe('bad');
+    expect(line(budget('20', '19.5', 'the reserve is reached')).tone).toBe('bad');
   });
 });
 

@@ -17,19 +17,22 @@ export function h(
   return made;
 }
 
+/** `off`: it cannot be pressed now. It keeps the focus all the same, as a disabled one would not. */
 export function button(
   words: string,
   name: string,
   act: () => void,
-  attributes: Attributes = {}
+  { off, ...attributes }: Attributes & { off?: boolean } = {}
 ): HTMLButtonElement {
   const all = { type: 'button', 'aria-label': name, title: name, ...attributes };
-  const made = h('button', all, words) as HTMLButtonElement;
+  const made = h('button', { ...all, 'aria-disabled': off ? 'true' : null }, words);
   made.addEventListener('click', event => {
     event.stopPropagation();
-    act();
+    if (!off) {
+      act();
+    }
   });
-  return made;
+  return made as HTMLButtonElement;
 }
 
 export function say(element: HTMLElement, text: string): void {

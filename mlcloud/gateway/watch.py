@@ -83,12 +83,14 @@ class Watch:
         told: Items = {}
         for key, item in items.items():
             before = self._board.items.get(key)
-            if before is not None and _without(before) == _without(item):
-                if before == item or at - self._told.get(key, 0.0) < DOLLARS_S:
-                    told[key] = before
-                    continue
-            told[key] = item
-            self._told[key] = at
+            recent = at - self._told.get(key, 0.0) < DOLLARS_S
+            if before == item or (
+                before is not None and recent and _without(before) == _without(item)
+            ):
+                told[key] = before
+            else:
+                told[key] = item
+                self._told[key] = at
         self._board.replace(told)
 
     async def _read(self) -> Items:

@@ -1,4 +1,4 @@
-"""The routes, behind the Jupyter server's own authentication, authorization, origin and XSRF checks.
+"""The routes, behind the Jupyter server's own checks: authentication, authorization, origin, XSRF.
 
 `forward` hands a request on to a gateway: method, path, query and JSON body; of the page's headers
 and cookies nothing, of the gateway's answer its status, body and content type.
@@ -68,8 +68,8 @@ class Known(Handler):
 
 
 class Acting(Handler):
-    """`up` and `down` take minutes, and a proxy's patience is shorter: what comes of them is told by
-    the events."""
+    """`up` and `down` take minutes, and a proxy's patience is shorter: what comes of them is told
+    by the events."""
 
     @web.authenticated
     @authorized
@@ -155,7 +155,7 @@ class Events(WebSocketMixin, websocket.WebSocketHandler, JupyterHandler):
         )
         if not allowed:
             raise web.HTTPError(403)
-        await ensure_async(super().get(*args, **kwargs))
+        await super().get(*args, **kwargs)
 
     def get_compression_options(self) -> dict[str, Any]:
         return {}  # compressed: a first frame may have hundreds of sessions

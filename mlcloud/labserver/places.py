@@ -14,6 +14,7 @@ import json
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -46,7 +47,7 @@ def places(settings: Settings) -> list[Place]:
         found.append(Place(host, "url", lambda: _by_url(settings)))
     for name in launching.known(settings):
         if name != EMBEDDED:
-            found.append(Place(name, "remote", lambda name=name: _tunnelled(name, settings)))
+            found.append(Place(name, "remote", partial(_tunnelled, name, settings)))
     return found
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("notebook")
 
 import notebook
 
-from tests.browser.lab import Book, Notebook7, chromium
+from tests.browser.lab import EXTENSION, Book, Notebook7, chromium
 from tests.browser.screen import unnamed
 from tests.live import Embedded
 
@@ -68,4 +68,14 @@ def test_dashboard_prices_and_progress(seven: Notebook7, page: Page, artefacts: 
     park.focus()
     page.keyboard.press("Enter")
     expect(session).to_contain_text("parked", timeout=30_000)
+
+    if (EXTENSION / "package.json").exists():
+        page.evaluate("window.jupyterapp.commands.execute('mlcloud:open')")
+        panel = page.locator(".mlcloud-panel")
+        row = panel.locator(".mlcloud-session", has_text="seven")
+        expect(row).to_contain_text("parked", timeout=20_000)
+        panel.screenshot(path=artefacts / "panel-notebook7.png")
+        row.hover()
+        row.get_by_role("button", name="Resume seven").click()
+        expect(row).to_contain_text("idle", timeout=120_000)
     book.run("mlcloud.attach('seven').close()")

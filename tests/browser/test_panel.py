@@ -1,5 +1,5 @@
-"""The panel and the status bar in JupyterLab, with a real cluster: what is seen, and what a mouse or
-a keyboard alone does to it."""
+"""The panel and the status bar in JupyterLab, with a real cluster: what is seen, and what a mouse
+or a keyboard alone does to it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from mlcloud import Budget
 from mlcloud.client.session import Session
 from tests.browser.lab import Book, Lab, needs_extension
 from tests.browser.screen import unnamed
@@ -57,6 +58,13 @@ def press(row: Locator, name: str) -> None:
     row.get_by_role("button", name=name).click()
 
 
+def opened(row: Locator, yes: bool = True) -> None:
+    """Its details are shown, or not, whatever was before."""
+    if row.get_attribute("aria-expanded") != str(yes).lower():
+        row.locator(".mlcloud-name").click()
+    expect(row).to_have_attribute("aria-expanded", str(yes).lower())
+
+
 def toast(page: Page, text: str) -> Locator:
     return page.locator(".Toastify__toast", has_text=text)
 
@@ -78,9 +86,9 @@ def test_what_runs_and_what_it_costs(panel: Locator, session: Session, artefacts
 
 
 def test_variables_checkpoints_and_a_log_that_grows(panel: Locator, session: Session) -> None:
-    row(panel).click()
+    opened(row(panel))
     details = panel.locator(".mlcloud-detail")
-    expect(details.filter(has_text="weights")).to_contain_text("saved", timeout=20_000)
+    expect(details.filter(has_text="weights").first).to_contain_text("saved", timeout=20_000)
     expect(details.filter(has_text="checkpoint").first).to_be_visible(timeout=10_000)
     session.run("print('first line')")
     panel.get_by_role("button", name=f"Show the log of {NAME}").click()
@@ -90,14 +98,15 @@ def test_variables_checkpoints_and_a_log_that_grows(panel: Locator, session: Ses
     expect(log).to_contain_text("line 2999", timeout=10_000)
     assert log.locator(".mlcloud-log-lines > div").count() < 100
     panel.get_by_role("button", name="Close the log").click()
-    row(panel).click()
+    opened(row(panel), False)
     expect(details).to_have_count(0)
 
 
 def test_pictures_names_and_contrast(panel: Locator, artefacts: Path) -> None:
     page = panel.page
-    row(panel).click()
-    expect(panel.locator(".mlcloud-detail").nth(3)).to_be_visible(timeout=20_000)
+    opened(row(panel))
+    details = panel.locator(".mlcloud-detail", has_text="weights")
+    expect(details.first).to_be_visible(timeout=20_000)
     for theme in ("Light", "Dark"):
         page.evaluate(
             "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})",
@@ -115,11 +124,12 @@ def test_pictures_names_and_contrast(panel: Locator, artefacts: Path) -> None:
     page.evaluate(
         "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
     )
-    row(panel).click()
+    opened(row(panel), False)
 
 
 def test_keyboard_alone_parks_and_resumes(panel: Locator) -> None:
     page = panel.page
+    opened(row(panel), False)
     page.evaluate("window.jupyterapp.commands.execute('mlcloud:open')")
     page.keyboard.press("Home")
     for _ in range(20):
@@ -141,21 +151,25 @@ def test_keyboard_alone_parks_and_resumes(panel: Locator) -> None:
     expect(row(panel)).to_contain_text("idle", timeout=120_000)
 
 
-def test_budget_turns_amber_and_red(panel: Locator, cluster: Embedded) -> None:
+def test_a_budget_is_set_and_stops_what_runs(
+    panel: Locator, session: Session, cluster: Embedded
+) -> None:
     page = panel.page
     panel.get_by_role("button", name="Set the budget of embedded").click()
     page.locator(".jp-Dialog input").fill("20/day")
     page.locator(".jp-Dialog .jp-mod-accept").click()
     expect(status(page)).to_have_text(re.compile(r"today of \$20$"), timeout=10_000)
     expect(panel.get_by_role("meter")).to_have_attribute("aria-valuenow", "0")
-    spent = float(cluster.http().get("/v1/budgets").json()[0]["spent_usd"])
     client = cluster.connect()
-    client.set_budget(f"{spent / 0.85:.6f}/day")
-    expect(status(page)).to_have_class(re.compile("warn"), timeout=10_000)
-    client.set_budget(f"{spent / 2:.6f}/day")
+    spent = client.budgets()[0].spent_usd
+    client.set_budget(Budget(f"{spent / 2:.7f}/day"))
     expect(status(page)).to_have_class(re.compile("bad"), timeout=10_000)
+    expect(toast(page, f"{NAME} is stopped")).to_be_visible(timeout=30_000)
+    expect(row(panel)).to_contain_text("parked", timeout=10_000)
     client.remove_budget()
     expect(status(page)).not_to_have_class(re.compile("bad|warn"), timeout=10_000)
+    session.resume()
+    expect(row(panel)).to_contain_text("idle", timeout=60_000)
 
 
 def test_attach_shows_the_session_in_the_notebook(panel: Locator, session: Session) -> None:
@@ -180,17 +194,18 @@ def test_two_windows_press_at_once(panel: Locator, lab: Lab, browser: Browser) -
             expect(row(each)).to_contain_text("parked", timeout=30_000)
     finally:
         page.close()
+    press(row(panel), f"Resume {NAME}")
+    expect(row(panel)).to_contain_text("idle", timeout=120_000)
 
 
 def test_an_error_of_ten_megabytes(panel: Locator, session: Session) -> None:
     page = panel.page
     with pytest.raises(Exception, match="xxx"):
         session.run("print('before'); raise ValueError('x' * 10_000_000)")
-    row(panel).click()
+    opened(row(panel))
     panel.get_by_role("button", name=f"Show the log of {NAME}").click()
     expect(panel.get_by_role("log")).to_contain_text("before", timeout=20_000)
-    row(panel).click()
-    expect(row(panel)).to_have_attribute("aria-expanded", "false", timeout=2_000)
+    opened(row(panel), False)
     panel.get_by_role("button", name="Close the log").click()
     assert len(page.locator(".mlcloud-panel").inner_text()) < 5000
 

@@ -73,11 +73,11 @@ function cluster(view: IView, known: IKnown): IRow[] {
           info && !known.doing
             ? button('Down', `Take ${known.name} down, asks first`, () => {
                 void view.actions.down(known.name, items?.sessions.size ?? 0);
-              }, { name: 'act', disabled: busy })
+              }, { name: 'act', off: busy })
             : known.kind !== 'url'
               ? button('Up', `Bring ${known.name} up`, () => void view.actions.up(known.name), {
                   name: 'act',
-                  disabled: busy || known.doing !== ''
+                  off: busy || known.doing !== ''
                 })
               : null
         )
@@ -227,7 +227,7 @@ function node(view: IView, of: string, each: INode): IRow[] {
             'Preempt',
             `Take the node ${each.id} away, a drill, asks first`,
             () => void view.actions.preempt(of, each.id),
-            { name: 'preempt', disabled: busy || leaving !== null }
+            { name: 'preempt', off: busy || leaving !== null }
           )
         )
       ),
@@ -281,18 +281,18 @@ function session(view: IView, of: string, each: ISession): IRow[] {
                 'Interrupt',
                 `Interrupt ${each.name}`,
                 () => void actions.interrupt(of, each.name, each.running!),
-                { name: 'interrupt', disabled: interrupting }
+                { name: 'interrupt', off: interrupting }
               )
             : null,
           each.state === 'parked'
             ? button('Resume', `Resume ${each.name}`, () => void actions.resume(of, each.name), {
                 name: 'park',
-                disabled: resuming
+                off: resuming
               })
             : ['idle', 'busy', 'waiting'].includes(each.state) && !each.running
               ? button('Park', `Park ${each.name}`, () => void actions.park(of, each.name), {
                   name: 'park',
-                  disabled: parking
+                  off: parking
                 })
               : null,
           button('Attach', `Attach ${each.name} in the notebook`, () => {
@@ -381,7 +381,7 @@ function boundary(view: IView, of: string, key: string, session: ISession, each:
           'Restore',
           `Put ${session.name} back to checkpoint ${each.step}, asks first`,
           () => void view.actions.restore(of, session.name, each.step),
-          { name: 'restore', disabled: busy }
+          { name: 'restore', off: busy }
         )
       )
     )
@@ -415,7 +415,7 @@ function job(view: IView, of: string, each: IJob): IRow[] {
               ? null
               : button('Cancel', `Cancel ${each.name}`, () => void view.actions.cancel(of, each.id), {
                   name: 'cancel',
-                  disabled: busy
+                  off: busy
                 })
           )
         ),

@@ -156,7 +156,7 @@ export class Tree {
       element.replaceChildren(...row.draw());
       if (at !== null) {
         const again = [...element.querySelectorAll('button')].find(each => each.name === at);
-        (again && !again.disabled ? again : element).focus({ preventScroll: true });
+        (again ?? element).focus({ preventScroll: true });
       }
     }
     for (const each of element.querySelectorAll('button')) {
