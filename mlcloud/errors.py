@@ -144,6 +144,25 @@ class BudgetExceeded(MLCloudError):
     """The execution, session or cluster reached its limit in dollars."""
 
 
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+class JobFailed(MLCloudError):
+    """A job, or items of it, could not be finished. The message names what failed, and why."""
+
+
+class PartialFailure(JobFailed):
+    """Items of a map failed. `failures` has their exceptions by number, `results` what all came to,
+    in order, an exception in the place of each that failed."""
+
+    failures: dict[int, BaseException] = {}
+    results: Sequence[object] = ()
+
+
+class WorkerDied(JobFailed):
+    """An item ended its worker process each time that it was tried."""
+
+
 # --- store and checkpoints ------------------------------------------------------------------------
 
 

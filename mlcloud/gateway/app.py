@@ -40,6 +40,7 @@ from mlcloud.gateway.budgets import CLUSTER
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.gateway.costs import MOST_ROWS
+from mlcloud.gateway.jobs import routes as job_routes
 from mlcloud.models import (
     AdviceReport,
     Boundary,
@@ -168,6 +169,11 @@ def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
     async def channel(socket: WebSocket, name: str, after: Cursor = 0) -> None:
         if await auth.accepted(socket):
             await serve_channel(socket, gateway, name, after)
+
+    @app.websocket("/v1/jobs/channel")
+    async def jobs_channel(socket: WebSocket) -> None:
+        if await auth.accepted(socket):
+            await job_routes.serve_channel(socket, gateway.jobs)
 
     @app.websocket("/v1/links/{name}")
     async def link(socket: WebSocket, name: str) -> None:
@@ -367,6 +373,7 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
         stop()
 
     routes.include_router(objects.routes(gateway.store))
+    routes.include_router(job_routes.routes(gateway.jobs, log_change))
     return routes
 
 
