@@ -670,6 +670,11 @@ def _table(heads: tuple[str, ...], lines: list[tuple[Any, ...]]) -> None:
     click.echo(table(heads, lines, numbers=numbers)["text/plain"])
 
 
+from mlcloud.cli_jobs import jobs as _jobs  # noqa: E402
+
+main.add_command(_jobs)
+
+
 def _run(command: str, *words: str) -> None:
     from mlcloud.magics import COMMANDS
 

@@ -235,8 +235,9 @@ class Handle(concurrent.futures.Future[Any]):
             self.set_exception(error)
 
     def _cancelled(self) -> None:
-        if super().cancel():
-            self.set_running_or_notify_cancel()
+        with self._changed:  # here and in the feed's thread
+            if not super().done() and super().cancel():
+                self.set_running_or_notify_cancel()
 
     # --- what the user asks -----------------------------------------------------------------------
 
