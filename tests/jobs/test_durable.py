@@ -38,9 +38,7 @@ def counted(x: int, folder: str, seconds: float = 0.05) -> int:
 
 
 def marks(folder: Path) -> Counter[int]:
-    return Counter(
-        {int(each.name): len(each.read_text().split()) for each in folder.iterdir()}
-    )
+    return Counter({int(each.name): len(each.read_text().split()) for each in folder.iterdir()})
 
 
 def mapped(folder: Path, count: int, seconds: float = 0.05, **options: Any) -> Any:
@@ -319,7 +317,9 @@ def test_when_a_schedule_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "now", lambda: at)
     assert schedule.first(_request()) is None
     assert schedule.first(_request(every="1d")) == at
-    assert schedule.first(_request(cron="0 6 * * 1")) == datetime(2026, 3, 2, 6, tzinfo=timezone.utc)
+    assert schedule.first(_request(cron="0 6 * * 1")) == datetime(
+        2026, 3, 2, 6, tzinfo=timezone.utc
+    )
     # What was missed while the head was down is made up for once.
     late = at - timedelta(hours=49)
     assert schedule.following(_request(every="1d"), late) == late + timedelta(days=3)

@@ -348,8 +348,8 @@ class Job:
         if times:
             mean = sum(times) / len(times)
             weight = min(0.9, len(times) / 20 + 0.2)
-            self.mean_s = mean if self.mean_s is None else (
-                self.mean_s * (1 - weight) + mean * weight
+            self.mean_s = (
+                mean if self.mean_s is None else (self.mean_s * (1 - weight) + mean * weight)
             )
         self.to_keep = True
         self._end_if_all()

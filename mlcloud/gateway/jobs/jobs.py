@@ -1,7 +1,7 @@
 """All jobs of a gateway: taken in, given workers, found again, scheduled, kept in the store.
 
-    every `LOOK_S` and whenever something happens: who wants how many workers ─► idle ones assigned,
-    others asked for; budgets, deadlines, notices, schedules, items that take too long
+every `LOOK_S` and whenever something happens: who wants how many workers ─► idle ones assigned,
+others asked for; budgets, deadlines, notices, schedules, items that take too long
 """
 
 from __future__ import annotations
