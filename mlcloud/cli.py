@@ -340,6 +340,11 @@ for _command in (prices, simulate, checkpoints):
 main.add_command(kernelspec)
 
 
+from mlcloud.cli_jobs import jobs as _jobs  # noqa: E402
+
+main.add_command(_jobs)
+
+
 def _run(command: str, *words: str) -> None:
     from mlcloud.magics import COMMANDS
 

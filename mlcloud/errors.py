@@ -10,7 +10,8 @@ gateway's JSON) and is raised on the other side as the same class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 
 class MLCloudError(Exception):
@@ -142,6 +143,25 @@ class ExecutionTimeout(MLCloudError, TimeoutError):
 
 class BudgetExceeded(MLCloudError):
     """The execution, session or cluster reached its limit in dollars."""
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+class JobFailed(MLCloudError):
+    """A job, or items of it, could not be finished. The message names what failed, and why."""
+
+
+class PartialFailure(JobFailed):
+    """Items of a map failed. `failures` has their exceptions by number, `results` what all came to,
+    in order, an exception in the place of each that failed."""
+
+    failures: Mapping[int, BaseException] = MappingProxyType({})
+    results: Sequence[object] = ()
+
+
+class WorkerDied(JobFailed):
+    """An item ended its worker process each time that it was tried."""
 
 
 # --- store and checkpoints ------------------------------------------------------------------------

@@ -463,6 +463,13 @@ def _advise(words: list[str]) -> Any:
     return found
 
 
+def _jobs(words: list[str]) -> Any:
+    """`jobs [logs | cancel | rerun | show ID]`."""
+    from mlcloud.client.job_commands import run
+
+    return run(words)
+
+
 def _fractions(text: str) -> list[float]:
     try:
         return [float(word) for word in text.split(",") if word.strip()]
@@ -545,6 +552,7 @@ COMMANDS = {
     "cost": _cost,
     "budget": _budget,
     "advise": _advise,
+    "jobs": _jobs,
     "env": _env,
     "log": _log,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pydantic import ValidationError
@@ -23,7 +23,11 @@ from mlcloud.client.spending import Spending, When
 from mlcloud.config import Settings
 from mlcloud.cost.budgets import Budget
 from mlcloud.errors import UsageError
+from mlcloud.job_models import JobId
 from mlcloud.models import AdviceReport, BudgetInfo, SessionInfo, SessionRequest
+
+if TYPE_CHECKING:
+    from mlcloud.client.jobs import JobList
 
 __all__ = [
     "Client",
@@ -33,6 +37,7 @@ __all__ = [
     "attach",
     "connect",
     "cost",
+    "jobs",
     "session",
     "sessions",
 ]
@@ -167,13 +172,23 @@ class Client:
             known = self._sessions[info.name] = Session(self._connection, info, target)
         return known
 
-    def attach(self, name: str) -> Session:
-        """A session that exists. Raises `NotFound`, naming those there are."""
+    def attach(self, name: str) -> Any:
+        """A session that exists, or a job by its id. Raises `NotFound`, naming those there are."""
+        if re.fullmatch(JobId, name):
+            from mlcloud.client import jobs
+
+            return jobs.attach(self, name)
         answer = self._connection.get(f"/v1/sessions/{name}")
         return self._local(SessionInfo.model_validate(answer), None)
 
     def sessions(self) -> list[SessionInfo]:
         return [SessionInfo.model_validate(each) for each in self._connection.get("/v1/sessions")]
+
+    def jobs(self) -> JobList:
+        """All jobs, newest last."""
+        from mlcloud.client import jobs
+
+        return jobs.listed(self)
 
     def is_same(self, connection: Connection) -> bool:
         """Whether this client finds the same gateway in the same way."""
@@ -323,7 +338,7 @@ def session(name: str | None = None, **options: Any) -> Session:
     return default().session(name, **options)
 
 
-def attach(name: str) -> Session:
+def attach(name: str) -> Any:
     """`Client.attach` of the default connection."""
     return default().attach(name)
 
@@ -331,6 +346,11 @@ def attach(name: str) -> Session:
 def sessions() -> list[SessionInfo]:
     """All sessions of the default connection's gateway."""
     return default().sessions()
+
+
+def jobs() -> JobList:
+    """All jobs of the default connection's gateway, newest last."""
+    return default().jobs()
 
 
 def cost(by: str = "session", *, since: When = None, until: When = None) -> Spending:

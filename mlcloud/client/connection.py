@@ -162,9 +162,12 @@ class Connection:
         params: dict[str, Any] | None = None,
         missing_ok: bool = False,
         timeout: float | None = None,
+        content: bytes | None = None,
     ) -> httpx.Response:
         """One request; a lost gateway is found again. Raises what the gateway raised."""
         options: dict[str, Any] = {"json": json, "params": params}
+        if content is not None:
+            options["content"] = content
         if timeout is not None:
             options["timeout"] = timeout
         last = 3 if self.embedded else 2  # one that ends itself may be found just before its end

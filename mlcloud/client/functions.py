@@ -10,33 +10,43 @@ So a call follows the rules of `%%remote` and has none of its own: the function 
 refers to and again when it was edited, an argument changed in place is changed here, a RemoteValue
 is the object itself in the session. In a session a call is a plain call, so remote functions call
 each other.
+
+`.submit(0.1)` and `.map(rates)` make jobs of calls (`submitting`): these run on workers, detached
+from the notebook. Of a class, an object lives in the session (`remote_class`).
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from uuid import uuid4
 
-from mlcloud.errors import UsageError
+from mlcloud.errors import MLCloudError, UsageError
+
+if TYPE_CHECKING:
+    from mlcloud.client.jobs import Job
+    from mlcloud.client.mapping import Jobs
+    from mlcloud.client.remote_class import RemoteClass
 
 __all__ = ["RemoteFunction", "remote"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RESOURCES = ("gpu", "cpus", "memory", "market", "idle_timeout")
+RESOURCES = ("gpu", "cpus", "memory", "market", "idle_timeout", "environment")
+JOBS = ("retries", "deadline", "expect", "max_workers", "every", "cron", "tags")
 LATER = {
-    "retries": "jobs",
-    "deadline": "jobs with a deadline",
     "workers": "gangs of kernels",
 }
 _LITERALS = (int, float, str, bool, type(None))
 
 
+@overload
+def remote(function: type[R], /) -> RemoteClass[R]: ...  # type: ignore[overload-overlap]
 @overload
 def remote(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 @overload
@@ -48,20 +58,36 @@ def remote(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
     `on-demand`, `idle_timeout` a duration; `session` a session's name, or the `Session` itself.
     Without any, calls run in this notebook's own session; with resources alone, in a session of
     this notebook that is made for them. `timeout` (a duration) interrupts a call, `quiet` hides its
-    footer, `max_cost` (dollars) interrupts a call that has cost so much.
+    footer, `max_cost` (dollars) interrupts a call that has cost so much. `retries`: so often a call
+    that raised is tried again; a node that is taken away does not count.
+
+    For jobs (`.submit`, `.map`) also: `max_workers` (8) processes at once, `environment` as for
+    `mlcloud.session`, `deadline` (a duration: spot as long as that ends in time, then on demand;
+    `expect`, how long the work takes, if it never ran before), `tags`, and a schedule, `every="1d"`
+    or `cron="0 6 * * *"` (UTC). `timeout` is each item's, `max_cost` the whole job's.
+
+    A class becomes one whose objects live in a session (`RemoteClass`).
 
     Raises `UsageError` for an option that it does not know.
     """
     for name in options:
         if name in LATER:
             raise UsageError(f"@mlcloud.remote: {name} ({LATER[name]}) is not in this version yet")
-    known = (*RESOURCES, "session", "timeout", "max_cost", "quiet")
+    known = (*RESOURCES, *JOBS, "session", "timeout", "max_cost", "quiet")
     if unknown := sorted(options.keys() - set(known)):
         raise UsageError(
             f"@mlcloud.remote: unknown option {unknown[0]}; there are {', '.join(known)}"
         )
     if function is None:
-        return lambda each: RemoteFunction(each, options)
+        return lambda each: _made(each, options)
+    return _made(function, options)
+
+
+def _made(function: Any, options: dict[str, Any]) -> Any:
+    if isinstance(function, type) and function.__module__ != "builtins":
+        from mlcloud.client.remote_class import RemoteClass
+
+        return RemoteClass(function, options)
     return RemoteFunction(function, options)
 
 
@@ -91,6 +117,32 @@ class RemoteFunction(Generic[P, R]):
         """Call it in its session. Raises what it raised there."""
         if in_session():
             return self._function(*args, **kwargs)
+        streams = inspect.isgeneratorfunction(self._function)
+        if streams or self._options.get("deadline") is not None:
+            found: R = self._as_job(streams, *args, **kwargs)
+            return found
+        for _ in range(self._options.get("retries") or 0):
+            try:
+                return self._call(args, kwargs)
+            except MLCloudError:
+                raise  # ours: it would be so again, or was tried already
+            except Exception as error:
+                print(f"{type(error).__name__}: {error}; trying again", file=sys.stderr)
+        return self._call(args, kwargs)
+
+    def _as_job(self, streams: bool, *args: Any, **kwargs: Any) -> Any:
+        """Where a session cannot do it: what it yields as it comes, or its output and its end."""
+        job = self._submit(args, kwargs)
+        if streams:
+            return iter(job)
+        try:
+            job.logs(follow=True)
+            return job.result()
+        except KeyboardInterrupt:
+            job.cancel()
+            raise
+
+    def _call(self, args: Any, kwargs: Any) -> R:
         from mlcloud.client.session import main_namespace
         from mlcloud.units import parse_duration
 
@@ -135,18 +187,82 @@ class RemoteFunction(Generic[P, R]):
             options["session"] = options["session"].name
         return RemoteFunction, (self._function, options)
 
-    def _later(self, *_: Any, **__: Any) -> NoReturn:
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def options(self, **options: Any) -> RemoteFunction[P, R]:
+        """The same function with other options: `train.options(gpu="A10G:1").submit(0.1)`."""
+        made: RemoteFunction[P, R] = remote(**{**self._options, **options})(self._function)
+        return made
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Run a call as a job, which goes on when the notebook is closed. Returns at once.
+
+        A `Job` among the arguments stands for its result, and is waited for on the cluster. Raises
+        `NotPicklable` where the function or an argument cannot travel, naming what and why.
+        """
+        return self._submit(args, kwargs)
+
+    def _submit(self, args: Any, kwargs: Any) -> Job:
+        from mlcloud.client import submitting
+
+        _refuse_in_session("submit")
+        return submitting.submit(self._function, self._options, args, kwargs)
+
+    def map(self, *iterables: Iterable[Any], on_error: Any = "raise", **options: Any) -> Jobs:
+        """A job of one call for each item of the iterables (as `map`), on up to `max_workers`.
+
+        Iterating gives the results in order, `as_completed()` as they end, `result()` all. What has
+        a length is sent at once; anything else is pulled by a thread, `ahead` (2,000) items ahead
+        of who reads the results. `on_error`: `raise` what an item raised, `return` it, or `skip`.
+        """
+        if not iterables:
+            raise UsageError("map needs something to go over: train.map([0.1, 0.2])")
+        return self._map(_Calls(iterables), on_error=on_error, **options)
+
+    def starmap(self, calls: Iterable[Iterable[Any]], **options: Any) -> Jobs:
+        """As `map`, of items that are arguments: `train.starmap([(0.1, 3), (0.2, 5)])`."""
+        return self._map(_Calls((calls,), star=True), **options)
+
+    def _map(self, calls: Iterable[Any], **options: Any) -> Jobs:
+        from mlcloud.client import submitting
+
+        _refuse_in_session("map")
+        if unknown := sorted(options.keys() - {"on_error", "ahead", "quiet"}):
+            raise UsageError(f"map has no option {unknown[0]}; there are on_error, ahead and quiet")
+        options.setdefault("quiet", bool(self._options.get("quiet", False)))
+        return submitting.map_over(self._function, self._options, calls, **options)
+
+
+def _refuse_in_session(what: str) -> None:
+    if in_session():
         raise UsageError(
-            "jobs (.submit, .map) are not in this version yet: call the function, and it runs in "
-            "its session while this cell waits"
+            f"{what} starts jobs from the notebook: in a session or a job, call the function itself"
         )
 
-    submit = map = _later
+
+class _Calls:
+    """Calls, (args, kwargs) each; as many as there are, where that is known."""
+
+    def __init__(self, iterables: tuple[Iterable[Any], ...], *, star: bool = False) -> None:
+        for each in iterables:
+            if not hasattr(each, "__iter__") and not hasattr(each, "__getitem__"):
+                raise UsageError(f"map goes over iterables, and {type(each).__name__} is none")
+        # A list that is changed meanwhile would give other items.
+        self._iterables = tuple(list(e) if isinstance(e, list) else e for e in iterables)
+        self._star = star
+
+    def __len__(self) -> int:
+        return min(len(each) for each in self._iterables)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        if self._star:
+            return ((tuple(each), {}) for each in self._iterables[0])
+        return ((each, {}) for each in zip(*self._iterables, strict=False))
 
 
 def in_session() -> bool:
-    """Whether this Python is a session's kernel."""
-    return "mlcloud.kernel.kernel" in sys.modules
+    """Whether this Python is a session's kernel, or a job's worker."""
+    return not {"mlcloud.kernel.kernel", "mlcloud.kernel.job_actor"}.isdisjoint(sys.modules)
 
 
 def call_text(

@@ -172,18 +172,19 @@ class Session:
         timeout: float | None = None,
         max_cost: str | float | Decimal | None = None,
         quiet: bool = False,
+        max_return: int = MAX_RETURN,
     ) -> Any:
         """Run a cell that sees the names `temporary` too, and binds `result`: its value.
 
-        The value comes back like a name's: itself up to the limit, else a `RemoteValue`. Neither
-        namespace keeps these names. Raises what the cell raised.
+        The value comes back like a name's: itself up to `max_return` bytes, else a `RemoteValue`.
+        Neither namespace keeps these names. Raises what the cell raised.
         """
         options: dict[str, Any] = {"allow_stdin": frontend.takes_input()}
         if frontend.in_page():
             options["burst"] = PAGE_BURST
         _limit(options, timeout, max_cost)
         self.apply_returns()
-        wanted = {"temporary": temporary, "result": result}
+        wanted = {"temporary": temporary, "result": result, "max_return": max_return}
         shipment = self._cell(code, wanted, options, quiet=quiet)
         return self._side.take_result(shipment.id)
 
@@ -216,7 +217,7 @@ class Session:
         self.secrets.refuse_in(code)
         options["cell"] = self._labels.describe(code)
         try:
-            shipment = self._side.prepare(code, max_return=MAX_RETURN, **wanted)
+            shipment = self._side.prepare(code, **{"max_return": MAX_RETURN, **wanted})
         except SyntaxError as error:
             raise in_cell(error, options["cell"]) from None
         for note in shipment.notes:

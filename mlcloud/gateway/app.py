@@ -41,6 +41,7 @@ from mlcloud.gateway import (
 from mlcloud.gateway.channel import serve_channel
 from mlcloud.gateway.core import Gateway
 from mlcloud.gateway.costs import MOST_ROWS
+from mlcloud.gateway.jobs import routes as job_routes
 from mlcloud.gateway.payers import scope
 from mlcloud.models import (
     AdviceReport,
@@ -177,6 +178,11 @@ def make_app(gateway: Gateway, *, stop: Callable[[], None]) -> FastAPI:
     async def watch_cluster(socket: WebSocket) -> None:
         if await auth.accepted(socket):
             await watch.serve(socket, looking_on)
+
+    @app.websocket("/v1/jobs/channel")
+    async def jobs_channel(socket: WebSocket) -> None:
+        if await auth.accepted(socket):
+            await job_routes.serve_channel(socket, gateway.jobs)
 
     @app.websocket("/v1/links/{name}")
     async def link(socket: WebSocket, name: str) -> None:
@@ -391,6 +397,7 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
 
     routes.include_router(objects.routes(gateway.store))
     routes.include_router(specified.routes(gateway, log_change))
+    routes.include_router(job_routes.routes(gateway.jobs, log_change))
     return routes
 
 

@@ -190,6 +190,16 @@ class Budgets:
                 f"{format_usd_per_hour(rate)}: raise --max-cost, or take a smaller node"
             )
 
+    def refusal(self, whose: str) -> str:
+        """Why a job, `job:<id>`, or all of the cluster may spend no more; empty while it may."""
+        budget = self._all.get(whose)
+        if budget is None:
+            return ""
+        if self._is_stopped(budget):
+            return budget.stopped
+        seen = self._look(budget)
+        return self._why(budget, seen) if seen.stop else ""
+
     # --- watching ---------------------------------------------------------------------------------
 
     async def run(self) -> None:

@@ -35,6 +35,7 @@ from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.farewell import Farewell
 from mlcloud.gateway.given import Given
 from mlcloud.gateway.inputs import Inputs
+from mlcloud.gateway.jobs.jobs import Jobs
 from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
 from mlcloud.gateway.links import Links
 from mlcloud.gateway.notices import Leaving, Notices
@@ -138,6 +139,9 @@ class Gateway:
         self.budgets.recall(self.record.budgets())
         self.repricing = Repricing(settings, self.sessions)
         self.specified.begin(self)
+        self.jobs = Jobs(
+            self.sessions.services, self.budgets, self.store, signer, self.lease.cluster
+        )
         self.comeback = Comeback(self.sessions, settings.spot_return)
         self.farewell = Farewell(self)
         self.notices = Notices(self.cluster, self.sessions, leaving, self.farewell.on_notice)
@@ -153,6 +157,7 @@ class Gateway:
         """Begin serving: the cluster comes up in the background."""
         self._see(self.cluster.cloud.instances())
         self.sessions.adopt_all()
+        self.jobs.start()
         self._tasks = [
             asyncio.create_task(self.cluster.start()),
             asyncio.create_task(self.cluster.watch()),
@@ -174,6 +179,7 @@ class Gateway:
         if self._down:
             return
         self._down = True
+        await self.jobs.close(keep=False)
         await self.sessions.shut(keep_hosts=False)
         await self.cluster.end()
         self.billing.see(self.cluster.cloud.instances())
@@ -182,6 +188,8 @@ class Gateway:
 
     async def close(self) -> None:
         """The server ends. Without a `down` before, the cluster runs on for the next gateway."""
+        if not self._down:
+            await self.jobs.close(keep=True)
         await self.sessions.shut(keep_hosts=True)
         try:  # a store that does not answer is not waited for: what was recorded is there
             await asyncio.wait_for(self._record_all(everything=True), LAST_RECORD_S)
@@ -202,7 +210,7 @@ class Gateway:
         overdue = 0
         while True:
             limit = self.settings.idle_end.total_seconds()
-            if self.sessions.busy():
+            if self.sessions.busy() or self.jobs.busy():
                 self.used()
             left = self._last_used + limit - time.monotonic()
             overdue = overdue + 1 if left <= 0 else 0
@@ -306,6 +314,7 @@ class Gateway:
         self.notices.leaving.pop(instance.id, None)
         self._uses.pop(instance.id, None)
         self.sessions.on_node_end(instance)
+        self.jobs.on_node_end(instance)
 
     def _attempt(self, attempt: Attempt) -> None:
         self.sessions.on_attempt(attempt)

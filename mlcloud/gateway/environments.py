@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -37,7 +38,11 @@ ASK_S = 5.0
 
 def check(request: SessionRequest) -> None:
     """Refuse what no node could make. Raises `EnvironmentMismatch` and `UsageError`."""
-    spec = request.environment
+    check_spec(request.environment)
+
+
+def check_spec(spec: EnvironmentSpec | None) -> None:
+    """As `check`."""
     if spec is None:
         return
     nodes = facts.report()
@@ -77,7 +82,13 @@ def same(existing: SessionRequest, wanted: SessionRequest) -> None:
 
 def runtime_env(session: Session) -> dict[str, Any] | None:
     """For Ray's `runtime_env`; None: the session runs with what the node has."""
-    spec = session.request.environment
+    services = session.services
+    return runtime_env_of(session.request.environment, services.store_url, services.ray_dir)
+
+
+def runtime_env_of(
+    spec: EnvironmentSpec | None, store_url: str, ray_dir: Path
+) -> dict[str, Any] | None:
     if spec is None:
         return None
     from mlcloud.kernel.overlay import FIELD
@@ -88,8 +99,8 @@ def runtime_env(session: Session) -> dict[str, Any] | None:
         "pins": spec.pins,
         "requirements": spec.requirements,
         "wheels": [wheel.model_dump() for wheel in spec.wheels],
-        "store": session.services.store_url,
-        "folder": str(session.services.ray_dir / "e"),
+        "store": store_url,
+        "folder": str(ray_dir / "e"),
         "timeout_s": SETUP_S,
     }
     return {FIELD: field, "config": {"setup_timeout_seconds": SETUP_S + 60}}

@@ -1,0 +1,451 @@
+"""A job in the notebook: a handle that is also a `concurrent.futures.Future`.
+
+    train.submit(0.1) ─► POST /v1/jobs ─► Job ◄─ Feed's thread ◄─ WS /v1/jobs/channel
+                                            └► result(), await, add_done_callback, logs(), cancel()
+
+The job is the gateway's: closing the notebook does not stop it, and `mlcloud.attach("j-…")` gives
+the same handle in any other. One thread and one WebSocket follow all jobs of a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import secrets
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Generator, Iterator
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgpack
+
+from mlcloud import errors
+from mlcloud.client.connection import Connection, error_named
+from mlcloud.client.errors import rebuilt
+from mlcloud.client.objects import Inbox, _fetch, put
+from mlcloud.client.wire import Wire
+from mlcloud.job_models import ENDED, JobInfo, JobLog, JobState
+from mlcloud.units import format_usd
+from mlcloud.values import packed
+from mlcloud.values.messages import Blob
+from mlcloud.values.reducers import Classes
+from mlcloud.widgets.tables import escaped
+
+if TYPE_CHECKING:
+    from mlcloud.client.api import Client
+
+__all__ = ["Job", "JobList"]
+
+AGAIN_S = 0.5
+POLL_S = 20.0
+_classes = Classes()  # so that a class of the notebook comes back as itself
+
+
+class Peer:
+    """A gateway, as far as jobs need it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.feed = Feed(connection)
+
+    @property
+    def namespace(self) -> dict[str, Any]:
+        from mlcloud.client.session import main_namespace
+
+        return main_namespace()
+
+    @property
+    def classes(self) -> Classes:
+        return _classes
+
+    def put(self, data: Any) -> list[str]:
+        return put(self.connection, data, "what the job needs")
+
+    def get(self, names: list[str]) -> Any:
+        """Chunks from the store, each verified."""
+        inbox = Inbox()
+        size = sum(int(name.partition(":")[2]) for name in names)
+        digests = [name.partition(":")[0] for name in names]
+        from mlcloud.values.digests import whole
+
+        blob = Blob(whole(tuple(digests)), size)
+        _fetch(self.connection, list(inbox.expect(blob, names)), ["the result"])
+        return inbox.take(blob)
+
+    def value(self, wire: Any) -> Any:
+        # From our own job over the authenticated channel: the user's own object.
+        return packed.unpack(wire, self.namespace, self.classes, self.get)
+
+    def error(self, told: dict[str, Any], where: str) -> BaseException:
+        """The exception of an item, as it was raised there."""
+        done = {"ename": told["name"], "evalue": told["text"], "traceback": told["lines"] or None}
+        answer = {"exception": told["records"], "own": told["own"], "rendered": told["lines"]}
+        return rebuilt(done, answer, self.value, session=where)
+
+    def send(self, method: str, path: str, body: dict[str, Any]) -> Any:
+        """A request whose body is msgpack."""
+        content = msgpack.packb(body)
+        return self.connection.request(method, path, content=content).json()
+
+    def results(self, job: str, order: str, after: int, wait_s: float) -> dict[str, Any]:
+        query = {"order": order, "after": after, "wait_s": wait_s}
+        path = f"/v1/jobs/{job}/results"
+        answer = self.connection.request("GET", path, params=query, timeout=wait_s + 60)
+        found: dict[str, Any] = msgpack.unpackb(answer.content, strict_map_key=False)
+        return found
+
+
+_peers: weakref.WeakKeyDictionary[Connection, Peer] = weakref.WeakKeyDictionary()
+
+
+def peer(client: Client) -> Peer:
+    """The one of this client's connection."""
+    connection = client._connection
+    if connection not in _peers:
+        _peers[connection] = Peer(connection)
+    return _peers[connection]
+
+
+def new_id() -> str:
+    return f"j-{secrets.token_hex(8)}"
+
+
+class Feed:
+    """Follows jobs until they end. `watch` from any thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._jobs: dict[str, weakref.WeakSet[Handle]] = {}
+        self._lock = threading.Lock()
+        self._wire: Wire | None = None
+        self._thread: threading.Thread | None = None
+
+    def watch(self, job: Handle) -> None:
+        with self._lock:
+            self._jobs.setdefault(job.id, weakref.WeakSet()).add(job)
+            wire = self._wire
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="mlcloud-jobs", daemon=True)
+                self._thread.start()
+        if wire is not None:
+            self._ask(wire, [job.id])
+
+    def _ask(self, wire: Wire, jobs: list[str]) -> None:
+        try:
+            wire.send(msgpack.packb({"watch": jobs}))
+        except Exception:  # it is made anew, and asked for all
+            return
+
+    def _run(self) -> None:
+        from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+        while True:
+            wire = None
+            try:
+                wire = self._open()
+                with self._lock:
+                    self._wire, jobs = wire, list(self._jobs)
+                self._ask(wire, jobs)
+                while True:
+                    self._told(msgpack.unpackb(wire.recv(), strict_map_key=False))
+                    if not self._is_needed(wire):
+                        return
+            except (OSError, ConnectionClosed, InvalidHandshake):
+                time.sleep(AGAIN_S)
+            finally:
+                with self._lock:
+                    self._wire = None
+                if wire is not None:
+                    wire.close()
+            if not self._is_needed(None):
+                return
+            try:
+                self._connection.reopen()
+            except errors.MLCloudError:
+                time.sleep(AGAIN_S)
+
+    def _is_needed(self, wire: Wire | None) -> bool:
+        with self._lock:
+            if self._jobs:
+                return True
+            self._wire = self._thread = None
+            return False
+
+    def _open(self) -> Wire:
+        address = self._connection.address
+        parts = urlsplit(address.url)
+        scheme = "wss" if parts.scheme == "https" else "ws"
+        url = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/v1/jobs/channel"
+        return Wire(url, address.headers, address.tls)
+
+    def _told(self, message: dict[str, Any]) -> None:
+        job_id = message["id"]
+        with self._lock:
+            handles = list(self._jobs.get(job_id, ()))
+        failure = message.get("error")
+        over = failure is not None
+        for handle in handles:
+            if failure is not None:
+                handle._gone(error_named(failure["code"], failure["message"]))
+                continue
+            info = JobInfo.model_validate(message["job"])
+            over = info.state in ENDED
+            handle._news(info, message.get("result"))
+        if over or not handles:
+            with self._lock:
+                self._jobs.pop(job_id, None)
+
+
+class Handle(concurrent.futures.Future[Any]):
+    """What `Job` and the jobs of a map have in common."""
+
+    def __init__(self, peer: Peer, info: JobInfo) -> None:
+        super().__init__()
+        self._peer = peer
+        self._info = info
+        self.id = info.id
+        self.name = info.name
+        self._changed = threading.Condition()
+        if info.state in ENDED:
+            self._news(info, None)
+        else:
+            peer.feed.watch(self)
+
+    # --- what the feed tells ----------------------------------------------------------------------
+
+    def _news(self, info: JobInfo, result: list[Any] | None) -> None:
+        with self._changed:
+            self._info = info
+            self._changed.notify_all()
+        if info.state in ENDED and not super().done():
+            self._end(info, result)
+
+    def _end(self, info: JobInfo, result: list[Any] | None) -> None:
+        """Set what it came to."""
+        raise NotImplementedError
+
+    def _gone(self, error: errors.MLCloudError) -> None:
+        if not super().done():
+            self.set_exception(error)
+
+    def _cancelled(self) -> None:
+        with self._changed:  # here and in the feed's thread
+            if not super().done() and super().cancel():
+                self.set_running_or_notify_cancel()
+
+    # --- what the user asks -----------------------------------------------------------------------
+
+    @property
+    def info(self) -> JobInfo:
+        """What the gateway knows of it, as of now."""
+        answer = self._peer.connection.get(f"/v1/jobs/{self.id}")
+        self._info = JobInfo.model_validate(answer)
+        return self._info
+
+    @property
+    def state(self) -> str:
+        """One of scheduled, queued, running, done, failed, cancelled."""
+        return self.info.state.value
+
+    @property
+    def cost(self) -> Decimal:
+        """Dollars that it has cost so far."""
+        return self.info.usd
+
+    def running(self) -> bool:
+        """Whether items of it are with workers now."""
+        return self.info.state is JobState.RUNNING
+
+    def cancel(self) -> bool:
+        """Stop it, wherever it is. False where it had ended."""
+        if super().done():
+            return self.cancelled()
+        self._peer.connection.post(f"/v1/jobs/{self.id}/cancel")
+        self._cancelled()
+        return self.cancelled()
+
+    def rerun(self, *, failed_only: bool = False) -> Any:
+        """The same again, as a new job: with the code, items and environment that it had."""
+        body = {"id": new_id(), "failed_only": failed_only}
+        answer = self._peer.connection.post(f"/v1/jobs/{self.id}/rerun", body)
+        return handle(self._peer, JobInfo.model_validate(answer))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for its end, at most `timeout` seconds; whether it has ended. Raises nothing of
+        what it raised."""
+        concurrent.futures.wait([self], timeout)
+        return self.done()
+
+    def logs(self, *, item: int | None = None, follow: bool = False) -> str:
+        """What it printed, of one item or of all. `follow`: print it as it comes, until its end."""
+        return "".join(self._log(item, follow))
+
+    def _log(self, item: int | None, follow: bool) -> Iterator[str]:
+        after = 0
+        while True:
+            query = {"after": after, "wait_s": POLL_S if follow else 0}
+            path = f"/v1/jobs/{self.id}/logs"
+            answer = self._peer.connection.get(path, params=query, timeout=POLL_S + 60)
+            page = JobLog.model_validate(answer)
+            for piece in page.pieces:
+                after = piece.number
+                if item is None or piece.item == item:
+                    text = piece.text if piece.stream != "mlcloud" else f"· {piece.text}"
+                    if follow:
+                        out = sys.stderr if piece.stream == "stderr" else sys.stdout
+                        print(text, end="", file=out, flush=True)
+                    yield text
+            if page.ended or (not follow and not page.pieces):
+                return
+
+    @property
+    def runs(self) -> list[JobInfo]:
+        """Of a scheduled one: the jobs that it has made, oldest first."""
+        found = map(JobInfo.model_validate, self._peer.connection.get("/v1/jobs"))
+        return [each for each in found if each.schedule == self.id]
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.wrap_future(self).__await__()
+
+    def __repr__(self) -> str:
+        return f"<{line(self._info)}>"
+
+    def _repr_html_(self) -> str:
+        return table([self._info])
+
+
+class Job(Handle):
+    """One call that runs on the cluster, whoever watches: what `.submit()` returns.
+
+    A `concurrent.futures.Future`: `result`, `exception`, `done`, `add_done_callback`, and it can be
+    awaited. As an argument of another `.submit` it stands for its result, and is waited for on the
+    cluster. Of a generator, iterating gives what it yields as it comes.
+    """
+
+    @property
+    def __mlcloud_ref__(self) -> tuple[str, str, int]:
+        return ("job", self.id, 0)
+
+    def _end(self, info: JobInfo, result: list[Any] | None) -> None:
+        if info.state is JobState.CANCELLED:
+            self._cancelled()
+            return
+        try:
+            if result is None:
+                entries = self._peer.results(self.id, "index", 0, 0)["entries"]
+                result = entries[0] if entries else None
+            if result is None:
+                self.set_exception(failure(info))
+            elif result[1] == "error":
+                self.set_exception(self._peer.error(result[2], f"{self.id} ({self.name})"))
+            elif isinstance(result[2], int):  # so many values were yielded
+                self.set_result(list(self._yielded()))
+            else:
+                self.set_result(self._peer.value(result[2]))
+        except concurrent.futures.InvalidStateError:
+            return  # it was cancelled here meanwhile
+        except BaseException as error:
+            self.set_exception(error)
+
+    def __iter__(self) -> Iterator[Any]:
+        """What a generator yields, as it comes. Raises what it raised."""
+        yield from self._yielded()
+        if not self._info.single:
+            return
+
+    def _yielded(self) -> Iterator[Any]:
+        after = 0
+        while True:
+            answer = self._peer.results(self.id, "told", after, POLL_S)
+            after = answer["after"]
+            for _, kind, value, _ in answer["entries"]:
+                if kind == "part":
+                    yield self._peer.value(value)
+                elif kind == "error":
+                    raise self._peer.error(value, f"{self.id} ({self.name})")
+                else:
+                    if not isinstance(value, int):
+                        raise errors.UsageError(f"{self.name} is no generator: use result()")
+                    return
+            if not answer["more"] and JobState(answer["state"]) in ENDED:
+                raise failure(JobInfo.model_validate(self.info))
+
+
+def failure(info: JobInfo) -> BaseException:
+    """Why a job as a whole has no result."""
+    if info.state is JobState.CANCELLED:
+        return concurrent.futures.CancelledError(f"job {info.id} was cancelled")
+    code, _, message = info.detail.partition(": ")
+    kind = getattr(errors, code, None)
+    if isinstance(kind, type) and issubclass(kind, errors.MLCloudError):
+        return kind(message)
+    return errors.JobFailed(f"job {info.id} ({info.name}) has failed: {info.detail or 'no reason'}")
+
+
+def handle(peer: Peer, info: JobInfo) -> Any:
+    """The handle of a job that the gateway has."""
+    if info.single:
+        return Job(peer, info)
+    from mlcloud.client.mapping import Jobs
+
+    return Jobs(peer, info)
+
+
+def attach(client: Client, job_id: str) -> Any:
+    """A job by its id, from any notebook. Raises `NotFound`."""
+    answer = client._connection.get(f"/v1/jobs/{job_id}")
+    return handle(peer(client), JobInfo.model_validate(answer))
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+class JobList(list[JobInfo]):
+    """Jobs, newest last; a table in a notebook."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(line, self)) or "no jobs"
+
+    def _repr_html_(self) -> str:
+        return table(self)
+
+
+def listed(client: Client) -> JobList:
+    return JobList(JobInfo.model_validate(each) for each in client._connection.get("/v1/jobs"))
+
+
+_MARKS = {"done": "✓", "failed": "✕", "cancelled": "■", "scheduled": "◷", "queued": "○"}
+
+
+def facts(info: JobInfo) -> list[str]:
+    """Its columns: mark and id, name, state, items, workers, cost, what to know."""
+    state = info.state.value
+    of = f"{info.done:,} of {info.items:,}{'' if info.complete else '+'}"
+    failed = f", {info.failed:,} failed" if info.failed else ""
+    items = "" if info.single or info.state is JobState.SCHEDULED else of + failed
+    cost = format_usd(info.usd) + (" (simulated)" if info.simulated else "")
+    detail = info.detail
+    if info.next_run is not None:
+        detail = f"next {info.next_run:%Y-%m-%d %H:%M:%S} UTC" + (f"; {detail}" if detail else "")
+    workers = f"{info.workers} workers" if info.workers else ""
+    return [f"{_MARKS.get(state, '▷')} {info.id}", info.name, state, items, workers, cost, detail]
+
+
+def line(info: JobInfo) -> str:
+    return " · ".join(each for each in facts(info) if each)
+
+
+def table(infos: list[JobInfo]) -> str:
+    heads = ["job", "function", "state", "items", "workers", "cost", ""]
+    top = "".join(f"<th style='text-align:left'>{head}</th>" for head in heads)
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td style='text-align:left'>{escaped(each)}</td>" for each in facts(info))
+        + "</tr>"
+        for info in infos
+    )
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>"

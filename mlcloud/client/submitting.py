@@ -1,0 +1,153 @@
+"""From a remote function and its arguments to a job: what `.submit`, `.map` and `.starmap` do.
+
+Function, names, classes and local modules are packed anew for each job, so an edit is picked up by
+the next one. Everything that cannot travel is refused here, before anything was sent.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from mlcloud.client import environments
+from mlcloud.client.api import default, owner
+from mlcloud.client.jobs import Job, Peer, new_id, peer
+from mlcloud.client.mapping import AHEAD, Feeder, Jobs, OnError
+from mlcloud.client.remote_value import RemoteValue
+from mlcloud.errors import UsageError
+from mlcloud.job_models import JobInfo, JobRequest
+from mlcloud.values import packed
+
+if TYPE_CHECKING:
+    from mlcloud.client.api import Client
+
+#: What of a function's options a job has.
+OPTIONS = (
+    *("gpu", "cpus", "memory", "market", "max_workers", "retries", "deadline", "expect"),
+    *("max_cost", "timeout", "every", "cron", "tags"),
+)
+
+
+def submit(
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Job:
+    """One call as a job. Raises `NotPicklable`, and what the gateway refuses."""
+    client = default()
+    to = peer(client)
+    code = _code(to, function)
+    item = _item(to, function, code)((args, kwargs))
+    refs = packed.named(item.needs)
+    body = {
+        "request": _request(client, function, options, single=True),
+        "code": {"wire": code.wire, "needs": packed.named(code.needs)},
+        "items": [[item.wire, refs] if refs else [item.wire]],
+        "needs": {0: packed.jobs_of(refs)} if refs else {},
+        "last": True,
+    }
+    return Job(to, JobInfo.model_validate(to.send("POST", "/v1/jobs", body)))
+
+
+def map_over(
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]],
+    *,
+    on_error: OnError = "raise",
+    ahead: int = AHEAD,
+    quiet: bool = False,
+) -> Jobs:
+    """One call for each of `calls`, as a job. Raises as `submit`."""
+    if on_error not in ("raise", "return", "skip"):
+        raise UsageError(f"on_error is raise, return or skip, not {on_error!r}")
+    if ahead < 1:
+        raise UsageError(f"ahead={ahead}: at least one item must be under way")
+    client = default()
+    to = peer(client)
+    code = _code(to, function)
+    body = {
+        "request": _request(client, function, options, single=False),
+        "code": {"wire": code.wire, "needs": packed.named(code.needs)},
+    }
+    jobs = Jobs(to, JobInfo.model_validate(to.send("POST", "/v1/jobs", body)))
+    jobs._on_error, jobs._quiet = on_error, quiet
+    jobs._feeder = Feeder(to, jobs.id, calls, _item(to, function, code), ahead)
+    jobs._feeder.start()
+    return jobs
+
+
+def _code(to: Peer, function: Callable[..., Any]) -> packed.Packed:
+    if not callable(function):
+        raise UsageError(f"a job calls a function, and {function!r} is none")
+    return packed.pack_code(function, to.namespace, to.classes, to.put)
+
+
+def _item(
+    to: Peer, function: Callable[..., Any], code: packed.Packed
+) -> Callable[[tuple[tuple[Any, ...], dict[str, Any]]], packed.Packed]:
+    """Packs one call: (args, kwargs, names that functions among them use)."""
+    title = f"arguments of {getattr(function, '__name__', 'the function')}"
+    namespace, classes = to.namespace, to.classes
+
+    def pack(call: tuple[tuple[Any, ...], dict[str, Any]]) -> packed.Packed:
+        args, kwargs = call
+        if any(isinstance(each, RemoteValue) for each in (*args, *kwargs.values())):
+            args = tuple(map(_fetched, args))
+            kwargs = {name: _fetched(value) for name, value in kwargs.items()}
+        whole = (args, kwargs, None)
+        if packed._is_plain(whole):
+            return packed.pack(whole, namespace, classes, to.put, name=title)
+        names, pickled = packed.with_names(whole, namespace, classes, title)
+        if not names:
+            # Once more, for the wire has the value alone.
+            return packed.pack(whole, namespace, classes, to.put, name=title)
+        _, rest = packed.split_imports(names, pickled, namespace)
+        return packed.pack((args, kwargs, rest), namespace, classes, to.put, name=title)
+
+    return pack
+
+
+def _fetched(value: Any) -> Any:
+    """A session's object is fetched: a job's worker is elsewhere."""
+    return value.get() if isinstance(value, RemoteValue) else value
+
+
+def _request(
+    client: Client, function: Callable[..., Any], options: Mapping[str, Any], *, single: bool
+) -> dict[str, Any]:
+    wanted = {name: options[name] for name in OPTIONS if options.get(name) is not None}
+    if "max_cost" in wanted:
+        wanted["max_cost"] = str(wanted["max_cost"])
+    streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+    try:
+        request = JobRequest.model_validate(
+            {
+                "id": new_id(),
+                "name": str(getattr(function, "__qualname__", type(function).__name__))[:200],
+                "single": single,
+                "generator": streams,
+                "source": _source(function),
+                "owner": owner() or "",
+                **wanted,
+            }
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
+        raise UsageError(f"no such job can be: {problems}") from None
+    body = request.model_dump(mode="json")
+    if options.get("environment") is not None:
+        body["environment"] = environments.spec(options["environment"], client._connection)
+    return body
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """Its text, for whoever reads years later what ran."""
+    try:
+        return inspect.getsource(inspect.unwrap(function))[:200_000]
+    except (OSError, TypeError):
+        return ""

@@ -1,0 +1,110 @@
+"""On which market a job's workers are asked for: as it was asked, or by its deadline.
+
+    every `STEP_S`: work left (measured, else as it took last time, else as the user expects)
+                    ─► cluster.policy.decide ─► spot | on-demand | wait
+
+Without any idea of how long the work takes, half of the deadline is taken for it. Workers of
+another market than the present one get no new items, and end with what they have: an item is not
+broken off.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from mlcloud.cluster import policy
+from mlcloud.cluster.offers import Shape as OfferShape
+from mlcloud.cluster.records import now
+from mlcloud.errors import MLCloudError
+from mlcloud.units import parse_duration
+
+if TYPE_CHECKING:
+    from mlcloud.gateway.jobs.job import Job
+
+log = logging.getLogger(__name__)
+
+STEP_S = 30.0
+CHANGEOVER = timedelta(minutes=3)
+
+
+class Market:
+    """Of one job. `wanted` is looked at by its shape."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.wanted: str = job.request.market
+        self.waits = False
+        self.reason = ""
+        self._at = 0.0
+        deadline = job.request.deadline
+        self.deadline = None if deadline is None else job.created_at + parse_duration(deadline)
+        self._span = None if deadline is None else parse_duration(deadline)
+        expect = job.request.expect
+        self._expected = None if expect is None else parse_duration(expect)
+
+    def look(self, *, at_once: bool = False) -> None:
+        """Decide anew, where it is time to."""
+        job = self._job
+        if self.deadline is None or job.over or job.request.market == "on-demand":
+            return
+        if not at_once and time.monotonic() - self._at < STEP_S:
+            return
+        self._at = time.monotonic()
+        try:
+            self._decide()
+        except MLCloudError as error:
+            self.wanted, self.waits, self.reason = "on-demand", False, str(error)
+
+    def _decide(self) -> None:
+        job, span = self._job, self._span
+        assert span is not None
+        assert self.deadline is not None
+        work, left = self.work(span)
+        changeover = min(CHANGEOVER, span / 20)
+        shape = OfferShape(**job.shape.request(job.services).node_type.node_config["shape"])
+        offers = [
+            each
+            for each in job.services.cluster.cloud.offers()
+            if each.dominates(shape) and (each.accelerator is None) == (shape.accelerator is None)
+        ]
+        found = policy.decide(
+            policy.Job(work=min(work, span), deadline=span, changeover=changeover),
+            policy.Progress(now=now(), deadline=self.deadline, work_left=left, on=self._on()),
+            {},
+            offers,
+        )
+        before = (self.wanted, self.waits)
+        self.waits = found.action == "wait"
+        if not self.waits:
+            self.wanted = found.action
+        self.reason = found.reason
+        if (self.wanted, self.waits) != before:
+            log.info("job %s: %s, %s", job.id, found.action, found.reason)
+
+    def _on(self) -> str | None:
+        """Where its workers are: a spot zone, on demand, or nowhere."""
+        job = self._job
+        cloud = job.services.cluster.cloud
+        crews = job._crews
+        for worker in crews.of(job) if crews is not None else ():
+            offer = cloud.get(worker.instance).offer
+            return offer.zone if offer.market == "spot" else "on-demand"
+        return None
+
+    def work(self, span: timedelta) -> tuple[timedelta, timedelta]:
+        """(all of the work, what is left of it), on the workers that it may have."""
+        job = self._job
+        items = job.items
+        open_items = max(items.total - items.ended, 0 if job.complete else 1)
+        if self._expected is not None:
+            each_s = self._expected.total_seconds() / max(1, items.total)
+        elif job.mean_s is not None:
+            each_s = job.mean_s
+        else:
+            return span / 2, span / 2 if open_items else timedelta(0)
+        at_once = min(job.request.max_workers, max(1, items.total))
+        whole = timedelta(seconds=max(1.0, each_s * max(1, items.total) / at_once))
+        return whole, timedelta(seconds=each_s * open_items / at_once)
