@@ -16,9 +16,7 @@ from mlcloud.errors import UsageError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-LATER = {
-    "--workers": "gangs of kernels",
-}
+LATER: dict[str, str] = {}
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,6 +59,7 @@ def remote_parser() -> Parser:
     add = parser.add_argument
     _add_shape(parser)
     add("--session", metavar="NAME", help="a named session; without it, this notebook's own")
+    add("--workers", type=int, metavar="N", help="so many kernels, one rank each (1)")
     add("--in", dest="only_in", metavar="A,B", help="ship exactly these names; they win")
     add("--out", metavar="C", help="bring back exactly these names, whatever their size")
     add("--dry", action="store_true", help="show what would ship, and run nothing")
@@ -129,6 +128,8 @@ def run_remote(line: str, cell: str) -> Any:
 
     timeout = None if options.timeout is None else parse_duration(options.timeout).total_seconds()
     wanted = _shape(options)
+    if options.workers is not None:
+        wanted["workers"] = options.workers
     if options.secret:
         from mlcloud.client.secrets import read_words
 

@@ -184,6 +184,13 @@ class SessionRequest(Model):
         max_length=100,
         description="Environment variables of its kernel, and where each value is kept.",
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Kernels, each with these resources: more than 1 make a gang, whose cells run "
+        "on all ranks.",
+    )
     ancestors: list[str] = Field(
         default_factory=list, description="Ids of the sessions from which it was forked."
     )
@@ -221,6 +228,15 @@ class Bill(Model):
     simulated: bool
 
 
+class RankInfo(Model):
+    """Where a rank of a gang is."""
+
+    rank: int
+    node: str
+    instance_type: str
+    zone: str
+
+
 class SessionInfo(Model):
     """A session as the gateway sees it."""
 
@@ -251,6 +267,8 @@ class SessionInfo(Model):
     idle_since: datetime | None = Field(
         None, description="Since when it holds a node and runs nothing."
     )
+    workers: int = Field(1, description="Kernels; more than 1: a gang.")
+    ranks: list[RankInfo] = Field([], description="Of a gang: where each is now.")
 
 
 class UseInfo(Model):
@@ -318,6 +336,7 @@ class SavedState(Model):
     bytes: int
     files: int = Field(description="Files of the working directory that are saved with it.")
     variables: list[Variable]
+    ranks: int = Field(1, description="Kernels that have a state of their own in it.")
 
 
 class ForkRequest(Model):

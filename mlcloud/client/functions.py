@@ -28,11 +28,10 @@ __all__ = ["RemoteFunction", "remote"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RESOURCES = ("gpu", "cpus", "memory", "market", "idle_timeout")
+RESOURCES = ("gpu", "cpus", "memory", "market", "idle_timeout", "workers")
 LATER = {
     "retries": "jobs",
     "deadline": "jobs with a deadline",
-    "workers": "gangs of kernels",
 }
 _LITERALS = (int, float, str, bool, type(None))
 
@@ -45,7 +44,8 @@ def remote(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
     """Run a function's calls in a session: `@mlcloud.remote` or `@mlcloud.remote(gpu="A10G:1")`.
 
     `gpu` is `NAME:COUNT`, `cpus` vCPUs, `memory` a size such as `8GB`, `market` `spot` or
-    `on-demand`, `idle_timeout` a duration; `session` a session's name, or the `Session` itself.
+    `on-demand`, `idle_timeout` a duration, `workers` how many ranks run each call (rank 0's result
+    comes back); `session` a session's name, or the `Session` itself.
     Without any, calls run in this notebook's own session; with resources alone, in a session of
     this notebook that is made for them. `timeout` (a duration) interrupts a call, `quiet` hides its
     footer, `max_cost` (dollars) interrupts a call that has cost so much.

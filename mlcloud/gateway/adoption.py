@@ -51,11 +51,12 @@ async def adopt(session: Session, host_number: int) -> None:
                     session.set_state(SessionState.MOVING)
                     session.story("lost", "the node went away while there was no gateway")
             else:
-                node = session.services.cluster.cloud.get(session.host.instance)
-                if node.notice is not None:  # given to the gateway that is gone
-                    session.on_notice(node.id, node.notice.deadline, node.notice.kind)
-                if not node.alive:  # it ended while it was being asked: nobody was told of it
-                    session.on_node_end(node.id, node.reason)
+                for instance in dict.fromkeys(session.host.instances):
+                    node = session.services.cluster.cloud.get(instance)
+                    if node.notice is not None:  # given to the gateway that is gone
+                        session.on_notice(node.id, node.notice.deadline, node.notice.kind)
+                    if not node.alive:  # it ended while it was being asked: nobody was told of it
+                        session.on_node_end(node.id, node.reason)
             if session.current is not None:
                 underway = await is_underway(session, session.current)
                 if not underway and session.current.state is ExecutionState.RUNNING:
@@ -83,12 +84,12 @@ async def save_what_was_left(session: Session) -> None:
 async def adopt_host(session: Session, host_number: int) -> None:
     hosts = await session.services.cluster.joined()
     for ahead in range(1, LEFTOVERS + 1):  # successors that nobody took over
-        leftover = hosts.find(f"{session.id}-{session.epoch + ahead}")
+        leftover = hosts.find(f"{session.id}-{session.epoch + ahead}", session.request.workers)
         if leftover is not None:
             hosts.kill(leftover)
     if not session.epoch:
         return
-    handle = hosts.find(f"{session.id}-{session.epoch}")
+    handle = hosts.find(f"{session.id}-{session.epoch}", session.request.workers)
     if handle is None:
         return
     try:

@@ -84,6 +84,8 @@ class Outcomes:
                     acts.append(partial(self._died, host, execution_id, content))
                 elif kind == "mlcloud_snapshot":
                     acts.append(partial(self._commit_soon, _content(blob)))
+                elif kind == "mlcloud_lost":
+                    acts.append(partial(self._rank_lost, host, _content(blob)["why"]))
                 elif kind == "mlcloud_effect":
                     execution = self._ends(execution_id)
                     if execution is not None:
@@ -139,7 +141,8 @@ class Outcomes:
             content = {
                 **content,
                 "ename": "ExecutionTimeout",
-                "evalue": f"interrupted after {execution.options['timeout_s']:g} s (--timeout)",
+                "evalue": f"interrupted after {execution.options['timeout_s']:g} s (--timeout)"
+                + (f"; {content['where']}" if content.get("where") else ""),
             }
         if execution.op not in LOOKING:
             self._session.unsafe.add(execution.id)
@@ -161,6 +164,10 @@ class Outcomes:
             session.services.usage.add(
                 execution.id, session.id, host.instance, share, use, connection
             )
+
+    def _rank_lost(self, host: LiveHost, why: str) -> None:
+        host.lose(why)
+        self._session.spawn(hosting.lost_between_cells(self._session, host))
 
     def _death(self, blob: bytes) -> dict[str, Any]:
         message = describe_death(_content(blob), self._session.memory_bytes)

@@ -39,7 +39,7 @@ from mlcloud.errors import (
     SessionClosed,
     SessionFailed,
 )
-from mlcloud.gateway import adoption, db, hosting, restoring
+from mlcloud.gateway import adoption, db, gangs, hosting, restoring
 from mlcloud.gateway.billing import Billing
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
@@ -142,6 +142,7 @@ class Session:
         self.unsafe: set[str] = set()  # executions that finished and are not in the store yet
         self.pending: dict[str, int] = {}  # bytes that they may have changed
         self.lagging: dict[str, int] = {}  # those whose footers say that the store is behind
+        self.leaving_ranks: set[str] = set()  # nodes of a gang that have their notice
         self.safe_to = ""  # the last cell that is safe
         self.recorded = 0  # the last event that is in the store's record
         self.to_record = True  # something has ended since the store's record was written
@@ -317,8 +318,10 @@ class Session:
         False where it is not on this node, or on its way already.
         """
         host = self.host
-        if host is None or host.instance != instance_id or self.successor is not None:
+        if host is None or instance_id not in host.instances or self.successor is not None:
             return False
+        if self.request.workers > 1:
+            return gangs.on_notice(self, host, instance_id, deadline, kind)
         seconds = max(0, math.ceil((deadline - now()).total_seconds()))
         self.story(
             "notice",
@@ -336,22 +339,24 @@ class Session:
     def on_risk(self, instance_id: str, kind: str) -> None:
         """The session's node may go away, or stands still for a moment: save, and stay."""
         host = self.host
-        if host is None or host.instance != instance_id or self.successor is not None:
+        if host is None or instance_id not in host.instances or self.successor is not None:
             return
-        self.story("risk", hosting.risk_text(self.place(host), kind), node=instance_id, kind=kind)
+        place = self.place_of(instance_id)
+        self.story("risk", hosting.risk_text(place, kind), node=instance_id, kind=kind)
         self.spawn(hosting.save_now(self, host))
 
     def on_withdrawn(self, instance_id: str, was_risk: bool) -> None:
         host = self.host
-        if host is None or host.instance != instance_id:
+        if host is None or instance_id not in host.instances:
             return
         self.spawn(hosting.tell_notice(self, host, None))
         if not was_risk:
-            text = f"the cloud took its notice back; the session leaves {self.place(host)} all the "
+            place = self.place_of(instance_id)
+            text = f"the cloud took its notice back; the session leaves {place} all the "
             self.story("risk", f"{text}same, between cells", node=instance_id, kind="withdrawn")
 
     def on_node_end(self, instance_id: str, reason: str) -> None:
-        if self.host is not None and self.host.instance == instance_id:
+        if self.host is not None and instance_id in self.host.instances:
             self.host.lose("preempted" if reason == "preempted" else f"its node ended ({reason})")
             self.spawn(hosting.lost_between_cells(self, self.host))
 
@@ -559,6 +564,8 @@ class Session:
             content = ended.result()
             if content.get("kernel_died"):
                 await restoring.revive(self, host)
+            elif content.get("regroup"):
+                await gangs.regroup(self, host)
             return
         host.finished.pop(execution.id, None)
         self.outcomes.close_span(execution, lost=True)
@@ -626,7 +633,7 @@ class Session:
         return self.state in (SessionState.CLOSED, SessionState.FAILED)
 
     def place(self, host: LiveHost) -> str:
-        return self.place_of(host.instance)
+        return gangs.place(self, host) or self.place_of(host.instance)
 
     def place_of(self, instance_id: str) -> str:
         offer = self.services.cluster.cloud.get(instance_id).offer

@@ -17,7 +17,7 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest, NodeMarket, choose
 from mlcloud.errors import Conflict, MLCloudError, NotFound
-from mlcloud.gateway import db, environments, mounting, reshaping, stories, vault
+from mlcloud.gateway import db, environments, gangs, mounting, reshaping, stories, vault
 from mlcloud.gateway.inputs import WHEELS
 from mlcloud.gateway.session import Services, Session
 from mlcloud.models import SessionInfo, SessionRequest, SessionState, ShapeRequest
@@ -127,6 +127,7 @@ class Sessions:
         if request.keep_files:
             parse_size(request.keep_files)  # said now, not when a node starts
         host_request = self.request_of(request, request.market)
+        gangs.check(self.services, request, host_request)
         idle = (
             parse_duration(request.idle_timeout).total_seconds()
             if request.idle_timeout
@@ -277,6 +278,8 @@ class Sessions:
             ancestors=session.request.ancestors,
             detail=session.detail,
             idle_since=self._idle_since(session),
+            workers=session.request.workers,
+            ranks=gangs.ranks(session),
         )
 
     def _idle_since(self, session: Session) -> datetime | None:
@@ -308,5 +311,6 @@ def _same_resources(existing: SessionRequest, wanted: SessionRequest) -> None:
                 f"session {existing.name!r} exists with {field}={have!r}, not {want!r}; "
                 f"`resume({field}=…)` puts it on another shape; or use another name"
             )
+    gangs.same(existing, wanted)
     environments.same(existing, wanted)
     mounting.same(existing, wanted)
