@@ -89,9 +89,8 @@ async def bring_up(
         if attempt == 0 and not quiet:
             own = session.request.environment
             nodes = gangs.asked(session) or "a node"
-            session.status(
-                f"asking for {nodes}" + (f" and installing {own.summary}" if own else "")
-            )
+            installing = f" and installing {own.summary}" if own else ""
+            session.status(f"asking for {nodes}{installing}")
         try:
             facts = await handle.start.remote(values)
         except asyncio.CancelledError:

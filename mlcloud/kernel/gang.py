@@ -20,17 +20,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 from typing import Any
 
 import msgpack
 
-from mlcloud.kernel import rendezvous
+from mlcloud.kernel import members, rendezvous
 from mlcloud.kernel.events import Event
 from mlcloud.kernel.folding import Folded
-from mlcloud.kernel.host import Host
-from mlcloud.kernel.ranks import STACKS
+from mlcloud.kernel.members import Member, Peer, Rank
 from mlcloud.kernel.rounds import Round, Saved, per_rank
 
 log = logging.getLogger(__name__)
@@ -39,65 +36,9 @@ ALONE = ("get", "debug")  # operations of rank 0
 BRINGS = ("cell", "load")  # that may be refused by rank 0, before anything is done
 INTERRUPTS = 5
 STACK_S = 3.0
-ABORT_S = 2.0
 ABORT_AFTER_S = 1.0
 SHOW_S = 0.5  # between two updates of what is folded
 FOLD_AFTER_S = 1.5  # a cell that has ended by then shows the others' output under its own
-
-
-class Member(Host):
-    """The host of any rank."""
-
-    async def place(self) -> dict[str, Any]:
-        return rendezvous.place()
-
-    async def told(self) -> int:
-        """The number of the last of its events."""
-        return self._events.number()
-
-    async def sigint(self) -> None:
-        self._live().interrupt()
-
-    async def abort_groups(self) -> bool:
-        return bool(await self._request("mlcloud_abort", {}, ABORT_S))
-
-    async def stack(self) -> str:
-        """Where the kernel's main thread is; empty where it does not tell."""
-        kernel = self._live()
-        file = kernel.folder / STACKS
-        before = file.stat().st_size
-        os.kill(kernel.pid, signal.SIGUSR1)
-        for _ in range(20):
-            await asyncio.sleep(0.02)
-            with file.open(encoding="utf-8", errors="replace") as found:
-                found.seek(before)
-                if text := found.read():
-                    return text
-        return ""
-
-
-class Peer(Member):
-    """The host of a rank other than 0."""
-
-    async def begin(
-        self, secrets: dict[str, str] | None, variables: dict[str, str]
-    ) -> dict[str, Any]:
-        self._variables = variables
-        if variables["LOCAL_RANK"] != "0":  # one working directory a node, saved once
-            self._kernel_options = {**self._kernel_options, "keep_files": 0}
-        return await self.start(secrets)
-
-    async def stop_kernel(self) -> None:
-        await self._close_kernel()
-
-
-class Rank:
-    """What the leader knows of another rank."""
-
-    def __init__(self, handle: Any, facts: dict[str, Any]) -> None:
-        self.handle, self.facts = handle, facts
-        self.number = 0  # of its last event that was handled
-        self.pump: asyncio.Task[None] | None = None
 
 
 class Gang(Member):
@@ -280,7 +221,9 @@ class Gang(Member):
                 return
             if again == 0:
                 # A collective waits for ranks that may never come; no signal ends it.
-                aborted = await self._each("abort_groups", current.waits)
+                ends = await self._each("connections", current.ranks)
+                among = members.among([each or [] for each in ends.values()])
+                aborted = await self._each("abort_groups", current.waits, among)
                 current.aborted |= any(aborted.values())
         current.stopping = False
         stuck = sorted(current.waits)
@@ -303,12 +246,14 @@ class Gang(Member):
         found = await self._each("stack", current.waits)
         current.stacks = {rank: text for rank, text in found.items() if text}
 
-    async def _each(self, method: str, ranks: set[int]) -> dict[int, Any]:
+    async def _each(self, method: str, ranks: set[int], *arguments: Any) -> dict[int, Any]:
         """Call a method of these ranks' hosts; None where that failed."""
         wanted = sorted(ranks)
         own = getattr(super(), method)
         calls = [
-            getattr(self._ranks[rank - 1].handle, method).remote() if rank else own()
+            getattr(self._ranks[rank - 1].handle, method).remote(*arguments)
+            if rank
+            else own(*arguments)
             for rank in wanted
         ]
 
@@ -363,8 +308,9 @@ class Gang(Member):
             self._ended(rank, execution_id, content)
         elif kind == "mlcloud_effect":
             self._events.add(execution_id, kind, body)
-        elif self._folded is not None and self._folded.add(rank, kind, content):
-            if not current.showing:
+        elif self._folded is not None:
+            new = self._folded.add(rank, kind, content)
+            if new and current.showing is None:
                 current.showing = self._spawn(self._show(current, self._folded))
 
     async def _show(self, current: Round, folded: Folded) -> None:

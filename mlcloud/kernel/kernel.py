@@ -589,7 +589,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
 
     async def mlcloud_abort(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """No signal reaches a cell that waits for other ranks: end that."""
-        aborted = {"aborted": True} if self.ranks is not None and self.ranks.abort() else {}
+        cut = parent["content"]["connections"]
+        aborted = {"aborted": True} if self.ranks is not None and self.ranks.abort(cut) else {}
         self.session.send(stream, "mlcloud_abort_reply", aborted, parent, ident=ident)
 
     # --- the wire ---------------------------------------------------------------------------------

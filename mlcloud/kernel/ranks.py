@@ -16,6 +16,7 @@ import copyreg
 import faulthandler
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -94,13 +95,14 @@ class Ranks:
             dist.init_process_group = c10d.init_process_group = init
 
     @staticmethod
-    def abort() -> bool:
-        """Fail what waits in a collective, here and so at its peers. Whether there was a group.
+    def abort(connections: list[list[str]]) -> bool:
+        """Fail what waits in a collective: these connections, by their ends, are the ranks' own.
 
-        Called beside the cell. The group is of no use afterwards.
+        Called beside the cell. The group is of no use afterwards. False where there was none.
         """
         if default_group() is None:
             return False
+        _cut({(mine, other) for mine, other in connections})
         c10d = sys.modules["torch.distributed.distributed_c10d"]
         for group in list(c10d._world.pg_map):
             with contextlib.suppress(Exception):  # a backend that cannot, or is gone already
@@ -116,7 +118,7 @@ def of(environment: Mapping[str, str]) -> Ranks | None:
 def tell_stacks(folder: Path) -> None:
     """On SIGUSR1, write where the main thread is: also while it sits in a C call."""
     if "MLCLOUD_RANK" in os.environ and hasattr(signal, "SIGUSR1"):
-        file = open(folder / STACKS, "w", encoding="utf-8")
+        file = (folder / STACKS).open("w", encoding="utf-8")  # for the process's life
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=False)
 
 
@@ -134,6 +136,19 @@ def default_group() -> Any:
     if dist is None or not dist.is_available() or not dist.is_initialized():
         return None
     return dist.group.WORLD
+
+
+def _cut(connections: set[tuple[str, str]]) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as each:
+            if each.type == socket.SOCK_STREAM and each.family != socket.AF_UNIX:
+                ends = _end(each.getsockname()), _end(each.getpeername())
+                if ends in connections:
+                    each.shutdown(socket.SHUT_RDWR)
+
+
+def _end(address: tuple[Any, ...]) -> str:
+    return f"{address[0].removeprefix('::ffff:')}:{address[1]}"
 
 
 def _rank() -> str:

@@ -244,7 +244,7 @@ def _in_lockstep(bodies: list[dict[str, Any]]) -> None:
             for step, cell in steps.items()
         }
         body["cells"] = {**body.get("cells", {}), **cells}
-        body["also"] = sorted(int(step) for step in cells if not effects[step])
+        body["also"] = sorted(int(step) for step in steps if not effects[step])
 
 
 def _merged(ends: dict[int, dict[str, Any]], key: str) -> dict[str, Any]:
