@@ -297,7 +297,9 @@ def _sessions(_: list[str]) -> None:
     from mlcloud.client.api import sessions
 
     for each in sessions():
-        print(f"{each.name}  {each.state.value}  {each.instance_type or 'no node'}  ${each.usd}")
+        gang = f"  {each.workers} workers" if each.workers > 1 else ""
+        where = each.instance_type or "no node"
+        print(f"{each.name}  {each.state.value}  {where}{gang}  ${each.usd}")
 
 
 def _state(words: list[str]) -> Any:

@@ -31,6 +31,13 @@ class Saved:
         info, state = self.info, self.state
         where = f"on {info.instance_type} {info.zone}" if info.node else "on no node"
         found = [f"session {info.name}: {info.state.value} {where}"]
+        if info.workers > 1:
+            ranks = ", ".join(
+                f"{e.rank}: {e.instance_type} {e.zone} ({e.node})" for e in info.ranks
+            )
+            found.append(
+                f"{info.workers} ranks, each with a state of its own; {ranks or 'no node'}"
+            )
         if state.unsafe or state.pending_bytes:
             safe = f"safe to cell {state.safe_to}" if state.step else "no cell is safe yet"
             found.append(f"{safe}; {format_bytes(state.pending_bytes)} pending")
