@@ -32,12 +32,8 @@ class Saved:
         where = f"on {info.instance_type} {info.zone}" if info.node else "on no node"
         found = [f"session {info.name}: {info.state.value} {where}"]
         if info.workers > 1:
-            ranks = ", ".join(
-                f"{e.rank}: {e.instance_type} {e.zone} ({e.node})" for e in info.ranks
-            )
-            found.append(
-                f"{info.workers} ranks, each with a state of its own; {ranks or 'no node'}"
-            )
+            places = ", ".join(f"{each.rank} on {each.node}" for each in info.ranks) or "no node"
+            found.append(f"{info.workers} ranks, each with a state of its own: {places}")
         if state.unsafe or state.pending_bytes:
             safe = f"safe to cell {state.safe_to}" if state.step else "no cell is safe yet"
             found.append(f"{safe}; {format_bytes(state.pending_bytes)} pending")

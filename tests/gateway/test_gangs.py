@@ -97,7 +97,7 @@ def test_a_model_is_trained_cell_by_cell_and_outlives_a_kernel(gang: Session) ->
 def test_what_cannot_be(session: Callable[..., Session]) -> None:
     with pytest.raises(errors.UsageError, match="workers: Input should be greater than"):
         session("none", workers=0)
-    with pytest.raises(errors.NoSuchResources, match=r"99 workers never fit .* at most 4 nodes"):
+    with pytest.raises(errors.NoSuchResources, match=r"99 workers never fit .* at most 6 nodes"):
         session("many", workers=99)
     made = session("two", workers=2)
     with pytest.raises(errors.Conflict, match="has 2 workers, not 3"):

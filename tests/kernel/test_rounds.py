@@ -140,12 +140,9 @@ def test_ranks_of_one_node_are_told_apart_and_see_each_others_gpus() -> None:
     ]
     first, second, third = variables(places, 4242)
     assert [each["RANK"] for each in (first, second, third)] == ["0", "1", "2"]
-    assert (second["LOCAL_RANK"], second["LOCAL_WORLD_SIZE"], second["NODE_RANK"]) == (
-        "1",
-        "2",
-        "0",
-    )
-    assert (third["LOCAL_RANK"], third["LOCAL_WORLD_SIZE"], third["NODE_RANK"]) == ("0", "1", "1")
+    keys = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
+    assert [second[key] for key in keys] == ["1", "2", "0"]
+    assert [third[key] for key in keys] == ["0", "1", "1"]
     assert {each["MASTER_ADDR"] for each in (first, second, third)} == {"10.0.0.1"}
     assert first["CUDA_VISIBLE_DEVICES"] == second["CUDA_VISIBLE_DEVICES"] == "1,0"
     assert third["CUDA_VISIBLE_DEVICES"] == "0"
