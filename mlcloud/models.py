@@ -191,6 +191,12 @@ class SessionRequest(Model):
         description="Kernels, each with these resources: more than 1 make a gang, whose cells run "
         "on all ranks.",
     )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Of a gang that may shrink: it goes on with so many at least, and grows up to "
+        "`workers` when there is room. Its state is rank 0's.",
+    )
     ancestors: list[str] = Field(
         default_factory=list, description="Ids of the sessions from which it was forked."
     )

@@ -82,7 +82,7 @@ class Client:
         memory: str | None = None,
         market: str | None = None,
         idle_timeout: str | None = None,
-        workers: int | None = None,
+        workers: int | tuple[int, int] | None = None,
         keep_files: str | None = None,
         budget: str | float | Decimal | Budget | None = None,
         tags: Mapping[str, str] | None = None,
@@ -103,7 +103,8 @@ class Client:
 
         `workers` (1) makes it a gang: so many kernels, each with these resources, all of them or
         none. A cell runs on every rank, with what `torch.distributed.init_process_group()` needs
-        in the environment; names are shared with rank 0.
+        in the environment; names are shared with rank 0. `(1, 8)`: as many as there are, from 1 to
+        8, for `mlcloud.train`.
 
         `environment` gives the session packages of its own (the nodes'): `"capture"` for those
         that are installed here, an `mlcloud.environment.Environment`, a list of requirements
@@ -129,7 +130,8 @@ class Client:
             "memory": memory,
             "market": market,
             "idle_timeout": idle_timeout,
-            "workers": workers,
+            "workers": workers[1] if isinstance(workers, tuple) else workers,
+            "min_workers": workers[0] if isinstance(workers, tuple) else None,
             "keep_files": keep_files,
             "budget": None if budget is None else as_budget(budget).text,
             "tags": None if tags is None else dict(tags),

@@ -84,12 +84,12 @@ async def save_what_was_left(session: Session) -> None:
 async def adopt_host(session: Session, host_number: int) -> None:
     hosts = await session.services.cluster.joined()
     for ahead in range(1, LEFTOVERS + 1):  # successors that nobody took over
-        leftover = hosts.find(f"{session.id}-{session.epoch + ahead}", session.request.workers)
+        leftover = hosts.find(f"{session.id}-{session.epoch + ahead}", gang=session.is_gang)
         if leftover is not None:
             hosts.kill(leftover)
     if not session.epoch:
         return
-    handle = hosts.find(f"{session.id}-{session.epoch}", session.request.workers)
+    handle = hosts.find(f"{session.id}-{session.epoch}", gang=session.is_gang)
     if handle is None:
         return
     try:

@@ -66,7 +66,7 @@ class Comeback:
         host = session.host
         if host is None or not host.alive or session.successor is not None or session.over:
             return
-        if session.request.workers > 1:  # all of it would move for one node's sake
+        if session.is_gang:  # all of it would move for one node's sake
             return
         cloud = session.services.cluster.cloud
         offer = cloud.get(host.instance).offer

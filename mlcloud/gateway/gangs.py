@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest
-from mlcloud.errors import Conflict, NoSuchResources
+from mlcloud.errors import Conflict, NoSuchResources, UsageError
 from mlcloud.gateway import hosting, restoring
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.models import RankInfo, SessionRequest, SessionState
@@ -37,6 +37,11 @@ MOST_HOPEFUL_S = 600.0  # a place that nobody has taken by then is given back
 
 def check(services: Services, request: SessionRequest, host: HostRequest) -> None:
     """Raises `NoSuchResources` for a gang that the cluster could never hold."""
+    if request.min_workers is not None and not 1 <= request.min_workers <= request.workers > 1:
+        raise UsageError(
+            f"workers={(request.min_workers, request.workers)} is no range: it is the fewest and "
+            "the most workers, the most being 2 at least"
+        )
     if request.workers == 1:
         return
     node = host.node_type
@@ -47,9 +52,10 @@ def check(services: Services, request: SessionRequest, host: HostRequest) -> Non
     ]
     each = min(math.floor(has / asks + 1e-9) for asks, has in rows if asks)
     most = each * services.cluster.settings.max_nodes
-    if request.workers > most:
+    fewest = request.min_workers or request.workers
+    if fewest > most:
         raise NoSuchResources(
-            f"{request.workers} workers never fit into this cluster: it has at most "
+            f"{fewest} workers never fit into this cluster: it has at most "
             f"{services.cluster.settings.max_nodes} nodes (MLCLOUD_MAX_NODES), and a node of "
             f"{node.describe()} holds {each} of them, which makes {most}. Ask for fewer workers, "
             "or for less in each"
@@ -58,6 +64,11 @@ def check(services: Services, request: SessionRequest, host: HostRequest) -> Non
 
 def same(existing: SessionRequest, wanted: SessionRequest) -> None:
     """Raises `Conflict` where the number of workers would change."""
+    if wanted.min_workers != existing.min_workers and "min_workers" in wanted.model_fields_set:
+        raise Conflict(
+            f"session {existing.name!r} has at least {existing.min_workers} workers, not "
+            f"{wanted.min_workers}; use another session, or close this one"
+        )
     if "workers" in wanted.model_fields_set and wanted.workers != existing.workers:
         raise Conflict(
             f"session {existing.name!r} has {existing.workers} "
@@ -68,7 +79,7 @@ def same(existing: SessionRequest, wanted: SessionRequest) -> None:
 
 
 def ranks(session: Session) -> list[RankInfo]:
-    if session.host is None or session.request.workers == 1:
+    if session.host is None or not session.is_gang:
         return []
     found = []
     for rank, instance in enumerate(session.host.instances):
@@ -85,7 +96,7 @@ def place(session: Session, host: LiveHost) -> str:
 
 
 def place_by(session: Session, facts: dict[str, Any]) -> str:
-    if session.request.workers == 1:
+    if not session.is_gang:
         return ""
     on = Counter(session.place_of(str(each["instance"])) for each in facts["ranks"])
     nodes = Counter(
@@ -93,12 +104,11 @@ def place_by(session: Session, facts: dict[str, Any]) -> str:
         for instance in {str(each["instance"]) for each in facts["ranks"]}
     )
     places = ", ".join(f"{nodes[each]} × {each}" for each in on)
-    return f"{session.request.workers} workers on {places}"
+    return f"{len(facts['ranks'])} workers on {places}"
 
 
 def asked(session: Session) -> str:
-    workers = session.request.workers
-    return f"nodes for {workers} workers" if workers > 1 else ""
+    return f"nodes for {session.request.workers} workers" if session.is_gang else ""
 
 
 async def regroup(session: Session, host: LiveHost) -> None:
@@ -128,7 +138,10 @@ def on_notice(
     )
     session.set_state(SessionState.MOVING)
     session.spawn(hosting.tell_notice(session, host, deadline))
-    session.spawn(_hold_place(session, host, instance, deadline, len(gone)))
+    if session.request.min_workers is None:  # an elastic one leaves at once, and asks then
+        session.spawn(_hold_place(session, host, instance, deadline, len(gone)))
+    else:
+        session.spawn(_drain(session, host, instance, deadline))
     if len(session.leaving_ranks) == 1:
         session.spawn(_move_when_idle(session, host))
     return True
@@ -138,9 +151,8 @@ async def _hold_place(
     session: Session, host: LiveHost, instance: str, deadline: datetime, ranks: int
 ) -> None:
     """Have Ray bring a node for these ranks while the old one is still there."""
+    await _drain(session, host, instance, deadline)
     hosts = await session.services.cluster.joined()
-    with contextlib.suppress(Exception):  # a node that is gone cannot be drained, nor chosen
-        await hosts.drain(host.node_on(instance), deadline)
     avoid = {instance, *session.services.leaving}
     name = f"{session.id}-hold-{instance}"
     hosts.hold(name, session.host_request, session.memory_bytes, ranks, avoid)
@@ -150,6 +162,12 @@ async def _hold_place(
             await asyncio.sleep(0.1)
     finally:
         hosts.let_go(name)
+
+
+async def _drain(session: Session, host: LiveHost, instance: str, deadline: datetime) -> None:
+    hosts = await session.services.cluster.joined()
+    with contextlib.suppress(Exception):  # a node that is gone cannot be drained, nor chosen
+        await hosts.drain(host.node_on(instance), deadline)
 
 
 async def _move_when_idle(session: Session, old: LiveHost) -> None:

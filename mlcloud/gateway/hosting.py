@@ -24,7 +24,7 @@ from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest
 from mlcloud.cost.ledger import Placement
 from mlcloud.errors import Conflict, SessionFailed
-from mlcloud.gateway import environments, gangs, restoring
+from mlcloud.gateway import elastic, environments, gangs, restoring
 from mlcloud.gateway.execution import Execution
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.models import SessionState
@@ -60,10 +60,11 @@ async def bring_up(
     hosts = await session.services.cluster.joined()
     values = await session.services.vault.gather(session)
     for attempt in range(BRING_UP_TRIES):
+        workers = await elastic.workers(session, avoid) if session.is_gang else None
         # In the table the epoch changes with take_over: until then a gateway that comes back must
         # find the present host, and sweeps the others away (`adoption.py`).
         session.epoch += 1
-        gone = await asyncio.to_thread(_gone_of_late, session.services.cluster.cloud)
+        gone = await asyncio.to_thread(gone_of_late, session.services.cluster.cloud)
         handle = hosts.create(
             f"{session.id}-{session.epoch}",
             request or session.host_request,
@@ -84,7 +85,7 @@ async def bring_up(
             avoid={avoid, *gone, *session.services.leaving} - {""},
             node_type=node_type,
             runtime_env=environments.runtime_env(session),
-            workers=session.request.workers,
+            workers=workers,
         )
         if attempt == 0 and not quiet:
             own = session.request.environment
@@ -118,7 +119,7 @@ async def bring_up(
     raise SessionFailed(f"no host could be started in {BRING_UP_TRIES} tries: {last}")
 
 
-def _gone_of_late(cloud: LocalCloud) -> list[str]:
+def gone_of_late(cloud: LocalCloud) -> list[str]:
     """Nodes that Ray may believe to be there still, and would wait for: a node's end takes it some
     seconds to find out. Blocks."""
     since = now() - timedelta(seconds=RAY_LEARNS_S)
@@ -290,7 +291,9 @@ def place_session(session: Session, host: LiveHost) -> None:
 async def host_lost(session: Session, host: LiveHost) -> None:
     why = host.lost.result()
     place = session.place(host)
-    session.story("lost", f"{place} was {why}" if why == "preempted" else f"{place} is gone: {why}")
+    if why != elastic.LEFT:
+        gone = f"{place} was {why}" if why == "preempted" else f"{place} is gone: {why}"
+        session.story("lost", gone)
     session.services.billing.see(session.services.cluster.cloud.instances())
     session.services.billing.close_placements(session.id)
     assert session.services.cluster.hosts is not None

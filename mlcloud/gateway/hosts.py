@@ -70,14 +70,14 @@ class Hosts:
         avoid: Iterable[str] = (),
         node_type: str = "",
         runtime_env: dict[str, Any] | None = None,
-        workers: int = 1,
+        workers: int | None = None,
     ) -> Any:
         """Ask Ray for a host. Returns at once; the actor starts when a node can hold it.
 
         `avoid` are instances it must not be put on: Ray 2.60 still gave new actors to a node that
         had accepted to be drained, where they died with it. `node_type` is the only kind of node
-        that it may be put on; without one, any that can hold it. `workers`: more than one is a
-        gang (`gangs.py`), whose host is rank 0's.
+        that it may be put on; without one, any that can hold it. `workers`: of a gang (`gangs.py`),
+        whose host is rank 0's.
         """
         labels = _away_from(avoid)
         if node_type:
@@ -89,7 +89,7 @@ class Hosts:
         options = _resources(request, memory_bytes)
         kind: Any = Host
         where: dict[str, Any] = {"label_selector": labels or None}
-        if workers > 1:
+        if workers is not None:
             kind, where = reservations.leader(name, workers, options, labels, arguments)
             self._reserved.add(name)
         host = (
@@ -109,11 +109,11 @@ class Hosts:
         self._names[host._actor_id.hex()] = name
         return host
 
-    def find(self, name: str, workers: int = 1) -> Any | None:
+    def find(self, name: str, *, gang: bool = False) -> Any | None:
         """The host actor of this name, None if there is none alive."""
         import ray
 
-        if workers > 1:
+        if gang:
             self._reserved.add(name)
         try:
             host = ray.get_actor(name, namespace=NAMESPACE)
@@ -140,6 +140,10 @@ class Hosts:
     ) -> None:
         """Reserve places for `count` ranks, until `let_go`: Ray brings nodes for them now."""
         reservations.hold(name, _resources(request, memory_bytes), _away_from(avoid), count)
+
+    def held(self, names: Iterable[str]) -> set[str]:
+        """Of these reservations those that have their place. Blocks."""
+        return reservations.held(names)
 
     def let_go(self, name: str) -> None:
         reservations.remove(name)

@@ -19,7 +19,7 @@ from mlcloud.cluster.records import now
 from mlcloud.cost.footer import footer
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import ExecutionCancelled, MLCloudError
-from mlcloud.gateway import db, hosting, mounting, restoring
+from mlcloud.gateway import db, elastic, hosting, mounting, restoring
 from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
 from mlcloud.gateway.lease import Lapsed
@@ -96,6 +96,8 @@ class Outcomes:
                         acts.append(partial(self._session.status, _content(blob)["text"]))
                 elif not execution_id.startswith("restore-"):
                     items.append((execution_id, kind, blob))
+                    if kind == "mlcloud_event" and _content(blob).get("type") == "left":
+                        acts.append(partial(elastic.left, self._session, host, _content(blob)))
                     if kind == "input_request":
                         asked = self._session.questions.asked
                         acts.append(partial(asked, execution_id, _content(blob)))

@@ -6,6 +6,7 @@ It is detached and has the name of rank 0's host, so a gateway that was killed f
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 LOOK_S = 20.0  # how long a rank may sit in a collective that others have left
@@ -60,6 +61,16 @@ def _bundle(options: dict[str, Any]) -> dict[str, float]:
         **options["resources"],
     }
     return {key: value for key, value in bundle.items() if value}
+
+
+def held(names: Iterable[str]) -> set[str]:
+    """Those of these reservations that have all their places."""
+    from ray.util.placement_group import placement_group_table
+
+    created = {
+        each["name"] for each in placement_group_table().values() if each["state"] == "CREATED"
+    }
+    return created & set(names)
 
 
 def remove(name: str) -> None:

@@ -39,7 +39,7 @@ from mlcloud.errors import (
     SessionClosed,
     SessionFailed,
 )
-from mlcloud.gateway import adoption, db, gangs, hosting, restoring
+from mlcloud.gateway import adoption, db, elastic, gangs, hosting, restoring
 from mlcloud.gateway.billing import Billing
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
@@ -142,6 +142,7 @@ class Session:
         self.unsafe: set[str] = set()  # executions that finished and are not in the store yet
         self.pending: dict[str, int] = {}  # bytes that they may have changed
         self.lagging: dict[str, int] = {}  # those whose footers say that the store is behind
+        self.seats = elastic.Seats(self)
         self.leaving_ranks: set[str] = set()  # nodes of a gang that have their notice
         self.safe_to = ""  # the last cell that is safe
         self.recorded = 0  # the last event that is in the store's record
@@ -307,6 +308,7 @@ class Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.seats.give_back()
         if self.host is not None and not keep_host:
             await hosting.release(self, self.host)
 
@@ -320,7 +322,7 @@ class Session:
         host = self.host
         if host is None or instance_id not in host.instances or self.successor is not None:
             return False
-        if self.request.workers > 1:
+        if self.is_gang:
             return gangs.on_notice(self, host, instance_id, deadline, kind)
         seconds = max(0, math.ceil((deadline - now()).total_seconds()))
         self.story(
@@ -406,7 +408,7 @@ class Session:
         while self.services.lease.lapsed and not execution.ended:
             await asyncio.sleep(LAPSED_LOOK_S)  # it may be another head's to run
         while not execution.ended:
-            if execution.runs >= MAX_RUNS:
+            if execution.runs >= (elastic.MAX_RUNS if self.request.min_workers else MAX_RUNS):
                 self.outcomes.finish_with(
                     execution, SessionFailed(f"given up after {execution.runs} interrupted runs")
                 )
@@ -626,6 +628,11 @@ class Session:
         self.journal.emit(target, "status", {"text": text, "ready": ready})
 
     # --- small things -----------------------------------------------------------------------------
+
+    @property
+    def is_gang(self) -> bool:
+        """Whether it has several kernels, or may have."""
+        return self.request.workers > 1
 
     @property
     def over(self) -> bool:

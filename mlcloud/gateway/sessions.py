@@ -278,7 +278,7 @@ class Sessions:
             ancestors=session.request.ancestors,
             detail=session.detail,
             idle_since=self._idle_since(session),
-            workers=session.request.workers,
+            workers=len(session.host.instances) if session.host else session.request.workers,
             ranks=gangs.ranks(session),
         )
 

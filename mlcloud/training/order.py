@@ -1,7 +1,7 @@
 """Which samples make up each step's batch: the same for any number of ranks.
 
     samples, in an order made from seed and epoch ─► step k: the k-th `global_batch` of them
-                                                       └─ rank r: the r-th part, of nearly equal size
+                                                       └─ rank r: the r-th part of these
 
 A step is known by its number alone, so a training that goes on at step k with other ranks sees
 exactly what it would have seen. Where the ranks do not divide the batch, the first of them have one

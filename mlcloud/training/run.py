@@ -20,7 +20,11 @@ def run(function: Callable[..., Any], options: dict[str, Any], arguments: dict[s
     if mine:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-        dist.init_process_group()
+        if "RANK" in os.environ:
+            dist.init_process_group()
+        else:  # one worker, in a session of its own
+            store: Any = getattr(dist, "HashStore")()  # noqa: B009  # torch's stubs have no name of it
+            dist.init_process_group(store=store, rank=0, world_size=1)
     try:
         context = TrainContext(**options)
         value = function(context, **arguments)

@@ -12,7 +12,6 @@ import pytest
 import mlcloud
 from mlcloud import errors
 from mlcloud.client.session import Session
-from tests.faults.test_host_killed import host_of
 from tests.live import Embedded, Running, events, open_notebook, printed, stories, until
 
 pytest.importorskip("torch")
@@ -151,7 +150,7 @@ def test_subgroups_are_made_again_by_their_cells_in_lockstep(gang: Session) -> N
     gang.park()
     gang.run("dist.all_reduce(t, group=pair)\nsummed = t.item()", quiet=True)
     assert gang._side.namespace["summed"] == 1.0
-    assert "alone, pair made again" in stories(gang)["rebuilt"]
+    assert "pair made again by running what made it" in stories(gang)["rebuilt"]
 
 
 @pytest.fixture
@@ -184,14 +183,25 @@ def test_a_node_that_is_gone_takes_all_ranks_back_to_the_last_safe_step(
     three: tuple[Embedded, Session],
 ) -> None:
     _, session = three
-    session.run("for _ in range(3): step()\nbefore = weights()", quiet=True, durable=True)
-    running = Running(
-        session,
-        "import time, os\nprint('pid', os.getpid(), flush=True)\n"
-        "for _ in range(20): step(); time.sleep(0.2)\nat = steps",
+    session.run("for _ in range(3): step()", quiet=True, durable=True)
+    session.run(
+        "pids = [None] * 3\ndist.all_gather_object(pids, os.getpid())", quiet=True, durable=True
     )
-    running.printed("pid")
-    pid = int(running.text().split("pid")[1].split()[0])
-    host_of(psutil.Process(pid)).kill()
-    assert running.error(120) is None
-    assert session.run("assert steps == 23", quiet=True) is None
+    for rank in (2, 0):
+        kernel = psutil.Process(session._side.namespace["pids"][rank])
+        running = Running(
+            session,
+            "import time\nprint('ready', flush=True)\n"
+            "for _ in range(20): step(); time.sleep(0.2)\n"
+            "dist.all_gather_object(pids, os.getpid())",
+        )
+        running.printed("ready")
+        supervisor = kernel.parent()
+        assert supervisor is not None
+        host = supervisor.parent()
+        assert host is not None
+        assert "ray::" in " ".join(host.cmdline())
+        host.kill()
+        assert running.error(120) is None
+        assert not kernel.is_running()
+    session.run("assert steps == 3 + 20 + 20, steps\nweights()", quiet=True)
