@@ -13,7 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from mlcloud.gateway import hosting, secrets
+from mlcloud.gateway import elastic, hosting, secrets
 from mlcloud.gateway.execution import Execution
 from mlcloud.gateway.hosting import BRING_UP_TRIES
 from mlcloud.gateway.livehost import LiveHost
@@ -58,6 +58,8 @@ async def adopt(session: Session, host_number: int) -> None:
                     if not node.alive:  # it ended while it was being asked: nobody was told of it
                         session.on_node_end(node.id, node.reason)
             if session.current is not None:
+                if session.host is not None and session.request.min_workers is not None:
+                    await elastic.go_on_looking(session)
                 underway = await is_underway(session, session.current)
                 if not underway and session.current.state is ExecutionState.RUNNING:
                     what = "the node went away while there was no gateway"
@@ -87,6 +89,9 @@ async def adopt_host(session: Session, host_number: int) -> None:
         leftover = hosts.find(f"{session.id}-{session.epoch + ahead}", gang=session.is_gang)
         if leftover is not None:
             hosts.kill(leftover)
+    if session.is_gang:
+        for kind in ("seat", "hold"):
+            await asyncio.to_thread(hosts.sweep, f"{session.id}-{kind}-")
     if not session.epoch:
         return
     handle = hosts.find(f"{session.id}-{session.epoch}", gang=session.is_gang)

@@ -65,6 +65,14 @@ async def workers(session: Session, avoid: str = "") -> int:
     return taken
 
 
+async def go_on_looking(session: Session) -> None:
+    """For more workers of a gang that an earlier gateway made."""
+    missing = session.request.workers - len(session.host.instances if session.host else ())
+    if missing > 0:
+        await session.seats.ask(missing, "")
+        session.spawn(_grow(session))
+
+
 def left(session: Session, host: LiveHost, content: dict[str, Any]) -> None:
     """The ranks have saved, and wait for their end."""
     if session.request.min_workers is not None and host is session.host and host.alive:

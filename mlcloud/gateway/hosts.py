@@ -145,6 +145,11 @@ class Hosts:
         """Of these reservations those that have their place. Blocks."""
         return reservations.held(names)
 
+    def sweep(self, prefix: str) -> None:
+        """Let go of what another gateway held by names that begin so. Blocks."""
+        for name in reservations.named(prefix):
+            self.let_go(name)
+
     def let_go(self, name: str) -> None:
         reservations.remove(name)
 

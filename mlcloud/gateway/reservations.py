@@ -73,6 +73,18 @@ def held(names: Iterable[str]) -> set[str]:
     return created & set(names)
 
 
+def named(prefix: str) -> list[str]:
+    """Reservations that there are of a gateway that was killed."""
+    from ray.util.placement_group import placement_group_table
+
+    every = placement_group_table().values()
+    return [
+        each["name"]
+        for each in every
+        if each["state"] != "REMOVED" and str(each["name"]).startswith(prefix)
+    ]
+
+
 def remove(name: str) -> None:
     """Give the places back; who is on them ends."""
     from ray.util.placement_group import get_placement_group, remove_placement_group

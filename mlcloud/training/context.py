@@ -119,7 +119,10 @@ class TrainContext:
     def report(self, **values: Any) -> None:
         """Numbers of this step, such as `loss=loss`: their means over the ranks (by samples) go to
         the history, and to the line under the cell. The same names each time."""
-        self._report = {name: float(value) for name, value in values.items()}
+        self._report = {
+            name: float(value.detach() if hasattr(value, "detach") else value)
+            for name, value in values.items()
+        }
 
     # --- the loop ---------------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ class Line:
             self._speed = (step - self._last[1]) * self._batch / (now - self._last[0])
         self._last, self._shown = (now, step), now
         values = " · ".join(f"{n} {each[-1]:.6g}" for n, each in history.values.items() if each)
-        parts = [f"step {step} of {self._steps}", values, f"{self._world} workers"]
+        world = "1 worker" if self._world == 1 else f"{self._world} workers"
+        parts = [f"step {step} of {self._steps}", values, world]
         parts += [f"{self._speed:,.0f} samples/s"] if self._speed else []
         self._display(" · ".join(filter(None, parts)))
 

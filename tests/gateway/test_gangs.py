@@ -205,3 +205,23 @@ def test_a_node_that_is_gone_takes_all_ranks_back_to_the_last_safe_step(
         assert running.error(120) is None
         assert not kernel.is_running()
     session.run("assert steps == 3 + 20 + 20, steps\nweights()", quiet=True)
+
+
+@pytest.mark.slow
+def test_a_gateway_that_was_killed_finds_its_gang_at_work(own_cluster: Any) -> None:
+    embedded = own_cluster(node_idle="60s")
+    session = embedded.connect().session("two", workers=2, namespace={})
+    session.run(GROUP + MODEL, quiet=True, durable=True)
+    running = session.run(
+        "import time\nfor _ in range(20): step(); time.sleep(0.3)\n"
+        "at, pid = steps, os.getpid()\nweights()",
+        detach=True,
+        quiet=True,
+    )
+    assert running is not None
+    until(lambda: session.state == "busy", "it runs")
+    embedded.kill_gateway()
+    running.result(90)
+    assert running.info.runs == 1
+    session.run("assert steps == 20\ndist.barrier()", quiet=True)
+    assert [each.rank for each in session.info.ranks] == [0, 1]

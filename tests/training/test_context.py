@@ -74,6 +74,7 @@ def losses(found: list[Any]) -> list[float]:
     return [pytest.approx(each, rel=1e-5) for each in found[0][3]]
 
 
+@pytest.mark.slow
 def test_the_loss_curve_is_the_same_on_any_number_of_ranks(tmp_path: Path) -> None:
     alone = run(1, tmp_path / "1")
     assert alone[0][2] == list(range(1, 19))
@@ -85,7 +86,7 @@ def test_the_loss_curve_is_the_same_on_any_number_of_ranks(tmp_path: Path) -> No
         assert read == sorted(alone[0][5])
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_it_goes_on_with_another_number_of_ranks(tmp_path: Path, strategy: str) -> None:
     whole = run(2, tmp_path / "whole", strategy=strategy)
     folder = tmp_path / "cut"

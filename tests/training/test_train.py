@@ -1,0 +1,115 @@
+"""`mlcloud.train` on a real cluster: it goes on with fewer workers and grows again, and the training
+is the one that nothing had disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlcloud
+from mlcloud import errors
+from tests.live import Embedded, another, events, stories, until
+
+pytest.importorskip("torch")
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+EPOCHS = 12
+
+
+def fit(context: Any, pause: float = 0.0) -> dict[str, Any]:
+    import time
+
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(240, 5, generator=generator)
+    y = x @ torch.arange(5.0) + torch.randn(240, generator=generator)
+    data = torch.utils.data.TensorDataset(x, y)
+    model = context.wrap(torch.nn.Linear(5, 1))
+    opt = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    began = None
+    for bx, by in context.batches(
+        data, global_batch=24, epochs=EPOCHS, state={"model": model, "opt": opt}, every="3s"
+    ):
+        began = context.step if began is None else began
+        opt.zero_grad()
+        loss = (model(bx).squeeze(1) - by).square().mean()
+        context.backward(loss)
+        opt.step()
+        context.report(loss=loss)
+        time.sleep(pause)
+    return {"began": began, "world": context.world_size}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Embedded]:
+    with Embedded(tmp_path, max_nodes="3", node_idle="5s") as embedded:
+        embedded.connect()
+        yield embedded
+
+
+def test_it_shrinks_at_a_notice_and_grows_again(small: Embedded) -> None:
+    client = mlcloud.connect()
+    whole = mlcloud.train(fit, workers=1, quiet=True)
+    assert whole.steps == 10 * EPOCHS
+    assert whole.history.worlds == [[0, 1]]
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(mlcloud.train, fit, workers=(1, 4), session="e", quiet=True, pause=0.3)
+        until(lambda: any(each.name == "e" for each in client.sessions()), "its session")
+        watch = another(client.attach("e"))
+        until(lambda: len(watch.info.ranks) == 4, "four workers", 120)
+        until(lambda: "4 workers" in _lines(watch) or done.done(), "it trains", 60)
+        client.cluster.preempt(watch.info.ranks[-1].node, "30s")
+        found = done.result(240)
+    worlds = [world for _, world in found.history.worlds]
+    assert 4 in worlds[:-1]
+    assert len(worlds) > worlds.index(4) + 1  # it left at the notice, and went on in another size
+    # Every step once, in order, with the loss that it has undisturbed.
+    assert found.history.steps == list(range(1, whole.steps + 1))
+    assert found.history.values["loss"] == pytest.approx(whole.history.values["loss"], rel=1e-4)
+    assert found.value["began"] == found.history.worlds[-1][0] > 0
+    told = stories(watch)
+    assert "all ranks saved after step" in told["left"]
+    assert "lost" not in told  # nothing was cut off
+
+
+def test_a_worker_that_is_gone_costs_what_was_not_committed(small: Embedded) -> None:
+    client = mlcloud.connect()
+    whole = mlcloud.train(fit, workers=1, quiet=True)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(mlcloud.train, fit, workers=(1, 4), session="e", quiet=True, pause=0.2)
+        until(lambda: any(each.name == "e" for each in client.sessions()), "its session")
+        watch = another(client.attach("e"))
+        until(lambda: "checkpoint" in _kinds(watch) or done.done(), "it saves", 150)
+        client.cluster.preempt(watch.info.ranks[-1].node, "0s")
+        found = done.result(240)
+    assert found.history.steps == list(range(1, whole.steps + 1))
+    assert found.history.values["loss"] == pytest.approx(whole.history.values["loss"], rel=1e-4)
+    assert found.value["began"] > 0
+
+
+def test_what_cannot_be_trained(small: Embedded) -> None:
+    with pytest.raises(errors.UsageError, match="no range"):
+        mlcloud.train(fit, workers=(3, 2))
+    with pytest.raises(errors.NoSuchResources, match="50 workers never fit"):
+        mlcloud.train(fit, workers=(50, 60))
+    with pytest.raises(errors.UsageError, match="is no function"):
+        mlcloud.train("fit")  # type: ignore[arg-type]
+    with pytest.raises(errors.UsageError, match="not enough for up to 40 workers"):
+        mlcloud.train(fit, workers=(1, 40), quiet=True)
+
+
+def _lines(watch: Any) -> str:
+    return " ".join(str(each["content"]) for each in events(watch) if "display" in each["kind"])
+
+
+def _kinds(watch: Any) -> list[str]:
+    return [
+        each["content"].get("type", "") for each in events(watch) if each["kind"] == "mlcloud_event"
+    ]
