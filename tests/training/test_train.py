@@ -1,5 +1,5 @@
-"""`mlcloud.train` on a real cluster: it goes on with fewer workers and grows again, and the training
-is the one that nothing had disturbed."""
+"""`mlcloud.train` on a real cluster: it goes on with fewer workers and grows again, and the curve
+is that of a training that nothing disturbed."""
 
 from __future__ import annotations
 
