@@ -64,6 +64,7 @@ MAX_RUNS = 20
 BRING_UP_TRIES = 5
 SAFE_WAIT_S = 20.0
 BUSY_LOOK_S = 60.0
+GIVE_BACK_S = 5.0
 LAPSED_LOOK_S = 0.05
 ASK_S = 0.8  # the notebook waits for a second, with its Tab
 
@@ -308,7 +309,8 @@ class Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.seats.give_back()
+        with contextlib.suppress(Exception):  # Ray may be gone, and its reservations with it
+            await asyncio.wait_for(self.seats.give_back(), GIVE_BACK_S)
         if self.host is not None and not keep_host:
             await hosting.release(self, self.host)
 

@@ -60,16 +60,18 @@ def test_it_shrinks_at_a_notice_and_grows_again(small: Embedded) -> None:
     assert whole.steps == 10 * EPOCHS
     assert whole.history.worlds == [[0, 1]]
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(mlcloud.train, fit, workers=(1, 4), session="e", quiet=True, pause=0.3)
+        done = pool.submit(
+            mlcloud.train, fit, workers=(1, 2), cpus=2, session="e", quiet=True, pause=0.3
+        )
         until(lambda: any(each.name == "e" for each in client.sessions()), "its session")
         watch = another(client.attach("e"))
-        until(lambda: len(watch.info.ranks) == 4, "four workers", 120)
-        until(lambda: "4 workers" in _lines(watch) or done.done(), "it trains", 60)
-        client.cluster.preempt(watch.info.ranks[-1].node, "30s")
-        found = done.result(240)
+        until(lambda: len(watch.info.ranks) == 2, "two workers", 300)
+        until(lambda: "2 workers" in _lines(watch) or done.done(), "it trains", 200)
+        client.cluster.preempt(watch.info.ranks[-1].node, "60s")
+        found = done.result(600)
     worlds = [world for _, world in found.history.worlds]
-    assert 4 in worlds[:-1]
-    assert len(worlds) > worlds.index(4) + 1  # it left at the notice, and went on in another size
+    # It left at the notice for the node that stayed, and the next one was used when it was there.
+    assert worlds[worlds.index(2) :] in ([2, 1], [2, 1, 2])
     # Every step once, in order, with the loss that it has undisturbed.
     assert found.history.steps == list(range(1, whole.steps + 1))
     assert found.history.values["loss"] == pytest.approx(whole.history.values["loss"], rel=1e-4)
@@ -83,12 +85,14 @@ def test_a_worker_that_is_gone_costs_what_was_not_committed(small: Embedded) -> 
     client = mlcloud.connect()
     whole = mlcloud.train(fit, workers=1, quiet=True)
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(mlcloud.train, fit, workers=(1, 4), session="e", quiet=True, pause=0.2)
+        done = pool.submit(
+            mlcloud.train, fit, workers=(1, 2), cpus=2, session="e", quiet=True, pause=0.2
+        )
         until(lambda: any(each.name == "e" for each in client.sessions()), "its session")
         watch = another(client.attach("e"))
-        until(lambda: "checkpoint" in _kinds(watch) or done.done(), "it saves", 150)
+        until(lambda: "checkpoint" in _kinds(watch) or done.done(), "it saves", 300)
         client.cluster.preempt(watch.info.ranks[-1].node, "0s")
-        found = done.result(240)
+        found = done.result(600)
     assert found.history.steps == list(range(1, whole.steps + 1))
     assert found.history.values["loss"] == pytest.approx(whole.history.values["loss"], rel=1e-4)
     assert found.value["began"] > 0
