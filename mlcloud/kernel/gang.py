@@ -27,7 +27,7 @@ import msgpack
 from mlcloud.kernel import members, rendezvous
 from mlcloud.kernel.events import Event
 from mlcloud.kernel.folding import Folded
-from mlcloud.kernel.members import Member, Peer, Rank
+from mlcloud.kernel.members import Member, Rank
 from mlcloud.kernel.rounds import Round, Saved, per_rank
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ ALONE = ("get", "debug")  # operations of rank 0
 BRINGS = ("cell", "load")  # that may be refused by rank 0, before anything is done
 INTERRUPTS = 5
 STACK_S = 3.0
-ABORT_AFTER_S = 1.0
+AGAIN_S = 1.0
 SHOW_S = 0.5  # between two updates of what is folded
 FOLD_AFTER_S = 1.5  # a cell that has ended by then shows the others' output under its own
 
@@ -63,7 +63,10 @@ class Gang(Member):
     async def start(self, secrets: dict[str, str] | None = None) -> dict[str, Any]:
         """Start (or restart) the kernels of all ranks."""
         if not self._ranks:
-            await self._recruit()
+            self._own = rendezvous.place()
+            self._ranks = await members.recruit(
+                self._workers, self._arguments, self._rank_options, self._own["node_id"]
+            )
         for rank in self._ranks:
             if rank.pump is not None:
                 rank.pump.cancel()
@@ -85,33 +88,6 @@ class Gang(Member):
             rank.number = await rank.handle.told.remote()
             rank.pump = self._spawn(self._read(rank))
         return self.facts()
-
-    async def _recruit(self) -> None:
-        """The other hosts, in the leader's placement group; ranks of one node are neighbours."""
-        import ray
-        from ray.util.placement_group import get_current_placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        group = get_current_placement_group()
-        self._own = rendezvous.place()
-        handles = [
-            ray.remote(Peer)
-            .options(
-                max_restarts=0,
-                max_task_retries=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=bundle
-                ),
-                **self._rank_options,
-            )
-            .remote(**self._arguments)
-            for bundle in range(1, self._workers)
-        ]
-        places = await asyncio.gather(*(handle.place.remote() for handle in handles))
-        own = self._own["node_id"]
-        ranks = [Rank(*each) for each in zip(handles, places, strict=True)]
-        nodes = [own, *(rank.facts["node_id"] for rank in ranks)]
-        self._ranks = sorted(ranks, key=lambda rank: nodes.index(rank.facts["node_id"]))
 
     def facts(self) -> dict[str, Any]:
         facts = super().facts()
@@ -150,7 +126,7 @@ class Gang(Member):
         if asked["op"] == "mount":  # to a node's working directory, once
             ranks -= {n for n in ranks if n and self._ranks[n - 1].facts["local_rank"]}
         requests = per_rank(asked, request, self._workers)
-        self._round = Round(execution_id, ranks)
+        self._round = Round(execution_id, ranks, asked["op"])
         self._folded = Folded(execution_id, self._workers)
         self._round.send = lambda rank: self._ranks[rank - 1].handle.submit.remote(
             requests[rank], code, execution_id, False, 0
@@ -162,11 +138,19 @@ class Gang(Member):
     def _send_others(self, execution_id: str) -> None:
         """Rank 0 takes it: now the others."""
         current = self._round
-        if current is not None and current.execution_id == execution_id and current.send:
-            send, current.send = current.send, None
-            current.waits = set(current.ranks)
+        if current is None or current.execution_id != execution_id or current.begun:
+            return
+        if not current.stopping:
+            current.begun, current.waits = True, set(current.ranks)
             for rank in sorted(current.ranks - {0}):
-                self._spawn(self._handed(rank, send(rank)))
+                self._spawn(self._handed(rank, current.send(rank)))
+
+    def _save_others(self, current: Round) -> None:
+        """Of a cell that rank 0 refused there is a state as well: the others have theirs."""
+        request = msgpack.packb({"op": "save", "execution_id": current.execution_id})
+        for rank, each in enumerate(self._ranks, 1):
+            call = each.handle.submit.remote(request, "", current.execution_id, False, 0)
+            self._spawn(self._handed(rank, call))
 
     async def _handed(self, rank: int, call: Any) -> None:
         try:
@@ -212,19 +196,16 @@ class Gang(Member):
         if current.stopping:
             return
         current.stopping = True
-        if current.send is not None:  # the others have not begun, and shall not
-            current.send = None
         await self._look(current)
         for again in range(INTERRUPTS):
             await self._each("sigint", current.waits)
-            if await current.over(ABORT_AFTER_S):
+            if await current.over(AGAIN_S):
                 return
-            if again == 0:
+            if not current.aborted:
+                await self._look(current)
                 # A collective waits for ranks that may never come; no signal ends it.
-                ends = await self._each("connections", current.ranks)
-                among = members.among([each or [] for each in ends.values()])
-                aborted = await self._each("abort_groups", current.waits, among)
-                current.aborted |= any(aborted.values())
+                if current.in_collectives() or again == INTERRUPTS - 2:
+                    await self._abort(current)
         current.stopping = False
         stuck = sorted(current.waits)
         if current.must:
@@ -232,6 +213,12 @@ class Gang(Member):
         else:
             await self._look(current)
             self._say(current, f"not interrupted yet: {current.where()}")
+
+    async def _abort(self, current: Round) -> None:
+        ends = await self._each("connections", current.ranks)
+        among = members.among([each or [] for each in ends.values()])
+        aborted = await self._each("abort_groups", current.waits, among)
+        current.aborted |= any(aborted.values())
 
     async def _end_kernels(self, ranks: Any) -> None:
         for rank in ranks:
@@ -373,7 +360,8 @@ class Gang(Member):
 
     def _close(self, current: Round) -> None:
         self._round = None
-        self._saved.expect(current.execution_id, current.ranks)
+        if not current.begun and current.op in BRINGS:
+            self._save_others(current)
         if self._folded is not None:
             current.fold_errors(self._folded)
             self._tell_folded(self._folded)

@@ -70,6 +70,7 @@ class Peer(Member):
         self, secrets: dict[str, str] | None, variables: dict[str, str]
     ) -> dict[str, Any]:
         self._variables = variables
+        self._printed.keep_none()  # the session's log is rank 0's
         if variables["LOCAL_RANK"] != "0":  # one working directory a node, saved once
             self._kernel_options = {**self._kernel_options, "keep_files": 0}
         return await self.start(secrets)
@@ -85,6 +86,35 @@ class Rank:
         self.handle, self.facts = handle, facts
         self.number = 0  # of its last event that was handled
         self.pump: asyncio.Task[None] | None = None
+
+
+async def recruit(
+    workers: int, arguments: dict[str, Any], options: dict[str, Any], first: str
+) -> list[Rank]:
+    """The hosts of ranks 1 …, in the placement group of who calls this, which is on the node
+    `first`. Ranks of one node are neighbours."""
+    import ray
+    from ray.util.placement_group import get_current_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = get_current_placement_group()
+    handles = [
+        ray.remote(Peer)
+        .options(
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=bundle
+            ),
+            **options,
+        )
+        .remote(**arguments)
+        for bundle in range(1, workers)
+    ]
+    places = await asyncio.gather(*(handle.place.remote() for handle in handles))
+    ranks = [Rank(*each) for each in zip(handles, places, strict=True)]
+    nodes = [first, *(rank.facts["node_id"] for rank in ranks)]
+    return sorted(ranks, key=lambda rank: nodes.index(rank.facts["node_id"]))
 
 
 def among(ranks: list[list[Connection]]) -> list[Connection]:

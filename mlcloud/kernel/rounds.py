@@ -29,12 +29,13 @@ MOST_FRAMES = 6
 
 
 class Round:
-    """See the module. `send`: hands the cell to the ranks beside 0, until that was done."""
+    """See the module. `send` hands the cell to a rank other than 0."""
 
-    def __init__(self, execution_id: str, ranks: set[int]) -> None:
-        self.execution_id, self.ranks = execution_id, ranks
+    def __init__(self, execution_id: str, ranks: set[int], op: str = "cell") -> None:
+        self.execution_id, self.ranks, self.op = execution_id, ranks, op
         self.waits: set[int] = {0}
-        self.send: Callable[[int], Any] | None = None
+        self.begun = False  # on the ranks beside 0
+        self.send: Callable[[int], Any] = lambda rank: None
         self.errors: dict[int, dict[str, Any]] = {}
         self.returned: dict[int, dict[str, Any]] = {}
         self.stacks: dict[int, str] = {}  # where they were when somebody looked
@@ -137,7 +138,8 @@ class Round:
         if rank not in self.errors and self.failed is None:
             rank = min(self.errors, default=rank)
         found = self.errors.get(rank)
-        if found is None or len(self.ranks) == 1 or (rank == 0 and self.failed is None):
+        alone = len(self.ranks) == 1 or not self.begun
+        if found is None or alone or (rank == 0 and self.failed is None):
             return found
         trace = [f"rank {rank} of {len(self.ranks)}:", *found["content"].get("traceback", [])]
         return {**found, "content": {**found["content"], "traceback": trace}}
@@ -180,12 +182,6 @@ class Saved:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._bodies: dict[str, dict[int, dict[str, Any]]] = {}
-        self._ranks: dict[str, set[int]] = {}
-
-    def expect(self, execution_id: str, ranks: set[int]) -> None:
-        self._ranks[execution_id] = ranks
-        while len(self._ranks) > 64:
-            del self._ranks[next(iter(self._ranks))]
 
     def add(self, rank: int, execution_id: str, body: dict[str, Any]) -> None:
         self._bodies.setdefault(execution_id, {})[rank] = body

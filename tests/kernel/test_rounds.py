@@ -30,7 +30,7 @@ def bad(name: str) -> dict[str, Any]:
 
 def a_round(workers: int) -> Round:
     made = Round("x", set(range(workers)))
-    made.waits = set(made.ranks)
+    made.begun, made.waits = True, set(made.ranks)
     return made
 
 

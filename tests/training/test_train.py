@@ -15,7 +15,7 @@ from mlcloud import errors
 from tests.live import Embedded, another, events, stories, until
 
 pytest.importorskip("torch")
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 EPOCHS = 12
 
@@ -49,8 +49,11 @@ def fit(context: Any, pause: float = 0.0) -> dict[str, Any]:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Embedded]:
-    with Embedded(tmp_path, max_nodes="3", node_idle="5s") as embedded:
-        embedded.connect()
+    with Embedded(tmp_path, max_nodes="3", node_idle="60s") as embedded:
+        # Two nodes are up when the training begins.
+        warm = embedded.connect().session("warm", workers=2, cpus=2, namespace={})
+        warm.run("pass", quiet=True)
+        warm.close()
         yield embedded
 
 
@@ -60,9 +63,7 @@ def test_it_shrinks_at_a_notice_and_grows_again(small: Embedded) -> None:
     assert whole.steps == 10 * EPOCHS
     assert whole.history.worlds == [[0, 1]]
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(
-            mlcloud.train, fit, workers=(1, 2), cpus=2, session="e", quiet=True, pause=0.3
-        )
+        done = pool.submit(mlcloud.train, fit, (1, 2), cpus=2, session="e", quiet=True, pause=0.5)
         until(lambda: any(each.name == "e" for each in client.sessions()), "its session")
         watch = another(client.attach("e"))
         until(lambda: len(watch.info.ranks) == 2, "two workers", 300)
@@ -85,9 +86,7 @@ def test_a_worker_that_is_gone_costs_what_was_not_committed(small: Embedded) -> 
     client = mlcloud.connect()
     whole = mlcloud.train(fit, workers=1, quiet=True)
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(
-            mlcloud.train, fit, workers=(1, 2), cpus=2, session="e", quiet=True, pause=0.2
-        )
+        done = pool.submit(mlcloud.train, fit, (1, 2), cpus=2, session="e", quiet=True, pause=0.2)
         until(lambda: any(each.name == "e" for each in client.sessions()), "its session")
         watch = another(client.attach("e"))
         until(lambda: "checkpoint" in _kinds(watch) or done.done(), "it saves", 300)
