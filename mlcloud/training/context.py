@@ -23,7 +23,7 @@ from mlcloud.checkpoint.checkpoints import Checkpoints
 from mlcloud.checkpoint.saver import END, INTERVAL, NOTICE
 from mlcloud.checkpoint.schedule import Every
 from mlcloud.errors import UsageError
-from mlcloud.training.agreement import GO_ON, LEAVE, SAVE, Agreement
+from mlcloud.training.agreement import GO_ON, LEAVE, MOST_STEPS, SAVE, Agreed, Agreement
 from mlcloud.training.keeping import Keeping
 from mlcloud.training.line import Line
 from mlcloud.training.order import Order, Share
@@ -48,7 +48,8 @@ class TrainContext:
         self._most, self._every, self._elastic = max(most, self.world_size), every, elastic
         self._given = checkpoints
         self._own: Checkpoints | None = None
-        self._agreement = Agreement()
+        # Who counts steps between two saves is not to wait for the next message for long.
+        self._agreement = Agreement(every // 8 if isinstance(every, int) else MOST_STEPS)
         self._report: dict[str, float] = {}
         self._share = Share([], 1, 1.0)
         self._scaled = self._running = False
@@ -201,7 +202,7 @@ class TrainContext:
             keeping.ran(time.monotonic() - began)
             if self._share.scale != 1 and not self._scaled:
                 self._warn_of_scale()
-            if self.rank == 0 and reason != NOTICE:
+            if self.rank == 0 and self._agreement.due and reason != NOTICE:
                 reason = keeping.reason(self.step) or reason
             word = GO_ON if reason is None else LEAVE if reason == NOTICE else SAVE
             weight = len(self._share.indices) / self._share.whole
@@ -215,17 +216,17 @@ class TrainContext:
                     self._leave(keeping)
             if line is not None:
                 line.show(self.step, self.history)
-        self._hear(self._agreement.settle())
+        self._hear(self._agreement.flush())
         keeping.save(self.step, END, self.history)
         if line is not None:
             line.show(self.step, self.history, last=True)
 
-    def _hear(self, found: tuple[int, int, dict[str, float]] | None) -> int:
+    def _hear(self, found: Agreed | None) -> int:
         if found is None:
             return GO_ON
-        step, word, means = found
-        self.history.add(step, means)
-        return word
+        for step, means in found.reports:
+            self.history.add(step, means)
+        return found.word
 
     def _leave(self, keeping: Keeping) -> None:
         """All is saved: the gateway ends these ranks, and makes others."""

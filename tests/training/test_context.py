@@ -3,6 +3,7 @@ that number in its middle."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def leave(rank: int, folder: str) -> Any:
     for _ in context.batches(Squares(), global_batch=20, state={"model": model}):
         if context.step == 5 and rank == 0:
             notice.set(datetime.now(timezone.utc) + timedelta(seconds=60))
+        time.sleep(0.3)
         saved_at.append(context.checkpoints.steps())
     events = [(each["type"], each["step"], each["reason"]) for each in told if "reason" in each]
     return events, context.step
