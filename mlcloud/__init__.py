@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlcloud.client.functions import remote as remote
     from mlcloud.client.planning import plan as plan
     from mlcloud.client.show import show as show
+    from mlcloud.client.training import train as train
     from mlcloud.cost.budgets import Budget as Budget
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
     from mlcloud.magics import unload_ipython_extension as unload_ipython_extension
@@ -53,6 +54,7 @@ _PUBLIC = {
     "sessions": "mlcloud.client.api",
     "show": "mlcloud.client.show",
     "remote": "mlcloud.client.functions",
+    "train": "mlcloud.client.training",
     "load_ipython_extension": "mlcloud.magics",
     "unload_ipython_extension": "mlcloud.magics",
 }
@@ -77,6 +79,7 @@ __all__ = [
     "session",
     "sessions",
     "show",
+    "train",
 ]
 
 

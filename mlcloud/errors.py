@@ -133,6 +133,10 @@ class KernelDied(MLCloudError):
     """The remote kernel process ended inside the cell (signal, exit code or memory limit)."""
 
 
+class RankHung(MLCloudError):
+    """A rank of a gang waits for others that have ended the cell. The message says where."""
+
+
 class ExecutionCancelled(MLCloudError):
     """The execution ended before it ran, because it was cancelled or its session was."""
 

@@ -16,10 +16,6 @@ from mlcloud.errors import UsageError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-LATER = {
-    "--workers": "gangs of kernels",
-}
-
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises `UsageError`, with a suggestion, instead of ending the process."""
@@ -34,8 +30,6 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(_split(line))
         if unknown:
             word = unknown[0].partition("=")[0]
-            if word in LATER:
-                self.error(f"{word} ({LATER[word]}) is not in this version yet")
             options = [option for option in self._option_string_actions if option.startswith("--")]
             near = get_close_matches(word, options, 1, 0.5)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(options)}"
@@ -61,6 +55,7 @@ def remote_parser() -> Parser:
     add = parser.add_argument
     _add_shape(parser)
     add("--session", metavar="NAME", help="a named session; without it, this notebook's own")
+    add("--workers", type=int, metavar="N", help="so many kernels, one rank each (1)")
     add("--in", dest="only_in", metavar="A,B", help="ship exactly these names; they win")
     add("--out", metavar="C", help="bring back exactly these names, whatever their size")
     add("--dry", action="store_true", help="show what would ship, and run nothing")
@@ -129,6 +124,8 @@ def run_remote(line: str, cell: str) -> Any:
 
     timeout = None if options.timeout is None else parse_duration(options.timeout).total_seconds()
     wanted = _shape(options)
+    if options.workers is not None:
+        wanted["workers"] = options.workers
     if options.secret:
         from mlcloud.client.secrets import read_words
 
@@ -296,7 +293,9 @@ def _sessions(_: list[str]) -> None:
     from mlcloud.client.api import sessions
 
     for each in sessions():
-        print(f"{each.name}  {each.state.value}  {each.instance_type or 'no node'}  ${each.usd}")
+        gang = f"  {each.workers} workers" if each.workers > 1 else ""
+        where = each.instance_type or "no node"
+        print(f"{each.name}  {each.state.value}  {where}{gang}  ${each.usd}")
 
 
 def _state(words: list[str]) -> Any:

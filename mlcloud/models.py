@@ -184,6 +184,19 @@ class SessionRequest(Model):
         max_length=100,
         description="Environment variables of its kernel, and where each value is kept.",
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Kernels, each with these resources: more than 1 make a gang, whose cells run "
+        "on all ranks.",
+    )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Of a gang that may shrink: it goes on with so many at least, and grows up to "
+        "`workers` when there is room. Its state is rank 0's.",
+    )
     ancestors: list[str] = Field(
         default_factory=list, description="Ids of the sessions from which it was forked."
     )
@@ -219,6 +232,15 @@ class Bill(Model):
     zone: str
     moves: int
     simulated: bool
+
+
+class RankInfo(Model):
+    """Where a rank of a gang is."""
+
+    rank: int
+    node: str
+    instance_type: str
+    zone: str
 
 
 class SessionInfo(Model):
@@ -257,6 +279,8 @@ class SessionInfo(Model):
     data_usd_estimate: Decimal = Field(
         Decimal(0), description="Beside `usd`: egress and store requests, estimated; not billed."
     )
+    workers: int = Field(1, description="Kernels; more than 1: a gang.")
+    ranks: list[RankInfo] = Field([], description="Of a gang: where each is now.")
 
 
 class UseInfo(Model):
@@ -325,6 +349,7 @@ class SavedState(Model):
     bytes: int
     files: int = Field(description="Files of the working directory that are saved with it.")
     variables: list[Variable]
+    ranks: int = Field(1, description="Kernels that have a state of their own in it.")
 
 
 class ForkRequest(Model):

@@ -22,6 +22,7 @@ from mlcloud.checkpoint import context
 from mlcloud.checkpoint.checkpoints import Checkpoints
 from mlcloud.checkpoint.codec import Encoder
 from mlcloud.checkpoint.saver import Saver
+from mlcloud.checkpoint.saving import Saving
 from mlcloud.checkpoint.schedule import Every
 from mlcloud.checkpoint.step import Loaded
 
@@ -100,6 +101,19 @@ class Front:
         """Why to save now that `step` steps are done, or None; the same on all ranks."""
         wanted = rank() == 0 and step and step != self.saved
         return share(self._saver.reason(step) if wanted else None)
+
+    def wanted(self, step: int) -> str | None:
+        """As `reason`, for a rank 0 that tells the others by itself."""
+        return self._saver.reason(step) if rank() == 0 and step and step != self.saved else None
+
+    def ran(self, seconds: float) -> None:
+        """A step took so long."""
+        self._saver.ran(seconds)
+
+    def told(self, saving: Saving, reason: str) -> None:
+        """All ranks have saved together."""
+        self._others = saving.step
+        self._saver.took(saving, reason)
 
     def save(
         self,

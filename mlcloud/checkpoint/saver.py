@@ -102,6 +102,13 @@ class Saver:
         self._saving, self._began, self._why = saving, began, why
         return self.look()
 
+    def took(self, saving: Saving, why: str) -> None:
+        """Somebody else has saved, with all ranks, and waited for it."""
+        self._schedule.began(time.monotonic() - saving.stall_s)
+        saving.told = True
+        self._saving, self._why, self._began = saving, why, saving.ended - saving.stall_s
+        self.look()
+
     def look(self) -> bool:
         """Tell of the save that goes on beside the training, if it has ended; False: it failed."""
         saving = self._saving

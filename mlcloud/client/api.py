@@ -87,6 +87,7 @@ class Client:
         memory: str | None = None,
         market: str | None = None,
         idle_timeout: str | None = None,
+        workers: int | tuple[int, int] | None = None,
         keep_files: str | None = None,
         budget: str | float | Decimal | Budget | None = None,
         tags: Mapping[str, str] | None = None,
@@ -104,6 +105,11 @@ class Client:
         far as they fit into it (none). `budget` is what it may cost, `"5"` dollars or `"5/day"`:
         then it is checkpointed, parked, and takes no more cells until that is raised. `tags` are
         what costs can be grouped by: `{"team": "nlp"}`, then `mlcloud.cost("tag:team")`.
+
+        `workers` (1) makes it a gang: so many kernels, each with these resources, all of them or
+        none. A cell runs on every rank, with what `torch.distributed.init_process_group()` needs
+        in the environment; names are shared with rank 0. `(1, 8)`: as many as there are, from 1 to
+        8, for `mlcloud.train`.
 
         `environment` gives the session packages of its own (the nodes'): `"capture"` for those
         that are installed here, an `mlcloud.environment.Environment`, a list of requirements
@@ -130,6 +136,8 @@ class Client:
             "memory": memory,
             "market": market,
             "idle_timeout": idle_timeout,
+            "workers": workers[1] if isinstance(workers, tuple) else workers,
+            "min_workers": workers[0] if isinstance(workers, tuple) else None,
             "keep_files": keep_files,
             "budget": None if budget is None else as_budget(budget).text,
             "tags": None if tags is None else dict(tags),

@@ -8,6 +8,7 @@ connect().cluster                    the one that is connected
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from importlib import import_module
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlcloud.client.connection import Connection
 from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound
-from mlcloud.models import ClusterInfo, Notice
+from mlcloud.models import ClusterInfo, Notice, SessionInfo
 from mlcloud.units import format_usd, format_usd_per_hour, parse_duration
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ class Status:
             lines.append("  node " + "  ".join(str(value) for value in row.values()))
         for each in self.info.sessions:
             lines.append(
-                f"  session {each.name}  {each.state.value}  {each.instance_type or 'no node'}  "
+                f"  session {each.name}  {each.state.value}  {_where(each)}  "
                 f"safe to cell {each.safe_cells} of {each.finished_cells}  {format_usd(each.usd)}"
             )
         for row in self._tries():
@@ -338,7 +339,7 @@ class Status:
             {
                 "session": each.name,
                 "state": each.state.value,
-                "on": each.instance_type or "no node",
+                "on": _where(each),
                 "safe": f"{each.safe_cells} of {each.finished_cells} cells",
                 "spent": format_usd(each.usd),
             }
@@ -346,3 +347,12 @@ class Status:
         ]
         tables = "".join(table(rows) for rows in (self._rows(), sessions, self._tries()))
         return f"<div>{escaped(self._head())}</div>{tables}"
+
+
+def _where(session: SessionInfo) -> str:
+    """A session's machine; of a gang each machine, and how many ranks are on it."""
+    if session.workers == 1 or not session.ranks:
+        return session.instance_type or "no node"
+    count = Counter(f"{each.instance_type} {each.node}" for each in session.ranks)
+    places = ", ".join(f"{ranks} on {node}" for node, ranks in count.items())
+    return f"{session.workers} ranks: {places}"

@@ -37,11 +37,8 @@ __all__ = ["RemoteFunction", "remote"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RESOURCES = ("gpu", "cpus", "memory", "market", "idle_timeout", "environment")
+RESOURCES = ("gpu", "cpus", "memory", "market", "idle_timeout", "workers", "environment")
 JOBS = ("retries", "deadline", "expect", "max_workers", "every", "cron", "tags")
-LATER = {
-    "workers": "gangs of kernels",
-}
 _LITERALS = (int, float, str, bool, type(None))
 
 
@@ -55,7 +52,8 @@ def remote(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
     """Run a function's calls in a session: `@mlcloud.remote` or `@mlcloud.remote(gpu="A10G:1")`.
 
     `gpu` is `NAME:COUNT`, `cpus` vCPUs, `memory` a size such as `8GB`, `market` `spot` or
-    `on-demand`, `idle_timeout` a duration; `session` a session's name, or the `Session` itself.
+    `on-demand`, `idle_timeout` a duration, `workers` how many ranks run each call (rank 0's result
+    comes back); `session` a session's name, or the `Session` itself.
     Without any, calls run in this notebook's own session; with resources alone, in a session of
     this notebook that is made for them. `timeout` (a duration) interrupts a call, `quiet` hides its
     footer, `max_cost` (dollars) interrupts a call that has cost so much. `retries`: so often a call
@@ -70,9 +68,6 @@ def remote(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
 
     Raises `UsageError` for an option that it does not know.
     """
-    for name in options:
-        if name in LATER:
-            raise UsageError(f"@mlcloud.remote: {name} ({LATER[name]}) is not in this version yet")
     known = (*RESOURCES, *JOBS, "session", "timeout", "max_cost", "quiet")
     if unknown := sorted(options.keys() - set(known)):
         raise UsageError(

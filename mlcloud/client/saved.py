@@ -31,6 +31,9 @@ class Saved:
         info, state = self.info, self.state
         where = f"on {info.instance_type} {info.zone}" if info.node else "on no node"
         found = [f"session {info.name}: {info.state.value} {where}"]
+        if info.workers > 1:
+            places = ", ".join(f"{each.rank} on {each.node}" for each in info.ranks) or "no node"
+            found.append(f"{info.workers} ranks, each with a state of its own: {places}")
         if state.unsafe or state.pending_bytes:
             safe = f"safe to cell {state.safe_to}" if state.step else "no cell is safe yet"
             found.append(f"{safe}; {format_bytes(state.pending_bytes)} pending")

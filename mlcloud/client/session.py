@@ -171,6 +171,7 @@ class Session:
         *,
         timeout: float | None = None,
         max_cost: str | float | Decimal | None = None,
+        on_preempt: str | None = None,
         quiet: bool = False,
         max_return: int = MAX_RETURN,
     ) -> Any:
@@ -179,7 +180,10 @@ class Session:
         The value comes back like a name's: itself up to `max_return` bytes, else a `RemoteValue`.
         Neither namespace keeps these names. Raises what the cell raised.
         """
-        options: dict[str, Any] = {"allow_stdin": frontend.takes_input()}
+        options: dict[str, Any] = {
+            "allow_stdin": frontend.takes_input(),
+            "on_preempt": on_preempt,
+        }
         if frontend.in_page():
             options["burst"] = PAGE_BURST
         _limit(options, timeout, max_cost)

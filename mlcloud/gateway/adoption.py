@@ -13,7 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from mlcloud.gateway import hosting, secrets
+from mlcloud.gateway import elastic, hosting, secrets
 from mlcloud.gateway.execution import Execution
 from mlcloud.gateway.hosting import BRING_UP_TRIES
 from mlcloud.gateway.livehost import LiveHost
@@ -51,12 +51,15 @@ async def adopt(session: Session, host_number: int) -> None:
                     session.set_state(SessionState.MOVING)
                     session.story("lost", "the node went away while there was no gateway")
             else:
-                node = session.services.cluster.cloud.get(session.host.instance)
-                if node.notice is not None:  # given to the gateway that is gone
-                    session.on_notice(node.id, node.notice.deadline, node.notice.kind)
-                if not node.alive:  # it ended while it was being asked: nobody was told of it
-                    session.on_node_end(node.id, node.reason)
+                for instance in dict.fromkeys(session.host.instances):
+                    node = session.services.cluster.cloud.get(instance)
+                    if node.notice is not None:  # given to the gateway that is gone
+                        session.on_notice(node.id, node.notice.deadline, node.notice.kind)
+                    if not node.alive:  # it ended while it was being asked: nobody was told of it
+                        session.on_node_end(node.id, node.reason)
             if session.current is not None:
+                if session.host is not None and session.request.min_workers is not None:
+                    await elastic.go_on_looking(session)
                 underway = await is_underway(session, session.current)
                 if not underway and session.current.state is ExecutionState.RUNNING:
                     what = "the node went away while there was no gateway"
@@ -83,12 +86,15 @@ async def save_what_was_left(session: Session) -> None:
 async def adopt_host(session: Session, host_number: int) -> None:
     hosts = await session.services.cluster.joined()
     for ahead in range(1, LEFTOVERS + 1):  # successors that nobody took over
-        leftover = hosts.find(f"{session.id}-{session.epoch + ahead}")
+        leftover = hosts.find(f"{session.id}-{session.epoch + ahead}", gang=session.is_gang)
         if leftover is not None:
             hosts.kill(leftover)
+    if session.is_gang:
+        for kind in ("seat", "hold"):
+            await asyncio.to_thread(hosts.sweep, f"{session.id}-{kind}-")
     if not session.epoch:
         return
-    handle = hosts.find(f"{session.id}-{session.epoch}")
+    handle = hosts.find(f"{session.id}-{session.epoch}", gang=session.is_gang)
     if handle is None:
         return
     try:

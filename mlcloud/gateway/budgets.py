@@ -379,7 +379,8 @@ class Budgets:
 
     def _give_back(self) -> None:
         """What holds no session bills for nothing. Blocks."""
-        held = {each.host.instance for each in self._sessions if each.host is not None}
+        hosts = [each.host for each in self._sessions if each.host is not None]
+        held = {instance for host in hosts for instance in host.instances}
         cloud = self._services.cluster.cloud
         for instance in cloud.instances():
             if instance.alive and is_worker(instance) and instance.id not in held:

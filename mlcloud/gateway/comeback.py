@@ -66,6 +66,8 @@ class Comeback:
         host = session.host
         if host is None or not host.alive or session.successor is not None or session.over:
             return
+        if session.is_gang:  # all of it would move for one node's sake
+            return
         cloud = session.services.cluster.cloud
         offer = cloud.get(host.instance).offer
         if session.request.market != "spot" or offer.market == "spot":

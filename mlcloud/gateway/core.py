@@ -363,8 +363,8 @@ class Gateway:
     def node_infos(self, *, ended: bool = False) -> list[NodeInfo]:
         held: dict[str, list[str]] = {}
         for session in self.sessions:
-            if session.host is not None:
-                held.setdefault(session.host.instance, []).append(session.request.name)
+            for instance in set(session.host.instances) if session.host is not None else ():
+                held.setdefault(instance, []).append(session.request.name)
         return [
             NodeInfo(
                 id=each.id,

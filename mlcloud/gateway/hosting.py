@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import Counter
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest
 from mlcloud.cost.ledger import Placement
 from mlcloud.errors import Conflict, SessionFailed
-from mlcloud.gateway import environments, restoring
+from mlcloud.gateway import elastic, environments, gangs, restoring
 from mlcloud.gateway.execution import Execution
 from mlcloud.gateway.livehost import LiveHost
 from mlcloud.models import SessionState
@@ -61,10 +62,11 @@ async def bring_up(
     hosts = await session.services.cluster.joined()
     values = await session.services.vault.gather(session)
     for attempt in range(BRING_UP_TRIES):
+        workers = await elastic.workers(session, avoid) if session.is_gang else None
         # In the table the epoch changes with take_over: until then a gateway that comes back must
         # find the present host, and sweeps the others away (`adoption.py`).
         session.epoch += 1
-        gone = await asyncio.to_thread(_gone_of_late, session.services.cluster.cloud)
+        gone = await asyncio.to_thread(gone_of_late, session.services.cluster.cloud)
         handle = hosts.create(
             f"{session.id}-{session.epoch}",
             request or session.host_request,
@@ -85,10 +87,13 @@ async def bring_up(
             avoid={avoid, *gone, *session.services.leaving} - {""},
             node_type=node_type,
             runtime_env=environments.runtime_env(session),
+            workers=workers,
         )
         if attempt == 0 and not quiet:
             own = session.request.environment
-            session.status("asking for a node" + (f" and installing {own.summary}" if own else ""))
+            nodes = gangs.asked(session) or "a node"
+            installing = f" and installing {own.summary}" if own else ""
+            session.status(f"asking for {nodes}{installing}")
         try:
             facts = await handle.start.remote(values)
         except asyncio.CancelledError:
@@ -103,7 +108,8 @@ async def bring_up(
             await asyncio.sleep(1.0)
             continue
         if not quiet:
-            session.status(f"starting on {session.place_of(str(facts['instance']))}")
+            where = gangs.place_by(session, facts) or session.place_of(str(facts["instance"]))
+            session.status(f"starting on {where}")
         return LiveHost(
             handle,
             session.epoch,
@@ -115,7 +121,7 @@ async def bring_up(
     raise SessionFailed(f"no host could be started in {BRING_UP_TRIES} tries: {last}")
 
 
-def _gone_of_late(cloud: LocalCloud) -> list[str]:
+def gone_of_late(cloud: LocalCloud) -> list[str]:
     """Nodes that Ray may believe to be there still, and would wait for: a node's end takes it some
     seconds to find out. Blocks."""
     since = now() - timedelta(seconds=RAY_LEARNS_S)
@@ -246,15 +252,17 @@ async def take_over(session: Session, host: LiveHost) -> None:
     place_session(session, host)
     previous = session.host
     session.host = host
+    session.leaving_ranks.clear()
     if moved:
         session.story("moved", f"moved to {session.place(host)}", node=host.instance)
     await restoring.restore(session, host)
     session.status(f"on {session.place(host)}", ready=True)
     if previous is not None:
         await release(session, previous, billing=False)
-    leaving = session.services.leaving.get(host.instance)
-    if leaving is not None:  # it had its notice while the session was on its way there
-        session.on_notice(host.instance, leaving.deadline, leaving.kind)
+    for instance in dict.fromkeys(host.instances):
+        leaving = session.services.leaving.get(instance)
+        if leaving is not None:  # it had its notice while the session was on its way there
+            session.on_notice(instance, leaving.deadline, leaving.kind)
     # With the shape that it was brought up on: a session may be given another one (`reshaping.py`).
     request = session.request.model_dump_json()
     session.save(epoch=host.epoch, host_number=host.number, request=request)
@@ -274,16 +282,20 @@ async def release(session: Session, host: LiveHost, *, billing: bool = True) -> 
 
 def place_session(session: Session, host: LiveHost) -> None:
     session.services.billing.close_placements(session.id)
-    session.services.cluster.cloud.records.served(host.instance)
+    for instance in host.instances:
+        session.services.cluster.cloud.records.served(instance)
     session.services.billing.see(session.services.cluster.cloud.instances())
-    share = Decimal(str(round(session.host_request.share, 6)))
-    session.services.billing.add(Placement(session.id, host.instance, share, now()))
+    for instance, count in Counter(host.instances).items():
+        share = Decimal(str(round(min(1.0, session.host_request.share * count), 6)))
+        session.services.billing.add(Placement(session.id, instance, share, now()))
 
 
 async def host_lost(session: Session, host: LiveHost) -> None:
     why = host.lost.result()
     place = session.place(host)
-    session.story("lost", f"{place} was {why}" if why == "preempted" else f"{place} is gone: {why}")
+    if why != elastic.LEFT:
+        gone = f"{place} was {why}" if why == "preempted" else f"{place} is gone: {why}"
+        session.story("lost", gone)
     session.services.billing.see(session.services.cluster.cloud.instances())
     session.services.billing.close_placements(session.id)
     assert session.services.cluster.hosts is not None

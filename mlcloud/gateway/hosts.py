@@ -16,6 +16,7 @@ from typing import Any
 
 from mlcloud.cluster import lean
 from mlcloud.cluster.shapes import HostRequest
+from mlcloud.gateway import reservations
 
 NAMESPACE = "mlcloud"
 
@@ -25,6 +26,8 @@ class Hosts:
 
     def __init__(self, address: str, environment: dict[str, str]) -> None:
         self.address = address
+        self._names: dict[str, str] = {}  # of hosts, by their actors' ids
+        self._reserved: set[str] = set()  # those that have a placement group
         # Ray reads its settings from the environment, at import and later.
         os.environ.update(environment)
         # For a driver this switch means: 127.0.0.1 is meant, listen there and nowhere else.
@@ -67,53 +70,94 @@ class Hosts:
         avoid: Iterable[str] = (),
         node_type: str = "",
         runtime_env: dict[str, Any] | None = None,
+        workers: int | None = None,
     ) -> Any:
         """Ask Ray for a host. Returns at once; the actor starts when a node can hold it.
 
         `avoid` are instances it must not be put on: Ray 2.60 still gave new actors to a node that
         had accepted to be drained, where they died with it. `node_type` is the only kind of node
-        that it may be put on; without one, any that can hold it.
+        that it may be put on; without one, any that can hold it. `workers`: of a gang (`gangs.py`),
+        whose host is rank 0's.
         """
-        shunned = ", ".join(sorted(avoid))
-        labels = {"mlcloud.instance": f"!in({shunned})"} if shunned else {}
+        labels = _away_from(avoid)
         if node_type:
             labels["mlcloud.node-type"] = node_type
         import ray
 
         from mlcloud.kernel.host import Host
 
-        return (
-            ray.remote(Host)
+        options = _resources(request, memory_bytes)
+        kind: Any = Host
+        where: dict[str, Any] = {"label_selector": labels or None}
+        if workers is not None:
+            kind, where = reservations.leader(name, workers, options, labels, arguments)
+            self._reserved.add(name)
+        host = (
+            ray.remote(kind)
             .options(
                 name=name,
                 namespace=NAMESPACE,
                 lifetime="detached",
                 max_restarts=0,
                 max_task_retries=0,
-                num_cpus=request.num_cpus,
-                num_gpus=request.num_gpus,
-                memory=memory_bytes or None,
-                resources=request.resources,
-                label_selector=labels or None,
                 runtime_env=runtime_env,
+                **options,
+                **where,
             )
             .remote(**arguments)
         )
+        self._names[host._actor_id.hex()] = name
+        return host
 
-    def find(self, name: str) -> Any | None:
+    def find(self, name: str, *, gang: bool = False) -> Any | None:
         """The host actor of this name, None if there is none alive."""
         import ray
 
+        if gang:
+            self._reserved.add(name)
         try:
-            return ray.get_actor(name, namespace=NAMESPACE)
+            host = ray.get_actor(name, namespace=NAMESPACE)
         except ValueError:
+            self._give_back(name)
             return None
+        self._names[host._actor_id.hex()] = name
+        return host
 
     def kill(self, host: Any) -> None:
         import ray
 
         with contextlib.suppress(Exception):  # it may be dead already, in any of Ray's ways
             ray.kill(host, no_restart=True)
+        self._give_back(self._names.pop(host._actor_id.hex(), ""))
+
+    def hold(
+        self,
+        name: str,
+        request: HostRequest,
+        memory_bytes: int,
+        count: int,
+        avoid: Iterable[str] = (),
+    ) -> None:
+        """Reserve places for `count` ranks, until `let_go`: Ray brings nodes for them now."""
+        reservations.hold(name, _resources(request, memory_bytes), _away_from(avoid), count)
+
+    def held(self, names: Iterable[str]) -> set[str]:
+        """Of these reservations those that have their place. Blocks."""
+        return reservations.held(names)
+
+    def sweep(self, prefix: str) -> None:
+        """Let go of what another gateway held by names that begin so. Blocks."""
+        for name in reservations.named(prefix):
+            self.let_go(name)
+
+    def let_go(self, name: str) -> None:
+        reservations.remove(name)
+
+    def _give_back(self, name: str) -> None:
+        """What a gang's hosts had reserved."""
+        if name in self._reserved:
+            self._reserved.discard(name)
+            reservations.remove(name)
 
     async def drain(self, node_id: str, deadline: datetime) -> bool:
         """No new work for a node that is going away. False if Ray refuses."""
@@ -146,3 +190,18 @@ class Hosts:
 
         with contextlib.suppress(Exception):
             await asyncio.to_thread(ray.shutdown)
+
+
+def _away_from(instances: Iterable[str]) -> dict[str, str]:
+    """A label selector; empty where there are none."""
+    shunned = ", ".join(sorted(instances))
+    return {"mlcloud.instance": f"!in({shunned})"} if shunned else {}
+
+
+def _resources(request: HostRequest, memory_bytes: int) -> dict[str, Any]:
+    return {
+        "num_cpus": request.num_cpus,
+        "num_gpus": request.num_gpus,
+        "memory": memory_bytes or None,
+        "resources": request.resources,
+    }

@@ -61,6 +61,17 @@ class LiveHost:
         return str(self.facts["instance"])
 
     @property
+    def instances(self) -> list[str]:
+        """The nodes that it is on, by rank: one, unless it is a gang's."""
+        ranks = self.facts.get("ranks") or [self.facts]
+        return [str(each["instance"]) for each in ranks]
+
+    def node_on(self, instance: str) -> str:
+        """Ray's id of a node that it is on."""
+        ranks = self.facts.get("ranks") or [self.facts]
+        return next(str(each["node_id"]) for each in ranks if each["instance"] == instance)
+
+    @property
     def alive(self) -> bool:
         return not self.lost.done()
 

@@ -19,7 +19,7 @@ from mlcloud.cluster.records import now
 from mlcloud.cost.footer import footer
 from mlcloud.cost.ledger import ExecutionSpan
 from mlcloud.errors import BudgetExceeded, ExecutionCancelled, MLCloudError
-from mlcloud.gateway import db, hosting, mounting, restoring
+from mlcloud.gateway import db, elastic, hosting, mounting, restoring
 from mlcloud.gateway.execution import LOOKING, Execution
 from mlcloud.gateway.journal import packed
 from mlcloud.gateway.lease import Lapsed
@@ -84,6 +84,8 @@ class Outcomes:
                     acts.append(partial(self._died, host, execution_id, content))
                 elif kind == "mlcloud_snapshot":
                     acts.append(partial(self._commit_soon, _content(blob)))
+                elif kind == "mlcloud_lost":
+                    acts.append(partial(self._rank_lost, host, _content(blob)["why"]))
                 elif kind == "mlcloud_effect":
                     execution = self._ends(execution_id)
                     if execution is not None:
@@ -94,6 +96,8 @@ class Outcomes:
                         acts.append(partial(self._session.status, _content(blob)["text"]))
                 elif not execution_id.startswith("restore-"):
                     items.append((execution_id, kind, blob))
+                    if kind == "mlcloud_event" and _content(blob).get("type") == "left":
+                        acts.append(partial(elastic.left, self._session, host, _content(blob)))
                     if kind == "input_request":
                         asked = self._session.questions.asked
                         acts.append(partial(asked, execution_id, _content(blob)))
@@ -139,7 +143,8 @@ class Outcomes:
             content = {
                 **content,
                 "ename": "ExecutionTimeout",
-                "evalue": f"interrupted after {execution.options['timeout_s']:g} s (--timeout)",
+                "evalue": f"interrupted after {execution.options['timeout_s']:g} s (--timeout)"
+                + (f"; {content['where']}" if content.get("where") else ""),
             }
         if execution.op not in LOOKING:
             self._session.unsafe.add(execution.id)
@@ -161,6 +166,10 @@ class Outcomes:
             session.services.usage.add(
                 execution.id, session.id, host.instance, share, use, connection
             )
+
+    def _rank_lost(self, host: LiveHost, why: str) -> None:
+        host.lose(why)
+        self._session.spawn(hosting.lost_between_cells(self._session, host))
 
     def _death(self, blob: bytes) -> dict[str, Any]:
         message = describe_death(_content(blob), self._session.memory_bytes)

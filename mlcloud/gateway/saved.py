@@ -23,6 +23,7 @@ async def state(session: Session) -> SavedState:
     newest = await asyncio.to_thread(session.services.snapshots.latest, session.id)
     step, body = (0, dict[str, Any]()) if newest is None else newest[:2]
     lost = cannot_survive(body)
+    others = body.get("ranks", [])
     found = [_saved(group, name) for group in body.get("groups", []) for name in group["names"]]
     for name, recipe in body.get("recipes", {}).items():
         if name not in lost:
@@ -45,6 +46,7 @@ async def state(session: Session) -> SavedState:
         pending_bytes=sum(session.pending.values()),
         bytes=body.get("bytes", 0),
         files=len(body.get("files", {}).get("files", {})),
+        ranks=1 + len(others),
         variables=sorted(found, key=lambda each: (_ORDER[each.how], -(each.bytes or 0), each.name)),
     )
 

@@ -40,7 +40,7 @@ from mlcloud.errors import (
     SessionClosed,
     SessionFailed,
 )
-from mlcloud.gateway import adoption, db, hosting, restoring
+from mlcloud.gateway import adoption, db, elastic, gangs, hosting, restoring
 from mlcloud.gateway.billing import Billing, is_worker
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
@@ -67,6 +67,7 @@ MAX_RUNS = 20
 BRING_UP_TRIES = 5
 SAFE_WAIT_S = 20.0
 BUSY_LOOK_S = 60.0
+GIVE_BACK_S = 5.0
 LAPSED_LOOK_S = 0.05
 ASK_S = 0.8  # the notebook waits for a second, with its Tab
 YIELD_S = 5.0  # in which a cell must end that is not wanted any more
@@ -152,6 +153,8 @@ class Session:
         self.unsafe: set[str] = set()  # executions that finished and are not in the store yet
         self.pending: dict[str, int] = {}  # bytes that they may have changed
         self.lagging: dict[str, int] = {}  # those whose footers say that the store is behind
+        self.seats = elastic.Seats(self)
+        self.leaving_ranks: set[str] = set()  # nodes of a gang that have their notice
         self.safe_to = ""  # the last cell that is safe
         self.recorded = 0  # the last event that is in the store's record
         self.to_record = True  # something has ended since the store's record was written
@@ -341,6 +344,8 @@ class Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(Exception):  # Ray may be gone, and its reservations with it
+            await asyncio.wait_for(self.seats.give_back(), GIVE_BACK_S)
         if self.host is not None and not keep_host:
             await hosting.release(self, self.host)
 
@@ -352,8 +357,10 @@ class Session:
         False where it is not on this node, or on its way already.
         """
         host = self.host
-        if host is None or host.instance != instance_id or self.successor is not None:
+        if host is None or instance_id not in host.instances or self.successor is not None:
             return False
+        if self.is_gang:
+            return gangs.on_notice(self, host, instance_id, deadline, kind)
         seconds = max(0, math.ceil((deadline - now()).total_seconds()))
         self.story(
             "notice",
@@ -371,22 +378,24 @@ class Session:
     def on_risk(self, instance_id: str, kind: str) -> None:
         """The session's node may go away, or stands still for a moment: save, and stay."""
         host = self.host
-        if host is None or host.instance != instance_id or self.successor is not None:
+        if host is None or instance_id not in host.instances or self.successor is not None:
             return
-        self.story("risk", hosting.risk_text(self.place(host), kind), node=instance_id, kind=kind)
+        place = self.place_of(instance_id)
+        self.story("risk", hosting.risk_text(place, kind), node=instance_id, kind=kind)
         self.spawn(hosting.save_now(self, host))
 
     def on_withdrawn(self, instance_id: str, was_risk: bool) -> None:
         host = self.host
-        if host is None or host.instance != instance_id:
+        if host is None or instance_id not in host.instances:
             return
         self.spawn(hosting.tell_notice(self, host, None))
         if not was_risk:
-            text = f"the cloud took its notice back; the session leaves {self.place(host)} all the "
+            place = self.place_of(instance_id)
+            text = f"the cloud took its notice back; the session leaves {place} all the "
             self.story("risk", f"{text}same, between cells", node=instance_id, kind="withdrawn")
 
     def on_node_end(self, instance_id: str, reason: str) -> None:
-        if self.host is not None and self.host.instance == instance_id:
+        if self.host is not None and instance_id in self.host.instances:
             self.host.lose("preempted" if reason == "preempted" else f"its node ended ({reason})")
             self.spawn(hosting.lost_between_cells(self, self.host))
 
@@ -444,7 +453,7 @@ class Session:
                 failed = ExecutionCancelled("not run: a cell before it has failed")
                 self.outcomes.finish_with(execution, failed)
                 return
-            if execution.runs >= MAX_RUNS:
+            if execution.runs >= (elastic.MAX_RUNS if self.request.min_workers else MAX_RUNS):
                 self.outcomes.finish_with(
                     execution, SessionFailed(f"given up after {execution.runs} interrupted runs")
                 )
@@ -602,6 +611,8 @@ class Session:
             content = ended.result()
             if content.get("kernel_died"):
                 await restoring.revive(self, host)
+            elif content.get("regroup"):
+                await gangs.regroup(self, host)
             return
         host.finished.pop(execution.id, None)
         self.outcomes.close_span(execution, lost=True)
@@ -664,6 +675,11 @@ class Session:
     # --- small things -----------------------------------------------------------------------------
 
     @property
+    def is_gang(self) -> bool:
+        """Whether it has several kernels, or may have."""
+        return self.request.workers > 1
+
+    @property
     def over(self) -> bool:
         """Whether it has ended for good, here."""
         return self.state in (SessionState.CLOSED, SessionState.FAILED)
@@ -676,7 +692,7 @@ class Session:
         return bool(here and mine) and not here & mine
 
     def place(self, host: LiveHost) -> str:
-        return self.place_of(host.instance)
+        return gangs.place(self, host) or self.place_of(host.instance)
 
     def place_of(self, instance_id: str) -> str:
         offer = self.services.cluster.cloud.get(instance_id).offer

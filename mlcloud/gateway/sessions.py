@@ -17,7 +17,7 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest, NodeMarket, choose, gone
 from mlcloud.errors import Conflict, MLCloudError, NoSuchResources, NotFound
-from mlcloud.gateway import db, environments, mounting, reshaping, stories, vault
+from mlcloud.gateway import db, environments, gangs, mounting, reshaping, stories, vault
 from mlcloud.gateway.given import Given
 from mlcloud.gateway.inputs import WHEELS
 from mlcloud.gateway.session import Services, Session
@@ -132,6 +132,7 @@ class Sessions:
         if request.keep_files:
             parse_size(request.keep_files)  # said now, not when a node starts
         host_request = wished or self.request_of(request, request.market)
+        gangs.check(self.services, request, host_request)
         idle = (
             parse_duration(request.idle_timeout).total_seconds()
             if request.idle_timeout
@@ -302,6 +303,8 @@ class Sessions:
             detail=session.detail,
             secrets=session.request.secrets,
             idle_since=self._idle_since(session),
+            workers=len(session.host.instances) if session.host else session.request.workers,
+            ranks=gangs.ranks(session),
         )
 
     def _idle_since(self, session: Session) -> datetime | None:
@@ -333,5 +336,6 @@ def _same_resources(existing: SessionRequest, wanted: SessionRequest, given: Giv
                 f"session {existing.name!r} exists with {field}={have!r}, not {want!r}; "
                 f"`resume({field}=…)` puts it on another shape; or use another name"
             )
+    gangs.same(existing, wanted)
     environments.same(existing, wanted)
     mounting.same(existing, wanted, given.data)

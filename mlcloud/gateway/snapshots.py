@@ -28,6 +28,9 @@ def cannot_survive(body: dict[str, Any]) -> dict[str, str]:
             lost[name] = why
         elif outside:
             lost[name] = f"{why}; the cell that made it {outside}, and is not run again by itself"
+    for rank, other in enumerate(body.get("ranks", []), 1):
+        found = cannot_survive(other).items()
+        lost.update({f"{name} (rank {rank})": why for name, why in found if name not in lost})
     return lost
 
 

@@ -12,6 +12,11 @@ from mlcloud.units import format_bytes, format_seconds, format_usd_per_hour
 
 def describe_death(report: dict[str, Any], memory_bytes: int) -> str:
     """A supervisor's last report as a sentence, with what is left and what to do."""
+    if report.get("rank") is not None:
+        own = {key: value for key, value in report.items() if key not in ("rank", "why")}
+        died = describe_death(own, memory_bytes)
+        why = f"{report['why']}. " if report.get("why") else ""
+        return f"{why}rank {report['rank']}: {died} All ranks begin anew from there."
     code = report.get("exit")
     peak = int(report.get("peak_bytes") or 0)
     rest = "The session is back with its state from before this cell."

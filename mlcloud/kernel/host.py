@@ -80,6 +80,7 @@ class Host:
         self._submitted: deque[str] = deque(maxlen=64)
         self._link: asyncio.Task[None] | None = None
         self._settled = False
+        self._variables: dict[str, str] = {}  # of the kernel's environment
 
     async def start(self, secrets: dict[str, str] | None = None) -> dict[str, Any]:
         """Start (or restart) the kernel. Returns the facts of this host.
@@ -100,6 +101,7 @@ class Host:
             memory_bytes=self._memory_bytes,
             options=self._kernel_options,
             held=self._masking.secrets,
+            variables=self._variables,
         )
         self._kernel.on_use = self._use.report
         await self._kernel.start()
@@ -343,9 +345,14 @@ class Host:
         elif kind == "mlcloud_snapshot" and parent in self._unfinished:
             # A cell is finished before it is safe.
             self._early[parent] = body
+        elif kind == "mlcloud_snapshot":
+            self._tell_snapshot(parent, body)
         else:
             self._events.add(parent, kind, body)
         self._make_room()
+
+    def _tell_snapshot(self, execution_id: str, body: dict[str, Any]) -> None:
+        self._events.add(execution_id, "mlcloud_snapshot", body)
 
     def _finish(self, execution_id: str, content: dict[str, Any]) -> None:
         if self._running == execution_id:
@@ -370,7 +377,7 @@ class Host:
         self._emit(execution_id, "finished", content)
         early = self._early.pop(execution_id, None)
         if early is not None:
-            self._events.add(execution_id, "mlcloud_snapshot", early)
+            self._tell_snapshot(execution_id, early)
 
     async def _read_control(self, kernel: KernelProcess) -> None:
         while True:
@@ -402,4 +409,7 @@ class Host:
         self._unfinished.clear()
         if running is not None:
             await self._printed.ended(running)
-        self._emit(running or "", "kernel_died", report)
+        self._tell_died(running or "", report)
+
+    def _tell_died(self, execution_id: str, report: dict[str, Any]) -> None:
+        self._emit(execution_id, "kernel_died", report)

@@ -37,7 +37,7 @@ from traitlets import Type
 
 from mlcloud.checkpoint import context as run_context
 from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable, UsageError
-from mlcloud.kernel import activity, mounting, tracebacks
+from mlcloud.kernel import activity, mounting, ranks, tracebacks
 from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.effects import Effects
 from mlcloud.kernel.files import Files
@@ -90,6 +90,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         "mlcloud_comm",
         "mlcloud_ask",
         "mlcloud_secrets",
+        "mlcloud_abort",
     ]
 
     def serve(
@@ -108,6 +109,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.store = Store(store_url)
         self.names = RemoteSide(self.shell.user_ns, snapshot_max=snapshot_max or None)
         self.names.classes.secrets = secrets_of(os.environ)
+        self.ranks = ranks.of(os.environ)  # where it is one of a gang's
+        self.names.follows = self.ranks is not None and self.ranks.follows
         self._workspace = workspace = Path.cwd()
         files = Files(workspace, keep_files, lambda data: self.names.classes.secrets.held_by(data))
         self.snapshots = Snapshots(self.store, self.names, files, self.shell)
@@ -173,7 +176,9 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         if request.get("snapshot", True):
             # What failed is not run again, nor what reached outside without a question.
             once = reply["status"] != "ok" or any(run.effects for run in self._runs)
-            self._due = _Due(request, parent, must=once or request["op"] != "cell")
+            # A gang's state is whole where every rank has one after the same cell.
+            must = once or request["op"] != "cell" or self.ranks is not None
+            self._due = _Due(request, parent, must=must)
             self._await_rest(self._due)
 
     def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
@@ -224,6 +229,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                 flush_c()
                 if reply["status"] == "error" and self.shell.failed is not None:
                     reply = self._describe_failure(self.shell.failed, reply, answer)
+                if self.ranks is not None:
+                    self.ranks.learn()
                 back = self.names.collect(shipment, self._mentioned())
                 answer["names"] = send(back, self.store, self._tell)
                 if not (request.get("cell") or {}).get("own"):  # else its value is wanted nowhere
@@ -373,7 +380,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         parent = self.get_parent("shell")
         began = time.perf_counter()
         self.effects.begin(lambda words: self._publish("mlcloud_effect", {"text": words}, parent))
-        context = run_context.RunContext(
+        kind = run_context.RunContext if self.ranks is None else ranks.RankContext
+        context = kind(
             store_url=self.store.url,
             series=f"{self.session_id}/{execution_id}",
             report=lambda event: self._publish("mlcloud_event", event, parent),
@@ -395,8 +403,12 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         """The names a request brings, bound. A request without any is a bare run of code."""
         sent = request["shipment"] or {"wire": Shipment().to_wire(), "objects": {}}
         shipment = Shipment.from_wire(sent["wire"])
+        if self.names.follows:
+            shipment.max_return, shipment.out = 0, None
         inbox = Inbox(self.store, sent["objects"], self._tell)
         self.names.load(shipment, inbox.take, inbox.fetch)
+        if self.ranks is not None:
+            self._publish("mlcloud_loaded", {}, self.get_parent("shell"))
         return shipment
 
     def _tell(self, text: str, over: bool) -> None:
@@ -434,10 +446,15 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         """A snapshot's names, in a kernel that has none yet; some by running their cells again."""
         body = request["snapshot_body"]
         self.shell.compile.learn(body.get("labels", {}))
+        again: Any = contextlib.nullcontext
+        if self.ranks is not None:
+            self.ranks.restore(body.get("gang", {}))
+            again = self.ranks.again
         restoring = self.snapshots.restore(body)
         for run in restoring.cells():
             self.shell.begin(Cell.from_wire(run.cell) if run.cell else None)
-            with self._running(run.execution_id, CellRun(run.step, run.execution_id, "", "")):
+            bare = CellRun(run.step, run.execution_id, "", "")
+            with self._running(run.execution_id, bare), again():
                 result = await self.shell.run_cell_async(
                     run.code, store_history=False, silent=True, transformed_cell=run.transformed
                 )
@@ -498,6 +515,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         def tell(content: dict[str, Any]) -> None:
             if body := content.get("body"):
                 body["labels"] = labels
+                if gang is not None:
+                    body["gang"] = gang
                 self._retaken = 0
             content["execution_id"] = request["execution_id"]
             self._publish("mlcloud_snapshot", content, parent)
@@ -510,6 +529,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
 
         loop = asyncio.get_running_loop()
         labels = dict(self.shell.compile.labels)
+        gang = None if self.ranks is None else self.ranks.capture()
         previous = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -570,6 +590,14 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self.names.classes.secrets = held
         os.environ.update(as_variables(held))
         self.session.send(stream, "mlcloud_secrets_reply", {"status": "ok"}, parent, ident=ident)
+
+    # --- a gang -----------------------------------------------------------------------------------
+
+    async def mlcloud_abort(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """No signal reaches a cell that waits for other ranks: end that."""
+        cut = parent["content"]["connections"]
+        aborted = {"aborted": True} if self.ranks is not None and self.ranks.abort(cut) else {}
+        self.session.send(stream, "mlcloud_abort_reply", aborted, parent, ident=ident)
 
     # --- the wire ---------------------------------------------------------------------------------
 

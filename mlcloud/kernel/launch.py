@@ -18,6 +18,7 @@ from traitlets import Float, Int, Unicode
 from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.kernel import RemoteKernel
 from mlcloud.kernel.outlet import SOCKET, Outlet, connect
+from mlcloud.kernel.ranks import tell_stacks
 from mlcloud.kernel.streams import PipedStream, line_buffer_c
 
 # Quiets ipykernel's own copy of the output on the process's stdout: the journal has it.
@@ -52,6 +53,7 @@ class RemoteKernelApp(IPKernelApp):  # type: ignore[misc]  # ipykernel ships no 
         out, err = self._streams = [sys.stdout, sys.stderr]
         out.other, err.other = err, out
         line_buffer_c()
+        tell_stacks(Path(self.output_folder))
 
     def _sync(self, number: int) -> None:
         for stream in self._streams:

@@ -94,6 +94,7 @@ class RemoteSide:
         self._marks: dict[frozenset[str], str] = {}  # of the groups that dumps wrote
         self._new_marks: dict[frozenset[str], str] = {}  # of the one that is on its way
         self._skipped: dict[str, str] = {}  # what the last dump left out, and why
+        self.follows = False  # another rank's names, which the notebook shares (`ranks`)
         self.recipes = Recipes(namespace, self.classes)
         self.choice = Choice(namespace, snapshot_max)
 
@@ -118,7 +119,7 @@ class RemoteSide:
         """
         self._scan = None
         self._tracking.let_go()
-        if shipment.epoch not in (None, self.epoch):
+        if shipment.epoch not in (None, self.epoch) and not self.follows:
             raise errors.Conflict("the session's kernel was started anew: prepare the cell again")
         run = _Run()
         groups = self._accepted(shipment, run) if shipment.groups else []
@@ -171,6 +172,8 @@ class RemoteSide:
                 run.kept.update(newer)
                 if not any(map(class_id, newer)):  # loading would replace the class
                     accepted.append(group)
+            elif self.follows:
+                accepted.append(group)  # as rank 0 does, which the notebook knows
             else:
                 clashes += [
                     label(scan.value(key), key) if versions.has(key) else key for key in newer

@@ -59,6 +59,10 @@ class Printed:
         self._known: OrderedDict[str, _Execution] = OrderedDict()
         self._ticking: asyncio.Task[None] | None = None
 
+    def keep_none(self) -> None:
+        """What is not shown goes nowhere."""
+        self._limits = replace(self._limits, log=0)
+
     def limit(self, execution_id: str, burst: int) -> None:
         """Before an execution prints: show at most `burst` characters of it at once."""
         if execution_id not in self._known:  # else its kernel died, and it runs again here

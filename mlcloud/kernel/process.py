@@ -49,6 +49,7 @@ class KernelProcess:
         memory_bytes: int,
         options: dict[str, float] | None = None,
         held: Secrets | None = None,
+        variables: dict[str, str] | None = None,
     ) -> None:
         self.folder = folder / secrets.token_hex(4)
         self.workspace = workspace
@@ -65,6 +66,7 @@ class KernelProcess:
         ]
         self._memory_bytes = memory_bytes
         self._secrets = held or Secrets()
+        self._variables = variables or {}
         self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.pid = 0
         self.aside: frozenset[int] = frozenset()  # beside the kernel, and no work of its cells
@@ -114,7 +116,7 @@ class KernelProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=self.workspace,
-            env={**kernel_environment(), **as_variables(self._secrets)},
+            env={**kernel_environment(), **self._variables, **as_variables(self._secrets)},
             start_new_session=True,
         )
         self._reader = asyncio.create_task(self._read_reports())

@@ -190,6 +190,7 @@ class Rebuilding:
         self._loaded: dict[str, dict[str, Any]] = {}
         self.missing: dict[str, str] = {}
         self.ran: list[int] = []
+        self.also: set[int] = set()  # cells that run with those of other ranks
         self._failed: dict[int, str] = {}
         for name, recipe in recipes.items():
             if why := self._why_not(recipe):
@@ -215,9 +216,9 @@ class Rebuilding:
 
     def cells(self) -> Iterator[CellRun]:
         """The cells to run, in order, each with the namespace as it found it."""
-        steps = sorted({step for recipe in self._recipes.values() for step in recipe.cells})
+        steps = {step for recipe in self._recipes.values() for step in recipe.cells}
         try:
-            for step in steps:
+            for step in sorted(steps | self.also):
                 run = self._runs[step]
                 self._set_up(run)
                 self.ran.append(step)

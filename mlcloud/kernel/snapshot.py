@@ -264,6 +264,7 @@ class Snapshots:
         runs, inputs = dict[int, CellRun](), dict[int, list[Group]]()
         for step, stored in body.get("cells", {}).items():
             run = runs[int(step)] = CellRun(**self._get(stored["run"]))
+            run.effects = stored["effects"]  # of any rank
             inputs[int(step)] = list(map(group, stored["inputs"]))
             restoring.ambient[int(step)] = stored["ambient"]
             if run.shipment is not None:
@@ -278,6 +279,7 @@ class Snapshots:
             {frozenset(each.keys): each.digest for each in groups},
             inbox.take,
         )
+        restoring.rebuilding.also.update(body.get("also", []))
 
     def _end(self, body: dict[str, Any], restoring: Restoring) -> None:
         self._names.restore_state(body["state"], news=body.get("restored_from") is not None)

@@ -21,7 +21,6 @@ from tests.values.pair import Pair, execute, shipped
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"workers": 3}, "workers.*not in this version"),
         ({"gpus": "A10G:1"}, "unknown option gpus.*gpu"),
     ],
 )

@@ -176,11 +176,11 @@ class Crews:
         import ray
 
         from mlcloud.gateway.environments import runtime_env_of
-        from mlcloud.gateway.hosting import _gone_of_late
+        from mlcloud.gateway.hosting import gone_of_late
         from mlcloud.kernel.job_actor import JobWorker
 
         services = self._services
-        shunned = {*_gone_of_late(services.cluster.cloud), *services.leaving}
+        shunned = {*gone_of_late(services.cluster.cloud), *services.leaving}
         labels = {}
         if shunned:
             labels["mlcloud.instance"] = f"!in({', '.join(sorted(shunned))})"

@@ -32,12 +32,12 @@ from mlcloud.errors import (
     UsageError,
 )
 from mlcloud.gateway import environments
-from mlcloud.gateway.budgets import CLUSTER
 from mlcloud.gateway.jobs import schedule, tables
 from mlcloud.gateway.jobs.crew import Crews, Gone, Shape, Worker
 from mlcloud.gateway.jobs.items import FAILED, Items
 from mlcloud.gateway.jobs.job import Job, own_error
 from mlcloud.gateway.jobs.keeping import Keeping
+from mlcloud.gateway.payers import CLUSTER
 from mlcloud.job_models import JobInfo, JobRequest, JobState, Rerun
 from mlcloud.units import format_usd, parse_duration, parse_size
 

@@ -1,0 +1,306 @@
+"""What a gang and elastic training cost, beside doing it by hand.
+
+    steps a second       `context.batches` in a gang, beside plain DDP with a DistributedSampler in
+                         the same kernels (aim: 0.97 of it)
+    start                four ranks on nodes that are up, until an all_reduce has its result: a
+                         session with workers=4, beside a Ray placement group with four actors
+                         (aim: 1.2 times as long)
+    one of four is gone  a node with a worker of an elastic training is killed, a spare one is up:
+                         from the last step before to the first step after (aim: 15 s)
+    loss curve           of that training, beside one that nothing disturbed: the largest relative
+                         difference of a step's loss
+
+    python benchmarks/training.py [--rounds 3] [--only throughput]
+
+Nodes are processes of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from report import report
+
+import mlcloud
+from mlcloud.client.embedded import down
+from mlcloud.config import Settings
+
+MODEL = """
+import os, time, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+torch.set_num_threads(1)
+
+generator = torch.Generator().manual_seed(0)
+x = torch.randn(4096, 256, generator=generator)
+data = torch.utils.data.TensorDataset(x, x[:, :10].softmax(1))
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512), torch.nn.ReLU(),
+        torch.nn.Linear(512, 10),
+    )
+"""
+# Both are generators of what a block of steps took, so that they can take turns: the machine's
+# speed changes from second to second.
+PLAIN = """
+def plain(block, batch):
+    model = DistributedDataParallel(network())
+    opt = torch.optim.AdamW(model.parameters())
+    sampler = torch.utils.data.DistributedSampler(data, seed=0)
+    loader = torch.utils.data.DataLoader(data, batch // dist.get_world_size(), sampler=sampler,
+                                         drop_last=True)
+    done, epoch, began = 0, 0, time.perf_counter()
+    while True:
+        sampler.set_epoch(epoch)
+        for bx, by in loader:
+            loss = torch.nn.functional.cross_entropy(model(bx), by)
+            opt.zero_grad(); loss.backward(); opt.step()
+            loss.item()
+            done += 1
+            if done % block == 0:
+                yield time.perf_counter() - began
+                began = time.perf_counter()
+        epoch += 1
+"""
+OURS = """
+from mlcloud.training.context import TrainContext
+
+def ours(block, batch):
+    context = TrainContext(most=2, every="auto", checkpoints=None, elastic=True)
+    model = context.wrap(network())
+    opt = torch.optim.AdamW(model.parameters())
+    state = {"model": model, "opt": opt}
+    began = time.perf_counter()
+    for bx, by in context.batches(data, global_batch=batch, epochs=1000, state=state):
+        if context.step and context.step % block == 0:
+            yield time.perf_counter() - began
+            began = time.perf_counter()
+        loss = torch.nn.functional.cross_entropy(model(bx), by)
+        opt.zero_grad(); context.backward(loss); opt.step()
+        context.report(loss=loss)
+
+def both(blocks, block, batch):
+    loops, took = {"plain": plain(block, batch), "ours": ours(block, batch)}, {}
+    for number in range(blocks):
+        for name in loops if number % 2 else reversed(loops):
+            dist.barrier()
+            took.setdefault(name, []).append(next(loops[name]))
+    for each in loops.values():
+        each.close()
+    return took
+"""
+ACTORS = """
+import json, os, sys, time
+settings = json.load(open(sys.argv[1]))
+os.environ.update(settings["ray_environment"])
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+address = f"{settings['node_ip']}:{settings['gcs_port']}"
+ray.init(address=address, _node_ip_address=settings["node_ip"], log_to_driver=False)
+
+class Rank:
+    def work(self, rank, world, port):
+        import os
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+        import torch, torch.distributed as dist
+        torch.set_num_threads(1)
+        dist.init_process_group()
+        t = torch.ones(1)
+        dist.all_reduce(t)
+        return t.item()
+
+for line in sys.stdin:
+    began = time.perf_counter()
+    group = placement_group([{"CPU": 1}] * 4)
+    actors = [
+        ray.remote(Rank).options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(
+            group, placement_group_bundle_index=n)).remote() for n in range(4)
+    ]
+    found = ray.get([a.work.remote(n, 4, int(line)) for n, a in enumerate(actors)])
+    took = time.perf_counter() - began
+    assert found == [4.0] * 4
+    for each in actors:
+        ray.kill(each)
+    remove_placement_group(group)
+    print(took, flush=True)
+"""
+BLOCK = 10
+GANG = """
+import torch, torch.distributed as dist
+torch.set_num_threads(1)
+dist.init_process_group()
+t = torch.ones(1)
+dist.all_reduce(t)
+assert t.item() == 4
+"""
+
+
+def fit(context: Any, log: str = "", pause: float = 0.0) -> None:
+    import time
+
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(960, 16, generator=generator)
+    y = x @ torch.arange(16.0) + torch.randn(960, generator=generator)
+    data = torch.utils.data.TensorDataset(x, y)
+    model = context.wrap(torch.nn.Linear(16, 1))
+    opt = torch.optim.AdamW(model.parameters(), lr=0.02)
+    state = {"model": model, "opt": opt}
+    for bx, by in context.batches(data, global_batch=48, epochs=15, state=state, every="2s"):
+        loss = (model(bx).squeeze(1) - by).square().mean()
+        opt.zero_grad()
+        context.backward(loss)
+        opt.step()
+        context.report(loss=loss)
+        if log and context.rank == 0:
+            with open(log, "a") as file:
+                print(time.time(), context.step, context.world_size, file=file)
+        time.sleep(pause)
+
+
+def throughput(rounds: int) -> list[dict[str, Any]]:
+    session = mlcloud.session("throughput", workers=2, namespace={})
+    session.run(MODEL + PLAIN + OURS + "dist.init_process_group()", quiet=True)
+    session.run(f"took = both({rounds * 10}, {BLOCK}, 256)", quiet=True)
+    took = session["took"]
+    session.close()
+    # The first two blocks of each are another matter.
+    plain, ours = (sum(took[name][2:]) for name in ("plain", "ours"))
+    steps = BLOCK * (len(took["plain"]) - 2)
+    ratios = [p / o for p, o in zip(took["plain"][2:], took["ours"][2:], strict=True)]
+    return [
+        {"what": "steps a second, plain DDP", "value": steps / plain},
+        {"what": "steps a second, context.batches", "value": steps / ours},
+        {"what": "of plain DDP, in sum", "value": plain / ours, "aim": 0.97},
+        {"what": "of plain DDP, median of blocks", "value": statistics.median(ratios), "aim": 0.97},
+    ]
+
+
+def start(home: Path, rounds: int) -> list[dict[str, Any]]:
+    # Both nodes are up, and have had a worker before.
+    mlcloud.session("warm", workers=4, namespace={}).run(GANG, quiet=True)
+    mlcloud.attach("warm").close()
+    script = subprocess.Popen(
+        [sys.executable, "-c", ACTORS, str(home / "cloud" / "cluster.json")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert script.stdin is not None
+    assert script.stdout is not None
+    actors, gangs = [], []
+    for number in range(rounds):
+        print(29700 + number, file=script.stdin, flush=True)
+        actors.append(float(script.stdout.readline()))
+        time.sleep(2)
+        began = time.perf_counter()
+        session = mlcloud.session(f"start-{number}", workers=4, namespace={})
+        session.run(GANG, quiet=True)
+        gangs.append(time.perf_counter() - began)
+        session.close()
+        time.sleep(2)
+    script.stdin.close()
+    script.wait(30)
+    ratio = statistics.median(g / a for g, a in zip(gangs, actors, strict=True))
+    return [
+        {"what": "s, four actors of a placement group", "value": statistics.median(actors)},
+        {"what": "s, a session with four workers", "value": statistics.median(gangs)},
+        {"what": "times the actors' (median of rounds)", "value": ratio, "aim": 1.2},
+    ]
+
+
+def recovery(home: Path, rounds: int) -> list[dict[str, Any]]:
+    whole = mlcloud.train(fit, workers=1, quiet=True)
+    gaps, differences, again = [], [], []
+    for number in range(rounds):
+        log = home / f"steps-{number}"
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(
+                *(mlcloud.train, fit, (3, 4)),
+                session=f"elastic-{number}",
+                quiet=True,
+                log=str(log),
+                pause=0.1,
+            )
+            while len(_steps(log)) < 40 or _steps(log)[-1][2] < 4:
+                time.sleep(0.2)
+                assert not done.done(), done.exception()
+            client = mlcloud.connect()
+            ranks = client.attach(f"elastic-{number}").info.ranks
+            # A node with one rank, or the one with the last: at once, without a notice.
+            client.cluster.preempt(ranks[-1].node, "0s")
+            found = done.result(300)
+        client.attach(f"elastic-{number}").close()
+        times = [at for at, _, _ in _steps(log)]
+        gaps.append(max(b - a for a, b in pairwise(times[30:])))
+        again.append(len(times) - whole.steps)
+        pairs = zip(found.history.values["loss"], whole.history.values["loss"], strict=True)
+        differences.append(max(abs(a - b) / abs(b) for a, b in pairs))
+        time.sleep(3)
+    return [
+        {"what": "s, a node gone → training again", "value": statistics.median(gaps), "aim": 15},
+        {"what": "s, the longest of them", "value": max(gaps)},
+        {"what": "steps done twice (a save each 2 s)", "value": statistics.median(again)},
+        {"what": "relative difference of a loss, at most", "value": max(differences)},
+    ]
+
+
+def _steps(log: Path) -> list[tuple[float, int, int]]:
+    if not log.exists():
+        return []
+    lines = [line.split() for line in log.read_text().splitlines()]
+    return [(float(at), int(step), int(world)) for at, step, world in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["throughput", "start", "recovery"])
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="mlcloud-bench-") as folder:
+        home = Path(folder)
+        os.environ |= {
+            "MLCLOUD_HOME": folder,
+            "MLCLOUD_MAX_NODES": "3",
+            "MLCLOUD_WARM_SPARES": "3" if options.only != "throughput" else "0",
+            "MLCLOUD_NODE_IDLE": "10m",
+        }
+        load = os.getloadavg()[0]
+        try:
+            mlcloud.connect()
+            for name, part in (
+                ("throughput", lambda: throughput(max(options.rounds, 4))),
+                ("start", lambda: start(home, options.rounds)),
+                ("recovery", lambda: recovery(home, options.rounds)),
+            ):
+                if options.only in (None, name):
+                    rows += part()
+                    print(json.dumps(rows[-3:]), flush=True)
+        finally:
+            down(Settings())
+    report("training", rows, load=load, cpus=os.cpu_count())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What all ranks must decide at the same step, and the means of what they report, in one message
+now and then that nobody waits for.
+
+    after step k     all_reduce of [rank 0's word, its pace, the reports since], in the background
+    at the next one  the result is there: every rank has the same, and follows the word
+
+The next one comes after `EVERY_S`, in steps, as rank 0 has measured them: of steps that take longer
+each has its message, of short ones few. A process group of its own, gloo, keeps it out of the way
+of the model's collectives.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlcloud.errors import UsageError
+
+GO_ON, SAVE, LEAVE = 0, 1, 2
+MOST = 15  # values of one report
+MOST_STEPS = 64  # in one message
+EVERY_S = 0.25
+
+
+@dataclass
+class Agreed:
+    """Rank 0's word, and the means of what was reported, by step."""
+
+    word: int = GO_ON
+    reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+
+class Agreement:
+    """Of one training. All ranks call `exchange` after each step. `most`: steps between two
+    messages, at most."""
+
+    def __init__(self, most: int = MOST_STEPS) -> None:
+        import torch.distributed as dist
+
+        self._dist: Any = dist
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self._group = dist.new_group(backend="gloo")
+        self._most = max(1, min(most, MOST_STEPS))
+        self._sent: tuple[Any, Any, list[int]] | None = None  # the work, its numbers, their steps
+        self._rows: list[tuple[int, dict[str, float], float]] = []
+        self._pace = 1  # steps from one message to the next
+        self._left = 1
+        self._at = time.monotonic()
+        self.names: list[str] | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether the next `exchange` sends a message."""
+        return self._left <= 1
+
+    def exchange(
+        self, step: int, word: int, report: dict[str, float], weight: float
+    ) -> Agreed | None:
+        """Keep this step's report; where it is time, send what there is: the message before that.
+
+        `weight`: this rank's part of the batch, of 1. Each rank reports the same names, always.
+        None where no message is sent.
+        """
+        self._check(report)
+        self._rows.append((step, report, weight))
+        self._left -= 1
+        if self._left > 0:
+            return None
+        before = self.settle()
+        self._send(word)
+        self._left = self._pace
+        return before
+
+    def flush(self) -> Agreed:
+        """All that was reported, at the end of the loop."""
+        found = self.settle()
+        if self._rows:
+            self._send(GO_ON)
+            found.reports += self.settle().reports
+        return found
+
+    def meet(self) -> None:
+        """Wait for all ranks."""
+        self._dist.barrier(group=self._group)
+
+    def settle(self) -> Agreed:
+        """Wait for what was sent."""
+        if self._sent is None:
+            return Agreed()
+        (work, numbers, steps), self._sent = self._sent, None
+        work.wait()
+        word, pace, *values = numbers.tolist()
+        self._pace = max(1, min(int(pace), self._most))
+        found = Agreed(int(word))
+        for at, step in enumerate(steps):
+            weight, *means = values[at * (1 + MOST) : (at + 1) * (1 + MOST)]
+            if weight:
+                names = self.names or ()
+                pairs = zip(names, means, strict=False)
+                found.reports.append((step, {name: each / weight for name, each in pairs}))
+        return found
+
+    def _send(self, word: int) -> None:
+        import torch
+
+        rows, self._rows = self._rows, []
+        numbers = torch.zeros(2 + len(rows) * (1 + MOST), dtype=torch.float64)
+        if self.rank == 0:
+            now = time.monotonic()
+            per_step = (now - self._at) / len(rows)
+            self._at = now
+            numbers[0], numbers[1] = word, EVERY_S / max(per_step, 1e-9)
+        for at, (_, report, weight) in enumerate(rows):
+            if report:
+                begin = 2 + at * (1 + MOST)
+                values = [weight, *(report[name] * weight for name in self.names or ())]
+                numbers[begin : begin + len(values)] = torch.tensor(values, dtype=torch.float64)
+        work = self._dist.all_reduce(numbers, group=self._group, async_op=True)
+        self._sent = work, numbers, [step for step, _, _ in rows]
+
+    def _check(self, report: dict[str, float]) -> None:
+        if not report:
+            return
+        if self.names is None:
+            if len(report) > MOST:
+                raise UsageError(f"context.report takes up to {MOST} values, not {len(report)}")
+            self.names = sorted(report)
+        if sorted(report) != self.names:
+            raise UsageError(
+                f"context.report is to have the same names each time: {', '.join(self.names)}"
+            )

@@ -1,0 +1,56 @@
+"""What a training returns: what `fn` returned on rank 0, and the curve of what it reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class History:
+    """Means over all ranks, by step (the number of steps done). `worlds`: from which step on it ran
+    with how many ranks."""
+
+    steps: list[int] = field(default_factory=list)
+    values: dict[str, list[float]] = field(default_factory=dict)
+    worlds: list[list[int]] = field(default_factory=list)
+
+    def add(self, step: int, report: dict[str, float]) -> None:
+        if report:
+            self.steps.append(step)
+            for name, value in report.items():
+                self.values.setdefault(name, []).append(value)
+
+    def begins(self, step: int, world: int) -> None:
+        if not self.worlds or self.worlds[-1][1] != world:
+            self.worlds.append([step, world])
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain arrays, as a checkpoint has them."""
+        import numpy as np
+
+        return {
+            "steps": np.array(self.steps, dtype=np.int64),
+            "values": {name: np.array(each) for name, each in self.values.items()},
+            "worlds": np.array(self.worlds, dtype=np.int64).reshape(-1, 2),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> History:
+        values = {name: each.tolist() for name, each in state["values"].items()}
+        return cls(state["steps"].tolist(), values, state["worlds"].tolist())
+
+
+@dataclass
+class TrainResult:
+    """`value` is what the function returned on rank 0, `steps` how many were done in all."""
+
+    value: Any
+    steps: int
+    history: History
+
+    def __repr__(self) -> str:
+        last = {name: each[-1] for name, each in self.history.values.items() if each}
+        shown = "".join(f", {name} {value:.6g}" for name, value in last.items())
+        sizes = " → ".join(str(world) for _, world in self.history.worlds)
+        return f"<training: {self.steps} steps on {sizes or 'no'} workers{shown}>"

@@ -1,0 +1,151 @@
+"""`context.batches` in a process group: the same training on any number of ranks, and a change of
+that number in its middle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlcloud import errors
+
+torch = pytest.importorskip("torch")
+
+from mlcloud.checkpoint import Checkpoints  # noqa: E402
+from mlcloud.checkpoint import context as run_context  # noqa: E402
+from mlcloud.training.context import TrainContext  # noqa: E402
+from tests.checkpoint import ranks  # noqa: E402
+
+STEPS = 12
+
+
+class Squares(torch.utils.data.Dataset[Any]):
+    """200 samples of a linear task with noise; remembers which were read."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(200, 5, generator=generator)
+        self.y = self.x @ torch.arange(5.0) + 0.1 * torch.randn(200, generator=generator)
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int) -> Any:
+        self.read.append(index)
+        return self.x[index], self.y[index]
+
+
+class Stop(Exception):
+    """Stands for a node that is gone."""
+
+
+def train(rank: int, folder: str, stop: int | None, every: int, strategy: str) -> Any:
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    checkpoints = Checkpoints(folder, "series")
+    context = TrainContext(most=4, every=every, checkpoints=checkpoints, elastic=False)
+    model = context.wrap(
+        torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)), strategy
+    )
+    opt = torch.optim.AdamW(model.parameters(), lr=0.05)
+    data = Squares()
+    state = {"model": model, "opt": opt}
+    began = None
+    for x, y in context.batches(data, global_batch=22, epochs=2, state=state, seed=3):
+        began = context.step if began is None else began
+        if context.step == stop:
+            break
+        opt.zero_grad()
+        loss = (model(x).squeeze(1) - y).square().mean()
+        context.backward(loss)
+        opt.step()
+        context.report(loss=loss)
+    history = context.history
+    return began, context.step, history.steps, history.values.get("loss"), history.worlds, data.read
+
+
+def run(world: int, folder: Path, stop: int | None = None, strategy: str = "ddp") -> list[Any]:
+    return ranks.good(world, train, str(folder), stop, 4, strategy)
+
+
+def losses(found: list[Any]) -> list[float]:
+    return [pytest.approx(each, rel=1e-5) for each in found[0][3]]
+
+
+@pytest.mark.slow
+def test_the_loss_curve_is_the_same_on_any_number_of_ranks(tmp_path: Path) -> None:
+    alone = run(1, tmp_path / "1")
+    assert alone[0][2] == list(range(1, 19))
+    for world in (2, 3):
+        found = run(world, tmp_path / str(world))
+        assert found[0][3] == losses(alone)
+        assert all(each[3] == found[0][3] for each in found)  # means, the same on all ranks
+        read = sorted(index for each in found for index in each[5])
+        assert read == sorted(alone[0][5])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_it_goes_on_with_another_number_of_ranks(tmp_path: Path, strategy: str) -> None:
+    whole = run(2, tmp_path / "whole", strategy=strategy)
+    folder = tmp_path / "cut"
+    first = run(3, folder, stop=10, strategy=strategy)
+    assert first[0][1] == 10
+    steps = Checkpoints(str(folder), "series").steps()
+    assert steps
+    assert steps[-1] <= 10
+    second = run(1, folder, stop=15, strategy=strategy)
+    assert second[0][0] == steps[-1]  # from the last commit on, and nothing before it again
+    third = run(2, folder, strategy=strategy)
+    assert third[0][2] == list(range(1, 19))
+    assert third[0][3] == losses(whole)
+    assert [world for _, world in third[0][4]] == [3, 1, 2]
+    assert run(2, folder, strategy=strategy)[0][0] is None  # it has ended
+
+
+def leave(rank: int, folder: str) -> Any:
+    """A notice in the middle of step 5: all save after the same step, at once."""
+    torch.set_num_threads(1)
+    from datetime import datetime, timedelta, timezone
+
+    notice = run_context.Notice()
+    told: list[dict[str, Any]] = []
+    run_context.set_current(
+        run_context.RunContext(folder, "s/x", report=told.append, notice=notice)
+    )
+    context = TrainContext(most=2, every=1000, checkpoints=None, elastic=False)
+    model = context.wrap(torch.nn.Linear(5, 1))
+    saved_at = []
+    for _ in context.batches(Squares(), global_batch=20, state={"model": model}):
+        if context.step == 5 and rank == 0:
+            notice.set(datetime.now(timezone.utc) + timedelta(seconds=60))
+        time.sleep(0.3)
+        saved_at.append(context.checkpoints.steps())
+    events = [(each["type"], each["step"], each["reason"]) for each in told if "reason" in each]
+    return events, context.step
+
+
+def test_a_notice_saves_on_all_ranks_after_the_same_step(tmp_path: Path) -> None:
+    first, second = ranks.good(2, leave, str(tmp_path))
+    assert [each for each in first[0] if each[2] == "notice"] == [("checkpoint", 7, "notice")]
+    assert first[1] == second[1] == 10
+
+
+def refuse(rank: int, folder: str) -> Any:
+    context = TrainContext(most=2, every=5, checkpoints=Checkpoints(folder, "a"), elastic=False)
+    said = []
+    for data, batch in ((iter([1]), 4), ([1, 2, 3], 1), ([1], 8)):
+        try:
+            next(context.batches(data, global_batch=batch, state={}))
+        except errors.UsageError as error:
+            said.append(str(error))
+    return said
+
+
+def test_data_without_numbers_and_batches_that_are_too_small_are_refused(tmp_path: Path) -> None:
+    for said in ranks.good(2, refuse, str(tmp_path)):
+        assert "gives no sample by its number" in said[0]
+        assert "not enough for up to 2 workers" in said[1]
+        assert "more than the 1 samples" in said[2]
