@@ -69,12 +69,13 @@ export class LogView {
 
   private _scrolled(): void {
     const { scrollTop, clientHeight } = this.node;
-    this._following = scrollTop + clientHeight >= this.length * LINE - LINE;
+    // Of what was drawn: lines may have come since, and their absence is no scrolling up.
+    this._following = scrollTop + clientHeight >= this._height - LINE;
     this._later();
   }
 
   private _draw(): void {
-    const height = this.length * LINE;
+    const height = (this._height = this.length * LINE);
     this._body.style.height = `${height}px`;
     if (this._following) {
       this.node.scrollTop = height;
@@ -96,6 +97,7 @@ export class LogView {
   private _body: HTMLElement;
   private _pool: HTMLElement;
   private _following = true;
+  private _height = 0;
   private _frame = 0;
   private _sized: ResizeObserver;
 }
