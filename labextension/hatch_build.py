@@ -38,8 +38,16 @@ def build(target_name: str = "", version: str = "") -> bool:
     if not lacks and not fresh(BUILT / "package.json"):
         # Beside this Python, or in the environment in which pip builds.
         jlpm = shutil.which("jlpm", path=str(Path(sys.executable).parent)) or "jlpm"
+        # What it calls lies there too, and need not be on the path.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         for words in (["install"], ["build:prod"]):
-            told = subprocess.run([jlpm, *words], cwd=HERE, capture_output=True, text=True)
+            told = subprocess.run(
+                [jlpm, *words],
+                cwd=HERE,
+                env={**os.environ, "PATH": path},
+                capture_output=True,
+                text=True,
+            )
             if told.returncode:
                 raise RuntimeError(f"jlpm {words[0]} failed:\n{told.stdout}\n{told.stderr}")
     return True
