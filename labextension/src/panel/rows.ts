@@ -450,7 +450,7 @@ function row(
     key,
     level,
     height,
-    facts: JSON.stringify(facts) + String(open),
+    facts: () => JSON.stringify(facts) + String(open),
     draw: () => [twisty(open), h('div', { class: 'mlcloud-cell' }, ...draw())]
   };
   return open === undefined ? made : { ...made, open };

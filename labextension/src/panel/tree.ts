@@ -18,8 +18,8 @@ export interface IRow {
   height: number;
   /** Undefined: it has nothing below it. */
   open?: boolean;
-  /** What it is drawn from: where this is the same, it is not drawn again. */
-  facts: string;
+  /** What it is drawn from: where this is the same, it is not drawn again. Asked of rows in view. */
+  facts(): string;
   draw(): (Node | string)[];
   /** Of the row's element. */
   kind: string;
@@ -150,9 +150,10 @@ export class Tree {
     if (element.style.height !== height) {
       element.style.height = height;
     }
-    if (drawn.facts !== row.facts) {
+    const facts = row.facts();
+    if (drawn.facts !== facts) {
       const at = this._focusedButton(element);
-      drawn.facts = row.facts;
+      drawn.facts = facts;
       element.replaceChildren(...row.draw());
       if (at !== null) {
         const again = [...element.querySelectorAll('button')].find(each => each.name === at);
