@@ -10,7 +10,8 @@ gateway's JSON) and is raised on the other side as the same class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 
 class MLCloudError(Exception):
@@ -155,7 +156,7 @@ class PartialFailure(JobFailed):
     """Items of a map failed. `failures` has their exceptions by number, `results` what all came to,
     in order, an exception in the place of each that failed."""
 
-    failures: dict[int, BaseException] = {}
+    failures: Mapping[int, BaseException] = MappingProxyType({})
     results: Sequence[object] = ()
 
 

@@ -119,7 +119,8 @@ class RemoteFunction(Generic[P, R]):
             return self._function(*args, **kwargs)
         streams = inspect.isgeneratorfunction(self._function)
         if streams or self._options.get("deadline") is not None:
-            return self._as_job(streams, *args, **kwargs)
+            found: R = self._as_job(streams, *args, **kwargs)
+            return found
         for _ in range(self._options.get("retries") or 0):
             try:
                 return self._call(args, kwargs)
@@ -218,7 +219,7 @@ class RemoteFunction(Generic[P, R]):
         return self._map(_Calls(iterables), on_error=on_error, **options)
 
     def starmap(self, calls: Iterable[Iterable[Any]], **options: Any) -> Jobs:
-        """As `map`, where each item is the call's arguments: `train.starmap([(0.1, 3), (0.2, 5)])`."""
+        """As `map`, of items that are arguments: `train.starmap([(0.1, 3), (0.2, 5)])`."""
         return self._map(_Calls((calls,), star=True), **options)
 
     def _map(self, calls: Iterable[Any], **options: Any) -> Jobs:
@@ -233,11 +234,11 @@ class RemoteFunction(Generic[P, R]):
 
 
 class _Calls:
-    """Calls, (args, kwargs) each, of what they are to go over; as long as that is, if it is known."""
+    """Calls, (args, kwargs) each; as many as there are, where that is known."""
 
     def __init__(self, iterables: tuple[Iterable[Any], ...], *, star: bool = False) -> None:
         for each in iterables:
-            if not isinstance(each, Iterable) and not hasattr(each, "__getitem__"):
+            if not hasattr(each, "__iter__") and not hasattr(each, "__getitem__"):
                 raise UsageError(f"map goes over iterables, and {type(each).__name__} is none")
         # A list that is changed meanwhile would give other items.
         self._iterables = tuple(list(e) if isinstance(e, list) else e for e in iterables)

@@ -129,9 +129,7 @@ class Feed:
             self._jobs.setdefault(job.id, weakref.WeakSet()).add(job)
             wire = self._wire
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(
-                    target=self._run, name="mlcloud-jobs", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, name="mlcloud-jobs", daemon=True)
                 self._thread.start()
         if wire is not None:
             self._ask(wire, [job.id])
@@ -345,7 +343,7 @@ class Job(Handle):
             elif result[1] == "error":
                 self.set_exception(self._peer.error(result[2], f"{self.id} ({self.name})"))
             elif isinstance(result[2], int):  # so many values were yielded
-                self.set_result([value for value in self._yielded()])
+                self.set_result(list(self._yielded()))
             else:
                 self.set_result(self._peer.value(result[2]))
         except concurrent.futures.InvalidStateError:

@@ -107,8 +107,8 @@ class Jobs(Handle):
         return info.items if info.complete else self._feeder.total  # type: ignore[union-attr, return-value]
 
     def results(self, *, on_error: OnError | None = None) -> Iterator[Any]:
-        """The results in order, as they are ready. `on_error`: `raise` what an item raised, `return`
-        it in the place of its result, or `skip` it."""
+        """The results in order, as they are ready. `on_error`: `raise` what an item raised,
+        `return` it in the place of its result, or `skip` it."""
         for entry in self._entries("index"):
             found = self._by_rule(entry, on_error or self._on_error)
             yield from found
@@ -122,7 +122,7 @@ class Jobs(Handle):
                 yield entry[0], value
 
     def result(self, timeout: float | None = None) -> list[Any]:
-        """All results. Raises `PartialFailure` where items failed; it has the results of the others.
+        """All results. Raises `PartialFailure` where items failed; it has the others' results.
 
         Raises TimeoutError after `timeout` seconds; the job goes on.
         """
@@ -181,7 +181,9 @@ class Jobs(Handle):
             while True:
                 if feeder is not None:
                     feeder.check()
-                wait_s = POLL_S if until is None else max(0.0, min(POLL_S, until - time.monotonic()))
+                wait_s = (
+                    POLL_S if until is None else max(0.0, min(POLL_S, until - time.monotonic()))
+                )
                 wait_s = min(wait_s, SHOW_S) if shown else wait_s
                 answer = self._peer.results(self.id, order, after, wait_s)
                 for entry in answer["entries"]:
@@ -191,7 +193,9 @@ class Jobs(Handle):
                 after = answer["after"]
                 ended = JobState(answer["state"]) in ENDED
                 if ended and not answer["entries"] and not answer["more"]:
-                    if answer["state"] == "cancelled" or after < answer["total"] and order == "index":
+                    if answer["state"] == "cancelled" or (
+                        order == "index" and after < answer["total"]
+                    ):
                         raise failure(self.info)
                     if order == "told" and self.info.items > self._info.done + self._info.failed:
                         raise failure(self._info)
@@ -344,7 +348,9 @@ Pack = Callable[[Any], packed.Packed]
 class Feeder:
     """Sends the items. `total`: how many there are, None where that is not known."""
 
-    def __init__(self, peer: Peer, job_id: str, items: Iterable[Any], pack: Pack, ahead: int) -> None:
+    def __init__(
+        self, peer: Peer, job_id: str, items: Iterable[Any], pack: Pack, ahead: int
+    ) -> None:
         self._peer, self._job_id, self._pack = peer, job_id, pack
         self.total: int | None = None
         with contextlib.suppress(TypeError):
@@ -409,8 +415,8 @@ class Feeder:
             for item in islice(self._items, room):
                 found = self._pack(item)
                 if found.needs:
-                    refs = [[job, number] for _, job, number in found.needs]
-                    needs[self._sent + len(batch)] = sorted({job for job, _ in refs})
+                    refs = packed.named(found.needs)
+                    needs[self._sent + len(batch)] = packed.jobs_of(refs)
                     batch.append([found.wire, refs])
                 else:
                     batch.append([found.wire])

@@ -31,7 +31,7 @@ class RemoteClass(Generic[T]):
 
         if given := sorted(options.keys() & set(JOBS)):
             raise UsageError(
-                f"@mlcloud.remote on a class: {given[0]} is for jobs, and an object lives in a session"
+                f"@mlcloud.remote on a class: {given[0]} is for jobs; an object is in a session"
             )
         self._kind, self._options = kind, options
         self.__name__, self.__qualname__ = kind.__name__, kind.__qualname__
@@ -116,9 +116,7 @@ def _on(obj: RemoteObject, what: str, args: tuple[Any, ...] | None, kwargs: dict
     from mlcloud.client.functions import call_text
     from mlcloud.client.session import main_namespace
 
-    code, temporary, result = call_text(
-        obj._mlcloud_handle, args or (), kwargs, main_namespace()
-    )
+    code, temporary, result = call_text(obj._mlcloud_handle, args or (), kwargs, main_namespace())
     head, _, tail = code.partition("(")
     code = f"{head}{what}" if args is None else f"{head}{what}({tail}"
     session = obj._mlcloud_session

@@ -171,8 +171,8 @@ class Session:
     ) -> Any:
         """Run a cell that sees the names `temporary` too, and binds `result`: its value.
 
-        The value comes back like a name's: itself up to `max_return` bytes, else a `RemoteValue`. Neither
-        namespace keeps these names. Raises what the cell raised.
+        The value comes back like a name's: itself up to `max_return` bytes, else a `RemoteValue`.
+        Neither namespace keeps these names. Raises what the cell raised.
         """
         options: dict[str, Any] = {"allow_stdin": frontend.takes_input()}
         if frontend.in_page():

@@ -42,12 +42,12 @@ def submit(
     to = peer(client)
     code = _code(to, function)
     item = _item(to, function, code)((args, kwargs))
-    refs = [[job, number] for _, job, number in item.needs]
+    refs = packed.named(item.needs)
     body = {
         "request": _request(client, function, options, single=True),
-        "code": {"wire": code.wire, "needs": [[job, number] for _, job, number in code.needs]},
+        "code": {"wire": code.wire, "needs": packed.named(code.needs)},
         "items": [[item.wire, refs] if refs else [item.wire]],
-        "needs": {0: sorted({job for job, _ in refs})} if refs else {},
+        "needs": {0: packed.jobs_of(refs)} if refs else {},
         "last": True,
     }
     return Job(to, JobInfo.model_validate(to.send("POST", "/v1/jobs", body)))
@@ -72,7 +72,7 @@ def map_over(
     code = _code(to, function)
     body = {
         "request": _request(client, function, options, single=False),
-        "code": {"wire": code.wire, "needs": [[job, number] for _, job, number in code.needs]},
+        "code": {"wire": code.wire, "needs": packed.named(code.needs)},
     }
     jobs = Jobs(to, JobInfo.model_validate(to.send("POST", "/v1/jobs", body)))
     jobs._on_error, jobs._quiet = on_error, quiet

@@ -23,7 +23,7 @@ KEPT_BATCHES = 256
 
 
 class JobWorker:
-    """Started by the gateway as `ray.remote(JobWorker).options(...)`; see `gateway/jobs/crew.py`."""
+    """Started by the gateway, as `ray.remote(JobWorker).options(…)`: see `gateway/jobs/crew.py`."""
 
     def __init__(self, store_url: str, folder: str) -> None:
         self._loop = asyncio.get_event_loop()

@@ -3,8 +3,8 @@
     batches ─► queue ─► run: load the item ─► call ─► pack what it returned ─► Outgoing ─► events()
                               └ what it prints, by item ─────────────────────┘
 
-Batches of short items are told of together (`TELL_S`), a long item at once. The thread knows nothing
-of Ray: the actor (`job_actor.py`) puts batches in and takes events out.
+Batches of short items are told of together (`TELL_S`), a long item at once. The thread knows
+nothing of Ray: the actor (`job_actor.py`) puts batches in and takes events out.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from mlcloud.errors import MLCloudError, NotPicklable
 from mlcloud.kernel.tracebacks import frames, strip
 from mlcloud.store import ChunkRef, Store
 from mlcloud.values import exceptions, packed
+from mlcloud.values.reducers import Classes
 
 TELL_S = 0.02
 LOG_BYTES = 1_000_000  # of one item
 PIECE_CHARS = 8_000
 _NAMESPACE = "__mlcloud_job__"
 
-Item = tuple[int, Any, list[Any]]  # its number, the packed call, results of other jobs that it needs
+Item = tuple[
+    int, Any, list[Any]
+]  # its number, the packed call, results of other jobs that it needs
 Told = dict[str, Any]
 
 
@@ -71,7 +74,7 @@ class Results:
                 if (name, number) == key:
                     code = self.task.code if self.task else None
                     namespace = code.namespace if code else {}
-                    classes = code.classes if code else packed.Classes()
+                    classes = code.classes if code else Classes()
                     self.loaded[key] = packed.unpack(wire, namespace, classes, self.get)
                     break
             else:
@@ -175,7 +178,9 @@ class Runner:
                 return
             self._printed[item] = size + len(text)
             if size + len(text) > LOG_BYTES:
-                text += f"\n… more than {LOG_BYTES:,} characters were printed: the rest is left out\n"
+                text += (
+                    f"\n… more than {LOG_BYTES:,} characters were printed: the rest is left out\n"
+                )
             last = self._logs[-1] if self._logs else None
             if last and last[:2] == [item, stream] and len(last[2]) < PIECE_CHARS:
                 last[2] += text
@@ -272,7 +277,7 @@ class Runner:
     def _packed_error(self, task: Task, error: BaseException) -> dict[str, Any]:
         code = task.code
         namespace = code.namespace if code else {}
-        classes = code.classes if code else packed.Classes()
+        classes = code.classes if code else Classes()
         own = isinstance(error, MLCloudError) and not isinstance(error, NotPicklable)
 
         def put(value: Any) -> Any:

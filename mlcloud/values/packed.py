@@ -6,8 +6,8 @@
     result  value ─► Wire ══► store ══► client
 
 A `Wire` is what msgpack takes: the bytes of a plain pickle, or `[payload, buffers]`, of which each
-piece above `INLINE_BYTES` is `{"objects": ["<blake3>:<bytes>", …]}` in the store. Plain atoms, which
-a map has by the thousand, are pickled by pickle itself; all else by `values.pickling`, so functions
+piece above `INLINE_BYTES` is `{"objects": ["<blake3>:<bytes>", …]}` in the store. Plain atoms, of
+which a map has thousands, are pickled by pickle itself; all else by `values.pickling`, so functions
 and classes of the notebook travel as they do to a session, and what cannot is named.
 """
 
@@ -42,6 +42,16 @@ class Packed:
 
     wire: Wire
     needs: list[Ref] = field(default_factory=list)
+
+
+def named(refs: list[Ref]) -> list[list[Any]]:
+    """[job, item] of each."""
+    return [[job, item] for _, job, item in refs]
+
+
+def jobs_of(refs: list[list[Any]]) -> list[str]:
+    """The jobs among these, each once."""
+    return sorted({str(job) for job, _ in refs})
 
 
 # --- values ---------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def test_a_map_reports_what_failed_and_keeps_the_rest() -> None:
         return x
 
     jobs = remote(odd_only).map(range(7))
-    with pytest.raises(errors.PartialFailure, match="3 of 7 items of .*odd_only failed") as caught:
+    with pytest.raises(errors.PartialFailure, match=r"3 of 7 items of .*odd_only failed") as caught:
         jobs.result(WAIT_S)
     assert sorted(caught.value.failures) == [0, 3, 6]
     assert "item 3: ValueError: no 3" in str(caught.value)

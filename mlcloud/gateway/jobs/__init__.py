@@ -1,7 +1,7 @@
 """Jobs: functions called for items by worker processes, whoever watches or not.
 
-    client ─ POST items ─► Job (what is known of each item) ─► Crew (workers of one shape) ─ Ray ─► worker
-    client ◄─ results by cursor ─ table ◄─ commit ◄─ events ◄──────────────────────────────────────┘
+    client ─ POST items ─► Job, its Items ─► Crews: workers by shape ─ Ray ─► worker
+    client ◄─ results by cursor ─ table ◄─ commit ◄─ events ◄───────────────────┘
                                     └─► store (`keeping`): signed manifests, every second or so
 
 An item is committed when its result is in the table, in one transaction with what it printed: from

@@ -54,16 +54,16 @@ class Items:
             ours = tables.inputs.c.job_id == self.job_id
             query = select(tables.inputs.c.first, tables.inputs.c.count, tables.inputs.c.needs)
             for row in connection.execute(query.where(ours).order_by(tables.inputs.c.first)):
-                self._added(row.first, row.count, json.loads(row.needs))
+                self._added(row.first, row._mapping["count"], json.loads(row.needs))
             query_ends = (
                 select(tables.results.c.number, tables.results.c.ends)
                 .where(tables.results.c.job_id == self.job_id)
                 .order_by(tables.results.c.number)
             )
-            for row in connection.execute(query_ends):
-                self.rows = row.number
-                for item, kind, more in msgpack.unpackb(row.ends):
-                    self._note(item, kind, more, row.number)
+            for told in connection.execute(query_ends):
+                self.rows = told.number
+                for item, kind, more in msgpack.unpackb(told.ends):
+                    self._note(item, kind, more, told.number)
 
     # --- in ---------------------------------------------------------------------------------------
 

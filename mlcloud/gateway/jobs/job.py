@@ -84,6 +84,7 @@ class Job:
         self.preempted = self.retried = 0
         self.needs: set[str] = {job for job, _ in code["needs"]} if code else set()
         self.to_keep = True  # something is not in the store yet
+        self.heard = time.monotonic()  # of who sends its items
         self._tries: dict[int, int] = {}
         self._crashes: dict[int, int] = {}
         self._waiters: set[asyncio.Event] = set()
@@ -187,6 +188,7 @@ class Job:
 
     def add(self, first: int, items: list[Any], needs: dict[int, list[str]], *, last: bool) -> None:
         """A batch of items; sent twice, it is there once."""
+        self.heard = time.monotonic()
         total = self.items.total
         if first < total:
             skip = min(len(items), total - first)
@@ -218,6 +220,14 @@ class Job:
             return most if is_long else max(1, len(workers))
         work_s = (waits + len(items.out)) * self.mean_s
         return max(len(workers), min(most, math.ceil(work_s / SCALE_S)))
+
+    def abandoned(self) -> None:
+        """Who sent its items is gone: there are as many as have come."""
+        self.complete = True
+        text = f"its notebook went away after {self.items.total:,} items: those were all"
+        self._note([0], f"{text}\n")
+        self.save()
+        self._end_if_all()
 
     # --- workers ----------------------------------------------------------------------------------
 
@@ -338,8 +348,8 @@ class Job:
         if times:
             mean = sum(times) / len(times)
             weight = min(0.9, len(times) / 20 + 0.2)
-            self.mean_s = mean if self.mean_s is None else (
-                self.mean_s * (1 - weight) + mean * weight
+            self.mean_s = (
+                mean if self.mean_s is None else (self.mean_s * (1 - weight) + mean * weight)
             )
         self.to_keep = True
         self._end_if_all()

@@ -1,7 +1,7 @@
 """All jobs of a gateway: taken in, given workers, found again, scheduled, kept in the store.
 
-    every `LOOK_S` and whenever something happens: who wants how many workers ─► idle ones assigned,
-    others asked for; budgets, deadlines, notices, schedules, items that take too long
+every `LOOK_S` and whenever something happens: who wants how many workers ─► idle ones assigned,
+others asked for; budgets, deadlines, notices, schedules, items that take too long
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import platform
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.25
 OUTSIDE_S = 1.0  # for money and the clock
+ABANDONED_S = 300.0  # without a word from who sends its items
 
 
 class Jobs:
@@ -390,6 +392,10 @@ class Jobs:
             try:
                 self._look_at_money()
                 self._look_at_schedules()
+                for job in self:
+                    silent_s = time.monotonic() - job.heard
+                    if not (job.over or job.complete) and silent_s > ABANDONED_S:
+                        job.abandoned()
             except Exception:
                 log.exception("what jobs cost, or when they are due, could not be looked at")
 

@@ -59,7 +59,8 @@ class Market:
 
     def _decide(self) -> None:
         job, span = self._job, self._span
-        assert span is not None and self.deadline is not None
+        assert span is not None
+        assert self.deadline is not None
         work, left = self.work(span)
         changeover = min(CHANGEOVER, span / 20)
         shape = OfferShape(**job.shape.request(job.services).node_type.node_config["shape"])

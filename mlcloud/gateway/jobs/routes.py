@@ -1,9 +1,9 @@
 """`/v1/jobs`: what clients ask of jobs. What carries bytes is msgpack, the rest JSON.
 
-    POST /v1/jobs               {request, code} ─► a job; sent twice, it is one
-    POST /v1/jobs/{id}/items    {first, items, needs, last} ─► how many there are and wait
-    GET  /v1/jobs/{id}/results  ?order=index|told&after=N&wait_s=20 ─► {state, after, entries}
-    WS   /v1/jobs/channel       ─► {watch: [ids]}   ◄─ {job: JobInfo}, whenever it changes
+POST /v1/jobs               {request, code} ─► a job; sent twice, it is one
+POST /v1/jobs/{id}/items    {first, items, needs, last} ─► how many there are and wait
+GET  /v1/jobs/{id}/results  ?order=index|told&after=N&wait_s=20 ─► {state, after, entries}
+WS   /v1/jobs/channel       ─► {watch: [ids]}   ◄─ {job: JobInfo}, whenever it changes
 """
 
 from __future__ import annotations
