@@ -21,8 +21,7 @@ from tests.values.pair import Pair, execute, shipped
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"retries": 3}, "retries.*not in this version"),
-        ({"deadline": "6h"}, "deadline.*not in this version"),
+        ({"workers": 3}, "workers.*not in this version"),
         ({"gpus": "A10G:1"}, "unknown option gpus.*gpu"),
     ],
 )
@@ -49,8 +48,8 @@ def test_the_function_itself_and_what_it_says_of_itself() -> None:
     assert train.__name__ == "train"
     assert train.__doc__ == "Trains."
     assert "gpu='A10G:1'" in repr(train)
-    with pytest.raises(UsageError, match="jobs"):
-        train.submit(1.0)
+    with pytest.raises(UsageError, match="map needs something"):
+        train.map()
 
 
 def test_a_call_is_written_as_the_user_would() -> None:

@@ -1,8 +1,8 @@
 """Workers: warm processes in Ray actors, by the shape of what they may hold.
 
-    demand(shape, n) ─► actors asked of Ray (its autoscaler brings nodes) ─► idle ─ assign ─► a job's
-                                                                              ▲                  │
-                               ended after `IDLE_S` ◄─────────────────────────┴──── free ◄───────┘
+    demand(shape, n) ─► actors asked of Ray, whose autoscaler brings nodes ─► idle ─ assign ─► job's
+                                                                               ▲                │
+                               ended after `IDLE_S` ◄──────────────────────────┴─── free ◄──────┘
 
 A worker serves one job at a time, and stays warm for the next one. A new process costs about a
 second and a half, a GPU task of plain Ray's each time. How an end is told apart: `Gone.preempted`

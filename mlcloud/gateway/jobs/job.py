@@ -396,9 +396,7 @@ class Job:
             worker.held.clear()
             for item in late:
                 text = f"item {item} took longer than {self.request.timeout} and was ended"
-                error = {
-                    "name": "ExecutionTimeout", "text": text, "own": True, "lines": [], "records": []
-                }  # fmt: skip
+                error = own_error("ExecutionTimeout", text)
                 self.items.commit([[item, "error", error, [self._timeout_s]]], [])
             crews.end(worker)
         self._end_if_all()
@@ -435,4 +433,9 @@ def _quarantined(item: int, crashes: int, why: str) -> dict[str, Any]:
         f"item {item} has ended its worker process {crashes} times and is not run any more; the "
         f"other items go on. The last time: {why[:300]}"
     )
-    return {"name": "WorkerDied", "text": text, "own": True, "lines": [], "records": []}
+    return own_error("WorkerDied", text)
+
+
+def own_error(name: str, text: str) -> dict[str, Any]:
+    """An item's end that is the gateway's word: a class of `mlcloud.errors`, and its message."""
+    return {"name": name, "text": text, "own": True, "lines": [], "records": []}

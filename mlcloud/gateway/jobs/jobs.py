@@ -31,12 +31,12 @@ from mlcloud.errors import (
     NotFound,
     UsageError,
 )
-from mlcloud.gateway import db, environments
+from mlcloud.gateway import environments
 from mlcloud.gateway.budgets import CLUSTER
 from mlcloud.gateway.jobs import schedule, tables
 from mlcloud.gateway.jobs.crew import Crews, Gone, Shape, Worker
 from mlcloud.gateway.jobs.items import FAILED, Items
-from mlcloud.gateway.jobs.job import Job
+from mlcloud.gateway.jobs.job import Job, own_error
 from mlcloud.gateway.jobs.keeping import Keeping
 from mlcloud.job_models import JobInfo, JobRequest, JobState, Rerun
 from mlcloud.units import format_usd, parse_duration, parse_size
@@ -300,12 +300,10 @@ class Jobs:
                     jobs.discard(needed)
                 elif other is None or other.over:
                     error = _lost_result(needed, other)
-                    text = {
-                        "name": "JobFailed", "text": str(error), "own": True, "lines": [], "records": []
-                    }  # fmt: skip
+                    told = own_error("JobFailed", str(error))
                     jobs.clear()
                     if not job.items.is_ended(item):
-                        job.items.commit([[item, "error", text, [0.0]]], [])
+                        job.items.commit([[item, "error", told, [0.0]]], [])
                         job._end_if_all()
             if not jobs:
                 job.items.needs.pop(item, None)
@@ -379,10 +377,10 @@ class Jobs:
 
     def _not_started(self, shape: Shape, error: Exception) -> None:
         for job in self:
-            if not job.over and job.state is not JobState.SCHEDULED and job.shape == shape:
-                if not self.crews.of(job):
-                    own = error if isinstance(error, MLCloudError) else None
-                    job.fail(own or JobFailed(f"no worker could be started: {error}"))
+            waits = not job.over and job.state is not JobState.SCHEDULED
+            if waits and job.shape == shape and not self.crews.of(job):
+                own = error if isinstance(error, MLCloudError) else None
+                job.fail(own or JobFailed(f"no worker could be started: {error}"))
 
     # --- money and the clock ----------------------------------------------------------------------
 
@@ -412,8 +410,8 @@ class Jobs:
                 job.fail(
                     BudgetExceeded(
                         f"job {job.id} has cost {spent} of its limit of ${job.request.max_cost} "
-                        "(max_cost) and was stopped; what it has finished is kept. Raise the limit, "
-                        "and run what is left again"
+                        "(max_cost) and was stopped; what it has finished is kept. Raise the "
+                        "limit, and run what is left again"
                     )
                 )
 

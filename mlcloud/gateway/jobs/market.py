@@ -3,8 +3,9 @@
     every `STEP_S`: work left (measured, else as it took last time, else as the user expects)
                     ─► cluster.policy.decide ─► spot | on-demand | wait
 
-Without any idea of how long the work takes, half of the deadline is taken for it. Workers of another
-market than the present one get no new items and end with what they have: an item is not broken off.
+Without any idea of how long the work takes, half of the deadline is taken for it. Workers of
+another market than the present one get no new items, and end with what they have: an item is not
+broken off.
 """
 
 from __future__ import annotations
