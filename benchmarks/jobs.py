@@ -77,7 +77,8 @@ class Ray:
             text=True,
             env=environment,
         )
-        self._read()
+        while self._read() != "ready":
+            pass
 
     def _read(self) -> str:
         assert self._process.stdout is not None

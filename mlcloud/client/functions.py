@@ -205,6 +205,7 @@ class RemoteFunction(Generic[P, R]):
     def _submit(self, args: Any, kwargs: Any) -> Job:
         from mlcloud.client import submitting
 
+        _refuse_in_session("submit")
         return submitting.submit(self._function, self._options, args, kwargs)
 
     def map(self, *iterables: Iterable[Any], on_error: Any = "raise", **options: Any) -> Jobs:
@@ -225,12 +226,18 @@ class RemoteFunction(Generic[P, R]):
     def _map(self, calls: Iterable[Any], **options: Any) -> Jobs:
         from mlcloud.client import submitting
 
-        if in_session():
-            raise UsageError("map starts jobs from the notebook: in a session, use a plain loop")
+        _refuse_in_session("map")
         if unknown := sorted(options.keys() - {"on_error", "ahead", "quiet"}):
             raise UsageError(f"map has no option {unknown[0]}; there are on_error, ahead and quiet")
         options.setdefault("quiet", bool(self._options.get("quiet", False)))
         return submitting.map_over(self._function, self._options, calls, **options)
+
+
+def _refuse_in_session(what: str) -> None:
+    if in_session():
+        raise UsageError(
+            f"{what} starts jobs from the notebook: in a session or a job, call the function itself"
+        )
 
 
 class _Calls:

@@ -12,10 +12,11 @@ It runs in the feeder's thread.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from decimal import Decimal
 from itertools import islice
 from typing import Any, Literal
@@ -138,6 +139,12 @@ class Jobs(Handle):
         if failed:
             raise partial(self._info, failed, values)
         return values
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        async def all_results() -> list[Any]:
+            return await asyncio.to_thread(self.result)
+
+        return all_results().__await__()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The `PartialFailure` that `result` would raise, None where nothing failed."""

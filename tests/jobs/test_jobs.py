@@ -209,6 +209,11 @@ def test_a_map_gives_its_results_in_order_or_as_they_end() -> None:
     assert len(jobs) == 20
     assert dict(jobs.as_completed()) == {x: x * x for x in range(20)}
     assert jobs[7].result(WAIT_S) == 49
+
+    async def awaited() -> Any:
+        return await remote(double).map(range(3))
+
+    assert asyncio.run(awaited()) == [0, 2, 4]
     assert remote(lambda a, b: a - b).starmap([(3, 1), (5, 5)]).result(WAIT_S) == [2, 0]
     assert remote(lambda a, b: a + b).map([1, 2], [10, 20]).result(WAIT_S) == [11, 22]
 
@@ -283,6 +288,10 @@ def test_what_cannot_travel_is_named(tmp_path: Path) -> None:
         remote(holds).submit(1)
     with (tmp_path / "f").open("w") as file, pytest.raises(errors.NotPicklable, match="arguments"):
         remote(double).submit(file)
+    inner = remote(double)
+    with pytest.raises(errors.UsageError, match="call the function itself"):
+        remote(lambda x: inner.submit(x)).submit(1).result(WAIT_S)
+    assert remote(lambda x: inner(x)).submit(1).result(WAIT_S) == 2
     jobs = remote(lambda x: threading.Lock() if x else x).map([0, 1, 0], on_error="return")
     good, bad, also = list(jobs)
     assert (good, also) == (0, 0)
