@@ -181,6 +181,7 @@ def test_cancelled_where_it_runs(tmp_path: Path) -> None:
     assert remote(double).submit(1).result(WAIT_S) == 2  # its worker is not needed for this
 
 
+@pytest.mark.slow
 def test_an_item_that_takes_too_long_has_failed() -> None:
     def sleeps(s: float) -> float:
         import time
@@ -264,6 +265,7 @@ def test_no_items_and_endless_ones() -> None:
         jobs.result(WAIT_S)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_items_pass_by() -> None:
     jobs = remote(double).map((i for i in range(100_000)), ahead=5_000)
     total = most = 0
@@ -303,6 +305,7 @@ def test_what_cannot_travel_is_named(tmp_path: Path) -> None:
         remote(double, retries=-1).submit(1)
 
 
+@pytest.mark.slow
 def test_what_ends_its_worker_is_found_and_the_rest_goes_on(tmp_path: Path) -> None:
     def kills(x: int, folder: str) -> int:
         import os
@@ -351,6 +354,7 @@ def test_notebook_functions_bring_all_that_they_use(jobs_cluster: Embedded) -> N
         assert "f · done" in notebook.ok("%mlcloud jobs").result
 
 
+@pytest.mark.slow
 def test_an_object_of_a_remote_class_keeps_its_state_there(jobs_cluster: Embedded) -> None:
     with open_notebook(jobs_cluster) as notebook:
         notebook.ok(
