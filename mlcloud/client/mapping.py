@@ -334,7 +334,7 @@ def partial(
     more = [f"  … and {len(failed) - 5:,} more"] if len(failed) > 5 else []
     text = "\n".join(
         [
-            f"{len(failed):,} of {info.items:,} items of {info.name} failed:",
+            f"{len(failed):,} of {len(results):,} items of {info.name} failed:",
             *shown,
             *more,
             "The others' results are there: `results(on_error='skip')`, or `.results` of this "
