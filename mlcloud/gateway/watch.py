@@ -1,7 +1,7 @@
 """The cluster as it changes: one WebSocket for who looks on, `GET /v1/watch`.
 
     memory ── looked at while somebody follows ──► Board ──► {whole, set: {key: item}, gone: [key]}
-              keys: info · session/NAME · node/ID · budget/SESSION
+              keys: info · session/NAME · node/ID · budget/SESSION · jobs · job/ID
 
 Looked at, and not told by each place that changes something: none can be forgotten, and it costs
 nothing while nobody follows. A look is made five times a second, less often where it is long; what
@@ -35,6 +35,7 @@ EVERY_S = 0.2
 SHARE = 0.05  # of the loop's time, at most
 DOLLARS_S = 2.0
 DAY_S = 60.0  # how often what was spent before today is summed
+JOBS = 200  # the newest
 LONGEST = 4000  # characters of a text: it is for looking on
 MONEY = ("usd", "usd_today", "spent_usd")
 LISTS = {"nodes", "sessions", "offers", "budgets", "attempts"}
@@ -106,6 +107,8 @@ class Watch:
         items |= {f"session/{each.name}": _plain(each) for each in info.sessions}
         items |= {f"node/{each.id}": _plain(each) for each in info.nodes}
         items |= {f"budget/{each.session or ''}": _plain(each) for each in info.budgets}
+        jobs = sorted(self._gateway.jobs.infos(), key=lambda each: each.created_at)[-JOBS:]
+        items |= {"jobs": {"there": True}, **{f"job/{each.id}": _plain(each) for each in jobs}}
         return items
 
 

@@ -23,8 +23,7 @@ from mlcloud.board import Board
 from mlcloud.client.connection import Address
 from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound, UsageError
 from mlcloud.labserver import places
-from mlcloud.labserver.hub import Hub
-from mlcloud.labserver.jobs import GLANCE
+from mlcloud.labserver.hub import GLANCE, Hub
 
 RESOURCE = "mlcloud"
 #: A session that resumes waits for its node.

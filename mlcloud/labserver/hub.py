@@ -17,7 +17,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 
@@ -26,12 +25,12 @@ from mlcloud.client.connection import Address
 from mlcloud.config import Settings
 from mlcloud.errors import ConnectionFailed
 from mlcloud.labserver import places
-from mlcloud.labserver.jobs import GLANCE, Jobs
 
 log = logging.getLogger(__name__)
 
 LOOK_S, LONGEST_S = 1.0, 15.0
 FRAME_BYTES = 64 * 2**20
+GLANCE = {"mlcloud-glance": "1"}  # looking on is no use of the cluster
 LONGEST = 4000  # characters of what is said of a cluster
 
 
@@ -186,36 +185,19 @@ class Line:
             )
         except ConnectionRefusedError:
             return False  # its file outlived it
-        http = _client(address)
-        jobs = Jobs(board, http)
-        asking = asyncio.create_task(jobs.run())
         try:
             async for text in socket:
                 frame = json.loads(text)
                 if frame["whole"]:
-                    kept = {k: v for k, v in board.items.items() if k.partition("/")[0] in JOBS}
-                    board.replace({**kept, **frame["set"]})
+                    board.replace(frame["set"])
                     self._hub.say(name, up=True, problem="")
                 else:
                     board.put(frame["set"], frame["gone"])
-                jobs.kick()
         except WebSocketException:
             pass
         finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-            await http.aclose()
             await socket.close()
         return True
-
-
-JOBS = ("job", "jobs")
-
-
-def _client(address: Address) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        base_url=address.url, headers=address.headers, verify=address.tls or True, trust_env=False
-    )
 
 
 def _problem(error: Exception, place: places.Place) -> str:

@@ -11,6 +11,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from mlcloud.client.functions import remote
 from mlcloud.client.session import Session
 from tests.labserver.conftest import Server
 from tests.live import Embedded, until
@@ -127,6 +128,24 @@ def test_events_follow_and_hold_no_token(server: Server, cluster: Embedded) -> N
     said += "".join(each.text + str(each.headers) for each in answers)
     assert token not in said
     assert len(said) > 1000
+
+
+def test_a_job_is_followed_and_its_log_is_read(server: Server, cluster: Embedded) -> None:
+    cluster.connect()
+    with server.events() as events:
+        events.until(lambda: events.item("jobs"), "it is told that there are jobs")
+        job = remote(quiet=True)(_speaks).submit(3)
+        key = f"job/{job.id}"
+        events.until(lambda: events.item(key), "the job is told")
+        assert job.result(90) == 9
+        events.until(lambda: events.item(key)["state"] == "done", "its end is told")  # type: ignore[index]
+        log = server.get(f"clusters/embedded/v1/jobs/{job.id}/logs?after=0").json()
+        assert "".join(each["text"] for each in log["pieces"]) == "squaring 3\n"
+
+
+def _speaks(number: int) -> int:
+    print("squaring", number)
+    return number**2
 
 
 def test_a_long_text_is_cut(server: Server, session: Callable[..., Session]) -> None:

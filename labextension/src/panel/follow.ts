@@ -102,7 +102,7 @@ export class Follower {
   }
 
   private async _readJob(): Promise<void> {
-    const path = `jobs/${encodeURIComponent(this._name)}/log`;
+    const path = `jobs/${encodeURIComponent(this._name)}/logs`;
     for (;;) {
       const after: number = this._after ?? 0;
       const log = await this._clusters.server.gateway<IJobLog>(
