@@ -61,6 +61,8 @@ export interface INode {
 
 export interface IBudget {
   session: string | null;
+  user?: string | null;
+  job?: string | null;
   limit: string;
   limit_usd: string;
   spent_usd: string;

@@ -272,7 +272,7 @@ def _endpoint(settings: dict[str, Any]) -> notices.Endpoint | None:
 
 def _is_rented(record: dict[str, Any]) -> bool:
     """Whether this process has to end its machine. A head's is its keeper's to end."""
-    return record["offer"]["cloud"] in ENDPOINTS and record["node_type"] != "head"
+    return record["offer"]["cloud"] in ENDPOINTS and record.get("node_type") != "head"
 
 
 def _ends_by_age(record: dict[str, Any], settings: dict[str, Any]) -> float | None:

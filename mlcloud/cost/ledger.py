@@ -254,8 +254,9 @@ class Ledger:
         if moment is None:
             return self.nodes
         later = self._ended_nodes.after("", moment)
-        ended = [each for each in later if self._nodes[each.node_id] is each]
-        return [*self._open_nodes.values(), *ended]
+        # By their name: what was entered twice is one.
+        ended = {each.node_id: each for each in later if self._nodes[each.node_id] is each}
+        return [*self._open_nodes.values(), *ended.values()]
 
     def nodes_of(self, session_id: str, after: datetime | None = None) -> list[NodeSpan]:
         """Those that it was placed on, as far as that had not ended by `after`."""
@@ -301,8 +302,8 @@ class Ledger:
         """Those that had not ended by then."""
         latest = self._in_session.get(session_id, {})
         later = self._ended.after(session_id, moment)
-        ended = [entry for entry in later if latest[entry.identity] is entry]
-        return [*self._going_on.get(session_id, {}).values(), *ended]
+        ended = {entry.identity: entry for entry in later if latest[entry.identity] is entry}
+        return [*self._going_on.get(session_id, {}).values(), *ended.values()]
 
     def last_end(self, session_id: str) -> datetime | None:
         """When it last ended an execution."""

@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from mlcloud.board import Board
 from mlcloud.cluster.records import now
+from mlcloud.models import ClusterInfo
 
 if TYPE_CHECKING:
     from mlcloud.gateway.core import Gateway
@@ -106,10 +107,23 @@ class Watch:
         items = {"info": cluster}
         items |= {f"session/{each.name}": _plain(each) for each in info.sessions}
         items |= {f"node/{each.id}": _plain(each) for each in info.nodes}
-        items |= {f"budget/{each.session or ''}": _plain(each) for each in info.budgets}
+        items |= _budgets(info)
         jobs = sorted(self._gateway.jobs.infos(), key=lambda each: each.created_at)[-JOBS:]
         items |= {"jobs": {"there": True}, **{f"job/{each.id}": _plain(each) for each in jobs}}
         return items
+
+
+def _budgets(info: ClusterInfo) -> Items:
+    """By whose they are; those of sessions that are closed are left out."""
+    there = {each.name for each in info.sessions}
+    found: Items = {}
+    for each in info.budgets:
+        if each.session is not None and each.session not in there:
+            continue
+        whose = each.session or (each.user and f"user:{each.user}") or (each.job or "")
+        key = f"budget/{whose}"
+        found[key if key not in found else f"{key}/{each.limit}"] = _plain(each)
+    return found
 
 
 async def serve(socket: WebSocket, watch: Watch) -> None:

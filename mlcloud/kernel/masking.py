@@ -65,7 +65,7 @@ class Masking:
             len(self._shown.get(key, "") + held) >= LIKELY for key, held in self._held.items()
         )
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(LIKELY_S if likely else HOLD_S, self._late)
+        self._timer = loop.call_later(LIKELY_S if likely else HOLD_S, self.flush)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -73,13 +73,8 @@ class Masking:
             self._timer = None
 
     def flush(self) -> None:
-        """What is held was no value's beginning: something else comes after it, or nothing."""
-        self._stop()
-        self._release(None)
-        self._shown.clear()
-
-    def _late(self) -> None:
-        """Nothing came in time. Where the rest of a value follows, it is known as that."""
+        """Nothing comes after what is held, or not in time. Where the rest of a value follows all
+        the same, it is known as that."""
         self._stop()
         held = {key: self._shown.get(key, "") + text for key, text in self._held.items()}
         self._release(None)

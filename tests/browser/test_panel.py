@@ -159,7 +159,8 @@ def test_a_budget_is_set_and_stops_what_runs(
     page.locator(".jp-Dialog input").fill("20/day")
     page.locator(".jp-Dialog .jp-mod-accept").click()
     expect(status(page)).to_have_text(re.compile(r"today of \$20$"), timeout=10_000)
-    expect(panel.get_by_role("meter")).to_have_attribute("aria-valuenow", "0")
+    meter = panel.get_by_role("meter", name="Spent of the budget of embedded")
+    expect(meter).to_have_attribute("aria-valuenow", "0")
     client = cluster.connect()
     spent = client.budgets()[0].spent_usd
     client.set_budget(Budget(f"{spent / 2:.7f}/day"))

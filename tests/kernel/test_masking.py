@@ -55,7 +55,7 @@ async def test_a_pause_after_any_letter_shows_what_came_before_it_only() -> None
     for pause in range(len(VALUE)):
         masking, seen = made()
         masking.text("x", "stdout", f"so {VALUE[:pause]}")
-        masking._late()
+        masking.flush()
         for letter in f"{VALUE[pause:]}. h":
             masking.text("x", "stdout", letter)
         masking.flush()
@@ -69,7 +69,7 @@ async def test_a_pause_after_what_was_no_beginning_changes_nothing() -> None:
         for number, letter in enumerate(text):
             masking.text("x", "stdout", letter)
             if number == pause:
-                masking._late()
+                masking.flush()
         assert "".join(each for _, _, each in seen) == text
 
 

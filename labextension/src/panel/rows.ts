@@ -158,7 +158,7 @@ function group<T>(
 // --- budgets ----------------------------------------------------------------------------------
 
 function budgets(view: IView, of: string, items: Items): IRow[] {
-  const all = [...items.budgets.values()];
+  const all = [...items.budgets];
   const key = `cluster/${of}/budget`;
   const set = (session: string | null, limit: string) =>
     button(
@@ -167,13 +167,14 @@ function budgets(view: IView, of: string, items: Items): IRow[] {
       () => void view.actions.budget(of, session, limit),
       { name: 'budget' }
     );
-  const found = all.map(each =>
-    row('budget', `${key}/${each.session ?? ''}`, 2, TWO, { each }, undefined, () => {
+  const found = all.map(([name, each]) =>
+    row('budget', `${key}/${name}`, 2, TWO, { each }, undefined, () => {
+      const whose = each.session ?? each.user ?? each.job ?? null;
       const part = Math.min(1, Number(each.spent_usd) / Number(each.limit_usd));
       const bar = h('div', {
         class: `mlcloud-bar ${standing(each)}`,
         role: 'meter',
-        'aria-label': `Spent of the budget of ${each.session ?? of}`,
+        'aria-label': `Spent of the budget of ${whose ?? of}`,
         'aria-valuemin': 0,
         'aria-valuemax': 100,
         'aria-valuenow': Math.round(100 * part)
@@ -183,13 +184,14 @@ function budgets(view: IView, of: string, items: Items): IRow[] {
       bar.append(full);
       return [
         line(
-          h('span', {}, `budget${each.session ? ` of ${each.session}` : ''}`),
+          h('span', {}, `budget${whose ? ` of ${whose}` : ''}`),
           h(
             'span',
             { class: `mlcloud-money ${standing(each)}` },
             `${usd(each.spent_usd)} of $${each.limit}`
           ),
-          buttons(set(each.session, each.limit))
+          // A user's or a job's is set where it was: in a cell or a shell.
+          whose === each.session ? buttons(set(each.session, each.limit)) : null
         ),
         each.refuses ? h('div', { class: 'mlcloud-quiet bad' }, short(each.refuses)) : bar
       ];
