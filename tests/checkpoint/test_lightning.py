@@ -234,7 +234,10 @@ def outcome(model: Model, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] if at else []) for at, case in enumerate(CASES)],
+)
 def test_killed_at_every_batch(case: str, tmp_path: Path) -> None:
     want = outcome(*fit(tmp_path / "whole", case))
     for batch in range(1, len(want["losses"])):
@@ -456,6 +459,7 @@ print("weights", model.net[0].weight.flatten().tolist(), flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 def test_killed_processes_of_either_package(package: str, tmp_path: Path) -> None:
     pytest.importorskip(package)
@@ -512,6 +516,7 @@ if model.global_rank == 0:
 """
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(DISTRIBUTED)

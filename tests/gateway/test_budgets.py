@@ -125,6 +125,7 @@ def test_bad_budgets(cluster: Embedded) -> None:
         assert (answer.status_code, answer.json()["code"]) == (422, "UsageError")
 
 
+@pytest.mark.slow
 def test_a_users_and_a_jobs_budget(
     own_cluster: Callable[..., Embedded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
