@@ -125,6 +125,8 @@ def head_policy(settings: CloudSettings, buckets: Iterable[str] = ()) -> dict[st
     return _policy(
         *_nodes(settings),
         _allow("PassWorkerRole", ["iam:PassRole"], [role]),
+        # What its nodes cost by now; the price list is served from a few regions only.
+        _allow("ReadPrices", ["pricing:GetProducts"], ["*"]),
         *_store(settings, buckets),
     )
 
