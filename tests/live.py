@@ -152,11 +152,12 @@ class Embedded:
         return found
 
     def workers(self) -> list[dict[str, Any]]:
-        """The live worker nodes."""
+        """The live worker nodes that have a process: psutil takes no pid for the test's own, and a
+        test that kills a node of a moment ago would kill itself."""
         return [
             record
             for record in self.records()
-            if record["node_type"] != "head" and record["ended_at"] is None
+            if record["node_type"] != "head" and record["ended_at"] is None and record.get("pid")
         ]
 
     def processes(self) -> list[Process]:
