@@ -11,6 +11,7 @@ import click
 from mlcloud import __version__
 from mlcloud.client.notebook.cli import kernelspec
 from mlcloud.commands.checkpoints import checkpoints
+from mlcloud.commands.jobs import jobs
 from mlcloud.commands.market import prices, simulate
 from mlcloud.errors import CloudRefused, MLCloudError, UsageError
 
@@ -333,16 +334,11 @@ def preempt(target: str, notice: str) -> None:
     _run("preempt", target, "--notice", notice)
 
 
-for _command in (prices, simulate, checkpoints):
+for _command in (jobs, prices, simulate, checkpoints):
     main.add_command(_command)
 
 
 main.add_command(kernelspec)
-
-
-from mlcloud.cli_jobs import jobs as _jobs  # noqa: E402
-
-main.add_command(_jobs)
 
 
 def _run(command: str, *words: str) -> None:
