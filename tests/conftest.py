@@ -40,6 +40,17 @@ def mlcloud_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(home)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_names() -> Iterator[None]:
+    """A session that is attached without a namespace binds names in `__main__`, which another
+    file's sessions would send."""
+    names = vars(sys.modules["__main__"])
+    before = dict(names)
+    yield
+    names.clear()
+    names.update(before)
+
+
 @pytest.fixture(scope="session")
 def cluster(mlcloud_home: str) -> Iterator[Embedded]:
     """The worker's embedded cluster. A test may kill any part of it: the next one finds it again.
