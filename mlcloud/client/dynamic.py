@@ -17,6 +17,8 @@ import ast
 import re
 from dataclasses import dataclass, field
 
+from mlcloud import parsing
+
 RUNS_TEXT = frozenset({"exec", "eval"})
 _NAMESPACES = frozenset({"globals", "locals", "vars"})
 _AT_NAME = re.compile(r"@([A-Za-z_]\w*)")
@@ -60,7 +62,7 @@ def _take(found: Hidden, operands: list[ast.expr], word: str) -> None:
         found.unknown.add(word)
     for text in texts:
         try:
-            found.statements += ast.parse(text.strip()).body
+            found.statements += parsing.parse(text.strip()).body
         except (SyntaxError, ValueError):
             found.unknown.add(word)
 

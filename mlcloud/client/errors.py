@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import re
 import sys
 import traceback
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from mlcloud import errors
+from mlcloud import errors, parsing
 from mlcloud.client.frontend import shell
 from mlcloud.values import exceptions, sources
 from mlcloud.values.exceptions import BaseExceptionGroup, RemoteError
@@ -165,7 +166,7 @@ def _entry(
     following: TracebackType | None, file: str, number: int, function: str, text: str, session: str
 ) -> TracebackType:
     """One traceback entry, with a frame of the right name. Its code raises, on the right line."""
-    body = ast.parse("raise _error")
+    body = copy.deepcopy(_RAISES)  # to parse here would disturb other threads that do
     shown = text.strip()
     begin = len(text.encode()) - len(text.lstrip().encode())
     for node in ast.walk(body):
@@ -188,6 +189,9 @@ def _entry(
 
 class _Raised(Exception):
     """Raised to have a frame."""
+
+
+_RAISES = parsing.parse("raise _error")
 
 
 # --- showing it -----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mlcloud import parsing
 from mlcloud.client.dynamic import RUNS_TEXT, hidden_code, main_name, named_global
 from mlcloud.client.scopes import (
     COMPREHENSIONS,
@@ -68,7 +69,9 @@ def parse(cell: str) -> ast.Module:
 
 
 def _compile(source: str) -> ast.Module:
-    tree = compile(source, "<cell>", "exec", _PLAIN_FLAGS, dont_inherit=True)
+    tree = parsing.undisturbed(
+        lambda: compile(source, "<cell>", "exec", _PLAIN_FLAGS, dont_inherit=True)
+    )
     assert isinstance(tree, ast.Module)
     return tree
 
@@ -561,6 +564,6 @@ class _Cell:
             self.use(name)
         for source in re.findall(r"\{([^{}]+)\}", text):
             try:
-                self.expression(ast.parse(source.partition("!")[0].strip(), mode="eval").body)
+                self.expression(parsing.expression(source.partition("!")[0].strip()))
             except SyntaxError:
                 continue  # the shell's own braces

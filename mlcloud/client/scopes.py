@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlcloud import parsing
 from mlcloud.client.dynamic import RUNS_TEXT, hidden_code, main_name, named_global
 
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -336,7 +337,7 @@ def annotated(annotation: ast.expr) -> Iterator[ast.expr]:
     for part in ast.walk(annotation):
         if isinstance(part, ast.Constant) and isinstance(part.value, str):
             try:
-                yield ast.parse(part.value.strip(), mode="eval").body
+                yield parsing.expression(part.value.strip())
             except (SyntaxError, ValueError):
                 continue  # a word in a Literal, a text in an Annotated
 

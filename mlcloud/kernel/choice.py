@@ -19,6 +19,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlcloud import parsing
 from mlcloud.kernel.recipes import CellRun, Recipe, is_same
 from mlcloud.units import format_bytes, format_seconds
 from mlcloud.values.messages import class_id
@@ -156,7 +157,7 @@ def repeatable(code: str, namespace: dict[str, Any], stored: Collection[str]) ->
     Else none. `namespace` is as the cell left it; before it, only what is `stored` was there.
     """
     try:
-        tree = ast.parse(code)
+        tree = parsing.parse(code)
     except SyntaxError:
         return set()
     reader = _Reader(namespace, stored)

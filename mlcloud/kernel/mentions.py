@@ -17,6 +17,8 @@ import re
 import types
 from collections.abc import Iterable
 
+from mlcloud import parsing
+
 #: Stands for every name there is.
 EVERYTHING = "*"
 _ALL = frozenset({EVERYTHING})
@@ -40,7 +42,7 @@ _LONG = 100_000  # what a string of this length is for nobody knows
 def mentions(code: str) -> frozenset[str]:
     """Names in a cell's code as IPython has transformed it; or only EVERYTHING."""
     try:
-        tree = ast.parse(code)
+        tree = parsing.parse(code)
     except SyntaxError:  # nothing of it has run, or it is no Python
         return _ALL
     names, attributes, texts = set[str](), set[str](), list[str | bytes]()

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from mlcloud import parsing
 from mlcloud.kernel.imports import imported
 from mlcloud.kernel.mentions import EVERYTHING, mentions, used_by
 from mlcloud.values import userdata
@@ -356,7 +357,7 @@ def is_same(value: Any, reference: Any) -> bool:
 def _only_bound(code: str) -> set[str]:
     """Names that the code binds and does not mention in any other way."""
     try:
-        tree = ast.parse(code)
+        tree = parsing.parse(code)
     except SyntaxError:
         return set()
     bound, used = set[str](), set[str]()

@@ -26,6 +26,7 @@ from ipykernel.compiler import XCachingCompiler
 from ipykernel.zmqshell import ZMQInteractiveShell as KernelShell
 from traitlets import Type
 
+from mlcloud import parsing
 from mlcloud.kernel import tracebacks
 from mlcloud.kernel.threads import Publisher
 
@@ -102,7 +103,9 @@ class CellCompiler(XCachingCompiler):  # type: ignore[misc]  # ipykernel ships n
     def ast_parse(self, source: str, filename: str = "<unknown>", symbol: str = "exec") -> ast.AST:
         cell = self._cell
         head = cell.head if cell is not None and filename == cell.file else ""
-        tree: ast.AST = super().ast_parse("\n" * head.count("\n") + source, filename, symbol)
+        code = "\n" * head.count("\n") + source
+        make = super().ast_parse
+        tree: ast.AST = parsing.undisturbed(lambda: make(code, filename, symbol))
         return tree
 
 

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlcloud import parsing
+
 Sources = dict[str, list[Any]]
 
 _OWN = {"mlcloud", "ray", "__main__", "__mp_main__"}
@@ -77,7 +79,7 @@ def _file(name: str) -> Path | None:
 
 def _imports(text: str, name: str, is_package: bool) -> Iterator[str]:
     try:
-        tree = ast.parse(text)
+        tree = parsing.parse(text)
     except SyntaxError:
         return
     package = name if is_package else name.rpartition(".")[0]

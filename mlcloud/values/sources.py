@@ -23,6 +23,8 @@ import os
 import types
 from collections.abc import Iterable, Iterator
 
+from mlcloud import parsing
+
 # A file's name, and pieces of it with their first line. It is reached by the pickles of functions:
 # tuples bind no names together.
 Lines = tuple[str, tuple[tuple[int, str], ...]]
@@ -83,7 +85,7 @@ def _numbers(text: list[str], code: types.CodeType) -> set[int]:
 def _statements(text: str) -> list[_Placed]:
     """Every statement with the classes and functions around it, outer ones first."""
     try:
-        tree = ast.parse(text)
+        tree = parsing.parse(text)
     except (SyntaxError, ValueError):
         return []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 import types
@@ -334,9 +335,26 @@ def test_the_names_that_functions_use() -> None:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The threads of who runs the tests are nobody's here."""
+    """The threads of who runs the tests, and of tests before, are nobody's here."""
     runners = {"execnet", "xdist", "pytest_timeout", "pytest", "_pytest"}
     monkeypatch.setattr(activity, "_HARMLESS", activity._HARMLESS | runners)
+    frames = sys._current_frames
+    before = [_outermost(frame) for frame in frames().values()]
+
+    def others() -> dict[int, types.FrameType]:
+        return {
+            ident: frame
+            for ident, frame in frames().items()
+            if not any(_outermost(frame) is each for each in before)
+        }
+
+    monkeypatch.setattr(sys, "_current_frames", others)
+
+
+def _outermost(frame: types.FrameType) -> types.FrameType:
+    while frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 @pytest.mark.usefixtures("alone")

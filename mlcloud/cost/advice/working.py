@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import Literal
 
+from mlcloud import parsing
+
 Confidence = Literal["low", "medium", "high"]
 Per = Literal["month", "once"]
 
@@ -80,7 +82,7 @@ def evaluate(expression: str) -> Decimal:
     """The value of `(0.17 − 0.085) × 12 ÷ 24`: numbers, + − × ÷ and parentheses."""
     with localcontext() as context:
         context.prec = 40
-        return _value(ast.parse(expression.translate(_SIGNS), mode="eval").body)
+        return _value(parsing.expression(expression.translate(_SIGNS)))
 
 
 def _value(node: ast.expr) -> Decimal:
