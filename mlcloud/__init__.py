@@ -27,14 +27,20 @@ if TYPE_CHECKING:
     from mlcloud.client.functions import remote as remote
     from mlcloud.client.planning import plan as plan
     from mlcloud.client.show import show as show
+    from mlcloud.client.sweeps import sweep as sweep
     from mlcloud.client.training import train as train
     from mlcloud.cost.budgets import Budget as Budget
     from mlcloud.magics import load_ipython_extension as load_ipython_extension
     from mlcloud.magics import unload_ipython_extension as unload_ipython_extension
     from mlcloud.store.mounts import data as data
+    from mlcloud.sweeps.breeding import Breeding as Breeding
+    from mlcloud.sweeps.reporting import report as report
+    from mlcloud.sweeps.search import Asha as Asha
     from mlcloud.widgets.loop import progress as progress
 
 _PUBLIC = {
+    "Asha": "mlcloud.sweeps.search",
+    "Breeding": "mlcloud.sweeps.breeding",
     "Budget": "mlcloud.cost.budgets",
     "Checkpoints": "mlcloud.checkpoint",
     "Cluster": "mlcloud.client.cluster",
@@ -50,16 +56,20 @@ _PUBLIC = {
     "jobs": "mlcloud.client.api",
     "plan": "mlcloud.client.planning",
     "progress": "mlcloud.widgets.loop",
+    "report": "mlcloud.sweeps.reporting",
     "session": "mlcloud.client.api",
     "sessions": "mlcloud.client.api",
     "show": "mlcloud.client.show",
     "remote": "mlcloud.client.functions",
+    "sweep": "mlcloud.client.sweeps",
     "train": "mlcloud.client.training",
     "load_ipython_extension": "mlcloud.magics",
     "unload_ipython_extension": "mlcloud.magics",
 }
 
 __all__ = [
+    "Asha",
+    "Breeding",
     "Budget",
     "Checkpoints",
     "Cluster",
@@ -75,10 +85,12 @@ __all__ = [
     "plan",
     "progress",
     "remote",
+    "report",
     "resumable",
     "session",
     "sessions",
     "show",
+    "sweep",
     "train",
 ]
 

@@ -168,7 +168,7 @@ def gc(
     """
     import json
 
-    from mlcloud.client.sweeping import leftovers
+    from mlcloud.client.leftovers import leftovers
 
     if file is None and cloud is None:
         raise UsageError("mlcloud gc: name a cluster.yaml, or a --cloud (and its --region)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,22 @@ class JobState(str, Enum):
 
 
 ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+class SweepRequest(Model):
+    """What a job's items are to be: configurations of a space, each when there is a worker for it.
+
+    `sweeps` says what the words mean; a metric's mode is `min` or `max`.
+    """
+
+    space: dict[str, dict[str, Any]] = Field(min_length=1, max_length=200)
+    metrics: dict[str, Literal["min", "max"]] = Field(min_length=1, max_length=10)
+    algorithm: str = Field("tpe", max_length=20)
+    trials: int | None = Field(None, ge=1, le=100_000)
+    asha: dict[str, int] | None = None
+    breeding: dict[str, Any] | None = None
+    seed: int | None = Field(None, ge=0, lt=2**32)
+    lasts: str | None = Field(None, description="A duration: it ends then, with what it has.")
 
 
 class JobRequest(Model):
@@ -53,6 +69,7 @@ class JobRequest(Model):
     every: str | None = Field(None, description="A duration: run it again and again, so far apart.")
     cron: str | None = Field(None, max_length=200, description="Five fields, UTC.")
     environment: EnvironmentSpec | None = None
+    sweep: SweepRequest | None = Field(None, description="Its items are made here, not sent.")
     tags: dict[TagKey, TagValue] = Field({}, max_length=50)
     owner: str = Field("", max_length=100)
     rerun_of: str | None = Field(None, pattern=JobId)
@@ -67,6 +84,7 @@ class JobInfo(Model):
     state: JobState
     detail: str = Field("", description="Why it failed, or what it waits for.")
     single: bool
+    sweep: bool = False
     items: int = Field(description="That have come so far.")
     complete: bool = Field(description="Whether all items have come.")
     done: int

@@ -103,6 +103,8 @@ class RunContext:
     mean_time_to_preemption_s: float = DEFAULT_MEAN_TIME_TO_PREEMPTION_S
     usd_per_hour: Decimal = Decimal(0)  # what this execution's session bills as it begins
     simulated: bool = False
+    begins_with: str | None = None  # the series of an execution whose state this one begins with
+    reports: int = field(default=0, repr=False)  # that the function made of itself
     _count: int = field(default=0, repr=False)
     _running: list[Loop] = field(default_factory=list, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -158,7 +160,8 @@ def use(context: RunContext) -> Iterator[RunContext]:
 
 
 def report(event: dict[str, Any], to: Report | None = None) -> None:
-    """Send an event to `to` or to the current context. A broken hook does not stop a training."""
+    """Send an event to `to` or to the current context. A broken hook does not stop a training;
+    what is no `Exception` passes through (a sweep ends a trial so)."""
     hook = to or (_current.report if _current is not None else None)
     if hook is None:
         return

@@ -37,6 +37,7 @@ from mlcloud.checkpoint.codec import Encoder, plain
 from mlcloud.checkpoint.context import Loop, RunContext
 from mlcloud.checkpoint.saver import END, Saver
 from mlcloud.checkpoint.schedule import Every, Schedule
+from mlcloud.checkpoint.step import Loaded
 
 T = TypeVar("T")
 #: Beside the random state at the loop's begin, `start` holds these, which are the step's.
@@ -87,9 +88,13 @@ class Resumable(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         run = context.current()
         checkpoints = self._checkpoints
+        parent: Checkpoints | None = None
         if checkpoints is None and run is not None:
             series = run.next_series()
             checkpoints = Checkpoints(run.store_url, series, keep=OWN_KEPT, report=run.report)
+            if run.begins_with is not None and series.startswith(run.series):
+                older = run.begins_with + series[len(run.series) :]
+                parent = Checkpoints(run.store_url, older)
         if checkpoints is None:
             warnings.warn(
                 "mlcloud.resumable: not in a remote cell, so nothing is saved here. To save and "
@@ -97,7 +102,7 @@ class Resumable(Generic[T]):
                 stacklevel=2,
             )
             return iter(self._iterable)
-        return _Run(self._iterable, self._state, self._every, checkpoints, run).items()
+        return _Run(self._iterable, self._state, self._every, checkpoints, run, parent).items()
 
 
 class _Run(Generic[T]):
@@ -110,8 +115,10 @@ class _Run(Generic[T]):
         every: Every,
         checkpoints: Checkpoints,
         run: RunContext | None,
+        parent: Checkpoints | None,
     ) -> None:
         self._iterable, self._state, self._checkpoints = iterable, state, checkpoints
+        self._parent = parent  # what it begins with while nothing of its own is saved
         self._context = run
         self._saver = Saver(checkpoints, every, "mlcloud.resumable", run)
         self._start: dict[str, Any] = {}
@@ -158,7 +165,7 @@ class _Run(Generic[T]):
     def _resume(self) -> tuple[int, Iterator[T]]:
         """Restore the newest step; returns it and an iterator over the items after it."""
         try:
-            loaded = self._checkpoints.read(only=self._state)
+            loaded = self._read()
         except errors.NoCheckpoint:
             return 0, iter(self._iterable)
         except errors.Damaged as error:
@@ -193,6 +200,14 @@ class _Run(Generic[T]):
         self._saver.saved = step
         self._saver.report({"type": "resumed", "step": step, "bytes": loaded.info.bytes})
         return step, items
+
+    def _read(self) -> Loaded:
+        try:
+            return self._checkpoints.read(only=self._state)
+        except errors.NoCheckpoint:
+            if self._parent is None:
+                raise
+            return self._parent.read(only=self._state)
 
     def _after(self, step: int, start: dict[str, Any]) -> Iterator[T]:
         if self._indexed:

@@ -390,6 +390,10 @@ def handle(peer: Peer, info: JobInfo) -> Any:
     """The handle of a job that the gateway has."""
     if info.single:
         return Job(peer, info)
+    if info.sweep:
+        from mlcloud.client.sweeps import Sweep
+
+        return Sweep(peer, info)
     from mlcloud.client.mapping import Jobs
 
     return Jobs(peer, info)

@@ -3,7 +3,8 @@
     "cluster"      all nodes, the head included
     "s-…"          a session's part of its nodes
     "user:NAME"    all sessions of this owner, those that are closed too
-    "job:ID"       sessions and executions that were charged to it: `charge`
+    "job:ID"       what its workers hold (`gateway/jobs`), and the sessions and executions that were
+                   charged to it: `charge`
 
 A user is who a session was made for (`SessionRequest.owner`): on an embedded cluster the user of
 the operating system. An execution is charged to a job by its option `job`, and keeps that when it
@@ -156,7 +157,7 @@ class Payers:
         billing = self._services.billing
         charged = self._charged.get(whose, {})
         sessions = frozenset(each for each in charged if each.startswith("s-"))
-        total = billing.spent(sessions) if sessions else Decimal(0)
+        total = billing.spent(sessions | {whose})
         for each in charged:
             if each not in sessions:
                 total += self._spent_by_execution(each, sessions)
@@ -182,6 +183,8 @@ class Payers:
         if is_cluster(whose):
             return billing.per_hour()
         ids = {each.id for each in self.covered(whose)}
+        if whose.startswith(_JOB):
+            ids.add(whose)
         ids |= {session.id for session, each in self.executions(whose) if session.current is each}
         return sum((billing.per_hour(each) for each in ids), Decimal(0))
 
@@ -191,6 +194,8 @@ class Payers:
         if is_cluster(whose):
             return self._services.billing.owed(ends)
         ids = frozenset(each.id for each in self.covered(whose))
+        if whose.startswith(_JOB):
+            ids |= {whose}
         return self._services.billing.owed(ends, ids) if ids else Decimal(0)
 
     def to_start(self, session: Session, least_s: float) -> tuple[Decimal, Decimal]:

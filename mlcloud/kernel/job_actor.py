@@ -91,6 +91,10 @@ class JobWorker:
         """Items that were not begun."""
         return self._runner.give_back(job)
 
+    async def stop(self, job: str, item: int) -> None:
+        """This trial is to stop at its next report."""
+        self._runner.stop(job, item)
+
     async def notice(self, in_s: float | None) -> None:
         """The node goes away in so many seconds: loops save."""
         self._runner.noticed(in_s)

@@ -28,6 +28,7 @@ from mlcloud.checkpoint import context
 from mlcloud.errors import MLCloudError, NotPicklable
 from mlcloud.kernel.tracebacks import frames, strip
 from mlcloud.store import ChunkRef, Store
+from mlcloud.sweeps.reporting import TrialStopped
 from mlcloud.values import exceptions, packed
 from mlcloud.values.reducers import Classes
 
@@ -36,9 +37,9 @@ LOG_BYTES = 1_000_000  # of one item
 PIECE_CHARS = 8_000
 _NAMESPACE = "__mlcloud_job__"
 
-Item = tuple[
-    int, Any, list[Any]
-]  # its number, the packed call, results of other jobs that it needs
+# Its number, the packed call, results of other jobs that it needs; and for a member of a population
+# the item whose checkpoint it begins with.
+Item = tuple[Any, ...]
 Told = dict[str, Any]
 
 
@@ -98,6 +99,7 @@ class Runner:
         self._logs: list[list[Any]] = []
         self._results: list[list[Any]] = []
         self.running: tuple[str, int, float] | None = None
+        self._unwanted: set[tuple[str, int]] = set()  # trials that are to stop
         self.notice = context.Notice()
         self._task: Task | None = None
         threading.Thread(target=self._run, name="mlcloud-items", daemon=True).start()
@@ -133,6 +135,11 @@ class Runner:
             self._flush()
             told, self._told = self._told, []
             return told
+
+    def stop(self, job: str, item: int) -> None:
+        """A trial is to stop at its next report."""
+        with self._lock:
+            self._unwanted.add((job, item))
 
     def noticed(self, in_s: float | None) -> None:
         if in_s is None:
@@ -208,11 +215,12 @@ class Runner:
                 self._add(item[0], "error", self._packed_error(task, error), [0.0], now=True)
             with self._lock:
                 self.running = None
+                self._unwanted.discard((task.job, item[0]))
                 self._printed.pop(item[0], None)
             del began, item
 
     def _one(self, task: Task, item: Item) -> None:
-        number, wire, needs = item
+        number, wire, needs, *parent = item
         began = time.perf_counter()
         try:
             code = self._code(task)
@@ -230,6 +238,7 @@ class Runner:
                 mean_time_to_preemption_s=task.mean_time_to_preemption_s,
                 usd_per_hour=Decimal(task.usd_per_hour),
                 simulated=task.simulated,
+                begins_with=f"{task.job}/{parent[0]}" if parent else None,
             )
             context.set_current(run)
             try:
@@ -268,8 +277,15 @@ class Runner:
         return task.code
 
     def _report(self, event: dict[str, Any]) -> None:
-        """A loop's checkpoints are in the log."""
+        """A loop's checkpoints are in the log; what it measured is told. Raises `TrialStopped`."""
         kind = event.get("type")
+        if kind == "metrics":
+            assert self.running is not None
+            job, number, _ = self.running
+            told = {"values": event["values"], "final": event.get("final", False)}
+            self._add(number, "report", told, [event["step"]], now=True)
+            if (job, number) in self._unwanted:
+                raise TrialStopped("this trial lags behind the others, and makes room for one")
         if kind in ("checkpoint", "resumed", "checkpoint_failed", "fell_back"):
             rest = ", ".join(f"{key} {value}" for key, value in event.items() if key != "type")
             self.printed("mlcloud", f"{kind}: {rest}\n")

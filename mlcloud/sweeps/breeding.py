@@ -73,10 +73,20 @@ class Population(Trials):
             self.trials[member.number] = member
         first = sum(each.parent is None for each in self._members)
         self._unborn = max(0, size - first)
+        stopped = sum(each.state == "stopped" for each in self._members)
+        for _ in range(stopped - (len(self._members) - first)):  # theirs were not asked for yet
+            ranked = sorted((each for each in self._members if self._counts(each)), key=self._rank)
+            if ranked:
+                self._next.append(self._successor(ranked[0]))
 
     @property
     def _members(self) -> list[Member]:
         return [each for each in self.trials.values() if isinstance(each, Member)]
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody is to begin."""
+        return bool(self._next or self._unborn)
 
     def ask(self) -> Member | None:
         """Who begins next; None: nobody, for now."""
@@ -101,9 +111,12 @@ class Population(Trials):
         leader = self._leader_of(member)
         if leader is None:
             return True
-        params, since = self._varied(leader.params), leader.step
-        self._next.append(Member(-1, params, parent=leader.number, since=since, looked=since or 0))
+        self._next.append(self._successor(leader))
         return False
+
+    def _successor(self, leader: Member) -> Member:
+        params, since = self._varied(leader.params), leader.step
+        return Member(-1, params, parent=leader.number, since=since, looked=since or 0)
 
     def _leader_of(self, member: Member) -> Member | None:
         """Whose state it is to go on with; None: its own."""

@@ -156,8 +156,54 @@ class Space:
     def sample(self, dice: random.Random) -> dict[str, Any]:
         return {name: each.sample(dice) for name, each in self.dimensions.items()}
 
+    def describe(self) -> dict[str, Any]:
+        """As JSON, for who searches: without what is fixed, values that are no scalars by name."""
+        return {
+            name: vars(each).copy()
+            if isinstance(each, Range)
+            else {"values": list(each.values)}
+            if each.scalar
+            else {"names": [_name(value) for value in each.values]}
+            for name, each in self.dimensions.items()
+        }
+
     def grid(self) -> dict[str, list[Any]]:
         return {name: each.grid() for name, each in self.dimensions.items()}
+
+
+def described(dimensions: Mapping[str, Mapping[str, Any]]) -> Space:
+    """The space of which `describe` is given; what is no scalar is a place in its list there.
+
+    Raises `UsageError` for what no `describe` gives.
+    """
+    found: dict[str, Dimension] = {}
+    try:
+        for name, each in dimensions.items():
+            if "low" in each:
+                found[name] = _range_described(**each)
+            else:
+                listed = "values" in each
+                values = each["values"] if listed else range(len(each["names"]))
+                choice = found[name] = Choice(tuple(values))
+                if not values or not choice.scalar:
+                    raise ValueError
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise UsageError("a space is described by its ranges and values, by name") from None
+    if not found:
+        raise UsageError("nothing varies in this space")
+    return Space(found, {})
+
+
+def _range_described(
+    low: float, high: float, whole: bool = False, log: bool = False, step: float | None = None
+) -> Range:
+    third = LOG if log else step
+    made = _range("a range", (low, high) if third is None else (low, high, third))
+    return Range(made.low, made.high, bool(whole) and made.whole, made.log, made.step)
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "__name__", value))[:40]
 
 
 def read(space: Mapping[str, Any]) -> Space:

@@ -171,7 +171,8 @@ class Items:
         return self.states[item] in (DONE, FAILED)
 
     def commit(self, entries: list[list[Any]], logs: list[list[Any]]) -> None:
-        """In one transaction: ends of items (`ok`, `error`), what they yielded, what they printed.
+        """In one transaction: ends of items (`ok`, `error`), what they yielded (`part`) or measured
+        (`report`), what they printed.
 
         Ends of items that have ended, and parts that were told before, are left out.
         """
@@ -182,7 +183,9 @@ class Items:
             item, kind = entry[0], entry[1]
             if item >= self.total or self.is_ended(item) or item in ended:
                 continue
-            if kind == "part":
+            if kind == "report":
+                pass
+            elif kind == "part":
                 if entry[3][0] < parts.get(item, 0):
                     continue
                 parts[item] = entry[3][0] + 1
@@ -192,7 +195,7 @@ class Items:
         if not new and not logs:
             return
         number = self.rows + 1
-        ends = [[e[0], e[1], e[3][0] if e[1] == "part" else 0] for e in new]
+        ends = [[e[0], e[1], e[3][0] if e[1] in ("part", "report") else 0] for e in new]
         row = {
             "job_id": self.job_id,
             "number": number,
@@ -207,6 +210,8 @@ class Items:
             self._note(item, kind, more, number)
 
     def _note(self, item: int, kind: str, more: int, number: int) -> None:
+        if kind == "report":
+            return
         if kind == "part":
             self.parts[item] = max(self.parts.get(item, 0), more + 1)
             return
@@ -276,7 +281,7 @@ class Items:
             row = connection.execute(query).one()
         entries = msgpack.unpackb(row.entries, strict_map_key=False)
         logs = msgpack.unpackb(row.logs, strict_map_key=False)
-        return entries, logs, {each[0]: each for each in entries if each[1] != "part"}
+        return entries, logs, {e[0]: e for e in entries if e[1] in ("ok", "error")}
 
 
 def _size(entry: list[Any]) -> int:

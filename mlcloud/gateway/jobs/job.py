@@ -32,6 +32,7 @@ from mlcloud.gateway.jobs import tables
 from mlcloud.gateway.jobs.crew import Crews, Gone, Shape, Worker
 from mlcloud.gateway.jobs.items import Items
 from mlcloud.gateway.jobs.market import Market
+from mlcloud.gateway.jobs.sweeping import Sweep, state_at_end
 from mlcloud.job_models import ENDED, JobInfo, JobRequest, JobState
 from mlcloud.units import parse_duration
 
@@ -80,6 +81,7 @@ class Job:
         self.places = places or []
         self.remembered = remembered or {}
         self.market = Market(self)
+        self.sweep = Sweep(self, request.sweep) if request.sweep is not None else None
         self.mean_s: float | None = None
         self.preempted = self.retried = 0
         self.needs: set[str] = {job for job, _ in code["needs"]} if code else set()
@@ -88,7 +90,7 @@ class Job:
         self._tries: dict[int, int] = {}
         self._crashes: dict[int, int] = {}
         self._waiters: set[asyncio.Event] = set()
-        self._crews: Crews | None = None
+        self.crews: Crews | None = None
         self._results_of: Any = None
         self._timeout_s = (
             parse_duration(request.timeout).total_seconds() if request.timeout else None
@@ -130,6 +132,16 @@ class Job:
         self.to_keep = True
         self.changed()
 
+    @property
+    def workers(self) -> list[Worker]:
+        return self.crews.of(self) if self.crews is not None else []
+
+    def woken(self) -> None:
+        """There is something to hand out."""
+        if self.crews is not None:
+            for worker in self.workers:
+                self.feed(self.crews, worker, self._results_of)
+
     def changed(self) -> None:
         """Tell who waits for news of it."""
         for each in self._waiters:
@@ -157,6 +169,7 @@ class Job:
             state=self.state,
             detail=self.detail,
             single=request.single,
+            sweep=self.sweep is not None,
             items=self.items.total,
             complete=self.complete,
             done=self.items.done,
@@ -214,6 +227,8 @@ class Job:
         if not waits:
             return len(workers)
         most = min(self.request.max_workers, waits + len(items.out))
+        if self.sweep is not None:
+            return most  # as many trials are asked for as there may be workers
         if self.mean_s is None:
             began = min((t for each in workers for t in each.held.values()), default=None)
             is_long = began is not None and time.monotonic() - began > UNKNOWN_S
@@ -233,7 +248,7 @@ class Job:
 
     def feed(self, crews: Crews, worker: Worker, results_of: Any) -> None:
         """Give it work, as long as that is of use."""
-        self._crews, self._results_of = crews, results_of
+        self.crews, self._results_of = crews, results_of
         retires = worker.shape != self.shape
         while not (self.over or worker.leaving or worker.over or retires or self.needs):
             size, depth = self._batch()
@@ -252,8 +267,10 @@ class Job:
 
     def _batch(self) -> tuple[int, int]:
         """(items in a batch, batches at a worker)."""
-        if self.mean_s is None or self._timeout_s is not None or self.items.alone:
+        one = self.mean_s is None or self._timeout_s is not None or self.sweep is not None
+        if one or self.items.alone:
             return 1, 1
+        assert self.mean_s is not None
         size = max(1, min(MOST_IN_BATCH, int(BATCH_S / max(self.mean_s, 1e-6))))
         return size, 1 if self.mean_s > LONG_S else 2
 
@@ -264,7 +281,8 @@ class Job:
         for item in taken:
             wire, *more = self.items.wire(item)
             needs = [[*ref, self._results_of(*ref)] for ref in (more[0] if more else [])]
-            rows.append([item, wire, needs])
+            parent = more[1]["parent"] if len(more) > 1 else None
+            rows.append([item, wire, needs, *([] if parent is None else [parent])])
         if self.started_at is None:
             self.started_at = now()
         if worker.instance not in self.places:
@@ -326,6 +344,8 @@ class Job:
         keep: list[list[Any]] = []
         back: list[int] = []
         times: list[float] = []
+        if self.sweep is not None:
+            results = self.sweep.sifted(results)
         for entry in results:
             item, kind, value, more = entry
             if kind == "error" and self._may_retry(item, value):
@@ -336,11 +356,13 @@ class Job:
                 logs.append([item, "mlcloud", f"try {tries} of {of} has failed: {said}\n"])
             else:
                 keep.append(entry)
-            if kind != "part":
+            if kind not in ("part", "report"):
                 times.append(float(more[0]))
         self.items.commit(keep, logs)
+        if self.sweep is not None:
+            self.sweep.heard(keep)
         for item, kind, *_ in results:
-            if kind != "part":
+            if kind not in ("part", "report"):
                 worker.held.pop(item, None)
         for item in back:
             self.items.put_back(item)
@@ -362,6 +384,8 @@ class Job:
         """A worker is gone with what it held."""
         held = [item for item in worker.held if not self.items.is_ended(item)]
         worker.held.clear()
+        if self.sweep is not None:
+            held = self.sweep.lost(held)
         if not held or self.over:
             return
         if gone.preempted:
@@ -378,6 +402,8 @@ class Job:
             self.items.put_back(item, alone=not gone.preempted)
         if failed:
             self.items.commit(failed, [])
+            if self.sweep is not None:
+                self.sweep.heard(failed)
         self.to_keep = True
         self._end_if_all()
         self.changed()
@@ -387,6 +413,8 @@ class Job:
 
     def look(self, crews: Crews) -> None:
         """Now and then: items that take too long."""
+        if self.sweep is not None:
+            self.sweep.look(crews)
         if self._timeout_s is None or self.over:
             return
         for worker in crews.of(self):
@@ -397,7 +425,10 @@ class Job:
             for item in late:
                 text = f"item {item} took longer than {self.request.timeout} and was ended"
                 error = own_error("ExecutionTimeout", text)
-                self.items.commit([[item, "error", error, [self._timeout_s]]], [])
+                entry = [item, "error", error, [self._timeout_s]]
+                self.items.commit([entry], [])
+                if self.sweep is not None:
+                    self.sweep.heard([entry])
             crews.end(worker)
         self._end_if_all()
         self.changed()
@@ -406,6 +437,9 @@ class Job:
 
     def _end_if_all(self) -> None:
         if self.over or not self.complete or self.items.ended < self.items.total:
+            return
+        if self.sweep is not None:
+            self.finish(*state_at_end(self.sweep))
             return
         failed = self.items.failed
         detail = f"{failed} of {self.items.total:,} items failed" if failed else ""
@@ -417,12 +451,12 @@ class Job:
         self.state, self.detail, self.finished_at = state, detail, now()
         self.next_run = None
         self.save()
-        if self._crews is not None:
-            for worker in self._crews.of(self):
+        if self.crews is not None:
+            for worker in self.crews.of(self):
                 if any(not self.items.is_ended(item) for item in worker.held):
-                    self._crews.end(worker)  # it would go on with what nobody wants any more
+                    self.crews.end(worker)  # it would go on with what nobody wants any more
                 else:
-                    self._crews.free(worker)
+                    self.crews.free(worker)
 
     def fail(self, error: MLCloudError) -> None:
         self.finish(JobState.FAILED, f"{type(error).__name__}: {error}")

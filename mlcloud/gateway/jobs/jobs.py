@@ -32,7 +32,7 @@ from mlcloud.errors import (
     UsageError,
 )
 from mlcloud.gateway import environments
-from mlcloud.gateway.jobs import schedule, tables
+from mlcloud.gateway.jobs import schedule, sweeping, tables
 from mlcloud.gateway.jobs.crew import Crews, Gone, Shape, Worker
 from mlcloud.gateway.jobs.items import FAILED, Items
 from mlcloud.gateway.jobs.job import Job, own_error
@@ -86,6 +86,9 @@ class Jobs:
         ]
 
     async def close(self, *, keep: bool) -> None:
+        for job in self:
+            if job.sweep is not None:
+                job.sweep.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -181,6 +184,8 @@ class Jobs:
                 parse_duration(text)
         if request.max_cost is not None and Limit.parse(request.max_cost).period:
             raise UsageError(f"max_cost is of one job, in dollars: 5, not {request.max_cost}")
+        if request.sweep is not None:
+            sweeping.check(request)
         next_run = schedule.first(request)
         job = Job(
             self._services,
@@ -230,6 +235,8 @@ class Jobs:
         self, job: Job, first: int, items: list[Any], needs: dict[int, list[str]], *, last: bool
     ) -> None:
         """Raises `Conflict` where items before these are missing, or it takes none any more."""
+        if job.sweep is not None:
+            raise UsageError(f"job {job.id} is a sweep: it makes its items itself")
         if (job.over or job.complete) and first + len(items) > job.items.total:
             raise Conflict(f"job {job.id} is {job.state.value}: it takes no more items")
         if job.request.single and first + len(items) > 1:
@@ -245,6 +252,8 @@ class Jobs:
 
     def cancel(self, job: Job) -> None:
         """Nothing more of it is run; results that there are stay."""
+        if job.sweep is not None:
+            job.sweep.end("it was cancelled")
         job.finish(JobState.CANCELLED, "it was cancelled")
         self._wake()
 
@@ -256,6 +265,9 @@ class Jobs:
         job = self.create(old.request.model_copy(update=changed), old.code)
         if job.items.total:
             return job  # asked for twice
+        if job.sweep is not None:
+            self._wake()
+            return job
         chosen = range(old.items.total)
         if wanted.failed_only:
             chosen = [i for i in chosen if old.items.states[i] == FAILED]  # type: ignore[assignment]
@@ -392,7 +404,8 @@ class Jobs:
                 self._look_at_schedules()
                 for job in self:
                     silent_s = time.monotonic() - job.heard
-                    if not (job.over or job.complete) and silent_s > ABANDONED_S:
+                    fed = job.over or job.complete or job.sweep is not None
+                    if not fed and silent_s > ABANDONED_S:
                         job.abandoned()
             except Exception:
                 log.exception("what jobs cost, or when they are due, could not be looked at")
@@ -407,6 +420,9 @@ class Jobs:
                 job.fail(BudgetExceeded(cluster))
             elif job.request.max_cost is not None and self._budgets.refusal(job.key):
                 spent = format_usd(self._services.billing.spent(job.key))
+                if job.sweep is not None:
+                    job.sweep.end(f"its budget of ${job.request.max_cost} is spent ({spent})")
+                    continue
                 job.fail(
                     BudgetExceeded(
                         f"job {job.id} has cost {spent} of its limit of ${job.request.max_cost} "

@@ -88,7 +88,7 @@ class Market:
         """Where its workers are: a spot zone, on demand, or nowhere."""
         job = self._job
         cloud = job.services.cluster.cloud
-        crews = job._crews
+        crews = job.crews
         for worker in crews.of(job) if crews is not None else ():
             offer = cloud.get(worker.instance).offer
             return offer.zone if offer.market == "spot" else "on-demand"

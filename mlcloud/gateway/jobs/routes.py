@@ -2,6 +2,7 @@
 
 POST /v1/jobs               {request, code} ─► a job; sent twice, it is one
 POST /v1/jobs/{id}/items    {first, items, needs, last} ─► how many there are and wait
+GET  /v1/jobs/{id}/sweep    ?seen=N&wait_s=20 ─► {version, trials, …}
 GET  /v1/jobs/{id}/results  ?order=index|told&after=N&wait_s=20 ─► {state, after, entries}
 WS   /v1/jobs/channel       ─► {watch: [ids]}   ◄─ {job: JobInfo}, whenever it changes
 """
@@ -103,6 +104,19 @@ def routes(jobs: Jobs, log_change: Callable[[str, str], None]) -> APIRouter:
             "entries": entries,
         }
         return Response(msgpack.packb(answer), media_type=MSGPACK)
+
+    @router.get("/{job_id}/sweep", response_class=Response)
+    async def read_sweep(job_id: Id, seen: int = -1, wait_s: Wait = 0) -> Response:
+        """Its trials; `seen` is the `version` that the client has."""
+        job = await asyncio.to_thread(jobs.find, job_id)
+        if job.sweep is None:
+            raise UsageError(f"job {job_id} is no sweep")
+        await asyncio.to_thread(job.sweep.read)
+        until = time.monotonic() + wait_s
+        while job.sweep.version == seen and not job.over and time.monotonic() < until:
+            await job.news(max(0.0, until - time.monotonic()))
+        info = job.info(jobs.crews).model_dump(mode="json")
+        return Response(msgpack.packb({**job.sweep.view(), "job": info}), media_type=MSGPACK)
 
     @router.get("/{job_id}/logs")
     async def read_logs(job_id: Id, after: After = 0, wait_s: Wait = 0) -> JobLog:

@@ -14,7 +14,7 @@ import pytest
 
 import mlcloud
 from mlcloud.client import launching, renting
-from mlcloud.client.sweeping import leftovers
+from mlcloud.client.leftovers import leftovers
 from mlcloud.cluster import bootstrap
 from mlcloud.cluster.clouds.aws.policies import head_policy
 from mlcloud.config import Settings
