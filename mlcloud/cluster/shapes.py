@@ -13,6 +13,7 @@ waits for spot to come back, on a node that costs more, must not be given anothe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -33,6 +34,7 @@ _MARKS: dict[NodeMarket, tuple[str, str]] = {
 }
 # Of a node's memory this part is the cell's; the rest is the system's and Ray's own.
 USABLE_MEMORY = 0.85
+_MUCH_GIB = 3.5  # for each vCPU
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class NodeType:
     def describe(self) -> str:
         if self.accelerator:
             return f"{self.accelerator}:{self.accelerator_count}"
-        return f"{self.cpus} CPUs"
+        much = f", {self.memory_bytes / 2**30:g} GiB" if "gb" in self.name else ""
+        return f"{self.cpus} CPUs{much}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def node_types(offers: Iterable[Offer]) -> list[NodeType]:
         if offer.accelerator:
             name = f"{offer.accelerator.lower()}-{offer.accelerator_count}x{offer.cpus:g}cpu"
         else:
-            name = f"cpu{offer.cpus:g}"
+            name = _cpu_name(offer)
         for market, (_, suffix) in _MARKS.items():
             if market != "spot" and offer.market != market.removesuffix("-only"):
                 continue
@@ -119,8 +122,24 @@ def node_types(offers: Iterable[Offer]) -> list[NodeType]:
             )
     return sorted(
         found.values(),
-        key=lambda each: (each.accelerator_count, each.cpus, list(_MARKS).index(each.market)),
+        key=lambda each: (
+            each.accelerator_count,
+            each.cpus,
+            each.memory_bytes,
+            list(_MARKS).index(each.market),
+        ),
     )
+
+
+def _cpu_name(offer: Offer) -> str:
+    """`cpu2`, or `cpu2-16gb` of the machines with much memory: 2 vCPUs are sold with 4, 8 and 16
+    GiB, and who needs 12 is not to pay for 8 vCPUs. By itself, so that any part of a catalogue has
+    the names that the whole has."""
+    each_gib = offer.memory_bytes / 2**30 / offer.cpus
+    if each_gib < _MUCH_GIB:
+        return f"cpu{offer.cpus:g}"
+    whole = 2 ** math.floor(math.log2(each_gib) + 0.1) * offer.cpus
+    return f"cpu{offer.cpus:g}-{whole:g}gb"
 
 
 def choose(

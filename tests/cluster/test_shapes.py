@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mlcloud.cluster.offers import Offer, Shape
@@ -45,6 +47,24 @@ def test_every_offer_is_sold_under_a_type_it_dominates(
             assert offer.cpus >= each.resources["CPU"]
             assert offer.memory_bytes >= each.resources["memory"]
             assert each.accelerator in (None, offer.accelerator)
+
+
+def test_much_memory_is_a_shape_of_its_own() -> None:
+    """So that who needs 12 GB on AWS is sold an r5.large, not 8 vCPUs of a c5.2xlarge."""
+
+    def sold(cpus: int, gib: int) -> Offer:
+        (any_offer, *_) = local_offers()
+        return replace(any_offer, cpus=cpus, memory_bytes=gib * GIB, accelerator=None)
+
+    sizes = [(2, 4), (2, 8), (2, 16), (4, 8), (8, 16)]
+    types = node_types([sold(*each) for each in sizes])
+    names = {each.name: each.memory_bytes // GIB for each in types if each.market == "spot"}
+    assert names == {"cpu2": 4, "cpu2-8gb": 8, "cpu2-16gb": 16, "cpu4": 8, "cpu8": 16}
+    assert choose(types, memory_bytes=12 * GIB).node_type.name == "cpu2-16gb"
+    assert choose(types, memory_bytes=3 * GIB).node_type.name == "cpu2"
+    assert choose(types, cpus=3).node_type.name == "cpu4"
+    # A part of a catalogue has the names that the whole has.
+    assert {each.name for each in node_types([sold(2, 16)])} <= {each.name for each in types}
 
 
 @pytest.mark.parametrize(

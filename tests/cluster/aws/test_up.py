@@ -18,7 +18,7 @@ from mlcloud.client.leftovers import leftovers
 from mlcloud.cluster import bootstrap
 from mlcloud.cluster.clouds.aws.policies import head_policy
 from mlcloud.config import Settings
-from mlcloud.errors import NotFound
+from mlcloud.errors import Conflict, NotFound
 from tests import netns, rented
 from tests.live import until
 
@@ -149,6 +149,29 @@ def test_a_cluster_from_up_to_down(region: rented.Region) -> None:
     assert namespace["total"] == sum(range(1000)) - 1
     assert machine_of(region, session) not in (head, worker, second)
     assert region.why_ended(second) == "Server.SpotInstanceTermination"
+
+    # Changed while it runs: what can be is applied, and its session goes on.
+    began = time.monotonic()
+    changed = cluster(
+        region,
+        nodes=[{"instance_type": "t3.medium", "max": 3}, {"instance_type": "m5.large", "max": 1}],
+        budget=["60/day", "200/week"],
+        tags={"team": "vision"},
+    )
+    node = machine_of(region, session)
+    changed.up()
+    timed("changed", began)
+    assert {each.limit for each in client.budgets()} == {"60/day", "200/week"}
+    assert session["total"] == sum(range(1000)) - 1
+    assert machine_of(region, session) is node
+    larger = client.session("larger", memory="6GB", namespace={})
+    larger.run("answer = 1")
+    timed("a cell on a node of the new group", began)
+    launch = region.door.calls("RunInstances")[-1]
+    assert launch["InstanceType"] == "m5.large"
+    assert "vision" in str(launch)
+    with pytest.raises(Conflict, match="store"):
+        cluster(region, store=f"s3://{BUCKET}/other").up()
 
     # The head, with the keys of its role, asked for nothing that its role may not.
     asked = {action for key, action in region.door.signed if key.startswith("ASIA")}
