@@ -269,7 +269,11 @@ def deserted(cluster: str, after_s: float) -> str:
     process of the cluster has run on it for `after_s`: nobody came, or what came has ended."""
     looks = 10
     return f"""#!/bin/sh
-# Made by mlcloud: this machine must not bill for ever where nobody uses it.
+# Made by mlcloud: this machine must not bill for ever where nobody uses it, nor after a reboot.
+boot=/var/lib/cloud/scripts/per-boot
+[ ! -d $boot ] || [ -e $boot/mlcloud-deserted ] || {{
+  cp "$0" $boot/mlcloud-deserted && chmod 755 $boot/mlcloud-deserted
+}}
 setsid nohup sh -c '
 missing=0
 while [ $missing -lt {looks} ]; do
