@@ -12,14 +12,18 @@ from __future__ import annotations
 import ast
 import asyncio
 import builtins
+import contextlib
 import random
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
 
 NAMES = ("a", "b", "c", "d", "f", "g", "K", "x")
 MODULES = ("math", "json", "os.path", "collections.abc")
+LONGEST_S = 1.0
 STEPS = 400  # loops and calls of one run, at most
 
 
@@ -172,13 +176,19 @@ def outside_reads(cell: str, seed: int, absent: frozenset[str] = frozenset()) ->
     dict.update(namespace, {"__name__": "__main__", "__builtins__": builtins})
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     code = compile(cell, "<cell>", "exec", flags, dont_inherit=True)
+    with contextlib.suppress(Stop), _stopped_after(LONGEST_S):
+        _run(code, namespace)
+    return namespace.outside & set(NAMES)
+
+
+def _run(code: Any, namespace: Watched) -> None:
     try:
         result = eval(code, namespace)
         if result is not None:
             asyncio.run(_finished(result))
     except (Stop, Exception):
         # What a later cell calls of what is there, that cell's own text tells.
-        return namespace.outside & set(NAMES)
+        return
     # What it leaves behind is used by the cells after it: functions that it defined are called.
     for value in list(namespace.values()):
         if type(value).__name__ == "function" and value.__module__ == "__main__":
@@ -189,7 +199,23 @@ def outside_reads(cell: str, seed: int, absent: frozenset[str] = frozenset()) ->
                     list(result)
             except (Stop, Exception):
                 pass
-    return namespace.outside & set(NAMES)
+
+
+@contextlib.contextmanager
+def _stopped_after(seconds: float) -> Iterator[None]:
+    """Raises `Stop` in what takes so much processor time, again and again: a loop over locals has
+    no `Thing` in it that counts, and a bare `except` may take the first one."""
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds / 4)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 async def _finished(coroutine: Any) -> None:
