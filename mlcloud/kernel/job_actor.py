@@ -52,8 +52,15 @@ class JobWorker:
         }
 
     async def status(self) -> list[list[Any]]:
-        """The items that it has: [job, item]."""
-        return self._runner.held()
+        """The items that it has, also those that have ended and of which no gateway has said that
+        it heard: [job, item]."""
+        held = self._runner.held()  # before: what ends in between is in both
+        self._collect()
+        for _, body in self._kept:
+            told = msgpack.unpackb(body, strict_map_key=False)
+            ended = (each[0] for each in told["results"] if each[1] in ("ok", "error"))
+            held += [[told["job"], item] for item in ended]
+        return held
 
     async def work(self, batch: str, task: bytes | None, job: str, items: bytes) -> bool:
         """Take items. False: it does not know that job, and needs `task` too. A batch that came
