@@ -108,6 +108,15 @@ FOUND = {
         ("def f(): return k", False), ("a = f", True), ("a = []", False), ("b = f", False),
         ("b = b", True), ("a = nowhere", True),
     ],
+    "two that only a third one joined, when that is bound to something else": [
+        ("b = []\ndef f(): return k", False), ("a = functools.partial(f, b)", True),
+        ("class C: kept = a", False), ("a = []", False), ("a = []", True),
+    ],
+    "the same, and the third one's alias is bound here": [
+        ("c = []", False), ("def f():\n    global k\n    k += 1\n    return k", False),
+        ("a = f", False), ("b = functools.partial(f, c)", True),
+        ("a = []", False), ("b = []", True), ("a = a", True),
+    ],
 }  # fmt: skip
 
 

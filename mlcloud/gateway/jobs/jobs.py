@@ -373,7 +373,8 @@ class Jobs:
             job.told(worker, told["results"], told["logs"])
             if job.over:
                 self._wake()
-        if worker.job is not None and not self._adopting:  # others have items that are not known yet
+        # While workers are found again, others have items that are not known yet.
+        if worker.job is not None and not self._adopting:
             worker.job.feed(self.crews, worker, self.result_wire)
         if worker.job is None:
             self._wake()
