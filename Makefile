@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # the first tutorial is executed by tests/notebooks, which look at what it shows
-NOTEBOOKS := $(filter-out notebooks/01_%,$(wildcard notebooks/*.ipynb))
+NOTEBOOKS := $(filter-out notebooks/01_% notebooks/05_%,$(wildcard notebooks/*.ipynb))
+LONG_NOTEBOOKS := $(wildcard notebooks/05_*.ipynb)
 WORKERS ?= 2
 
 # JupyterLab's part of it is built with the install, and again when its sources have changed.
@@ -49,14 +50,16 @@ $(LABEXTENSION): $(STAMP) $(LABSOURCES)
 demo: $(STAMP)
 	$(BIN)/python notebooks/demo.py
 
+# on a cluster of their own, ended whatever happens
+define execute
+	home=$$(mktemp -d) && export MLCLOUD_HOME=$$home; \
+	  $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 $(1); code=$$?; \
+	  $(BIN)/mlcloud down && rm -rf $$home; exit $$code
+endef
+
 test: lint $(LABEXTENSION)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
-ifneq ($(NOTEBOOKS),)
-	@# a cluster of their own, ended whatever happens
-	home=$$(mktemp -d) && export MLCLOUD_HOME=$$home; \
-	  $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 $(NOTEBOOKS); code=$$?; \
-	  $(BIN)/mlcloud down && rm -rf $$home; exit $$code
-endif
+	@$(call execute,-n $(WORKERS) $(NOTEBOOKS))
 
 # Azure's object store, for the tests of it: with npm only, else they are skipped.
 AZURITE := $(VENV)/node/node_modules/.bin/azurite-blob
@@ -65,6 +68,7 @@ $(AZURITE): $(STAMP)
 
 test-slow: $(STAMP) $(LABEXTENSION) $(AZURITE)
 	$(BIN)/python -m pytest -m slow --timeout=1800
+	@$(call execute,$(LONG_NOTEBOOKS))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -166,7 +166,8 @@ class Sweep(Handle):
 
     @property
     def best(self) -> Trial | None:
-        """The best trial that has ended: `.params`, `.values`, `.number`. None: there is none yet.
+        """The best trial that came to its end: `.params`, `.values`, `.number`; of those that were
+        stopped, where none did. None: there is none yet.
 
         Of several metrics, by the first; `front` has those that no other is better than in all.
         """

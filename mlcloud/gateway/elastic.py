@@ -102,7 +102,8 @@ async def _grow(session: Session) -> None:
         first = loop.time() if first is None else first
         gathered = taken == session.seats.count or loop.time() > first + GATHER_S
         if gathered and loop.time() > began + GROW_AFTER_S:
-            session.story("grows", f"there is room for {taken} more workers", workers=taken)
+            more = f"{taken} more worker{'s' * (taken > 1)}"
+            session.story("grows", f"there is room for {more}", workers=taken)
             session.set_state(SessionState.MOVING)
             with contextlib.suppress(Exception):  # it may be gone already
                 await host.call("notice", LEAVES_S)

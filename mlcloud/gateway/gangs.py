@@ -104,7 +104,8 @@ def place_by(session: Session, facts: dict[str, Any]) -> str:
         for instance in {str(each["instance"]) for each in facts["ranks"]}
     )
     places = ", ".join(f"{nodes[each]} × {each}" for each in on)
-    return f"{len(facts['ranks'])} workers on {places}"
+    count = len(facts["ranks"])
+    return f"{count} worker{'s' * (count > 1)} on {places}"
 
 
 def asked(session: Session) -> str:

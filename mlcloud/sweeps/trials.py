@@ -52,9 +52,11 @@ class Trials:
 
     @property
     def best(self) -> Trial | None:
-        """The best of those that have ended well; of several metrics, by the first."""
+        """The best of those that came to their end; where none did, of those that were stopped, by
+        what they reported last. Of several metrics, by the first."""
         name, mode = next(iter(self.metrics.items()))
-        ended = [each for each in self.trials.values() if self._counts(each)]
+        counted = [each for each in self.trials.values() if self._counts(each)]
+        ended = [each for each in counted if each.state == "done"] or counted
         if not ended:
             return None
         return (min if mode == "min" else max)(ended, key=lambda each: each.values[name])

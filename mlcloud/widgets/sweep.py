@@ -75,7 +75,8 @@ class SweepView:
         found.append(cost + (" (simulated)" if self.simulated else ""))
         if ranked := self.ranked:
             name = next(iter(self.metrics))
-            found.append(f"best {name} {ranked[0].values[name]:.4g} (trial {ranked[0].number})")
+            best = next((each for each in ranked if each.state == "done"), ranked[0])
+            found.append(f"best {name} {best.values[name]:.4g} (trial {best.number})")
         return [*found, *([self.why] if self.why else [])]
 
     def rows(self) -> list[Any]:
