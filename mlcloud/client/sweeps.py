@@ -32,6 +32,7 @@ from mlcloud.sweeps.search import Asha
 from mlcloud.sweeps.trials import Mode, Trial, Trials
 from mlcloud.units import parse_duration
 from mlcloud.values import packed
+from mlcloud.widgets.loop import publisher
 from mlcloud.widgets.sweep import SweepView
 
 __all__ = ["Sweep", "sweep"]
@@ -184,7 +185,7 @@ class Sweep(Handle):
         import pandas as pd
 
         view = self._seen()
-        found = SweepView(view["metrics"], view["names"], self._trials(view).trials.values())  # type: ignore[arg-type]
+        found = SweepView(view["metrics"], view["names"], list(self._trials(view).trials.values()))
         first = found.ranked
         rest = [each for each in found.trials if each not in first]
         rows = [
@@ -231,7 +232,7 @@ class Sweep(Handle):
                 seen = -1 if view is None else view["version"]
                 view = self._seen(seen, SHOW_S if view is not None else 0.0)
                 surface.draw(self._shown(view))
-                time.sleep(SHOW_S / 5)
+                time.sleep(SHOW_S / 5)  # trials that report often are not drawn as often
         except KeyboardInterrupt:
             surface.say(
                 f"sweep {self.id} goes on: mlcloud.attach({self.id!r}) shows it, .cancel() ends it"
@@ -354,8 +355,6 @@ class _Notebook(_Surface):
 
 
 def _surface() -> _Surface:
-    ipython = sys.modules.get("IPython")
-    shell: Any = ipython.get_ipython() if ipython is not None else None
-    if getattr(shell, "kernel", None) is not None:
-        return _Notebook(shell.display_pub)
+    if (found := publisher()) is not None:
+        return _Notebook(found)
     return _Terminal() if sys.stderr.isatty() else _Surface()

@@ -308,11 +308,16 @@ class _Notebook(_Surface):
     end = draw
 
 
-def _surface() -> _Surface:
+def publisher() -> Any:
+    """What shows displays in this notebook; None where there is no notebook."""
     ipython = sys.modules.get("IPython")
     shell: Any = ipython.get_ipython() if ipython is not None else None
-    if getattr(shell, "kernel", None) is not None:
-        return _Notebook(shell.display_pub)
+    return shell.display_pub if getattr(shell, "kernel", None) is not None else None
+
+
+def _surface() -> _Surface:
+    if (found := publisher()) is not None:
+        return _Notebook(found)
     return _Terminal() if sys.stderr.isatty() else _Surface()
 
 

@@ -280,10 +280,10 @@ class Sweep:
             return
         holder = next((w for w in job.workers if item in w.held), None)
         self._stopping[item] = time.monotonic()
-        if holder is None:
+        if holder is None or job.crews is None:
             self._end_stopped([item])
         else:
-            asyncio.create_task(self._ask_to_stop(holder, item))  # noqa: RUF006  # short
+            job.crews._spawn(self._ask_to_stop(holder, item))
 
     async def _ask_to_stop(self, worker: Worker, item: int) -> None:
         with contextlib.suppress(Exception):  # it may be gone; `look` ends what does not stop
