@@ -238,7 +238,7 @@ class Checkpoints:
         encoder.encode(dict(state), "state")
         size = staging.size_of(packing.plan(encoder.blobs))
         if self._fits(size):
-            self._stage.prepare(size)
+            self._stage.prepare(size, pinned=staging.on_gpu(encoder.blobs))
 
     def wait(self) -> None:
         """Until what was begun by `save(…, wait=False)` is committed. Raises what went wrong."""

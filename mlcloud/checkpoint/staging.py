@@ -46,7 +46,7 @@ class Stage:
         memory = self._memory
         return memory.nbytes if memory is not None else 0
 
-    def prepare(self, size: int) -> None:
+    def prepare(self, size: int, *, pinned: bool = False) -> None:
         """Get memory for `size` bytes ready, beside what the caller does next."""
         with self._lock:
             if self._memory is not None and self.nbytes >= size:
@@ -54,9 +54,14 @@ class Stage:
             self._drop()
             memory = self._memory = _allocate(size)
             self._toucher = threading.Thread(
-                target=_touch, args=(memory,), name="mlcloud-stage", daemon=True
+                target=self._ready, args=(memory, pinned), name="mlcloud-stage", daemon=True
             )
             self._toucher.start()
+
+    def _ready(self, memory: memoryview, pinned: bool) -> None:
+        _touch(memory)
+        if pinned:
+            self._pin()
 
     def take(self, size: int) -> memoryview:
         """The first `size` bytes, as soon as they are ready. What was there is overwritten."""
@@ -71,7 +76,7 @@ class Stage:
     def stage(self, layout: Layout, blobs: Sequence[Blob]) -> list[memoryview]:
         """Copy all blobs; returns the segments' bytes, in order, which stay until the next call."""
         memory = self.take(size_of(layout))
-        if any(blob.device == "cuda" for blob in blobs):
+        if on_gpu(blobs):
             self._pin()
         segments, at = [], 0
         for segment in layout.segments:
@@ -114,6 +119,11 @@ class Stage:
             self._drop()
 
 
+def on_gpu(blobs: Sequence[Blob]) -> bool:
+    """Whether any of them lies in a GPU's memory."""
+    return any(blob.device == "cuda" for blob in blobs)
+
+
 def size_of(layout: Layout) -> int:
     """How much memory `Stage.stage` needs for it, in bytes."""
     return sum(_aligned(segment.size) for segment in layout.segments)
@@ -124,7 +134,7 @@ def _aligned(size: int) -> int:
 
 
 def _join_copies(blobs: Sequence[Blob]) -> None:
-    if any(blob.device == "cuda" for blob in blobs):
+    if on_gpu(blobs):
         torch: Any = sys.modules["torch"]
         torch.cuda.synchronize()
 

@@ -103,6 +103,8 @@ def ray_environment(token: str = "") -> dict[str, str]:
         # Ray lowers its workers' priority by 15. Here they are hosts and kernels, and a cell gets
         # what a local kernel gets.
         "RAY_worker_niceness": "0",
+        # Who was given no GPU sees none: another's kernel has it.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         # Prestarted workers are for task storms; a session needs one.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",

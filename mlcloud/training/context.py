@@ -146,6 +146,7 @@ class TrainContext:
         `dataset` has a length and gives samples by number. A step's `global_batch` samples are the
         same for any number of ranks. `state` is saved and restored in place, as by `resumable`,
         and so is `every`. `loaders`: processes that read ahead; `collate`: as of a DataLoader.
+        Where this rank has a GPU, the tensors of a batch (in lists, tuples, dicts) are on it.
         """
         if self._running:
             raise UsageError("context.batches: one loop after the other, not one inside another")
@@ -183,11 +184,13 @@ class TrainContext:
     ) -> Iterator[Any]:
         from torch.utils.data import DataLoader
 
+        on_gpu = self.device.type == "cuda"
         loader = DataLoader(
             dataset,
             batch_sampler=_Ahead(order, self.step, self.rank, self.world_size),
             collate_fn=collate,
             num_workers=loaders,
+            pin_memory=on_gpu,
         )
         line = (
             Line(self.world_size, order.steps, global_batch=order.size) if not self.rank else None
@@ -197,7 +200,7 @@ class TrainContext:
             self._share = order.share(self.step, self.rank, self.world_size)
             self._report, self._scaled = {}, False
             began = time.monotonic()
-            yield batch
+            yield _moved(batch, self.device) if on_gpu else batch
             self.step += 1
             keeping.ran(time.monotonic() - began)
             if self._share.scale != 1 and not self._scaled:
@@ -243,6 +246,19 @@ class TrainContext:
             "else the gradients are not those of the mean over the batch",
             stacklevel=3,
         )
+
+
+def _moved(batch: Any, device: Any) -> Any:
+    """The same with its tensors on that device."""
+    if hasattr(batch, "to"):  # tensors, and what the libraries' collators give
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return type(batch)({name: _moved(value, device) for name, value in batch.items()})
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_moved(value, device) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_moved(value, device) for value in batch)
+    return batch
 
 
 class _Ahead:

@@ -62,7 +62,11 @@ def test_onto_a_gpu_and_back(
 ) -> None:
     names: dict[str, object] = {}
     s = session(namespace=names)
-    s.run("kept = [1]\nalias = kept\nimport os\npid = os.getpid()", quiet=True)
+    visible = "os.environ.get('CUDA_VISIBLE_DEVICES')"
+    s.run(
+        f"import os\nkept = [1]\nalias = kept\npid = os.getpid()\nvisible = {visible}", quiet=True
+    )
+    assert names["visible"] == "", "a session without a GPU sees none, where the node has one too"
     first, pid = s.info.node, names["pid"]
 
     cell = Running(s, "print('ready', flush=True)\nimport time; time.sleep(60)")
@@ -87,8 +91,8 @@ def test_onto_a_gpu_and_back(
     assert "local.t4" in stories(s)["moved"]
     on = [node.id for node in client.cluster.status().info.nodes if s.name in node.sessions]
     assert on == [s.info.node]
-    s.run("alias.append(2)", quiet=True)
-    assert names["kept"] == [1, 2]
+    s.run(f"alias.append(2)\nvisible = {visible}", quiet=True)
+    assert (names["kept"], names["visible"]) == ([1, 2], "0")
 
     # Another gateway finds it so, and the store's record says it.
     store = Store(client.cluster.status().info.store)

@@ -56,9 +56,10 @@ def saved(folder: Path) -> tuple[dict[str, Any], RemoteSide]:
 def restored(folder: Path, visible: str) -> dict[str, Any]:
     """The last cell's names, in a process of its own that sees these devices."""
     script = Path(__file__).resolve()
+    path = [str(script.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, str(script), str(folder)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": visible, "PYTHONPATH": str(script.parents[2])},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": visible, "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from mlcloud.checkpoint import Checkpoints  # noqa: E402
 from mlcloud.checkpoint import context as run_context  # noqa: E402
-from mlcloud.training.context import TrainContext  # noqa: E402
+from mlcloud.training.context import TrainContext, _moved  # noqa: E402
 from tests.checkpoint import ranks  # noqa: E402
 
 STEPS = 12
@@ -149,3 +149,19 @@ def test_data_without_numbers_and_batches_that_are_too_small_are_refused(tmp_pat
         assert "gives no sample by its number" in said[0]
         assert "not enough for up to 2 workers" in said[1]
         assert "more than the 1 samples" in said[2]
+
+
+def test_a_batch_goes_to_the_device_whole() -> None:
+    class Pair(NamedTuple):
+        x: Any
+        name: str
+
+    a = torch.ones(2)
+    batch = {"pair": Pair(a, "n"), "list": [a, (a, 3)], "text": "t"}
+    moved = _moved(batch, torch.device("meta"))
+    assert moved["pair"].x.is_meta
+    assert moved["pair"].name == "n"
+    assert moved["list"][0].is_meta
+    assert moved["list"][1][0].is_meta
+    assert (moved["list"][1][1], moved["text"]) == (3, "t")
+    assert not a.is_meta
