@@ -22,7 +22,7 @@ from typing import Any
 from mlcloud.client import frontend
 from mlcloud.client.remote_value import RemoteValue
 from mlcloud.values.reducers import Classes
-from mlcloud.values.scan import Scan
+from mlcloud.values.scan import Joints, Scan
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Shared:
     kind: str  # value, remote, module
     digest: str | None = None  # of this side's own dump
     group: frozenset[str] | None = None  # names it shared objects with; None: not looked at yet
+    joints: Joints | None = None  # those of them that it does share with; None: not looked at
     tracked: bool = False  # the session can tell when the name is bound anew, whatever to
     since: str = ""  # when both became equal: this notebook's cell, or the time
 
@@ -119,6 +120,16 @@ class SharedNames:
                 return True  # two names that were apart now share an object
             if any(self._is_as_it_was(other, scan) for other in shared.group - group):
                 return True  # two names that shared an object are apart
+        joints = scan.joints(group)
+        if joints is not None and any(self._is_turned(key, joints[key]) for key in group):
+            return True  # they share other objects than they did, with the same contents
         for key in group:
             self.entries[key].group = group
+            self.entries[key].joints = None if joints is None else joints[key]
         return False
+
+    def _is_turned(self, key: str, now: Joints) -> bool:
+        shared = self.entries[key]
+        if shared.joints is None or shared.group is None:
+            return False
+        return any(shared.joints.get(other) != now.get(other) for other in shared.group)

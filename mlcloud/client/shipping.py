@@ -36,7 +36,7 @@ from mlcloud.values.messages import (
     class_id,
 )
 from mlcloud.values.modules import LaterModule
-from mlcloud.values.scan import Scan, label, unpack
+from mlcloud.values.scan import Joints, Scan, label, unpack
 
 __all__ = ["MAX_RETURN", "LocalSide", "Row"]
 
@@ -50,6 +50,7 @@ class _Pending:
 
     digests: dict[str, str] = field(default_factory=dict)  # of every key looked at
     groups: dict[str, frozenset[str]] = field(default_factory=dict)
+    joints: dict[str, Joints] = field(default_factory=dict)
     binds: set[str] = field(default_factory=set)  # names the cell binds or deletes,
     bound: dict[str, Any] = field(default_factory=dict)  # and the values they had before
     kept: set[str] = field(default_factory=set)  # --keep-remote
@@ -201,6 +202,7 @@ class LocalSide:
         }
         for group in plan.ship:
             pending.groups.update(dict.fromkeys(group, group))
+            pending.joints.update(plan.scan.joints(group) or {})
         for key in plan.scan.with_classes(plan.needed).union(*plan.ship):
             if key in plan.scan.pickled:
                 pending.digests[key] = plan.scan.pickled[key].digest
@@ -235,9 +237,9 @@ class LocalSide:
                 continue
             digest = pending.digests.get(key)
             kind = "module" if digest and digest.startswith("module ") else "value"
-            group_of = pending.groups.get(key)
+            group_of, joints = pending.groups.get(key), pending.joints.get(key)
             tracked = kind == "value" and is_tracked(self.namespace.get(key))
-            self._shared.put(key, Shared(version, kind, digest, group_of, tracked))
+            self._shared.put(key, Shared(version, kind, digest, group_of, joints, tracked))
         for name in pending.deletes - set(ret.kept):
             self._shared.forget(name)
 
@@ -372,11 +374,13 @@ class LocalSide:
         scan = Scan(self.namespace, self.classes, known)
         members = frozenset(group.keys) - set(left_out)
         scan.add(members)
+        joints = scan.joints(members) or {}
         self._shared.missed.update({name: ret.versions[name] for name in left_out})
         for key in members:
             digest = scan.pickled[key].digest if key in scan.pickled else None
-            tracked = is_tracked(values[key])
-            self._shared.put(key, Shared(ret.versions[key], "value", digest, members, tracked))
+            shared = Shared(ret.versions[key], "value", digest, members, joints.get(key))
+            shared.tracked = is_tracked(values[key])
+            self._shared.put(key, shared)
         return bound
 
     def _bind_module(self, entry: Import, ret: Return, pending: _Pending) -> list[str]:

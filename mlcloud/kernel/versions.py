@@ -32,9 +32,7 @@ from mlcloud.kernel.imports import as_import
 from mlcloud.values.messages import class_id
 from mlcloud.values.pickled import Ref
 from mlcloud.values.reducers import Classes
-from mlcloud.values.scan import Scan
-
-MOST_NEAR, MOST_IDS = 12, 200_000  # keys of a group, and objects in them, to look at pair by pair
+from mlcloud.values.scan import Joints, Scan
 
 
 @dataclass
@@ -49,7 +47,7 @@ class Entry:
     sender: str = ""  # from this notebook,
     loaded: int = 0  # and the version it became
     group: frozenset[str] | None = None  # keys it shared objects with; None: not looked at yet
-    near: frozenset[str] | None = None  # those of them without another one between; None: unknown
+    joints: Joints | None = None  # those of them without another one between; None: unknown
     why: str = ""  # it is `remote`, as notebooks were told last
 
 
@@ -151,45 +149,34 @@ class Versions:
         `since`: the clock before this scan.
         """
         group = frozenset(found & self.entries.keys())
-        near = self._near(group, scan, since)
+        joints = scan.joints(group)
+        same = {key for key in group if self.entries[key].version <= since}
         for key in group:
             entry = self.entries[key]
             before, entry.group = entry.group, group
-            shared = entry.near
-            if near is not None:
-                entry.near = near.get(key)
-            if before is None or entry.version > since:
+            then, entry.joints = entry.joints, None if joints is None else joints[key]
+            if before is None or key not in same:
                 continue
             left = [
                 other
-                for other in (before if shared is None else shared) - group
+                for other in (before if then is None else then.keys()) - group
                 if other in scan.pickled and self.entries[other].version <= since
             ]
-            if left or not group <= before:
+            turned = (
+                then is not None
+                and entry.joints is not None
+                and any(then.get(other) != entry.joints.get(other) for other in same & before)
+            )
+            if left or turned or not group <= before:
                 entry.version = self.tick()
-
-    def _near(
-        self, group: frozenset[str], scan: Scan, since: int
-    ) -> dict[str, frozenset[str]] | None:
-        """Who shares an object with whom; nothing of a group in which that would take long, None
-        where it is as it was."""
-        entries = [self.entries[key] for key in group]
-        if all(each.group == group and each.version <= since for each in entries):
-            return None
-        if len(group) > MOST_NEAR or sum(len(scan.ids(key)) for key in group) > MOST_IDS:
-            return {}
-        ids = {key: scan.ids(key) for key in group}
-        return {
-            key: frozenset(other for other in group if not ids[key].isdisjoint(ids[other]))
-            for key in group
-        }
 
     def part(self, keys: Collection[str]) -> None:
         """These keys get other objects now: what they shared with is as it was, by itself."""
         for key, entry in self.entries.items():
             if entry.group is not None and key not in keys:
                 entry.group = entry.group.difference(keys)
-                entry.near = None if entry.near is None else entry.near.difference(keys)
+                if entry.joints is not None:
+                    entry.joints = {k: how for k, how in entry.joints.items() if k not in keys}
 
     def now(self) -> int:
         """The clock: later versions are larger."""

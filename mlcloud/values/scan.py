@@ -15,6 +15,7 @@ Every pickle of a scan stays alive with it: ids are compared within one scan onl
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -34,6 +35,7 @@ from mlcloud.values.pickling import Ask, Enough, Resolve, dump, load, up_to
 from mlcloud.values.reducers import Classes
 
 REACH = 100_000  # objects looked at in a value that cannot be pickled
+MOST_JOINED, MOST_IDS = 12, 200_000  # keys, and objects in them, to look at pair by pair
 _OPAQUE = (type, types.ModuleType, types.FrameType)
 # What the notebook's code may be in, and its attributes: frame and code.
 _CODED: dict[type, tuple[str, str]] = {
@@ -43,6 +45,9 @@ _CODED: dict[type, tuple[str, str]] = {
     types.AsyncGeneratorType: ("ag_frame", "ag_code"),
 }
 _ATOMS = frozenset({str, bytes, int, float, complex, bool, type(None), types.CodeType})
+
+
+Joints = dict[str, str]  # other keys, and how they are joined
 
 
 class Stopped(BaseException):
@@ -197,6 +202,36 @@ class Scan:
         for part in [*digests, *(repr(self.pickled[key].windows) for key in ordered)]:
             hasher.update(part.encode())
         return hasher.hexdigest()
+
+    def joints(self, keys: Collection[str]) -> dict[str, Joints] | None:
+        """For each key the others that it shares an object with, and a hash of the places that
+        those objects have in both. None: too much to look at pair by pair.
+
+        Of two values whose own pickles are as they were, equal hashes mean that they share what
+        they shared: `x[0], y[0] = y[0], x[0]` with equal contents is seen here alone.
+        """
+        found: dict[str, Joints] = {key: {} for key in keys}
+        if len(found) < 2:
+            return found
+        if len(found) > MOST_JOINED or sum(len(self.ids(key)) for key in found) > MOST_IDS:
+            return None
+        for one, other in itertools.combinations(sorted(found), 2):
+            shared = self.ids(one) & self.ids(other)
+            if shared:
+                found[one][other] = found[other][one] = self._joint((one, other), shared)
+        return found
+
+    def _joint(self, pair: tuple[str, str], shared: set[int]) -> str:
+        if any(key not in self.pickled for key in pair):
+            return ""
+        places: list[dict[int, int]] = []
+        for key in pair:
+            reached = enumerate(self.pickled[key].reached)
+            # The last one counts where one comes several times: it is the same one each time.
+            places.append({each: place for place, each in reached if each in shared})
+        met = sorted((places[0].get(each, -1), places[1].get(each, -1)) for each in shared)
+        windows = [self.pickled[key].windows for key in pair]
+        return blake3(repr((met, windows)).encode()).hexdigest()
 
     def groups(self, keys: Iterable[str]) -> list[frozenset[str]]:
         """The keys, grouped by what they share."""

@@ -117,6 +117,18 @@ FOUND = {
         ("a = f", False), ("b = functools.partial(f, c)", True),
         ("a = []", False), ("b = []", True), ("a = a", True),
     ],
+    "two views of one array, swapped here": [
+        ("b = np.arange(6.0)", False), ("a = b.T", False), ("c = a", True),
+        ("a, b = b, a", False), ("a = a[1:4]", True),
+    ],
+    "equal contents of two that a third one joins, swapped here": [
+        ("a = [[]]; b = [[]]; c = [a[0], b[0]]", False), ("d = 1", True), ("e = c", True),
+        ("a[0], b[0] = b[0], a[0]", False), ("a[0].append(1)", True),
+    ],
+    "the same, swapped there": [
+        ("a = [[]]; b = [[]]; c = [a[0], b[0]]", False), ("d = c", True),
+        ("a[0], b[0] = b[0], a[0]", True), ("a[0].append(1)", False), ("e = len(c[1])", True),
+    ],
 }  # fmt: skip
 
 
