@@ -283,6 +283,9 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
 def _up_in_pods(specification: Any, settings: Settings, tell: Say) -> Connection:
     from mlcloud.client import podded
 
+    before = running(specification, settings)
+    if before is not None:
+        podded.require_same_place(before, specification)
     settings.clusters.mkdir(parents=True, exist_ok=True, mode=0o700)
     note = Note(
         name=specification.name,
@@ -295,13 +298,27 @@ def _up_in_pods(specification: Any, settings: Settings, tell: Say) -> Connection
     )
     if specification.name not in known(settings):
         _write(note, settings)  # so that `down` clears whatever comes of it
-    kept = podded.up(specification, settings, tell)
-    told = replace(note, cluster_id=kept.cluster_id, token=kept.token, fingerprint=kept.fingerprint)
-    _write(told, settings)
+    there, refusal = podded.found(specification), None
+    if there is not None:
+        _write(_of_pods(note, there), settings)
+        specification, refusal = _changed_in_pods(specification, there, settings, tell)
+    _write(_of_pods(note, podded.up(specification, settings, tell, there)), settings)
+    if refusal is not None:
+        raise refusal
     tell("opening the way through the API server")
     connection = connect(specification.name, settings)
     tell(f'{specification.name} is up: mlcloud.connect("{specification.name}")')
     return connection
+
+
+def _of_pods(note: Note, kept: Any) -> Note:
+    return replace(
+        note,
+        cluster_id=kept.cluster_id,
+        token=kept.token,
+        fingerprint=kept.fingerprint,
+        specification=kept.specification,
+    )
 
 
 def _wanted(target: Any, settings: Settings, tell: Say) -> SSHCluster:
@@ -329,26 +346,13 @@ def _changed(specification: Any, settings: Settings, tell: Say) -> Connection | 
 
     Raises `Conflict` for what cannot be applied, when the rest has been.
     """
-    from mlcloud.cluster.specification import split
-
     before = running(specification, settings)
-    found = split(before, specification) if before is not None else None
-    if found is None or not (found.applied or found.refused):
+    if before is None:
         return None
     note = note_of(specification.name, settings)
-    try:
-        if not note.token:
-            raise ConnectionFailed("its gateway never answered")
-        connection = connect(note.name, settings)
-    except ConnectionFailed as error:
-        if note.token and not found.refused:
-            return None
-        raise Conflict(
-            f"the cluster {note.name!r} was brought up with another specification, and does not "
-            f"answer ({error}); `mlcloud down {note.name}` first, or leave it as it was: "
-            + "; ".join(map(str, [*found.applied, *found.refused]))
-        ) from error
-    tell(f"{note.name} runs with another specification")
+    connection = _asked_to_change(before, specification, note, settings, tell)
+    if connection is None:
+        return None
     if before.regions != specification.regions:
         require_store(specification, tell)
     try:
@@ -363,6 +367,59 @@ def _changed(specification: Any, settings: Settings, tell: Say) -> Connection | 
     for each in applied:
         tell(str(each))
     tell(f"{note.name} runs with the new one")
+    return connection
+
+
+def _changed_in_pods(
+    specification: Any, kept: Any, settings: Settings, tell: Say
+) -> tuple[Any, Conflict | None]:
+    """What the cluster whose head this is runs with now, and why not with all of it."""
+    from mlcloud.client import podded
+
+    before = type(specification).model_validate(kept.specification)
+    note = note_of(specification.name, settings)
+    connection = _asked_to_change(before, specification, note, settings, tell)
+    if connection is None:
+        return specification, None
+    refusal = None
+    try:
+        for each in respecifying.change(connection, specification, podded.head_told):
+            tell(str(each))
+    except Conflict as error:
+        refusal = error
+    try:
+        now, _ = respecifying.present(connection)
+    finally:
+        connection.close()
+    return now, refusal
+
+
+def _asked_to_change(
+    before: Any, specification: Any, note: Note, settings: Settings, tell: Say
+) -> Connection | None:
+    """To the gateway of the cluster that runs with another specification; None where nothing
+    differs, or where none runs and all of it can be taken up by one that starts.
+
+    Raises `Conflict` where none runs, for what one that starts could not.
+    """
+    from mlcloud.cluster.specification import split
+
+    found = split(before, specification)
+    if not (found.applied or found.refused):
+        return None
+    try:
+        if not note.token:
+            raise ConnectionFailed("its gateway never answered")
+        connection = connect(note.name, settings)
+    except ConnectionFailed as error:
+        if note.token and not found.refused:
+            return None
+        raise Conflict(
+            f"the cluster {note.name!r} was brought up with another specification, and does not "
+            f"answer ({error}); `mlcloud down {note.name}` first, or leave it as it was: "
+            + "; ".join(map(str, [*found.applied, *found.refused]))
+        ) from error
+    tell(f"{note.name} runs with another specification")
     return connection
 
 

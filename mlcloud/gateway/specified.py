@@ -151,10 +151,12 @@ class Specified:
     def _put_budgets(self, gateway: Gateway, wanted: Specification) -> None:
         """Those of the specification; once, so that what a user sets later stays."""
         texts = [f"{each.usd:f}" if each.per == "total" else str(each) for each in wanted.budget]
-        put = self._record.get("budgets", [])
+        budgets = gateway.budgets
+        # A head made anew has no record of its own: the store's says.
+        put = self._record.get("budgets", budgets.told)
+        budgets.told = texts
         if texts == put:
             return
-        budgets = gateway.budgets
         for index, text in enumerate(texts):
             budgets.put(of_cluster(index), text)
         for index in range(len(texts), len(put)):
