@@ -81,6 +81,7 @@ class Budgets:
         self._services = sessions.services
         self.payers = Payers(sessions)
         self._all: dict[str, InForce] = {}
+        self.to_record = False  # one was set, and the store does not know
         self.told: list[str] = []  # by the specification, which a user may have changed since
         self._tasks: set[asyncio.Task[None]] = set()
         self._ceiling: bool | None = None  # whether launches are limited; None: not known yet
@@ -97,6 +98,7 @@ class Budgets:
         if whose.startswith(job_scope("")):
             check_scope(Limit.parse(limit), None, None, whose)
         self._keep(whose, limit, alerts)
+        self.to_record = True
         with self._services.engine.begin() as connection:
             connection.execute(delete(db.budgets).where(db.budgets.c.whose == whose))
             row = {"whose": whose, "limit": limit, "alerts": json.dumps(alerts)}
@@ -104,6 +106,7 @@ class Budgets:
 
     def remove(self, whose: str) -> None:
         self._all.pop(whose, None)
+        self.to_record = True
         with self._services.engine.begin() as connection:
             connection.execute(delete(db.budgets).where(db.budgets.c.whose == whose))
 

@@ -207,15 +207,19 @@ def _pod_of(world: World, session: mlcloud.Session) -> str:
 def test_a_head_that_was_lost_and_one_that_slept(world: World) -> None:
     """The pod is made anew, or the gateway ends and `up` brings it back: the token, the certificate
     and the sessions are what they were, and the nodes of the old head are gone."""
-    world.up()
+    world.up(world.specification(budget="50/day"))
     client = mlcloud.connect("pods")
     session = client.session("one", cpus=1)
     session.run("x = 6 * 7", quiet=True)
+    client.set_budget(mlcloud.Budget("20/day"))
     until(lambda: "safe to cell 1" in repr(client.cluster.status()), "it is safe")
     (old,) = _pods(world, "worker")
     world.server.lose(*_pods(world, "head"))
     fingerprint = launching.note_of("pods", Settings()).fingerprint
     until(lambda: _answers(client), "another head listens", 60)
+    # What the old one knew is in the store: sessions, and what was set since `up`.
+    assert [each.name for each in client.sessions()] == ["one"]
+    assert [each.limit for each in client.budgets()] == ["20/day"]
     assert _kept(40) == 42
     assert old not in _pods(world, "worker")
     assert launching.note_of("pods", Settings()).fingerprint == fingerprint
@@ -225,8 +229,9 @@ def test_a_head_that_was_lost_and_one_that_slept(world: World) -> None:
     assert world.server.all("pods") == {}
     assert "pods-head" in world.server.all("secrets")
     until(lambda: len(world.kubelet.free) == 3, "its pods' processes end")
-    world.up()
+    world.up(world.specification(budget="80/day"))  # that one is meant
     assert _kept(40) == 42
+    assert [each.limit for each in mlcloud.connect("pods").budgets()] == ["80/day"]
 
 
 def _kept(seconds: float) -> Any:
