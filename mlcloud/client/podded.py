@@ -32,6 +32,8 @@ from typing import Any
 from mlcloud import __version__
 from mlcloud.client.connection import Address
 from mlcloud.client.machines import MOST_NODES, settings_of
+from mlcloud.client.packages import Packages
+from mlcloud.client.packages import of_specification as packages_of
 from mlcloud.client.pinned import context
 from mlcloud.client.planning import offers_of
 from mlcloud.client.portforward import PortForward
@@ -41,6 +43,7 @@ from mlcloud.cluster.headspec import HeadSpec, Runtime
 from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.specification import ChangeList, Specification, Split, changes
 from mlcloud.config import Settings
+from mlcloud.environment import index
 from mlcloud.environment.wheels import own_wheel
 from mlcloud.errors import CloudRefused, Conflict, ConnectionFailed, NoCapacity, NotFound
 from mlcloud.store import load_or_create_key
@@ -103,7 +106,11 @@ def cloud_of(specification: Specification) -> KubernetesCloud:
 
 
 def up(
-    specification: Specification, settings: Settings, tell: Tell, there: Kept | None = None
+    specification: Specification,
+    settings: Settings,
+    tell: Tell,
+    there: Kept | None = None,
+    packages: Packages | None = None,
 ) -> Kept:
     """A head whose gateway listens, made, or found: `there` is what was `found` of it.
 
@@ -116,7 +123,8 @@ def up(
     head = _head_offer(specification, cloud.offers())
     kept = there or found(specification) or _made(cloud, specification, settings)
     kept = replace(kept, specification=specification.model_dump(mode="json"))
-    _apply(cloud, specification, head, kept, tell)
+    packages = packages or packages_of(specification)
+    _apply(cloud, specification, head, kept, packages, tell)
     try:
         _until_listening(cloud, tell)
     except BaseException:
@@ -194,10 +202,9 @@ def runtime_of(specification: Specification) -> tuple[Runtime, bytes]:
     """What pods run mlcloud with, and the wheel: the very mlcloud that is here, on an image's Ray.
     An image that has both installs nothing."""
     name, wheel, digest = own_wheel()
-    index_urls = [url for url in specification.environment.index_urls if "${" not in url]
     runtime = Runtime(
         requirements=(f"ray[default]=={metadata.version('ray')}",),
-        index_url="".join(index_urls[:1]),
+        indexes=bool(specification.environment.index_urls),
         wheel=name,
         digest=digest,
         minor=f"{sys.version_info[0]}.{sys.version_info[1]}",
@@ -208,14 +215,19 @@ def runtime_of(specification: Specification) -> tuple[Runtime, bytes]:
 
 
 def _apply(
-    cloud: KubernetesCloud, specification: Specification, head: Offer, kept: Kept, tell: Tell
+    cloud: KubernetesCloud,
+    specification: Specification,
+    head: Offer,
+    kept: Kept,
+    packages: Packages,
+    tell: Tell,
 ) -> None:
     """All of it, what is there already with what differs. The RayCluster comes last: its pod refers
     to the rest."""
     api, settings, now = cloud.api, cloud.settings, datetime.now(timezone.utc)
     runtime, wheel = runtime_of(specification)
     parts = beside.parts(settings, wheel, now)
-    script = {manifest.HEAD_SCRIPT: _script(cloud, specification, kept, runtime)}
+    script = {manifest.HEAD_SCRIPT: _script(cloud, specification, kept, runtime, packages)}
     for kind, body in beside.account(settings, api.namespace, now):
         api.apply(kind, body)
     for body in parts:
@@ -240,9 +252,18 @@ def _apply(
 
 
 def _script(
-    cloud: KubernetesCloud, specification: Specification, kept: Kept, runtime: Runtime
+    cloud: KubernetesCloud,
+    specification: Specification,
+    kept: Kept,
+    runtime: Runtime,
+    packages: Packages,
 ) -> str:
-    record = {"url": "", "specification": kept.specification, "variables": {}}
+    record = {
+        "url": "",
+        "specification": kept.specification,
+        "environment": packages.environment,
+        "variables": {},
+    }
     spec = HeadSpec(
         name=specification.name,
         cluster_id=kept.cluster_id,
@@ -261,6 +282,7 @@ def _script(
         files={
             "head.json": spec.write(),
             "cluster.json": json.dumps(record),
+            index.FILE: packages.pip_conf,
             "token": json.dumps(kept.token),
             _RAY_TOKEN: kept.ray_token,
             "tls.key": kept.key,

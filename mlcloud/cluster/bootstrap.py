@@ -111,6 +111,26 @@ MLCLOUD_END
     fail 1 "the head does not give its wheel: $(tail -n 1 "$folder/bootstrap.log")"
 """
 
+_INDEXES = """
+# its package indexes, which may have passwords in them
+{python} - <<'MLCLOUD_END' || fail 1 "the head does not tell its package indexes"
+import os, ssl, urllib.request
+os.chdir(os.path.expanduser("~/.mlcloud-node/{folder}"))
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname = False
+context.load_verify_locations("gateway.crt")
+headers = {{"Authorization": "Bearer {token}"}}
+request = urllib.request.Request("{url}/v1/nodes/{instance}/indexes", headers=headers)
+with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+    with open("pip.conf", "wb") as file:
+        file.write(answer.read())
+MLCLOUD_END
+"""
+
+_CONFIGURED = """
+[ ! -s "$folder/pip.conf" ] || export PIP_CONFIG_FILE="$folder/pip.conf"
+"""
+
 _CHECK = """
 look='import importlib.util as found, sys, mlcloud
 found.find_spec("ray") or sys.exit("ray is not installed")
@@ -156,19 +176,21 @@ def worker(
 ) -> str:
     """The script for a worker. `node` is what its agent reads (`nodefile.py`)."""
     gateway = node["gateway"]
-    fetch = _FETCH.format(
-        folder=f"{cluster_id}/{instance}",
-        token=node["join"],
-        url=gateway["url"],
-        instance=instance,
-        wheel=runtime.wheel,
-    )
+    asked = {
+        "folder": f"{cluster_id}/{instance}",
+        "token": node["join"],
+        "url": gateway["url"],
+        "instance": instance,
+    }
+    fetch = _FETCH.format(**asked, wheel=runtime.wheel)
+    indexes = _INDEXES.format(**asked, python=quote(runtime.python or "python3"))
     parts = [
         _BEGIN.format(cluster=cluster, cluster_id=cluster_id, folder=instance, root=ROOT),
         _file("gateway.crt", gateway["certificate"]),
         _REPORT.format(token=quote(node["join"]), url=quote(gateway["url"]), instance=instance),
         _CLAIM.format(mark=MARK, instance=instance, in_use=IN_USE),
         _file("node.json", json.dumps(dict(node), indent=1)),
+        *([indexes] if runtime.indexes else []),
         *_runtime(runtime, version, fetch if runtime.wheel else ""),
         _START.format(
             what="the agent",
@@ -247,7 +269,7 @@ def _runtime(runtime: Runtime, version: str, fetch: str = "") -> list[str]:
         for command in runtime.setup
     )
     check = _CHECK.format(variables=_variables(runtime.variables), version=quote(version))
-    return [setup, made, check]
+    return [setup, _CONFIGURED, made, check]
 
 
 def _variables(variables: Mapping[str, str]) -> str:

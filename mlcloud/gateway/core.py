@@ -34,7 +34,6 @@ from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.farewell import Farewell
-from mlcloud.gateway.given import Given
 from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.jobs.jobs import Jobs
 from mlcloud.gateway.lease import PATIENCE_S, RENEW_S, Lease, cluster_of
@@ -137,7 +136,7 @@ class Gateway:
         self.budgets = Budgets(self.sessions)
         self.costs = CostReports(self.billing, self.engine, self.store, self.traffic)
         self.sessions.services.refuse = self.budgets.refuse
-        self.sessions.services.given = lambda: Given.of(self.specified.specification)
+        self.sessions.services.given = self.specified.given
         self.budgets.recall(self.record.budgets())
         self.repricing = Repricing(settings, self.sessions)
         self.specified.begin(self)

@@ -29,6 +29,7 @@ from mlcloud.cluster.records import write_json
 from mlcloud.cluster.shapes import HostRequest, NodeType, node_types
 from mlcloud.cluster.specification import NodeGroup, Specification
 from mlcloud.config import Settings
+from mlcloud.environment import index
 from mlcloud.errors import NoSuchResources, SessionFailed
 from mlcloud.gateway.hosts import Hosts
 from mlcloud.store import residency
@@ -162,6 +163,7 @@ class EmbeddedCluster:
             ray_token=self.cloud.ray_token,
             residency=self._residency,
             head_cloud=self.cloud.name,
+            pip_conf=self.settings.home / index.FILE,
         )
         bought = self.cloud.head_offer if isinstance(self.cloud, Headed) else None
         self.cloud.launch(
