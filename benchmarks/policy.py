@@ -21,8 +21,10 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from report import report
 
 from mlcloud.cluster.lifetimes import Watch
 from mlcloud.cluster.offers import Market, Offer
-from mlcloud.cluster.policy import Job, Progress, auto, decide
+from mlcloud.cluster.policy import Job, Progress, auto, decide, prepare
 from mlcloud.cluster.simulation import Replay, replay, simulate, windows
 from mlcloud.cluster.slack import slack_table
 from mlcloud.cluster.traces import Trace, read_trace, renewal
@@ -130,29 +132,40 @@ def speeds(traces: list[Trace], job: Replay) -> dict[str, float]:
             watch.see(f"z-{zone}", now + timedelta(minutes=minute - 10_000), seen)
     offers = [offer("on-demand", "z-0", "3"), *(offer("spot", f"z-{z}", "1") for z in range(6))]
     progress = Progress(now, now + timedelta(hours=50), timedelta(hours=40))
-    first: list[float] = []
-    decisions: list[float] = []
-    cpu_ms: list[float] = []
-    firsts_cpu = 0.0
-    for hours in range(60, 70):  # each another kind of job
+    found: dict[str, list[float]] = {}
+
+    def timed(what: str, work: Callable[[], Any]) -> Any:
+        start, cpu = time.perf_counter(), time.thread_time()
+        made = work()
+        found.setdefault(f"{what}, ms", []).append(1000 * (time.perf_counter() - start))
+        cpu_ms = 1000 * (time.thread_time() - cpu)
+        found.setdefault(f"{what}, ms of processor time", []).append(cpu_ms)
+        return made
+
+    for hours in range(60, 80):  # each another kind of job
         live = Job(timedelta(hours=48), timedelta(hours=hours), timedelta(minutes=12))
         slack_table.cache_clear()
-        for among in (first, decisions, decisions, decisions):
-            start, cpu = time.perf_counter(), time.thread_time()
-            decide(live, progress, watch.history, offers)
-            among.append(1000 * (time.perf_counter() - start))
-            firsts_cpu = 1000 * (time.thread_time() - cpu) if among is first else firsts_cpu
-            # a live job's next decision is a minute later
-            kind = (live.work, live.deadline, live.changeover, live.step)
-            slack_table(*(each.total_seconds() for each in kind), 3.0).join()
-        cpu_ms.append(firsts_cpu)
-    return {
-        "trace-days a second": days / took,
-        "first decision, ms, median": float(np.median(first)),
-        "first decision, ms of processor time, median": float(np.median(cpu_ms)),
-        "decision, ms, median": float(np.median(decisions)),
-        "decision, ms, 90 %": float(np.quantile(decisions, 0.9)),
-    }
+        timed("unprepared decision", partial(decide, live, progress, {}, offers))
+        slack_table.cache_clear()
+        table = timed("prepare, in a thread", partial(prepare, live, offers))
+        # it knows of nobody's spot yet; a minute later each, work and prices have moved
+        timed("first decision", partial(decide, live, progress, {}, offers))
+        for minute in range(1, 6):
+            table.join()
+            moved = replace(live, work=live.work + timedelta(minutes=minute))
+            change = Decimal(minute) / 1000
+            prices = [replace(each, usd_per_hour=each.usd_per_hour + change) for each in offers]
+            timed("decision", partial(decide, moved, progress, {}, prices))
+        table.join()
+        timed("unforeseen decision", partial(decide, live, progress, watch.history, offers))
+    told = {"trace-days a second": days / took}
+    for what, each in found.items():
+        told |= {f"{what}, median": float(np.median(each)), f"{what}, 90 %": quantile(each)}
+    return told
+
+
+def quantile(values: list[float]) -> float:
+    return float(np.quantile(values, 0.9))
 
 
 def offer(market: Market, zone: str, price: str) -> Offer:

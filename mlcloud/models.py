@@ -424,15 +424,25 @@ class HeadRequest(Model):
     runtime: dict[str, Any]
 
 
+class PackagesRequest(Model):
+    """What a specification's `environment` came to where `up` ran."""
+
+    pip_conf: str = Field(
+        "", max_length=100_000, repr=False, description="Package indexes, with their passwords."
+    )
+    environment: EnvironmentSpec | None = Field(None, description="The packages of its lock.")
+
+
 class SpecificationRequest(Model):
     """`PUT /v1/specification`: what the cluster is to run with from now on.
 
     `head` is what a head elsewhere is told anew: `settings` of its cloud and `runtime` of its
-    nodes.
+    nodes. Without `packages` these stay as they are.
     """
 
     specification: dict[str, Any] = Field(description="As in `cluster.yaml`; see `mlcloud schema`.")
     head: HeadRequest | None = None
+    packages: PackagesRequest | None = None
 
 
 class SpecificationInfo(Model):

@@ -215,6 +215,19 @@ class Rented(netns.Machine):
                 time.sleep(0.02)
         self.destroy()
 
+    def reboot(self) -> None:
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + 5
+        while self.pids() and time.monotonic() < until:
+            time.sleep(0.02)
+        temporary = self.folder / "tmp"
+        shutil.rmtree(temporary)
+        temporary.mkdir()
+        self.sshd = None
+        self.restart_sshd()
+
     def _everything(self) -> list[int]:
         if not Path("/run/netns", self.namespace).exists():
             return []
@@ -283,6 +296,12 @@ class Region:
         timer = threading.Timer(notice_s, self._take, (machine, "Server.SpotInstanceTermination"))
         timer.daemon = True
         timer.start()
+
+    def reboot(self, machine: Rented) -> None:
+        """All of it stops at once and begins again, with its disk and addresses. What cloud-init
+        runs at each boot is the copy that user data has put there: the same script."""
+        machine.reboot()
+        machine.start(str(machine.folder / "user-data"), log="cloud-init.log")
 
     # --- what EC2 is asked ------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from mlcloud.client.connection import Address
 from mlcloud.cluster.clouds.local import LocalCloud, importable
 from mlcloud.cluster.in_force import read_record, write_record
 from mlcloud.config import ALREADY_RUNNING, Settings
+from mlcloud.environment.index import FILE as PIP_CONF
 from mlcloud.errors import ConnectionFailed
 
 
@@ -152,6 +153,7 @@ def down(settings: Settings, *, timeout: float = 60.0) -> bool:
             settings.ray_dir.parent.rmdir()
         settings.connection_file.unlink(missing_ok=True)
         settings.record_file.unlink(missing_ok=True)
+        (settings.home / PIP_CONF).unlink(missing_ok=True)
     return found
 
 

@@ -16,15 +16,17 @@ import warnings
 
 from mlcloud.client import embedded, respecifying
 from mlcloud.client.connection import Connection
+from mlcloud.client.packages import of_specification as packages_of
 from mlcloud.cluster.in_force import of_settings, read_record, recorded, variables, write_record
 from mlcloud.cluster.specification import ChangeList, Specification
 from mlcloud.config import Settings
+from mlcloud.environment import index
 from mlcloud.errors import MLCloudError
 
 #: Fields that the local cloud acts upon; of the others there is nothing that it could do.
 ACTED_UPON = {
     *("name", "cloud", "regions", "nodes", "store", "spares", "idle", "owner"),
-    *("budget", "max_lifetime", "secrets", "data"),
+    *("budget", "max_lifetime", "secrets", "data", "environment"),
 }
 __all__ = ["connection", "of_settings", "running", "up", "variables"]
 
@@ -58,20 +60,25 @@ def up(specification: Specification) -> tuple[Connection, ChangeList]:
             f"the local cloud does not act upon {', '.join(ignored)}: these are for real clouds",
             stacklevel=3,
         )
+    packages = packages_of(specification)
     if embedded.running(settings) is not None:
         found = _connection(settings)
-        return found, respecifying.change(found, specification)
+        return found, respecifying.change(found, specification, packages=packages)
+    settings.make_folders()
+    index.write(settings.home / index.FILE, packages.pip_conf)
     write_record(
         settings,
         {
             "url": "",
             "variables": variables(specification),
             "specification": specification.model_dump(mode="json", exclude_defaults=True),
+            "environment": packages.environment,
         },
     )
     try:
         return _connection(settings), ChangeList(())
     except MLCloudError:
+        (settings.home / index.FILE).unlink(missing_ok=True)
         settings.record_file.unlink(missing_ok=True)  # else no plain `connect()` would start either
         raise
 

@@ -31,6 +31,8 @@ from mlcloud import __version__
 from mlcloud.client import respecifying
 from mlcloud.client.connection import Address, Connection
 from mlcloud.client.machines import SSHCluster, of_specification
+from mlcloud.client.packages import Packages
+from mlcloud.client.packages import of_specification as packages_of
 from mlcloud.client.portforward import PortForward
 from mlcloud.client.residency import require_store
 from mlcloud.client.tunnel import Tunnel
@@ -39,6 +41,7 @@ from mlcloud.cluster.clouds.ssh import SSHCloud
 from mlcloud.cluster.headspec import HeadSpec, Machine, machine_of
 from mlcloud.cluster.records import write_json
 from mlcloud.config import Settings
+from mlcloud.environment import index
 from mlcloud.environment.wheels import own_wheel
 from mlcloud.errors import Conflict, ConnectionFailed, MLCloudError, NotFound, UsageError
 from mlcloud.store import load_or_create_key
@@ -228,13 +231,16 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
         say(f"{time.monotonic() - began:5.1f} s  {text}")
 
     settings.make_folders()
-    if getattr(target, "cloud", "") == "kubernetes":
-        return _up_in_pods(target, settings, tell)
-    if not isinstance(target, SSHCluster):
-        found = _changed(target, settings, tell)
+    if isinstance(target, SSHCluster):
+        wanted = target
+    else:
+        packages = packages_of(target)
+        if target.cloud == "kubernetes":
+            return _up_in_pods(target, packages, settings, tell)
+        found = _changed(target, packages, settings, tell)
         if found is not None:
             return found
-    wanted = _wanted(target, settings, tell)
+        wanted = replace(_wanted(target, settings, tell), packages=packages)
     note = _begun(wanted, settings)
     cloud = note.cloud_of(settings)
     cloud.check()
@@ -280,9 +286,14 @@ def up(target: Any, settings: Settings | None = None, say: Say = print) -> Conne
     return connection
 
 
-def _up_in_pods(specification: Any, settings: Settings, tell: Say) -> Connection:
+def _up_in_pods(
+    specification: Any, packages: Packages, settings: Settings, tell: Say
+) -> Connection:
     from mlcloud.client import podded
 
+    before = running(specification, settings)
+    if before is not None:
+        podded.require_same_place(before, specification)
     settings.clusters.mkdir(parents=True, exist_ok=True, mode=0o700)
     note = Note(
         name=specification.name,
@@ -295,19 +306,32 @@ def _up_in_pods(specification: Any, settings: Settings, tell: Say) -> Connection
     )
     if specification.name not in known(settings):
         _write(note, settings)  # so that `down` clears whatever comes of it
-    kept = podded.up(specification, settings, tell)
-    told = replace(note, cluster_id=kept.cluster_id, token=kept.token, fingerprint=kept.fingerprint)
-    _write(told, settings)
+    there, refusal = podded.found(specification), None
+    if there is not None:
+        _write(_of_pods(note, there), settings)
+        specification, refusal = _changed_in_pods(specification, packages, there, settings, tell)
+    kept = podded.up(specification, settings, tell, there, packages)
+    _write(_of_pods(note, kept), settings)
+    if refusal is not None:
+        raise refusal
     tell("opening the way through the API server")
     connection = connect(specification.name, settings)
     tell(f'{specification.name} is up: mlcloud.connect("{specification.name}")')
     return connection
 
 
+def _of_pods(note: Note, kept: Any) -> Note:
+    return replace(
+        note,
+        cluster_id=kept.cluster_id,
+        token=kept.token,
+        fingerprint=kept.fingerprint,
+        specification=kept.specification,
+    )
+
+
 def _wanted(target: Any, settings: Settings, tell: Say) -> SSHCluster:
     """The machines: those that are named, or one that is rented now."""
-    if isinstance(target, SSHCluster):
-        return target
     if target.cloud not in RENTED:
         if target.image:
             tell(f"image: {target.image} is not used: machines of your own have theirs already")
@@ -323,37 +347,26 @@ def _wanted(target: Any, settings: Settings, tell: Say) -> SSHCluster:
 # --- another specification ------------------------------------------------------------------------
 
 
-def _changed(specification: Any, settings: Settings, tell: Say) -> Connection | None:
+def _changed(
+    specification: Any, packages: Packages, settings: Settings, tell: Say
+) -> Connection | None:
     """What differs from what the cluster of that name runs with, applied; None where nothing does,
     or where none runs and all of it can be taken up by one that starts.
 
     Raises `Conflict` for what cannot be applied, when the rest has been.
     """
-    from mlcloud.cluster.specification import split
-
     before = running(specification, settings)
-    found = split(before, specification) if before is not None else None
-    if found is None or not (found.applied or found.refused):
+    if before is None:
         return None
     note = note_of(specification.name, settings)
-    try:
-        if not note.token:
-            raise ConnectionFailed("its gateway never answered")
-        connection = connect(note.name, settings)
-    except ConnectionFailed as error:
-        if note.token and not found.refused:
-            return None
-        raise Conflict(
-            f"the cluster {note.name!r} was brought up with another specification, and does not "
-            f"answer ({error}); `mlcloud down {note.name}` first, or leave it as it was: "
-            + "; ".join(map(str, [*found.applied, *found.refused]))
-        ) from error
-    tell(f"{note.name} runs with another specification")
+    connection = _asked_to_change(before, specification, packages, note, settings, tell)
+    if connection is None:
+        return None
     if before.regions != specification.regions:
         require_store(specification, tell)
     try:
         applied = respecifying.change(
-            connection, specification, partial(_told, note, settings, tell)
+            connection, specification, partial(_told, note, settings, tell), packages
         )
     except MLCloudError:
         _note_change(connection, note, settings, tell)
@@ -362,7 +375,69 @@ def _changed(specification: Any, settings: Settings, tell: Say) -> Connection | 
     _note_change(connection, note, settings, tell)
     for each in applied:
         tell(str(each))
-    tell(f"{note.name} runs with the new one")
+    if applied:
+        tell(f"{note.name} runs with the new one")
+    return connection
+
+
+def _changed_in_pods(
+    specification: Any, packages: Packages, kept: Any, settings: Settings, tell: Say
+) -> tuple[Any, Conflict | None]:
+    """What the cluster whose head this is runs with now, and why not with all of it."""
+    from mlcloud.client import podded
+
+    before = type(specification).model_validate(kept.specification)
+    note = note_of(specification.name, settings)
+    connection = _asked_to_change(before, specification, packages, note, settings, tell)
+    if connection is None:
+        return specification, None
+    refusal = None
+    try:
+        for each in respecifying.change(connection, specification, podded.head_told, packages):
+            tell(str(each))
+    except Conflict as error:
+        refusal = error
+    try:
+        now, _ = respecifying.present(connection)
+    finally:
+        connection.close()
+    return now, refusal
+
+
+def _asked_to_change(
+    before: Any,
+    specification: Any,
+    packages: Packages,
+    note: Note,
+    settings: Settings,
+    tell: Say,
+) -> Connection | None:
+    """To the gateway of the cluster that runs with another specification, or with `packages` that
+    may be others under the same names; None where nothing differs, or where none runs and all of it
+    can be taken up by one that starts.
+
+    Raises `Conflict` where none runs, for what one that starts could not.
+    """
+    from mlcloud.cluster.specification import split
+
+    found = split(before, specification)
+    differs = bool(found.applied or found.refused)
+    if not (differs or packages):
+        return None
+    try:
+        if not note.token:
+            raise ConnectionFailed("its gateway never answered")
+        connection = connect(note.name, settings)
+    except ConnectionFailed as error:
+        if not differs or (note.token and not found.refused):
+            return None
+        raise Conflict(
+            f"the cluster {note.name!r} was brought up with another specification, and does not "
+            f"answer ({error}); `mlcloud down {note.name}` first, or leave it as it was: "
+            + "; ".join(map(str, [*found.applied, *found.refused]))
+        ) from error
+    if differs:
+        tell(f"{note.name} runs with another specification")
     return connection
 
 
@@ -491,8 +566,14 @@ def _files(wanted: SSHCluster, note: Note, folder: Path) -> dict[str, str]:
         runtime=wanted.runtime,
         region="" if wanted.cloud == "ssh" else head.region,
     )
-    record = {"url": "", "specification": wanted.specification, "variables": {}}
+    record = {
+        "url": "",
+        "specification": wanted.specification,
+        "environment": wanted.packages.environment,
+        "variables": {},
+    }
     return {
+        index.FILE: wanted.packages.pip_conf,
         "head.json": spec.write(),
         **({"cluster.json": json.dumps(record)} if wanted.specification else {}),
         "id_ed25519": (folder / "id_ed25519").read_text(),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlcloud.client.packages import Packages
 from mlcloud.cluster.clouds.ssh import offer_of
 from mlcloud.cluster.headspec import Machine, Runtime
 from mlcloud.errors import UsageError
@@ -40,6 +41,7 @@ class SSHCluster:
     specification: dict[str, Any] | None = None
     cloud: str = "ssh"  # whose nodes the head launches, and what it is told of that (`clouds.make`)
     cloud_settings: dict[str, Any] = field(default_factory=dict)
+    packages: Packages = field(default_factory=Packages)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", self.name):
@@ -71,14 +73,13 @@ def of_specification(told: Any) -> SSHCluster:
     if others and not used:
         raise UsageError("nodes: none of the machines under ssh.hosts has what any group asks for")
     most = sum(group.max for group in told.nodes) if told.nodes else len(used)
-    index_urls = [url for url in told.environment.index_urls if "${" not in url]
     return SSHCluster(
         name=told.name,
         machines=(head, *used),
         store=told.store,
         key=Path(told.ssh.key).expanduser() if told.ssh.key else None,
         jump=told.ssh.jump,
-        runtime=Runtime(index_url="".join(index_urls[:1]), setup=tuple(told.setup)),
+        runtime=Runtime(indexes=bool(told.environment.index_urls), setup=tuple(told.setup)),
         settings=settings_of(told, min(most, len(used) or 1)),
         specification=told.model_dump(mode="json"),
     )

@@ -2,6 +2,8 @@
 
     up    who the head is, its service and policy, its script (a secret), the wheel (config maps)
           ─► RayCluster ─► the operator makes the head's pod ─► its gateway listens
+          of a cluster that is there: what differs is its gateway's to apply (`launching`), and all
+          of this is told what runs then, for the next head
     down  the gateway saves and ends ─► all that carries the cluster's labels is removed
 
 The head's script is that of any machine (`bootstrap.head`); it travels in a secret, and so do the
@@ -21,7 +23,7 @@ import tempfile
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +32,8 @@ from typing import Any
 from mlcloud import __version__
 from mlcloud.client.connection import Address
 from mlcloud.client.machines import MOST_NODES, settings_of
+from mlcloud.client.packages import Packages
+from mlcloud.client.packages import of_specification as packages_of
 from mlcloud.client.pinned import context
 from mlcloud.client.planning import offers_of
 from mlcloud.client.portforward import PortForward
@@ -37,8 +41,9 @@ from mlcloud.cluster import bootstrap, tls
 from mlcloud.cluster.clouds.kubernetes import KubernetesCloud, beside, manifest, waiting
 from mlcloud.cluster.headspec import HeadSpec, Runtime
 from mlcloud.cluster.offers import Offer
-from mlcloud.cluster.specification import Specification, changes
+from mlcloud.cluster.specification import ChangeList, Specification, Split, changes
 from mlcloud.config import Settings
+from mlcloud.environment import index
 from mlcloud.environment.wheels import own_wheel
 from mlcloud.errors import CloudRefused, Conflict, ConnectionFailed, NoCapacity, NotFound
 from mlcloud.store import load_or_create_key
@@ -100,18 +105,26 @@ def cloud_of(specification: Specification) -> KubernetesCloud:
 # --- up -------------------------------------------------------------------------------------------
 
 
-def up(specification: Specification, settings: Settings, tell: Tell) -> Kept:
-    """A head whose gateway listens, made or found.
+def up(
+    specification: Specification,
+    settings: Settings,
+    tell: Tell,
+    there: Kept | None = None,
+    packages: Packages | None = None,
+) -> Kept:
+    """A head whose gateway listens, made, or found: `there` is what was `found` of it.
 
-    Raises `CredentialsMissing` before anything is made, `Conflict` where it runs with another
-    specification, `NoCapacity`, `QuotaExceeded` or `CloudRefused` for a head that does not come up,
-    with what Kubernetes says; its pod is given back then.
+    Raises `CredentialsMissing` before anything is made, `NoCapacity`, `QuotaExceeded` or
+    `CloudRefused` for a head that does not come up, with what Kubernetes says; its pod is given
+    back then.
     """
     cloud = cloud_of(specification)
     cloud.check()
     head = _head_offer(specification, cloud.offers())
-    kept = _kept(cloud, specification, settings)
-    _apply(cloud, specification, head, kept, tell)
+    kept = there or found(specification) or _made(cloud, specification, settings)
+    kept = replace(kept, specification=specification.model_dump(mode="json"))
+    packages = packages or packages_of(specification)
+    _apply(cloud, specification, head, kept, packages, tell)
     try:
         _until_listening(cloud, tell)
     except BaseException:
@@ -128,55 +141,70 @@ def _head_offer(specification: Specification, offers: list[Offer]) -> Offer:
     return min(fitting, key=lambda each: (each.usd_per_hour, each.zone))
 
 
-def _kept(cloud: KubernetesCloud, specification: Specification, settings: Settings) -> Kept:
-    """Of the cluster that is there, if this is its specification; else made now."""
-    told = specification.model_dump(mode="json")
+def found(specification: Specification) -> Kept | None:
+    """What is kept of the cluster of that name in that namespace; None where there is none."""
+    cloud = cloud_of(specification)
+    cloud.check()
     try:
-        found = cloud.api.get("secret", manifest.head_secret(cloud.settings))
+        there = cloud.api.get("secret", manifest.head_secret(cloud.settings))
     except NotFound:
-        with tempfile.TemporaryDirectory() as folder:
-            key, certificate = Path(folder) / "key", Path(folder) / "certificate"
-            address = f"{beside.service_name(cloud.settings)}.{cloud.api.namespace}.svc"
-            tls.ensure(key, certificate, address)
-            return Kept(
-                cluster_id=f"{specification.name}-{secrets.token_hex(4)}",
-                token=secrets.token_urlsafe(32),
-                ray_token=secrets.token_hex(32),
-                key=key.read_text(),
-                certificate=certificate.read_text(),
-                # Kept here too: nobody could read the store without it.
-                store_key=load_or_create_key(settings.key_file_of(specification.store or "")),
-                specification=told,
-            )
-    kept = Kept.read(found["data"])
-    _check_same(kept, specification)
-    return replace(kept, specification=told)
+        return None
+    return Kept.read(there["data"])
 
 
-def _check_same(kept: Kept, specification: Specification) -> None:
-    """How many nodes there may be is the RayCluster's to say; all else its head was told once."""
-    before = Specification.model_validate(kept.specification)
-    differs = [
-        each
-        for each in changes(before, specification)
-        if not (each.field.startswith("nodes[") and each.field.endswith(".max"))
-    ]
-    if differs:
-        raise Conflict(
-            f"the cluster {specification.name!r} runs with another specification; "
-            f"`mlcloud down {specification.name}` first, or leave it as it was: "
-            + "; ".join(map(str, differs))
+def _made(cloud: KubernetesCloud, specification: Specification, settings: Settings) -> Kept:
+    with tempfile.TemporaryDirectory() as folder:
+        key, certificate = Path(folder) / "key", Path(folder) / "certificate"
+        address = f"{beside.service_name(cloud.settings)}.{cloud.api.namespace}.svc"
+        tls.ensure(key, certificate, address)
+        return Kept(
+            cluster_id=f"{specification.name}-{secrets.token_hex(4)}",
+            token=secrets.token_urlsafe(32),
+            ray_token=secrets.token_hex(32),
+            key=key.read_text(),
+            certificate=certificate.read_text(),
+            # Kept here too: nobody could read the store without it.
+            store_key=load_or_create_key(settings.key_file_of(specification.store or "")),
+            specification={},
         )
+
+
+def require_same_place(before: Specification, specification: Specification) -> None:
+    """Raises `Conflict` where the cluster of that name is elsewhere: it would not be found again
+    by the new specification, and went on there."""
+    places = ("cloud", "network", "endpoints")
+    if any(getattr(before, name) != getattr(specification, name) for name in places):
+        nothing = ChangeList(())
+        raise Conflict(Split(before, nothing, changes(before, specification)).refusal())
+
+
+def head_told(specification: Specification) -> dict[str, Any]:
+    """What a head that runs is told anew (`respecifying`). The RayCluster may have as many nodes
+    before the head asks for them; `up` lowers it afterwards."""
+    cloud = cloud_of(specification)
+    name = manifest.name(cloud.settings)
+    present = cloud.api.get("raycluster", name)["metadata"].get("annotations") or {}
+    most = max(int(present.get(manifest.MOST, 0)), _most(specification))
+    cloud.api.annotate("raycluster", name, {manifest.MOST: str(most)})
+    runtime, _ = runtime_of(specification)
+    return {"settings": _head_settings(cloud, specification), "runtime": asdict(runtime)}
+
+
+def _head_settings(cloud: KubernetesCloud, specification: Specification) -> dict[str, Any]:
+    """What its cloud is told at the head (`clouds.make`)."""
+    there = {"namespace": cloud.api.namespace}
+    network = {key: text for key, text in specification.network.items() if key != "context"}
+    told = {**specification.model_dump(mode="json"), "network": {**network, **there}}
+    return {"specification": told}
 
 
 def runtime_of(specification: Specification) -> tuple[Runtime, bytes]:
     """What pods run mlcloud with, and the wheel: the very mlcloud that is here, on an image's Ray.
     An image that has both installs nothing."""
     name, wheel, digest = own_wheel()
-    index_urls = [url for url in specification.environment.index_urls if "${" not in url]
     runtime = Runtime(
         requirements=(f"ray[default]=={metadata.version('ray')}",),
-        index_url="".join(index_urls[:1]),
+        indexes=bool(specification.environment.index_urls),
         wheel=name,
         digest=digest,
         minor=f"{sys.version_info[0]}.{sys.version_info[1]}",
@@ -187,14 +215,19 @@ def runtime_of(specification: Specification) -> tuple[Runtime, bytes]:
 
 
 def _apply(
-    cloud: KubernetesCloud, specification: Specification, head: Offer, kept: Kept, tell: Tell
+    cloud: KubernetesCloud,
+    specification: Specification,
+    head: Offer,
+    kept: Kept,
+    packages: Packages,
+    tell: Tell,
 ) -> None:
     """All of it, what is there already with what differs. The RayCluster comes last: its pod refers
     to the rest."""
     api, settings, now = cloud.api, cloud.settings, datetime.now(timezone.utc)
     runtime, wheel = runtime_of(specification)
     parts = beside.parts(settings, wheel, now)
-    script = {manifest.HEAD_SCRIPT: _script(cloud, specification, kept, runtime)}
+    script = {manifest.HEAD_SCRIPT: _script(cloud, specification, kept, runtime, packages)}
     for kind, body in beside.account(settings, api.namespace, now):
         api.apply(kind, body)
     for body in parts:
@@ -219,17 +252,24 @@ def _apply(
 
 
 def _script(
-    cloud: KubernetesCloud, specification: Specification, kept: Kept, runtime: Runtime
+    cloud: KubernetesCloud,
+    specification: Specification,
+    kept: Kept,
+    runtime: Runtime,
+    packages: Packages,
 ) -> str:
-    there = {"namespace": cloud.api.namespace}
-    network = {key: text for key, text in specification.network.items() if key != "context"}
-    told = {**specification.model_dump(mode="json"), "network": {**network, **there}}
+    record = {
+        "url": "",
+        "specification": kept.specification,
+        "environment": packages.environment,
+        "variables": {},
+    }
     spec = HeadSpec(
         name=specification.name,
         cluster_id=kept.cluster_id,
         cloud="kubernetes",
         address="",  # the pod's own, when it has one
-        settings={"specification": told},
+        settings=_head_settings(cloud, specification),
         port=manifest.GATEWAY_PORT,
         runtime=runtime,
         gcs_port=manifest.GCS_PORT,
@@ -241,6 +281,8 @@ def _script(
         instance=f"head-{kept.cluster_id}",
         files={
             "head.json": spec.write(),
+            "cluster.json": json.dumps(record),
+            index.FILE: packages.pip_conf,
             "token": json.dumps(kept.token),
             _RAY_TOKEN: kept.ray_token,
             "tls.key": kept.key,

@@ -104,7 +104,10 @@ def as_cluster(
         name=specification.name,
         machines=(head,),
         store=specification.store or "",
-        runtime=Runtime(setup=(PYTHON, *specification.setup)),
+        runtime=Runtime(
+            indexes=bool(specification.environment.index_urls),
+            setup=(PYTHON, *specification.setup),
+        ),
         settings=settings_of(specification, sum(group.max for group in specification.nodes)),
         specification=told,
         cloud=specification.cloud,

@@ -12,7 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 from mlcloud.client.connection import Connection
-from mlcloud.cluster.specification import ChangeList, Specification, Split, specify, split
+from mlcloud.client.packages import Packages
+from mlcloud.cluster.specification import (
+    OTHER_LOCK,
+    ChangeList,
+    Specification,
+    Split,
+    specify,
+    split,
+)
 from mlcloud.errors import Conflict
 from mlcloud.models import SpecificationInfo
 
@@ -35,18 +43,27 @@ def compare(connection: Connection, wanted: Specification) -> Split:
     return split(old, wanted)
 
 
-def change(connection: Connection, wanted: Specification, head: Head | None = None) -> ChangeList:
-    """Apply what can be; that is what it gives.
+def change(
+    connection: Connection,
+    wanted: Specification,
+    head: Head | None = None,
+    packages: Packages | None = None,
+) -> ChangeList:
+    """Apply what can be; that is what it gives. What is behind the names in it, a password or the
+    content of a lock, is told also where nothing differs.
 
     Raises `Conflict` for what needs `down` and `up`, when the rest has been applied, with both.
     """
     found = compare(connection, wanted)
+    applied = list(found.applied)
     if found.applied or not found.refused:
         body = {
             "specification": found.merged.model_dump(mode="json"),
             "head": None if head is None else head(found.merged),
+            "packages": None if packages is None else packages.wire(),
         }
-        connection.put(PATH, body)
+        answer = SpecificationInfo.model_validate(connection.put(PATH, body))
+        applied += [each for each in (OTHER_LOCK,) if str(each) in answer.applied]
     if found.refused:
         raise Conflict(found.refusal())
-    return found.applied
+    return ChangeList(applied)

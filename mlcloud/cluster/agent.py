@@ -236,9 +236,17 @@ def ray_environment(record: dict[str, Any], settings: dict[str, Any]) -> dict[st
         **onlyhere.preload(settings["node_ip"], Path(settings["ray_dir"]), variables),
         **settings.get("residency", {}),
         **settings.get("node_environment", {}),
+        **_indexes(settings),
         "RAY_CLOUD_INSTANCE_ID": record["id"],
         "RAY_NODE_TYPE_NAME": record["node_type"],
     }
+
+
+def _indexes(settings: dict[str, Any]) -> dict[str, str]:
+    """The cluster's package indexes, where nodes share the gateway's disk. Others fetch them before
+    they have an agent (`bootstrap`)."""
+    path = Path(settings.get("pip_conf", ""))
+    return {"PIP_CONFIG_FILE": str(path)} if path.is_file() else {}
 
 
 def _sources(record: dict[str, Any], settings: dict[str, Any]) -> list[notices.Source]:

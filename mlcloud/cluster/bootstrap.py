@@ -3,7 +3,8 @@
     worker()  a node of any cloud at its first boot: claim the machine, find or make a Python with
               mlcloud, write the node's file (0600), start its agent
     head()    the same, with the gateway's keeper instead of the agent
-    deserted()  a machine that is to become a head, and does not, ends
+    deserted()  at each boot: a head's keeper is started again, and a machine that is to become a
+                head, and does not, ends
     ending()  everything of ours on the machine ends, found by its mark; its folders go
 
 POSIX sh and coreutils, so that it serves as cloud-init's user data, as a startup script and over
@@ -15,7 +16,7 @@ script holds the files that it is given, so those of secrets go over SSH alone.
 
     ~/.mlcloud-node/claim                        whose worker it is: `instance cluster pid`
     ~/.mlcloud-node/<cluster>/<instance>/        node.json, logs, pid
-    ~/.mlcloud-node/<cluster>/head/              the gateway's home
+    ~/.mlcloud-node/<cluster>/head/              the gateway's home; start.sh starts its keeper
     ~/.mlcloud-node/venv-<digest>/               kept for the next node
 """
 
@@ -111,6 +112,26 @@ MLCLOUD_END
     fail 1 "the head does not give its wheel: $(tail -n 1 "$folder/bootstrap.log")"
 """
 
+_INDEXES = """
+# its package indexes, which may have passwords in them
+{python} - <<'MLCLOUD_END' || fail 1 "the head does not tell its package indexes"
+import os, ssl, urllib.request
+os.chdir(os.path.expanduser("~/.mlcloud-node/{folder}"))
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname = False
+context.load_verify_locations("gateway.crt")
+headers = {{"Authorization": "Bearer {token}"}}
+request = urllib.request.Request("{url}/v1/nodes/{instance}/indexes", headers=headers)
+with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+    with open("pip.conf", "wb") as file:
+        file.write(answer.read())
+MLCLOUD_END
+"""
+
+_CONFIGURED = """
+[ ! -s "$folder/pip.conf" ] || export PIP_CONFIG_FILE="$folder/pip.conf"
+"""
+
 _CHECK = """
 look='import importlib.util as found, sys, mlcloud
 found.find_spec("ray") or sys.exit("ray is not installed")
@@ -131,6 +152,35 @@ echo "$pid" >"$folder/pid"
 kill -0 "$pid" 2>/dev/null || fail 1 "{what} ended at once: $(tail -n 1 "$folder/{log}")"
 echo "$pid" >&4
 """
+
+_KEEP = """
+# {what}, in a session of its own; a machine that boots again starts it again
+{{
+  printf "#!/bin/sh\\n# Made by mlcloud: starts {what}, unless it runs.\\n"
+  printf "HOME='%s' folder='%s' python='%s'\\n" "${{HOME:-/root}}" "$folder" "$python"
+  cat <<'MLCLOUD_END'
+set -eu
+umask 077
+export HOME
+cd "$folder"
+pid=$(cat pid 2>/dev/null) || pid=
+{runs}
+[ ! -s pip.conf ] || export PIP_CONFIG_FILE="$folder/pip.conf"
+env {variables} {mark}={instance} {cluster_mark}={cluster_id} setsid nohup "$python" -m {module} \\
+  </dev/null >>"$folder/{log}" 2>&1 3>&- 4>&- &
+echo $! >pid
+MLCLOUD_END
+}} >"$folder/start.sh"
+sh "$folder/start.sh" || fail 1 "{what} could not be started"
+pid=$(cat "$folder/pid")
+sleep 0.2
+kill -0 "$pid" 2>/dev/null || fail 1 "{what} ended at once: $(tail -n 1 "$folder/{log}")"
+echo "$pid" >&4
+"""
+
+# A number alone may be another process's by now: after a reboot, or in a container made anew.
+_RUNS = """if [ -n "$pid" ] && tr '\\0' '\\n' <"/proc/$pid/environ" 2>/dev/null |
+  grep -qx '{cluster_mark}={cluster_id}'; then exit 0; fi"""
 
 _REPORT = """
 # what fails is told to the gateway too, with the token that this node alone has
@@ -156,19 +206,21 @@ def worker(
 ) -> str:
     """The script for a worker. `node` is what its agent reads (`nodefile.py`)."""
     gateway = node["gateway"]
-    fetch = _FETCH.format(
-        folder=f"{cluster_id}/{instance}",
-        token=node["join"],
-        url=gateway["url"],
-        instance=instance,
-        wheel=runtime.wheel,
-    )
+    asked = {
+        "folder": f"{cluster_id}/{instance}",
+        "token": node["join"],
+        "url": gateway["url"],
+        "instance": instance,
+    }
+    fetch = _FETCH.format(**asked, wheel=runtime.wheel)
+    indexes = _INDEXES.format(**asked, python=quote(runtime.python or "python3"))
     parts = [
         _BEGIN.format(cluster=cluster, cluster_id=cluster_id, folder=instance, root=ROOT),
         _file("gateway.crt", gateway["certificate"]),
         _REPORT.format(token=quote(node["join"]), url=quote(gateway["url"]), instance=instance),
         _CLAIM.format(mark=MARK, instance=instance, in_use=IN_USE),
         _file("node.json", json.dumps(dict(node), indent=1)),
+        *([indexes] if runtime.indexes else []),
         *_runtime(runtime, version, fetch if runtime.wheel else ""),
         _START.format(
             what="the agent",
@@ -199,16 +251,18 @@ def head(
     its settings; `MLCLOUD_HOME` is set here. A head that runs already takes `known_hosts` alone:
     a machine may have been away when it was brought up."""
     wanted = {**runtime.variables, **variables}
+    runs = _RUNS.format(cluster_mark=CLUSTER_MARK, cluster_id=cluster_id)
     files = dict(files)
     known = {name: files.pop(name) for name in ("known_hosts",) if name in files}
     parts = [
         _BEGIN.format(cluster=cluster, cluster_id=cluster_id, folder="head", root=ROOT),
         *(_file(name, text) for name, text in known.items()),
-        'if [ -s "$folder/pid" ] && kill -0 "$(cat "$folder/pid")" 2>/dev/null; then exit 0; fi\n',
+        f'pid=$(cat "$folder/pid" 2>/dev/null) || pid=\n{runs}\n',
         *(_file(name, text) for name, text in files.items()),
         *_runtime(runtime, version),
-        _START.format(
+        _KEEP.format(
             what="the gateway's keeper",
+            runs=runs,
             variables=f'{_variables(wanted)} MLCLOUD_HOME="$folder"',
             mark=MARK,
             cluster_mark=CLUSTER_MARK,
@@ -216,7 +270,6 @@ def head(
             cluster_id=cluster_id,
             module="mlcloud.cluster.keeper",
             log="keeper.log",
-            claim="",
         ),
     ]
     return "".join(parts)
@@ -247,7 +300,7 @@ def _runtime(runtime: Runtime, version: str, fetch: str = "") -> list[str]:
         for command in runtime.setup
     )
     check = _CHECK.format(variables=_variables(runtime.variables), version=quote(version))
-    return [setup, made, check]
+    return [setup, _CONFIGURED, made, check]
 
 
 def _variables(variables: Mapping[str, str]) -> str:
@@ -265,8 +318,9 @@ def _file(name: str, content: str | bytes) -> str:
 
 
 def deserted(cluster: str, after_s: float) -> str:
-    """The script for a machine that is to become the head of `cluster`: it ends itself when no
-    process of the cluster has run on it for `after_s`: nobody came, or what came has ended."""
+    """The script for a machine that is to become the head of `cluster`. It runs at each boot: what
+    a head was that has not ended in peace, it is again. It ends itself when no process of the
+    cluster has run on it for `after_s`: nobody came, or what came has ended."""
     looks = 10
     return f"""#!/bin/sh
 # Made by mlcloud: this machine must not bill for ever where nobody uses it, nor after a reboot.
@@ -274,6 +328,14 @@ boot=/var/lib/cloud/scripts/per-boot
 [ ! -d $boot ] || [ -e $boot/mlcloud-deserted ] || {{
   cp "$0" $boot/mlcloud-deserted && chmod 755 $boot/mlcloud-deserted
 }}
+for start in "${{HOME:-/root}}"/.mlcloud-node/{cluster}-*/head/start.sh \\
+    /home/*/.mlcloud-node/{cluster}-*/head/start.sh; do
+  [ -s "$start" ] || continue
+  owner=$(stat -c %U "$start")
+  if [ "$owner" = "$(id -un)" ]; then sh "$start"
+  else su -s /bin/sh -c "sh '$start'" "$owner"
+  fi
+done
 setsid nohup sh -c '
 missing=0
 while [ $missing -lt {looks} ]; do

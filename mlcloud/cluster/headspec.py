@@ -55,8 +55,10 @@ class Runtime:
     nodes fetch from there: this computer's mlcloud, unless `requirements` name one, with its
     `extras` (the clients of the cloud and of the store). Else an
     interpreter that has mlcloud already, on `variables["PYTHONPATH"]` if need be. With `inherit`
-    what the machine's (an image's) own Python has is not installed again. `variables` are set for
-    all processes of a node. `setup` are shell commands that run before anything else.
+    what the machine's (an image's) own Python has is not installed again. `indexes`: which package
+    indexes there are is in `pip.conf` of the head's home, and nodes fetch it from there.
+    `variables` are set for all processes of a node. `setup` are shell commands that run before
+    anything else.
     """
 
     python: str | None = None
@@ -68,6 +70,7 @@ class Runtime:
     extras: tuple[str, ...] = ()
     minor: str = ""
     inherit: bool = False
+    indexes: bool = False
     variables: dict[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
 

@@ -3,6 +3,7 @@
     keeper ── python -m mlcloud.gateway ─┬─ ended by `down` or idleness (status 0): so does this
                                          └─ killed or crashed: started again, later each time
 
+A machine that boots again starts its keeper again (`bootstrap.deserted`), until that is done.
 Every node of the cluster ends itself when no gateway answers for long (`agent`), and a keeper that
 is done ends the head's own machine where that is rented (`self_end`): at once, or where it gave up
 a while later, so that `up` can read why. So nothing is left behind for ever. Standard library
@@ -65,6 +66,7 @@ def main() -> int:
             time.sleep(TOLD_S)
         if (home / "pid").exists():
             return 0
+    (home / "start.sh").unlink(missing_ok=True)  # not at the next boot
     end_descendants()
     while spec.cloud in ENDPOINTS:
         with contextlib.suppress(CloudRefused):  # which is in the log

@@ -25,9 +25,10 @@ and `on-demand`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Literal
 
 import numpy as np
@@ -44,6 +45,10 @@ Places = npt.NDArray[np.intp]
 WAIT, ON_DEMAND = -2, -1
 
 _EPSILON_S = 1e-6
+_SHARES, _RATIO = (
+    64,
+    1.02,
+)  # of work in the deadline, and of prices: what a live table is rounded to
 #: A decision is due this often unless the caller says otherwise: a live job looks every minute.
 STEP = timedelta(minutes=1)
 
@@ -100,7 +105,7 @@ class View:
     """What a policy sees: N lanes, Z zones; seconds. Prices are relative to each other.
 
     `up`: whether spot can be had now (a part of `seen`); `where`: a `Places`, never a zone that
-    is not up.
+    is not up. `table`: of a live job, made for it before (`prepare`).
     """
 
     job_s: float
@@ -114,6 +119,7 @@ class View:
     seen: Lifetimes
     on_demand_price: float
     spot_prices: Floats
+    table: SlackTable | None = None
 
     @property
     def up(self) -> Bools:
@@ -144,6 +150,8 @@ def auto(view: View) -> Places:
 
 
 def _table(view: View) -> SlackTable:
+    if view.table is not None:
+        return view.table
     ratio = view.on_demand_price / max(float(view.spot_prices.min()), 1e-9)
     return slack_table(view.job_s, view.deadline_s, view.changeover_s, view.step_s, round(ratio, 4))
 
@@ -202,6 +210,64 @@ def keep_safe(view: View, places: Places) -> Places:
     return np.where(hopeless, view.where, safe_places)
 
 
+def kind_of(job: Job, offers: Iterable[Offer]) -> tuple[float, ...]:
+    """What names a live job's table. Its work is measured and its prices move: both are rounded (a
+    64th of the deadline, 2 % of their ratio), so that the table stays the same one. Raises as
+    `decide`."""
+    dear, spot = _prices(offers)
+    return _kind(job, dear, min(spot.values(), default=dear))
+
+
+def prepare(job: Job, offers: Iterable[Offer]) -> SlackTable:
+    """The table of a live job, with what its first decision asks of it: some 10 ms of processor
+    time, for a thread, where `decide` alone takes 0.5 ms. Raises as `decide`."""
+    dear, spot = _prices(offers)
+    table = slack_table(*_kind(job, dear, min(spot.values(), default=dear)))
+    if spot:
+        zones: dict[str, Sequence[Sighting]] = dict.fromkeys(spot, ())
+        now = datetime.now(timezone.utc)
+        rested = Progress(now, now + job.deadline, job.work)
+        auto(_view(job, rested, lifetimes(zones, now), WAIT, dear, spot, table))
+    return table
+
+
+def _kind(job: Job, dear: float, cheapest: float) -> tuple[float, float, float, float, float]:
+    deadline = job.deadline.total_seconds()
+    share = math.floor(_SHARES * job.work.total_seconds() / deadline) / _SHARES
+    ratio = dear / max(cheapest, 1e-9)
+    rounded = _RATIO ** round(math.log(max(ratio, 1e-9)) / math.log(_RATIO))
+    pace = (job.changeover.total_seconds(), job.step.total_seconds())
+    return (share * deadline, deadline, *pace, round(rounded, 4))
+
+
+def _view(
+    job: Job,
+    progress: Progress,
+    seen: Lifetimes,
+    where: int,
+    dear: float,
+    spot: Mapping[str, float],
+    table: SlackTable,
+) -> View:
+    """One lane."""
+    left = (progress.deadline - progress.now).total_seconds()
+    changeover = progress.changeover_left.total_seconds() if where != WAIT else 0.0
+    return View(
+        job_s=job.work.total_seconds(),
+        deadline_s=job.deadline.total_seconds(),
+        changeover_s=job.changeover.total_seconds(),
+        step_s=job.step.total_seconds(),
+        left_s=np.array([left]),
+        work_s=np.array([progress.work_left.total_seconds()]),
+        where=np.array([where], np.intp),
+        changeover_left_s=np.array([changeover]),
+        seen=seen,
+        on_demand_price=dear,
+        spot_prices=np.array([spot[zone] for zone in sorted(spot)]),
+        table=table,
+    )
+
+
 def decide(
     job: Job,
     progress: Progress,
@@ -213,8 +279,8 @@ def decide(
     out; one without sightings is worth a try. Call it again after `job.step` at the latest, and at
     once when the node is lost.
 
-    The first call for a kind of job takes some 10 ms, for its table; further ones 0.5 ms, since
-    what they may ask of it is solved meanwhile, in a thread.
+    The first call for a kind of job takes some 10 ms, unless its table was made before (`prepare`);
+    further ones 0.5 ms, since what they may ask of it is solved meanwhile, in a thread.
     Raises `NoSuchResources` where no offer is on demand: nothing could promise a deadline then.
     """
     dear, spot = _prices(offers)
@@ -228,27 +294,13 @@ def decide(
     where = _place(progress.on, zones)
     if where >= 0 and not seen.up[0, where]:
         where = WAIT  # it was taken
-    left = (progress.deadline - progress.now).total_seconds()
-    view = View(
-        job_s=job.work.total_seconds(),
-        deadline_s=job.deadline.total_seconds(),
-        changeover_s=job.changeover.total_seconds(),
-        step_s=job.step.total_seconds(),
-        left_s=np.array([left]),
-        work_s=np.array([progress.work_left.total_seconds()]),
-        where=np.array([where], np.intp),
-        changeover_left_s=np.array(
-            [progress.changeover_left.total_seconds() if where != WAIT else 0.0]
-        ),
-        seen=seen,
-        on_demand_price=dear,
-        spot_prices=np.array([spot[zone] for zone in zones]),
-    )
+    table = slack_table(*_kind(job, dear, min(spot.values(), default=dear)))
+    view = _view(job, progress, seen, where, dear, spot, table)
     if progress.work_left <= timedelta(0):
         return Decision("wait", None, "the work is done")
     wished = policy_named(policy)(view) if zones else on_demand(view)
     if zones and policy == "auto":
-        _table(view).ahead()
+        table.ahead()
     place = int(keep_safe(view, wished)[0])
     return _told(place, int(wished[0]), zones, view)
 

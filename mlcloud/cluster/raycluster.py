@@ -52,6 +52,7 @@ def write(
     ray_token: str = "",
     residency: Mapping[str, str] | None = None,
     head_cloud: str = "local",
+    pip_conf: Path | None = None,
 ) -> dict[str, Any]:
     """Write `autoscaling.json` and `cluster.json` under `root`; returns the latter."""
     autoscaling = root / "autoscaling.yaml"
@@ -80,6 +81,7 @@ def write(
         "lifetime_s": lifetime_s,
         "residency": dict(residency or {}),
         "head_cloud": head_cloud,
+        "pip_conf": str(pip_conf or ""),
         "head_instance_id": head_instance_id,
         "ray_environment": ray_environment(ray_token),
     }

@@ -46,7 +46,7 @@ _STEADY_SHAPE = 20.0  # of run lengths whose end comes at nearly the same rate a
 _NEVER = np.float32(1e4)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def slack_table(
     work_s: float, deadline_s: float, changeover_s: float, step_s: float, price_ratio: float
 ) -> SlackTable:
@@ -199,6 +199,7 @@ class SlackTable:
         waits = np.empty((*shape, 2 * AGES, LEVELS), np.float32)
         staying = np.empty((*shape, 3 * AGES, LEVELS), np.float32)  # on demand, on spot
         starting = np.empty((*shape, 3 * AGES, LEVELS), np.float32)
+        waits[0] = staying[0] = starting[0] = 0  # nobody asks for what is at the deadline
         values = np.zeros((len(pairs), 5 * AGES, LEVELS), np.float32)
         after = np.empty_like(values)
         at_rest, after_rest = values[:, : 2 * AGES], after[:, : 2 * AGES]

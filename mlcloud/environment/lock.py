@@ -27,6 +27,11 @@ CLUSTERS_OWN = frozenset({"mlcloud", "ray"})
 FORMAT = 1
 
 
+def without_hashes(line: str) -> str:
+    """A line of a lock as a requirement, without pip's options for it."""
+    return line.partition(" --hash")[0].strip()
+
+
 @dataclass(frozen=True)
 class Package:
     """One package. `source` is `index`, `url` (git, archives), `local`, `editable` or `module`.

@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from mlcloud import errors
 from mlcloud.cluster.records import now
 from mlcloud.cost.budgets import Limit
+from mlcloud.environment import index
 from mlcloud.gateway import (
     advising,
     auth,
@@ -422,6 +423,15 @@ def join_routes(gateway: Gateway) -> APIRouter:
         path = gateway.node_wheel
         if path is None:
             raise errors.NotFound("this cluster's nodes have their own mlcloud")
+        return FileResponse(path)
+
+    @routes.get("/indexes")
+    async def indexes(node: str, request: Request) -> FileResponse:
+        if await asyncio.to_thread(gateway.join, node, auth.bearer(request)) is None:
+            raise errors.AuthenticationFailed(refused)
+        path = gateway.settings.home / index.FILE
+        if not path.exists():
+            raise errors.NotFound("this cluster has no package indexes of its own")
         return FileResponse(path)
 
     @routes.post("/failed", status_code=204)

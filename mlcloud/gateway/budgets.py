@@ -51,6 +51,7 @@ BYTES_A_SECOND = 50e6  # at which what is not in the store yet gets there, for t
 LEAST_RUN_S = 1.0  # no cell costs less than so much of its node
 YIELD_S = 5.0  # for a cell to end when it is interrupted
 CHECKPOINT_S = 2.0  # for a training loop to save, before it is interrupted
+_TOLD = "specification"  # whose, in the record, what is not in force but was told
 
 
 @dataclass
@@ -80,6 +81,8 @@ class Budgets:
         self._services = sessions.services
         self.payers = Payers(sessions)
         self._all: dict[str, InForce] = {}
+        self.to_record = False  # one was set, and the store does not know
+        self.told: list[str] = []  # by the specification, which a user may have changed since
         self._tasks: set[asyncio.Task[None]] = set()
         self._ceiling: bool | None = None  # whether launches are limited; None: not known yet
         with self._services.engine.connect() as connection:
@@ -95,6 +98,7 @@ class Budgets:
         if whose.startswith(job_scope("")):
             check_scope(Limit.parse(limit), None, None, whose)
         self._keep(whose, limit, alerts)
+        self.to_record = True
         with self._services.engine.begin() as connection:
             connection.execute(delete(db.budgets).where(db.budgets.c.whose == whose))
             row = {"whose": whose, "limit": limit, "alerts": json.dumps(alerts)}
@@ -102,6 +106,7 @@ class Budgets:
 
     def remove(self, whose: str) -> None:
         self._all.pop(whose, None)
+        self.to_record = True
         with self._services.engine.begin() as connection:
             connection.execute(delete(db.budgets).where(db.budgets.c.whose == whose))
 
@@ -121,13 +126,18 @@ class Budgets:
 
     def plain(self) -> list[list[Any]]:
         """For the store's record."""
-        return [[each.whose, each.text, list(each.alerts)] for each in self._all.values()]
+        kept: list[list[Any]] = [
+            [each.whose, each.text, list(each.alerts)] for each in self._all.values()
+        ]
+        return [*kept, *([_TOLD, text, []] for text in self.told)]
 
     def recall(self, recorded: list[list[Any]]) -> None:
         """Those of the record, where the table has none: it was lost with its disk."""
+        self.told = [limit for whose, limit, _ in recorded if whose == _TOLD]
         if not self._all:
             for whose, limit, alerts in recorded:
-                self.put(whose, limit, tuple(alerts))
+                if whose != _TOLD:
+                    self.put(whose, limit, tuple(alerts))
 
     def infos(self) -> list[BudgetInfo]:
         found = []

@@ -19,6 +19,7 @@ from mlcloud import __version__
 from mlcloud.cluster.attempts import Attempt
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.headed import Headed
+from mlcloud.cluster.headspec import HeadSpec
 from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.cluster.records import now
 from mlcloud.config import Settings
@@ -33,10 +34,9 @@ from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.farewell import Farewell
-from mlcloud.gateway.given import Given
 from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.jobs.jobs import Jobs
-from mlcloud.gateway.lease import RENEW_S, Lease, cluster_of
+from mlcloud.gateway.lease import PATIENCE_S, RENEW_S, Lease, cluster_of
 from mlcloud.gateway.links import Links
 from mlcloud.gateway.notices import Leaving, Notices
 from mlcloud.gateway.record import Fenced, Record
@@ -88,8 +88,9 @@ class Gateway:
         self.store = Store(settings.store_url)
         signer = Signer(load_or_create_key(settings.store_key_file))
         _check_key(self.store, signer, settings)
-        self.lease = Lease(self.store, signer, cluster_of(settings.home))
-        self.lease.take()
+        elsewhere = HeadSpec.read(settings.head_file).cluster_id if settings.head_file else ""
+        self.lease = Lease(self.store, signer, cluster_of(settings.home, elsewhere))
+        self.lease.take(PATIENCE_S if elsewhere else 0.0)
         self.record = Record(self.engine, self.store, signer, self.lease.cluster)
         rebuilt = self.record.rebuild()
         if rebuilt:
@@ -135,7 +136,7 @@ class Gateway:
         self.budgets = Budgets(self.sessions)
         self.costs = CostReports(self.billing, self.engine, self.store, self.traffic)
         self.sessions.services.refuse = self.budgets.refuse
-        self.sessions.services.given = lambda: Given.of(self.specified.specification)
+        self.sessions.services.given = self.specified.given
         self.budgets.recall(self.record.budgets())
         self.repricing = Repricing(settings, self.sessions)
         self.specified.begin(self)
@@ -237,11 +238,12 @@ class Gateway:
                     log.exception("what days cost could not be settled, it is tried again")
 
     async def _keep_record(self) -> None:
-        """Into the store: a cell's end at once, what it shows within seconds, all every 30 s."""
+        """Into the store: a cell's end and a budget at once, what a cell shows within seconds, all
+        every 30 s."""
         everything = printed = time.monotonic()
         while True:
             await asyncio.sleep(RECORD_S)
-            due = time.monotonic() - everything > RECORD_ALL_S
+            due = self.budgets.to_record or time.monotonic() - everything > RECORD_ALL_S
             if due:
                 everything = time.monotonic()
             if time.monotonic() - printed > RECORD_PRINTED_S:
@@ -263,6 +265,7 @@ class Gateway:
         if everything:
             try:
                 ledger, budgets = self.billing.ledger, self.budgets.plain()
+                self.budgets.to_record = False
                 nodes: list[NodeSpan | PriceChange] = [*ledger.nodes, *ledger.price_changes]
                 await asyncio.to_thread(self.record.write_nodes, nodes, budgets)
             except MLCloudError as error:

@@ -13,10 +13,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import secrets
 import shutil
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from mlcloud.cluster import clouds, groups, raycluster
@@ -29,6 +32,7 @@ from mlcloud.cluster.records import write_json
 from mlcloud.cluster.shapes import HostRequest, NodeType, node_types
 from mlcloud.cluster.specification import NodeGroup, Specification
 from mlcloud.config import Settings
+from mlcloud.environment import index
 from mlcloud.errors import NoSuchResources, SessionFailed
 from mlcloud.gateway.hosts import Hosts
 from mlcloud.store import residency
@@ -66,6 +70,10 @@ class EmbeddedCluster:
     ) -> None:
         self.settings = settings
         self.cloud = clouds.at_head(settings.cloud_root, settings.head_file, watching=True)
+        # Ray reads its token when it is first imported, and the first may be who ends what a head
+        # before this one has left, by Ray's own provider.
+        self._ray_token = self.cloud.ray_token or _kept_token(self.cloud.root)
+        os.environ.update(raycluster.ray_environment(self._ray_token))
         self.name = self.cloud.spec.name if isinstance(self.cloud, Headed) else "embedded"
         self._residency = _residency(specification)
         self.groups: tuple[NodeGroup, ...] = specification.nodes if specification else ()
@@ -159,9 +167,10 @@ class EmbeddedCluster:
             head_file=self.settings.head_file,
             store_url=self.settings.store_url,
             gcs_port=self.cloud.gcs_port,
-            ray_token=self.cloud.ray_token,
+            ray_token=self._ray_token,
             residency=self._residency,
             head_cloud=self.cloud.name,
+            pip_conf=self.settings.home / index.FILE,
         )
         bought = self.cloud.head_offer if isinstance(self.cloud, Headed) else None
         self.cloud.launch(
@@ -282,6 +291,15 @@ class EmbeddedCluster:
 
     def _end_instances(self, reason: str) -> None:
         end_instances(self.cloud, reason)
+
+
+def _kept_token(root: Path) -> str:
+    """That of the cluster before, which may run, or a new one."""
+    try:
+        told = json.loads((root / "cluster.json").read_text())
+        return str(told["ray_environment"]["RAY_AUTH_TOKEN"])
+    except (OSError, ValueError, KeyError):
+        return secrets.token_hex(32)
 
 
 def _residency(specification: Specification | None) -> dict[str, str]:

@@ -23,7 +23,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from mlcloud.environment import facts
 from mlcloud.environment.facts import Facts, normalized
-from mlcloud.environment.lock import CLUSTERS_OWN
+from mlcloud.environment.lock import CLUSTERS_OWN, without_hashes
 from mlcloud.errors import Conflict, EnvironmentFailed, EnvironmentMismatch, UsageError
 from mlcloud.models import EnvironmentSpec, NodeFacts, SessionRequest
 
@@ -53,7 +53,7 @@ def check_spec(spec: EnvironmentSpec | None) -> None:
         )
     for line in [*spec.pins, *spec.requirements]:
         try:
-            Requirement(line)
+            Requirement(without_hashes(line))
         except InvalidRequirement as error:
             raise UsageError(f"{line!r} is no requirement: {str(error).splitlines()[0]}") from None
     tags = set(sys_tags())
@@ -143,7 +143,7 @@ def _expected(nodes: Facts, spec: EnvironmentSpec) -> NodeFacts:
     """The nodes' packages with the session's own over them."""
     packages = dict(nodes.packages)
     for line in [*spec.requirements, *spec.pins]:
-        need = Requirement(line)
+        need = Requirement(without_hashes(line))
         name = normalized(need.name)
         here = packages.get(name)
         stays = (

@@ -1,9 +1,10 @@
-"""What the cluster's specification gives to every session that is made: secrets and data.
+"""What the cluster's specification gives to every session that is made: secrets, data, packages.
 
     given.secrets, given.data  +  the session's own  ─► its request; of equal names, its own counts
+    given.environment          or the session's own
 
-A session that asks for none of them (`secrets=[]`, `data={}`) gets none. Of a secret there is only
-where it is kept; its value comes as any session's does (`vault.py`).
+A session that asks for none of them (`secrets=[]`, `data={}`, `environment=[]`) gets none. Of
+a secret there is only where it is kept; its value comes as any session's does (`vault.py`).
 """
 
 from __future__ import annotations
@@ -12,20 +13,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlcloud.cluster.specification import Specification
-from mlcloud.models import DataMount, SessionRequest
+from mlcloud.job_models import JobRequest
+from mlcloud.models import DataMount, EnvironmentSpec, SessionRequest
 
 
 @dataclass(frozen=True)
 class Given:
     secrets: Mapping[str, str] = field(default_factory=dict)
     data: Sequence[DataMount] = ()
+    environment: EnvironmentSpec | None = None
 
     @classmethod
-    def of(cls, specification: Specification | None) -> Given:
+    def of(
+        cls, specification: Specification | None, environment: EnvironmentSpec | None = None
+    ) -> Given:
+        """`environment` is what the specification's lock came to."""
         if specification is None:
             return cls()
         told = specification.model_dump(mode="json", include={"secrets", "data"})
-        return cls(told["secrets"], [DataMount.model_validate(each) for each in told["data"]])
+        data = [DataMount.model_validate(each) for each in told["data"]]
+        return cls(told["secrets"], data, environment)
 
     def to(self, request: SessionRequest) -> SessionRequest:
         """The request of a session that is new."""
@@ -35,7 +42,14 @@ class Given:
         if self.data and not self._none(request, "data"):
             own = {each.path for each in request.data}
             update["data"] = [*(each for each in self.data if each.path not in own), *request.data]
+        if self.environment is not None and request.environment is None:
+            update["environment"] = self.environment
         return request.model_copy(update=update) if update else request
+
+    def to_job(self, request: JobRequest) -> JobRequest:
+        if self.environment is None or request.environment is not None:
+            return request
+        return request.model_copy(update={"environment": self.environment})
 
     @staticmethod
     def _none(request: SessionRequest, name: str) -> bool:

@@ -28,10 +28,15 @@ KIND = "leases"
 LEASE_S = 30.0
 RENEW_S = 8.0
 LAPSES_S = LEASE_S - RENEW_S  # before anybody else may think so
+PATIENCE_S = LEASE_S + RENEW_S  # of a head that was made anew after another
+LOOK_S = 1.0
 
 
-def cluster_of(home: Path) -> str:
-    """An embedded cluster's name: the same for the same home on the same machine, for ever."""
+def cluster_of(home: Path, cluster_id: str = "") -> str:
+    """A cluster's name in its store. Elsewhere its own, whatever machine is the head; an embedded
+    one's is the same for the same home on the same machine, for ever."""
+    if cluster_id:
+        return cluster_id
     digest = hashlib.blake2b(str(home.resolve()).encode(), digest_size=6).hexdigest()
     host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:40].strip("-")
     return f"{host or 'local'}-{digest}"
@@ -62,8 +67,20 @@ class Lease:
         """What this head holds was found to be its own, just now."""
         self._sure = (time.time(), time.monotonic())
 
-    def take(self) -> None:
-        """Become the head. Raises `Conflict` where another one is alive, or was faster."""
+    def take(self, patience_s: float = 0.0) -> None:
+        """Become the head. Raises `Conflict` where another one is alive, or was faster. It is tried
+        for `patience_s`: one that was lost is heard no more after `LEASE_S`."""
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                self._take()
+                return
+            except Conflict:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(min(LOOK_S, max(0.0, until - time.monotonic())))
+
+    def _take(self) -> None:
         last = self._store.latest(KIND, self.cluster) or 0
         if last and (age := sign_of_life(self._store, self.cluster)) is not None:
             holder, seconds, where = age

@@ -6,6 +6,7 @@
         node types min, max, groups ─► autoscaling.yaml, which Ray reads each second
         cloud      tags, image, offers, machines ─► head.json, for nodes launched from now on
         budgets    put, or removed
+        packages   pip.conf (0600), for nodes launched from now on; the lock, for new sessions
         regions    nodes outside of them are left: their sessions move, then they end
 
 The record is `home/cluster.json`: a gateway that follows goes on with it. A type of node that no
@@ -28,13 +29,28 @@ from mlcloud.cluster import in_force
 from mlcloud.cluster.clouds.headed import Headed
 from mlcloud.cluster.headspec import HeadSpec
 from mlcloud.cluster.records import now, write_json
-from mlcloud.cluster.specification import ChangeList, Specification, specify, split
+from mlcloud.cluster.specification import (
+    OTHER_LOCK,
+    Change,
+    ChangeList,
+    Specification,
+    specify,
+    split,
+)
 from mlcloud.config import Settings
+from mlcloud.environment import index
 from mlcloud.errors import Conflict
+from mlcloud.gateway import environments
 from mlcloud.gateway.billing import is_worker
+from mlcloud.gateway.given import Given
 from mlcloud.gateway.notices import Leaving
 from mlcloud.gateway.payers import CLUSTER
-from mlcloud.models import SpecificationInfo, SpecificationRequest
+from mlcloud.models import (
+    EnvironmentSpec,
+    PackagesRequest,
+    SpecificationInfo,
+    SpecificationRequest,
+)
 
 if TYPE_CHECKING:
     from mlcloud.gateway.core import Gateway
@@ -43,7 +59,7 @@ log = logging.getLogger(__name__)
 
 LEAVING_S = 60.0  # for sessions on nodes where nothing may be any more
 _OWN = ("head",)
-_RUNTIME = ("setup", "index_url")  # of a node's runtime, what a specification says
+_RUNTIME = ("setup", "indexes")  # of a node's runtime, what a specification says
 
 
 class Specified:
@@ -52,6 +68,8 @@ class Specified:
     def __init__(self, settings: Settings) -> None:
         self._record = in_force.read_record(settings)
         self.specification = in_force.recorded(self._record)
+        told = self._record.get("environment")
+        self._environment = None if told is None else EnvironmentSpec.model_validate(told)
         self._changing = asyncio.Lock()
 
     def settings(self, settings: Settings) -> Settings:
@@ -63,13 +81,21 @@ class Specified:
     def present(self, settings: Settings) -> Specification:
         return self.specification or in_force.of_settings(settings)
 
+    def given(self) -> Given:
+        """To every session that is made."""
+        return Given.of(self.specification, self._environment)
+
     def begin(self, gateway: Gateway) -> None:
         """What a gateway that starts has to do for it."""
         if self.specification is not None:
             self._put_budgets(gateway, self.specification)
 
     async def change(
-        self, gateway: Gateway, wanted: Specification, head: Mapping[str, Any] | None
+        self,
+        gateway: Gateway,
+        wanted: Specification,
+        head: Mapping[str, Any] | None,
+        packages: PackagesRequest | None = None,
     ) -> ChangeList:
         """Apply it; what has changed. `head` has `settings` and `runtime` as of `head.json`.
 
@@ -83,9 +109,12 @@ class Specified:
             if differs.refused:
                 raise Conflict(differs.refusal())
             found = differs.applied
+            if packages is not None:
+                environments.check_spec(packages.environment)
             if not found and self.specification is not None:
-                return found
+                return ChangeList(self._take(gateway, packages))
             self._refuse(gateway, wanted, head)
+            found = ChangeList([*found, *self._take(gateway, packages)])
             await asyncio.to_thread(self._write, gateway, wanted, head)
             self.specification = wanted
             gateway.settings = in_force.overlay(wanted, gateway.settings, in_force.FIELDS)
@@ -148,17 +177,33 @@ class Specified:
         }
         in_force.write_record(settings, self._record)
 
+    def _take(self, gateway: Gateway, packages: PackagesRequest | None) -> list[Change]:
+        """What is behind the names in the specification, which may be the same as before."""
+        if packages is None:
+            return []
+        settings, before = gateway.settings, self._environment
+        index.write(settings.home / index.FILE, packages.pip_conf)
+        self._environment = packages.environment
+        told = None if packages.environment is None else packages.environment.model_dump()
+        self._record = {**in_force.read_record(settings), "environment": told}
+        in_force.write_record(settings, self._record)
+        if before is None or packages.environment in (None, before):
+            return []
+        return [OTHER_LOCK]
+
     def _put_budgets(self, gateway: Gateway, wanted: Specification) -> None:
         """Those of the specification; once, so that what a user sets later stays."""
         texts = [f"{each.usd:f}" if each.per == "total" else str(each) for each in wanted.budget]
-        put = self._record.get("budgets", [])
+        budgets = gateway.budgets
+        # A head made anew has no record of its own: the store's says.
+        put = self._record.get("budgets", budgets.told)
+        budgets.told = texts
         if texts == put:
             return
-        budgets = gateway.budgets
-        for index, text in enumerate(texts):
-            budgets.put(of_cluster(index), text)
-        for index in range(len(texts), len(put)):
-            budgets.remove(of_cluster(index))
+        for number, text in enumerate(texts):
+            budgets.put(of_cluster(number), text)
+        for number in range(len(texts), len(put)):
+            budgets.remove(of_cluster(number))
         self._record = {**in_force.read_record(gateway.settings), "budgets": texts}
         in_force.write_record(gateway.settings, self._record)
 
@@ -196,7 +241,7 @@ def routes(gateway: Gateway, log_change: Callable[[str, str], None]) -> APIRoute
     async def change_specification(request: SpecificationRequest) -> SpecificationInfo:
         wanted = specify("the specification", None, **request.specification)
         head = None if request.head is None else request.head.model_dump()
-        applied = await of.change(gateway, wanted, head)
+        applied = await of.change(gateway, wanted, head, request.packages)
         log_change("cluster.specification", "; ".join(map(str, applied)) or "as it was")
         return info(applied)
 

@@ -6,6 +6,9 @@
                             ─► Overlay.modify_context: Ray's worker, and so the host and its kernel,
                                run with the overlay's Python
 
+Indexes of the cluster's own, with their passwords, come by pip's configuration file, which the
+node has (`environment/index`).
+
 It is a plugin of Ray's (`RAY_RUNTIME_ENV_PLUGINS`, set in `cluster/raycluster.py`), so that Ray
 counts who uses an overlay and deletes the unused. Ray's own `pip` and `uv` fields clone the node's
 whole virtual environment for each list of packages and resolve every list with the index; here a
@@ -31,7 +34,7 @@ from typing import Any
 from ray._private.runtime_env.plugin import RuntimeEnvPlugin
 
 from mlcloud.environment import facts
-from mlcloud.environment.lock import CLUSTERS_OWN
+from mlcloud.environment.lock import CLUSTERS_OWN, without_hashes
 
 FIELD = "mlcloud"
 LAST_LINES = 15
@@ -215,8 +218,10 @@ def _missing(pins: list[str]) -> list[str]:
     here = facts.installed()
     found = []
     for line in pins:
-        need = Requirement(line)
+        need = Requirement(without_hashes(line))
         name = facts.normalized(need.name)
+        if need.marker is not None and not need.marker.evaluate():
+            continue
         if need.url:
             dist = facts.distributions().get(name)
             same = dist is not None and requirement_of(dist) == line

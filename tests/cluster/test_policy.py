@@ -27,9 +27,11 @@ from mlcloud.cluster.policy import (
     auto,
     decide,
     keep_safe,
+    kind_of,
+    prepare,
 )
 from mlcloud.cluster.simulation import Replay, replay
-from mlcloud.cluster.slack import SlackTable
+from mlcloud.cluster.slack import SlackTable, slack_table
 from mlcloud.errors import NoSuchResources, UsageError
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -327,6 +329,29 @@ def test_a_decision_takes_ten_milliseconds_at_most() -> None:
         decide(JOB, at(40, 50), watch.history, OFFERS)
         took.append(time.perf_counter() - start)
     assert min(took) < 0.010
+
+
+def test_a_table_that_was_prepared_serves_while_work_and_prices_move() -> None:
+    job = Job(37 * HOUR, 61 * HOUR, timedelta(minutes=12))
+    slack_table.cache_clear()
+    table = prepare(job, OFFERS)
+    solved = int(table._solved.sum())
+    assert solved == 1
+    asked = []
+    table.ahead = lambda: asked.append(int(table._solved.sum()))  # type: ignore[method-assign]
+    for minute in range(8):
+        moved = replace(job, work=job.work + timedelta(minutes=minute))
+        offers = [
+            replace(each, usd_per_hour=each.usd_per_hour + Decimal(minute) / 1000)
+            for each in OFFERS
+        ]
+        assert kind_of(moved, offers) == kind_of(job, OFFERS)
+        assert decide(moved, at(37, 61), {}, offers).action == "spot"
+    assert asked == [solved] * 8, "a decision worked something out"
+    assert slack_table.cache_info().misses == 1
+    assert kind_of(replace(job, work=40 * HOUR), OFFERS) != kind_of(job, OFFERS)
+    with pytest.raises(NoSuchResources, match="deadline needs an offer on demand"):
+        prepare(job, OFFERS[1:])
 
 
 def test_what_a_live_job_asks_for_next_is_solved_meanwhile() -> None:

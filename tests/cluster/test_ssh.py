@@ -22,11 +22,15 @@ import mlcloud
 from mlcloud import cli
 from mlcloud.client import launching, reaching
 from mlcloud.client.machines import SSHCluster
+from mlcloud.client.packages import Packages
 from mlcloud.cluster import ssh
 from mlcloud.cluster.headspec import Machine, Runtime
 from mlcloud.config import Settings
+from mlcloud.environment import index
 from mlcloud.errors import Conflict, ConnectionFailed
 from tests import netns
+from tests.environment.index_server import CommandLines, Index, found_in
+from tests.environment.projects import project, wheel_of
 from tests.live import ROOT, until
 
 pytestmark = pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "-")
@@ -276,25 +280,46 @@ def test_machines_that_are_lost(lab: Any, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.slow
-def test_machines_that_have_nothing_yet(lab: Any) -> None:
-    """They get an environment, with this very mlcloud: the head from here, the node from the head.
+def test_machines_that_have_nothing_yet(lab: Any, tmp_path: Path) -> None:
+    """They get an environment, with this very mlcloud: the head from here, the node from the head;
+    and one more package from a private index, whose password is in a file of theirs alone.
 
-    Its other packages are this computer's: there is no index in these networks.
+    Its other packages are this computer's: there is no other index in these networks.
     """
     packages = str(Path(ray.__file__).parents[1])
+    two = lab("a", "b")
+    bridge = f"{two.machines['a'].address.rpartition('.')[0]}.1"
+    wheel_of(project(tmp_path / "sounds", name="sounds"), tmp_path / "wheels")
+    private = Index(tmp_path / "wheels", "build", "pw-9sKdQ2vLxW", bridge)
     runtime = Runtime(
-        requirements=(),
-        options=("--no-deps", "--no-index"),
+        requirements=("sounds",),
+        options=("--no-deps", "--trusted-host", bridge),
         variables={"PYTHONPATH": packages},
+        indexes=True,
     )
-    two = lab("a", "b", runtime=runtime)
-    two.up()
-    namespace: dict[str, Any] = {}
-    session = mlcloud.connect("lab").session("s", namespace=namespace)
-    session.run("import sys, mlcloud\nwhere = [sys.prefix, mlcloud.__file__]")
+    urls = [f"http://build:${{PW}}@{private.host}/simple"]
+    told = Packages(index.pip_conf(urls, {"PW": "pw-9sKdQ2vLxW"}))
+    two.wanted = replace(two.wanted, runtime=runtime, packages=told)
+    lines = CommandLines("pw-9sKdQ2vLxW")
+    with contextlib.closing(private), lines:
+        two.up()
+        namespace: dict[str, Any] = {}
+        session = mlcloud.connect("lab").session("s", namespace=namespace)
+        session.run(
+            "import sys, mlcloud, sounds\nwhere = [sys.prefix, mlcloud.__file__, sounds.__file__]"
+        )
     made = two.machines["b"].home / ".mlcloud-node"
     assert all(each.startswith(f"{made}/venv-") for each in namespace["where"])
+    # The head and its node each asked the index themselves.
+    assert len([each for each in private.asked if each.startswith("/files/")]) == 2
+    assert lines.seen > 0
+    assert lines.found == []
+    kept = found_in(tmp_path, *(each.folder for each in two.machines.values()), of="pw-9sKdQ2vLxW")
+    assert {path.name for path in kept} == {index.FILE}
+    assert len(kept) == 2
+    assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
     two.down()
+    assert found_in(*(each.folder for each in two.machines.values()), of="pw-9sKdQ2vLxW") == []
     # What was installed is kept for the next cluster, and nothing else.
     assert [each.name[:5] for each in made.iterdir()] == ["venv-"]
 

@@ -150,6 +150,20 @@ def test_one_head_at_a_time(head: Callable[[str], Head], monkeypatch: pytest.Mon
     assert second.lease.is_held()
 
 
+def test_a_head_made_anew_waits_until_the_old_one_is_silent(
+    head: Callable[[str], Head], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = head("c"), head("c")
+    first.lease.take()
+    monkeypatch.setattr(lease, "_where", lambda: "another machine")
+    monkeypatch.setattr(lease, "LEASE_S", 0.5)
+    monkeypatch.setattr(lease, "LOOK_S", 0.05)
+    second.lease.take(patience_s=5)
+    assert second.lease.is_held()
+    assert lease.cluster_of(Path("/a"), "gpus-1") == lease.cluster_of(Path("/b"), "gpus-1")
+    assert lease.cluster_of(Path("/a")) != lease.cluster_of(Path("/b"))
+
+
 def test_a_head_that_ended_in_peace_is_not_waited_for(
     head: Callable[[str], Head], monkeypatch: pytest.MonkeyPatch
 ) -> None:

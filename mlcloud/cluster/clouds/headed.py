@@ -156,7 +156,8 @@ class Headed(LocalCloud, CloudWithMachines):
         if instance_id not in self.records:
             return {}
         settings = json.loads((self.root / "cluster.json").read_text())
-        head_only = ("node_ip", "ray_dir", "connection_file", "autoscaling_config", "metadata")
+        head_only = ("node_ip", "ray_dir", "connection_file", "autoscaling_config", "metadata",
+                     "pip_conf")  # fmt: skip
         return {
             "node_token": self.records.secrets_of(instance_id)["node_token"],
             "settings": {

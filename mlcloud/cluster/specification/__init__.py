@@ -8,7 +8,14 @@ specify(name="gpus", cloud="aws", …)   load("cluster.yaml")
     to_yaml(it), schema() for files and editors
 """
 
-from mlcloud.cluster.specification.changes import Change, ChangeList, Split, changes, split
+from mlcloud.cluster.specification.changes import (
+    OTHER_LOCK,
+    Change,
+    ChangeList,
+    Split,
+    changes,
+    split,
+)
 from mlcloud.cluster.specification.check import Catalogue, check
 from mlcloud.cluster.specification.document import from_yaml, load, schema, to_yaml
 from mlcloud.cluster.specification.model import Specification, specify
@@ -17,6 +24,7 @@ from mlcloud.cluster.specification.problems import Problem
 from mlcloud.cluster.specification.values import Limit, Source
 
 __all__ = [
+    "OTHER_LOCK",
     "Catalogue",
     "Change",
     "ChangeList",

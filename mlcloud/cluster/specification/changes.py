@@ -52,6 +52,10 @@ class Change:
         return f"{self.field}: {self.old} → {self.new} ({self.means})"
 
 
+#: The same file as before, with other packages in it.
+OTHER_LOCK = Change("environment.lock", "as it was", "other packages", "new sessions")
+
+
 class ChangeList(Sequence[Change]):
     """All that differs. Shows itself as a table; false where nothing does."""
 

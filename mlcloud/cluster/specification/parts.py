@@ -303,8 +303,10 @@ class Packages(Part):
         description="Package indexes, the first asked first. A password in one is written "
         "`https://${USER}:${TOKEN}@…`, with both under `secrets`.",
     )
-    lock: Annotated[str | None, NEW_NODES] = Field(
-        None, description="A requirements file with pinned versions; nodes cache it by its hash."
+    lock: Annotated[str | None, NEW_SESSIONS] = Field(
+        None,
+        description="A requirements file with pinned versions, for sessions and jobs that name no "
+        "packages themselves; nodes cache it by its hash.",
     )
 
     @field_validator("index_urls")

@@ -176,6 +176,7 @@ class Jobs:
             return known
         if why := self._budgets.refusal(CLUSTER):
             raise BudgetExceeded(why)
+        request = self._services.given().to_job(request)
         environments.check_spec(request.environment)
         if request.memory:
             parse_size(request.memory)

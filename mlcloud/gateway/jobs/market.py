@@ -10,12 +10,15 @@ broken off.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from mlcloud.cluster import policy
+from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.offers import Shape as OfferShape
 from mlcloud.cluster.records import now
 from mlcloud.errors import MLCloudError
@@ -30,6 +33,11 @@ STEP_S = 30.0
 CHANGEOVER = timedelta(minutes=3)
 
 
+def _prepared(kind: policy.Job, offers: list[Offer]) -> None:
+    with contextlib.suppress(MLCloudError):  # to decide says it
+        policy.prepare(kind, offers)
+
+
 class Market:
     """Of one job. `wanted` is looked at by its shape."""
 
@@ -39,6 +47,8 @@ class Market:
         self.waits = False
         self.reason = ""
         self._at = 0.0
+        self._preparing: threading.Thread | None = None
+        self._kind: tuple[float, ...] = ()
         deadline = job.request.deadline
         self.deadline = None if deadline is None else job.created_at + parse_duration(deadline)
         self._span = None if deadline is None else parse_duration(deadline)
@@ -52,11 +62,22 @@ class Market:
             return
         if not at_once and time.monotonic() - self._at < STEP_S:
             return
-        self._at = time.monotonic()
         try:
             self._decide()
         except MLCloudError as error:
             self.wanted, self.waits, self.reason = "on-demand", False, str(error)
+            self._at = time.monotonic()
+
+    def _is_prepared(self, kind: policy.Job, offers: list[Offer]) -> bool:
+        """Its table takes some 10 ms, in which the gateway's loop is not to stand still: what was
+        decided last holds until the next look, and a job that is new waits for it."""
+        if self._preparing is None or self._kind != policy.kind_of(kind, offers):
+            self._kind = policy.kind_of(kind, offers)
+            self._preparing = threading.Thread(
+                target=_prepared, args=(kind, offers), name="a job's market", daemon=True
+            )
+            self._preparing.start()
+        return not self._preparing.is_alive()
 
     def _decide(self) -> None:
         job, span = self._job, self._span
@@ -70,8 +91,13 @@ class Market:
             for each in job.services.cluster.cloud.offers()
             if each.dominates(shape) and (each.accelerator is None) == (shape.accelerator is None)
         ]
+        kind = policy.Job(work=min(work, span), deadline=span, changeover=changeover)
+        if not self._is_prepared(kind, offers):
+            self.waits = job.started_at is None
+            return
+        self._at = time.monotonic()
         found = policy.decide(
-            policy.Job(work=min(work, span), deadline=span, changeover=changeover),
+            kind,
             policy.Progress(now=now(), deadline=self.deadline, work_left=left, on=self._on()),
             {},
             offers,

@@ -18,7 +18,7 @@ from mlcloud.client.leftovers import leftovers
 from mlcloud.cluster import bootstrap
 from mlcloud.cluster.clouds.aws.policies import head_policy
 from mlcloud.config import Settings
-from mlcloud.errors import Conflict, NotFound
+from mlcloud.errors import Conflict, MLCloudError, NotFound
 from tests import netns, rented
 from tests.live import until
 
@@ -213,6 +213,41 @@ def test_a_cluster_that_nobody_uses(region: rented.Region) -> None:
     assert again["answer"] == 43
     made.down()
     assert region.left() == []
+
+
+@pytest.mark.slow
+def test_a_head_that_boots_again(region: rented.Region) -> None:
+    """Its keeper starts with it: the gateway takes up its sessions, the node that knew the old one
+    is given back, and it ends as it would have."""
+    made = cluster(region, idle={"session": "1m", "node": "5s", "cluster": "15s"})
+    made.up()
+    client = mlcloud.connect("lab")
+    session = client.session("s", namespace={})
+    session.run("answer = 41", durable=True)
+    node = machine_of(region, session)
+    (head,) = (each for each in region.running if each is not node)
+    began = time.monotonic()
+    region.reboot(head)
+    until(lambda: answers(client), "its gateway listens", 60)
+    timed("listens", began)
+    session.run("answer += 1")
+    timed("a cell's end", began)
+    assert session["answer"] == 42
+    assert machine_of(region, session) is not node
+    until(node.ended.is_set, "the node of before ends", 30)
+    launching.tunnels["lab"].close()
+    until(lambda: region.running == [], "all machines end when nobody uses them", 180)
+    (start,) = head.home.glob(".mlcloud-node/lab-*/head/gateway.db")
+    assert not start.with_name("start.sh").exists(), "not at a next boot"
+    made.down()
+    assert region.left() == []
+
+
+def answers(client: Any) -> bool:
+    try:
+        return bool(client.cluster.status())
+    except MLCloudError:
+        return False
 
 
 def test_what_a_laptop_left_that_crashed(

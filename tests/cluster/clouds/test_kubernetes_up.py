@@ -19,10 +19,11 @@ import pytest
 import mlcloud
 from mlcloud.client import launching, podded, renting
 from mlcloud.cluster import ssh
+from mlcloud.cluster.clouds.kubernetes import manifest
 from mlcloud.cluster.headspec import Runtime
 from mlcloud.cluster.specification import Specification, specify
 from mlcloud.config import Settings
-from mlcloud.errors import ConnectionFailed, MLCloudError
+from mlcloud.errors import Conflict, ConnectionFailed, MLCloudError
 from tests import netns
 from tests.cluster.clouds.kubelet import NAMESPACE, ApiServer, Machines
 from tests.live import ROOT, until
@@ -46,12 +47,12 @@ class World:
         told: dict[str, Any] = {
             "head": {"cpus": 0.1, "memory": "100MB"},
             "nodes": [{"cpus": 1, "memory": "1GB", "max": 1}],
+            "store": "s3://bucket/runs",
             **more,
         }
         return specify(
             name="pods",
             cloud="kubernetes",
-            store="s3://bucket/runs",
             network={"namespace": NAMESPACE},
             endpoints={"api": self.server.url},
             **told,
@@ -142,8 +143,12 @@ def test_a_cell_in_a_pod(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     before = world.server.all("pods").keys()
     monkeypatch.setenv("MLCLOUD_HOME", str(note.parents[1] / "second"))
     world.up()
-    assert mlcloud.connect("pods").session("one")["x"] == 42
+    client = mlcloud.connect("pods")
+    session = client.session("one")
+    assert session["x"] == 42
     assert world.server.all("pods").keys() == before
+    _changed_while_it_runs(world, session)
+    assert world.server.all("pods").keys() > before
 
     launching.down("pods", Settings(), world.said.append)
     left = {plural: list(there) for plural, there in world.server.objects.items() if there}
@@ -155,19 +160,66 @@ def test_a_cell_in_a_pod(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         mlcloud.connect("pods")
 
 
+def _changed_while_it_runs(world: World, session: mlcloud.Session) -> None:
+    """Budgets, groups, tags and limits are in force at once, for who is there and for the next
+    head; what cannot be is refused by name, when the rest has been applied."""
+    client = mlcloud.connect("pods")
+    more = {
+        "nodes": [
+            {"cpus": 1, "memory": "1GB", "max": 1},
+            {"cpus": 2, "memory": "2GB", "name": "larger", "max": 1},
+        ],
+        "budget": ["60/day", "200/week"],
+        "tags": {"team": "vision"},
+    }
+    world.said.clear()
+    world.up(world.specification(**more))
+    said = "\n".join(world.said)
+    assert "nodes[larger]: – → 2 CPUs, 2 GB" in said
+    assert "tags.team: – → vision (applied in place)" in said
+    assert {each.limit for each in client.budgets()} == {"60/day", "200/week"}
+    assert world.server.all("rayclusters")["pods"]["metadata"]["annotations"][manifest.MOST] == "2"
+    larger = client.session("larger", cpus=2, namespace={})
+    larger.run("y = 1", quiet=True)
+    marked = world.server.all("pods")[_pod_of(world, larger)]["metadata"]["labels"]
+    assert marked["team"] == "vision"
+    assert session["x"] == 42
+    assert "team" not in world.server.all("pods")[_pod_of(world, session)]["metadata"]["labels"]
+
+    with pytest.raises(
+        Conflict, match=r"(?s)store .*needs down and up.*was applied: idle\.session"
+    ):
+        world.up(world.specification(**more, store="s3://bucket/other", idle={"session": "9m"}))
+    runs = launching.running(world.specification())
+    assert runs.idle.session.total_seconds() == 540
+    assert runs.store == "s3://bucket/runs"
+    # A head made anew begins with what runs now.
+    secret = podded.Kept.read(world.server.all("secrets")["pods-head"]["data"])
+    assert Specification.model_validate(secret.specification) == runs
+
+
+def _pod_of(world: World, session: mlcloud.Session) -> str:
+    (found,) = (name for name in world.server.all("pods") if f"-{session.info.node}-" in name)
+    return found
+
+
 @pytest.mark.slow
 def test_a_head_that_was_lost_and_one_that_slept(world: World) -> None:
     """The pod is made anew, or the gateway ends and `up` brings it back: the token, the certificate
     and the sessions are what they were, and the nodes of the old head are gone."""
-    world.up()
+    world.up(world.specification(budget="50/day"))
     client = mlcloud.connect("pods")
     session = client.session("one", cpus=1)
     session.run("x = 6 * 7", quiet=True)
+    client.set_budget(mlcloud.Budget("20/day"))
     until(lambda: "safe to cell 1" in repr(client.cluster.status()), "it is safe")
     (old,) = _pods(world, "worker")
     world.server.lose(*_pods(world, "head"))
     fingerprint = launching.note_of("pods", Settings()).fingerprint
     until(lambda: _answers(client), "another head listens", 60)
+    # What the old one knew is in the store: sessions, and what was set since `up`.
+    assert [each.name for each in client.sessions()] == ["one"]
+    assert [each.limit for each in client.budgets()] == ["20/day"]
     assert _kept(40) == 42
     assert old not in _pods(world, "worker")
     assert launching.note_of("pods", Settings()).fingerprint == fingerprint
@@ -177,8 +229,9 @@ def test_a_head_that_was_lost_and_one_that_slept(world: World) -> None:
     assert world.server.all("pods") == {}
     assert "pods-head" in world.server.all("secrets")
     until(lambda: len(world.kubelet.free) == 3, "its pods' processes end")
-    world.up()
+    world.up(world.specification(budget="80/day"))  # that one is meant
     assert _kept(40) == 42
+    assert [each.limit for each in mlcloud.connect("pods").budgets()] == ["80/day"]
 
 
 def _kept(seconds: float) -> Any:

@@ -197,9 +197,22 @@ def test_a_second_up_finds_it_and_changes_what_it_can(server: ApiServer) -> None
     assert cluster["metadata"]["annotations"]["mlcloud/max-nodes"] == "7"
     assert cluster["spec"]["workerGroupSpecs"] == []
     assert len(server.all("pods")) == 1
-    with pytest.raises(Conflict, match=r"another specification.*nodes\[cpu1\]"):
-        podded.up(wanted(server, nodes=[{"cpus": 1, "market": "on-demand", "max": 7}]),
-                  Settings(), lambda _: None)  # fmt: skip
+
+
+def test_a_cluster_of_that_name_elsewhere_is_not_forgotten(server: ApiServer) -> None:
+    """Another namespace would be another cluster, and nobody would end the first one."""
+    note = launching.Note(
+        "pods", "pods-1", "kubernetes", {"host": "pods"}, [], 0,
+        specification=wanted(server).model_dump(mode="json"),
+    )  # fmt: skip
+    launching._write(note, _made(Settings()))
+    other = wanted(server).model_copy(update={"network": {"namespace": "other"}})
+    with pytest.raises(
+        Conflict, match=r"(?s)network\.namespace .*lab .*other.*Nothing was changed"
+    ):
+        launching.up(other, Settings(), lambda _: None)
+    assert launching.note_of("pods", Settings()) == note
+    assert server.all("secrets") == {}
 
 
 def test_a_shell_in_a_pod_is_kubectls(server: ApiServer) -> None:

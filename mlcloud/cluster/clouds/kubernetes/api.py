@@ -121,6 +121,10 @@ class Api:
                 if attempt == _TRIES - 1:
                     raise
 
+    def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
+        body = {"metadata": {"annotations": dict(annotations)}}
+        self._ask("PATCH", kind, name, body=body, type=_MERGE)
+
     def log(self, pod: str, lines: int = 20, *, previous: bool = False) -> str:
         """The last words of a pod's container; "" where there are none."""
         query = {"tailLines": str(lines), "previous": str(previous).lower()}
