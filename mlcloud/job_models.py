@@ -66,6 +66,9 @@ class JobRequest(Model):
     expect: str | None = Field(None, description="How long all of its work takes on one worker.")
     max_cost: str | None = Field(None, description="Dollars.")
     timeout: str | None = Field(None, description="An item that takes longer has failed.")
+    keep: str | None = Field(
+        None, description="How long a result that cannot be pickled stays unused in its worker."
+    )
     every: str | None = Field(None, description="A duration: run it again and again, so far apart.")
     cron: str | None = Field(None, max_length=200, description="Five fields, UTC.")
     environment: EnvironmentSpec | None = None
@@ -93,6 +96,7 @@ class JobInfo(Model):
     preempted: int = Field(description="Items that run again since their node was taken.")
     retried: int = Field(description="Items that ran again since they had failed.")
     workers: int
+    kept: int = Field(0, description="Results that cannot be pickled and are in their workers.")
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -112,6 +116,13 @@ class JobInfo(Model):
     remembered: dict[str, Any] = Field(
         {}, description="What it ran with: Python, packages, mlcloud's version, the node's image."
     )
+
+
+class Hold(Model):
+    """A notebook has handles of results that are kept in workers, or has none any more."""
+
+    holder: str = Field(pattern=r"^[0-9a-f]{16}$")
+    held: bool
 
 
 class Rerun(Model):

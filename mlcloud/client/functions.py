@@ -38,7 +38,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RESOURCES = ("gpu", "cpus", "memory", "market", "idle_timeout", "workers", "environment")
-JOBS = ("retries", "deadline", "expect", "max_workers", "every", "cron", "tags")
+JOBS = ("retries", "deadline", "expect", "max_workers", "keep", "every", "cron", "tags")
 _LITERALS = (int, float, str, bool, type(None))
 
 
@@ -62,7 +62,9 @@ def remote(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
     For jobs (`.submit`, `.map`) also: `max_workers` (8) processes at once, `environment` as for
     `mlcloud.session`, `deadline` (a duration: spot as long as that ends in time, then on demand;
     `expect`, how long the work takes, if it never ran before), `tags`, and a schedule, `every="1d"`
-    or `cron="0 6 * * *"` (UTC). `timeout` is each item's, `max_cost` the whole job's.
+    or `cron="0 6 * * *"` (UTC). `timeout` is each item's, `max_cost` the whole job's. A result that
+    cannot be pickled stays in its worker and comes as a `RemoteValue`, to be an argument of other
+    jobs: until no notebook refers to it, and `keep` (15m) after its last use at the latest.
 
     A class becomes one whose objects live in a session (`RemoteClass`).
 

@@ -26,6 +26,7 @@ import msgpack
 from mlcloud import errors
 from mlcloud.client.connection import Connection, error_named
 from mlcloud.client.errors import rebuilt
+from mlcloud.client.kept import Hold, of_wire
 from mlcloud.client.objects import Inbox, _fetch, put
 from mlcloud.client.wire import Wire
 from mlcloud.job_models import ENDED, JobInfo, JobLog, JobState
@@ -51,6 +52,14 @@ class Peer:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.feed = Feed(connection)
+        self._holds: weakref.WeakValueDictionary[str, Hold] = weakref.WeakValueDictionary()
+
+    def hold(self, job: str) -> Hold:
+        """Of what that job left in its workers, as long as somebody refers to it."""
+        found = self._holds.get(job)
+        if found is None:
+            found = self._holds[job] = Hold(self.connection, job)
+        return found
 
     @property
     def namespace(self) -> dict[str, Any]:
@@ -77,6 +86,8 @@ class Peer:
         return inbox.take(blob)
 
     def value(self, wire: Any) -> Any:
+        if isinstance(wire, dict):  # it cannot be pickled, and stayed where it is
+            return of_wire(wire, self.hold(str(wire["kept"][0])))
         # From our own job over the authenticated channel: the user's own object.
         return packed.unpack(wire, self.namespace, self.classes, self.get)
 
@@ -436,6 +447,9 @@ def facts(info: JobInfo) -> list[str]:
     if info.next_run is not None:
         detail = f"next {info.next_run:%Y-%m-%d %H:%M:%S} UTC" + (f"; {detail}" if detail else "")
     workers = f"{info.workers} workers" if info.workers else ""
+    if info.kept:
+        kept = f"{info.kept} results kept in workers"
+        workers = f"{workers}, {kept}" if workers else kept
     return [f"{_MARKS.get(state, '▷')} {info.id}", info.name, state, items, workers, cost, detail]
 
 

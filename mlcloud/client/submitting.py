@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from mlcloud.client import environments
 from mlcloud.client.api import default, owner
 from mlcloud.client.jobs import Job, Peer, new_id, peer
+from mlcloud.client.kept import KeptResult
 from mlcloud.client.mapping import AHEAD, Feeder, Jobs, OnError
 from mlcloud.client.remote_value import RemoteValue
 from mlcloud.errors import UsageError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 #: What of a function's options a job has.
 OPTIONS = (
     *("gpu", "cpus", "memory", "market", "max_workers", "retries", "deadline", "expect"),
-    *("max_cost", "timeout", "every", "cron", "tags"),
+    *("max_cost", "timeout", "keep", "every", "cron", "tags"),
 )
 
 
@@ -113,8 +114,10 @@ def _item(
 
 
 def _fetched(value: Any) -> Any:
-    """A session's object is fetched: a job's worker is elsewhere."""
-    return value.get() if isinstance(value, RemoteValue) else value
+    """A session's object is fetched: a job's worker is elsewhere. One that a worker keeps is not:
+    the call goes there."""
+    is_here = not isinstance(value, RemoteValue) or isinstance(value, KeptResult)
+    return value if is_here else value.get()
 
 
 def _request(

@@ -94,6 +94,14 @@ class JobWorker:
             self._kept.append((self._number, msgpack.packb(told)))
         return bool(self._kept)
 
+    async def kept(self) -> list[list[Any]]:
+        """The results that are here alone: [job, item]."""
+        return self._runner.kept.listed()
+
+    async def drop(self, keys: list[list[Any]]) -> None:
+        """Of these, nothing is wanted any more."""
+        self._runner.kept.drop(keys)
+
     async def give_back(self, job: str | None = None) -> list[int]:
         """Items that were not begun."""
         return self._runner.give_back(job)

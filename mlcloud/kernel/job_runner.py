@@ -26,6 +26,7 @@ from typing import Any
 
 from mlcloud.checkpoint import context
 from mlcloud.errors import MLCloudError, NotPicklable
+from mlcloud.kernel.job_kept import Kept
 from mlcloud.kernel.tracebacks import frames, strip
 from mlcloud.store import ChunkRef, Store
 from mlcloud.sweeps.reporting import TrialStopped
@@ -64,6 +65,7 @@ class Results:
 
     rows: list[Any]
     get: packed.Get
+    kept: Kept
     task: Task | None = None
     loaded: dict[tuple[str, int], Any] = field(default_factory=dict)
 
@@ -73,6 +75,9 @@ class Results:
         if key not in self.loaded:
             for name, number, wire in self.rows:
                 if (name, number) == key:
+                    if isinstance(wire, dict):
+                        self.loaded[key] = self.kept.get(*wire["kept"])
+                        break
                     code = self.task.code if self.task else None
                     namespace = code.namespace if code else {}
                     classes = code.classes if code else Classes()
@@ -101,6 +106,7 @@ class Runner:
         self.running: tuple[str, int, float] | None = None
         self._unwanted: set[tuple[str, int]] = set()  # trials that are to stop
         self.notice = context.Notice()
+        self.kept = Kept()
         self._task: Task | None = None
         threading.Thread(target=self._run, name="mlcloud-items", daemon=True).start()
         threading.Thread(target=self._tell_late, name="mlcloud-tell", daemon=True).start()
@@ -224,7 +230,7 @@ class Runner:
         began = time.perf_counter()
         try:
             code = self._code(task)
-            resolve = Results(needs, self._get, task)
+            resolve = Results(needs, self._get, self.kept, task)
             args, kwargs, names = packed.unpack(
                 wire, code.namespace, code.classes, self._get, resolve
             )
@@ -250,13 +256,22 @@ class Runner:
                     return
             finally:
                 context.set_current(None)
-            found = packed.pack(value, code.namespace, code.classes, self._put, name="result")
+            wire = self._result(task, number, value)
         except BaseException as error:
             took = time.perf_counter() - began
             self._add(number, "error", self._packed_error(task, error), [took], now=True)
             return
         took = time.perf_counter() - began
-        self._add(number, "ok", found.wire, [took], now=took > TELL_S)
+        self._add(number, "ok", wire, [took], now=took > TELL_S)
+
+    def _result(self, task: Task, number: int, value: Any) -> Any:
+        """As it travels; what no pickle can hold stays here, and its address travels."""
+        code = task.code
+        assert code is not None
+        try:
+            return packed.pack(value, code.namespace, code.classes, self._put, name="result").wire
+        except NotPicklable as error:
+            return self.kept.keep(task.job, number, value, error, code.classes.secrets)
 
     def _yielded(self, task: Task, number: int, values: Any, began: float) -> None:
         code = task.code
@@ -272,7 +287,7 @@ class Runner:
 
     def _code(self, task: Task) -> packed.Code:
         if task.code is None:
-            resolve = Results(task.needs, self._get)
+            resolve = Results(task.needs, self._get, self.kept)
             task.code = packed.unpack_code(task.wire, self._get, resolve)
         return task.code
 

@@ -31,6 +31,7 @@ from mlcloud.gateway import db
 from mlcloud.gateway.jobs import tables
 from mlcloud.gateway.jobs.crew import Crews, Gone, Shape, Worker
 from mlcloud.gateway.jobs.items import Items
+from mlcloud.gateway.jobs.kept import KEEP
 from mlcloud.gateway.jobs.market import Market
 from mlcloud.gateway.jobs.sweeping import Sweep, state_at_end
 from mlcloud.job_models import ENDED, JobInfo, JobRequest, JobState
@@ -85,6 +86,8 @@ class Job:
         self.mean_s: float | None = None
         self.preempted = self.retried = 0
         self.needs: set[str] = {job for job, _ in code["needs"]} if code else set()
+        self.pin: str | None = None  # the one worker that has what its function needs
+        self.keep_s = parse_duration(request.keep or KEEP).total_seconds()
         self.to_keep = True  # something is not in the store yet
         self.heard = time.monotonic()  # of who sends its items
         self._tries: dict[int, int] = {}
@@ -178,11 +181,14 @@ class Job:
             preempted=self.preempted,
             retried=self.retried,
             workers=len(workers),
+            kept=len(crews.kept.of_job(self.id)),
             created_at=self.created_at,
             started_at=self.started_at,
             finished_at=self.finished_at,
             usd=billing.spent(self.key),
-            usd_per_hour=billing.per_hour(self.key) if workers else Decimal(0),
+            usd_per_hour=billing.per_hour(self.key)
+            if workers or crews.keeping(self.id)
+            else Decimal(0),
             simulated=billing.simulated(self.key),
             gpu=request.gpu,
             cpus=request.cpus,
@@ -223,8 +229,8 @@ class Job:
         items, workers = self.items, crews.of(self)
         if self.over or self.state is JobState.SCHEDULED or self.needs:
             return 0
-        waits = items.waiting
-        if not waits:
+        waits = items.waiting - sum(map(len, items.pinned().values()))
+        if not waits or self.pin is not None:
             return len(workers)
         most = min(self.request.max_workers, waits + len(items.out))
         if self.sweep is not None:
@@ -244,19 +250,30 @@ class Job:
         self.save()
         self._end_if_all()
 
+    def waits_for(self) -> list[str]:
+        """Workers that alone can run items of it."""
+        if self.over or self.state is JobState.SCHEDULED or self.needs:
+            return []
+        if self.pin is not None:
+            return [self.pin] if self.items.waiting else []
+        return list(self.items.pinned())
+
     # --- workers ----------------------------------------------------------------------------------
 
     def feed(self, crews: Crews, worker: Worker, results_of: Any) -> None:
         """Give it work, as long as that is of use."""
         self.crews, self._results_of = crews, results_of
-        retires = worker.shape != self.shape
-        while not (self.over or worker.leaving or worker.over or retires or self.needs):
+        # What only this worker can run, it runs, whatever its shape, and before others' items.
+        retires = worker.shape != self.shape or worker.name in crews.needed
+        pinned_only = retires and self.pin != worker.name
+        wrong = self.pin not in (None, worker.name)
+        while not (self.over or worker.leaving or worker.over or wrong or self.needs):
             size, depth = self._batch()
             if worker.held and len(worker.held) > size * (depth - 1):
                 break
             workers = max(1, len(crews.of(self)))
             share = math.ceil((self.items.waiting or 1) / (workers * 2))
-            taken = self.items.take(max(1, min(size, share)), worker.name)
+            taken = self.items.take(max(1, min(size, share)), worker.name, pinned_only=pinned_only)
             if not taken:
                 break
             self._send(crews, worker, taken)
@@ -277,6 +294,8 @@ class Job:
     def _send(self, crews: Crews, worker: Worker, taken: list[int]) -> None:
         began = time.monotonic()
         worker.held.update((item, began) for item in taken)
+        if self.pin or any(item in self.items.pins for item in taken):
+            crews.kept.used(worker)
         rows = []
         for item in taken:
             wire, *more = self.items.wire(item)
@@ -404,6 +423,17 @@ class Job:
             self.items.commit(failed, [])
             if self.sweep is not None:
                 self.sweep.heard(failed)
+        self.to_keep = True
+        self._end_if_all()
+        self.changed()
+
+    def lost_pins(self, error: MLCloudError, items: list[int]) -> None:
+        """What these need is gone."""
+        told = own_error(type(error).__name__, str(error))
+        entries = [[i, "error", told, [0.0]] for i in items if not self.items.is_ended(i)]
+        self.items.commit(entries, [])
+        if self.sweep is not None:
+            self.sweep.heard(entries)
         self.to_keep = True
         self._end_if_all()
         self.changed()

@@ -29,6 +29,7 @@ from mlcloud.errors import (
     JobFailed,
     MLCloudError,
     NotFound,
+    ResultLost,
     UsageError,
 )
 from mlcloud.gateway import environments
@@ -37,6 +38,7 @@ from mlcloud.gateway.jobs.crew import Crews, Gone, Shape, Worker
 from mlcloud.gateway.jobs.items import FAILED, Items
 from mlcloud.gateway.jobs.job import Job, own_error
 from mlcloud.gateway.jobs.keeping import Keeping
+from mlcloud.gateway.jobs.kept import KEEP, kept_in
 from mlcloud.gateway.payers import CLUSTER
 from mlcloud.job_models import JobInfo, JobRequest, JobState, Rerun
 from mlcloud.units import format_usd, parse_duration, parse_size
@@ -97,7 +99,7 @@ class Jobs:
 
     def busy(self) -> bool:
         """Whether something is to be done that nobody else would do."""
-        return any(not job.over for job in self)
+        return any(not job.over for job in self) or bool(self.crews.kept)
 
     # --- found again ------------------------------------------------------------------------------
 
@@ -133,7 +135,7 @@ class Jobs:
         """Workers first: what they have is not handed out again."""
         self._adopting = True
         try:
-            await self.crews.adopt(self._going_on)
+            await self.crews.adopt(self._going_on, self._keep_s)
         except MLCloudError as error:
             log.warning("workers of an earlier gateway could not be looked for: %s", error)
         finally:
@@ -147,6 +149,10 @@ class Jobs:
     def _going_on(self, job_id: str) -> Job | None:
         job = self._all.get(job_id)
         return None if job is None or job.over else job
+
+    def _keep_s(self, job_id: str) -> float:
+        job = self._all.get(job_id)
+        return parse_duration(KEEP).total_seconds() if job is None else job.keep_s
 
     # --- what clients ask -------------------------------------------------------------------------
 
@@ -179,7 +185,7 @@ class Jobs:
         environments.check_spec(request.environment)
         if request.memory:
             parse_size(request.memory)
-        for text in (request.deadline, request.expect, request.timeout):
+        for text in (request.deadline, request.expect, request.timeout, request.keep):
             if text is not None:
                 parse_duration(text)
         if request.max_cost is not None and Limit.parse(request.max_cost).period:
@@ -296,8 +302,9 @@ class Jobs:
 
     def _settle_needs(self, job: Job) -> None:
         """Jobs that it waits for and that have ended are waited for no more."""
-        if job.over:
+        if job.over or self._adopting:  # where results are kept is not known yet
             return
+        waited = bool(job.needs)
         for needed in [*job.needs]:
             other = self._all.get(needed)
             if other is not None and other.state is JobState.DONE:
@@ -305,6 +312,13 @@ class Jobs:
             elif other is None or other.over:
                 job.fail(_lost_result(needed, other))
                 return
+        if waited and not job.needs:
+            try:
+                worker = self._keeper(job.code["needs"])
+            except JobFailed as lost:
+                job.fail(lost)
+                return
+            job.pin = None if worker is None else worker.name
         for item, jobs in [*job.items.needs.items()]:
             for needed in [*jobs]:
                 other = self._all.get(needed)
@@ -319,6 +333,28 @@ class Jobs:
                         job._end_if_all()
             if not jobs:
                 job.items.needs.pop(item, None)
+                self._pin(job, item)
+
+    def _keeper(self, refs: list[Any]) -> Worker | None:
+        """The worker that has what these results cannot bring. Raises `ResultLost`."""
+        return self.crews.kept.worker([*ref, self.result_wire(*ref)] for ref in refs)
+
+    def _pin(self, job: Job, item: int) -> None:
+        if job.items.is_ended(item):
+            return
+        wire = job.items.wire(item)
+        try:
+            worker = self._keeper(wire[1] if len(wire) > 1 else [])
+            if job.pin is not None and worker is not None and worker.name != job.pin:
+                raise ResultLost(
+                    "its function and its arguments need results that are kept in two workers, so "
+                    "nothing can have both: make them in one call"
+                )
+        except JobFailed as error:
+            job.lost_pins(error, [item])
+            return
+        if worker is not None and job.pin is None:
+            job.items.pin(item, worker.name)
 
     # --- workers ----------------------------------------------------------------------------------
 
@@ -339,12 +375,16 @@ class Jobs:
                 await asyncio.sleep(1.0)
 
     def _share_out(self) -> None:
-        self.crews.look()
         wanted: dict[Shape, int] = {}
         for job in self:
             if job.over or job.state is JobState.SCHEDULED:
                 continue
             self._settle_needs(job)
+        self._look_at_pins()
+        self.crews.look()
+        for job in self:
+            if job.over or job.state is JobState.SCHEDULED:
+                continue
             job.look(self.crews)
             job.market.look(at_once=job.started_at is None)
             if job.market.waits:
@@ -364,12 +404,50 @@ class Jobs:
         for shape, count in wanted.items():
             self.crews.demand(shape, count)
 
+    def _look_at_pins(self) -> None:
+        """Items that one worker alone can run: it is theirs as soon as it is free."""
+        needed: set[str] = set()
+        for job in self:
+            for name in job.waits_for():
+                worker = self.crews.workers.get(name)
+                if worker is None:
+                    self._lose_pins(job, name)
+                    continue
+                needed.add(name)
+                if worker.job is None and not worker.leaving:
+                    self.crews.assign(worker, job)
+                elif worker.job is not job and job.state is JobState.QUEUED:
+                    job.detail = "waits for the worker that keeps a result which it needs"
+        self.crews.needed = needed
+
+    def _lose_pins(self, job: Job, worker: str) -> None:
+        """That worker is gone."""
+        items = job.items.unpin(worker)
+        refs = job.code["needs"] if job.pin == worker else []
+        refs = refs or [ref for item in items for ref in job.items.wire(item)[1]]
+        lost = ResultLost(f"{worker}, which alone could run it, is gone")
+        try:
+            self._keeper(refs)
+        except ResultLost as error:
+            lost = error
+        if job.pin == worker:
+            job.fail(lost)
+        else:
+            job.lost_pins(lost, items)
+
+    def hold(self, job_id: str, holder: str, *, held: bool) -> None:
+        """A notebook has handles of results that are kept in workers, or none any more."""
+        self.crews.kept.hold(job_id, holder, held=held)
+
     def _told(self, worker: Worker, events: list[bytes]) -> None:
         for body in events:
             told = msgpack.unpackb(body, strict_map_key=False)
             job = self._all.get(told["job"])
             if job is None:
                 continue
+            for item in kept_in(told["results"]):
+                if item < job.items.total and not job.items.is_ended(item):
+                    self.crews.kept.note((job.id, item), worker, job.keep_s)
             job.told(worker, told["results"], told["logs"])
             if job.over:
                 self._wake()
@@ -413,9 +491,16 @@ class Jobs:
 
     def _look_at_money(self) -> None:
         going_on = [job for job in self if not job.over and job.state is not JobState.SCHEDULED]
-        if not going_on:
+        if not going_on and not self.crews.kept:
             return
         cluster = self._budgets.refusal(CLUSTER)
+        for job in self:
+            limited = job.request.max_cost is not None and self.crews.kept.of_job(job.id)
+            if limited and self._budgets.refusal(job.key):
+                self.crews.kept.forget(self.crews.kept.of_job(job.id), "its budget was spent")
+        if cluster:
+            everything = [key for job in self for key in self.crews.kept.of_job(job.id)]
+            self.crews.kept.forget(everything, "the cluster's budget was spent")
         for job in going_on:
             if cluster:
                 job.fail(BudgetExceeded(cluster))

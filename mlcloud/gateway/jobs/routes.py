@@ -20,7 +20,7 @@ from fastapi import APIRouter, Path, Query, Request, Response, WebSocket, WebSoc
 from pydantic import ValidationError
 
 from mlcloud.errors import MLCloudError, UsageError
-from mlcloud.job_models import ItemsTaken, JobId, JobInfo, JobLog, JobRequest, LogPiece, Rerun
+from mlcloud.job_models import Hold, ItemsTaken, JobId, JobInfo, JobLog, JobRequest, LogPiece, Rerun
 
 if TYPE_CHECKING:
     from mlcloud.gateway.jobs.jobs import Jobs
@@ -140,6 +140,12 @@ def routes(jobs: Jobs, log_change: Callable[[str, str], None]) -> APIRouter:
         job = jobs.get(job_id)
         jobs.cancel(job)
         log_change("job.cancel", job_id)
+        return job.info(jobs.crews)
+
+    @router.post("/{job_id}/hold")
+    async def hold(job_id: Id, wanted: Hold) -> JobInfo:
+        job = await asyncio.to_thread(jobs.find, job_id)
+        jobs.hold(job_id, wanted.holder, held=wanted.held)
         return job.info(jobs.crews)
 
     @router.post("/{job_id}/rerun")
