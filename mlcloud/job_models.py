@@ -13,7 +13,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mlcloud.models import EnvironmentSpec, Market, Model, TagKey, TagValue
+from mlcloud.models import (
+    DataMount,
+    EnvironmentSpec,
+    Market,
+    Model,
+    SecretName,
+    SecretSource,
+    TagKey,
+    TagValue,
+)
 
 JobId = r"^j-[0-9a-f]{12,32}$"
 
@@ -72,6 +81,14 @@ class JobRequest(Model):
     every: str | None = Field(None, description="A duration: run it again and again, so far apart.")
     cron: str | None = Field(None, max_length=200, description="Five fields, UTC.")
     environment: EnvironmentSpec | None = None
+    secrets: dict[SecretName, SecretSource] = Field(
+        {},
+        max_length=100,
+        description="Environment variables of its workers, and where each value is kept.",
+    )
+    data: list[DataMount] = Field(
+        [], max_length=50, description="There, in a worker, before its first item runs."
+    )
     sweep: SweepRequest | None = Field(None, description="Its items are made here, not sent.")
     tags: dict[TagKey, TagValue] = Field({}, max_length=50)
     owner: str = Field("", max_length=100)
@@ -113,6 +130,11 @@ class JobInfo(Model):
     next_run: datetime | None = Field(None, description="Of a scheduled one.")
     last_result: int = Field(0, description="The number of its newest results.")
     last_log: int = 0
+    secrets: dict[str, str] = Field({}, description="Their names, and where each is kept.")
+    missing: list[str] = Field(
+        [], description="Secrets that it waits for: a notebook has them, and the gateway does not."
+    )
+    data: dict[str, str] = Field({}, description="Path and URL.")
     remembered: dict[str, Any] = Field(
         {}, description="What it ran with: Python, packages, mlcloud's version, the node's image."
     )

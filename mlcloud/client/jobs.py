@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import secrets
 import sys
 import threading
@@ -28,12 +29,14 @@ from mlcloud.client.connection import Connection, error_named
 from mlcloud.client.errors import rebuilt
 from mlcloud.client.kept import Hold, of_wire
 from mlcloud.client.objects import Inbox, _fetch, put
+from mlcloud.client.secrets import find
 from mlcloud.client.wire import Wire
 from mlcloud.job_models import ENDED, JobInfo, JobLog, JobState
 from mlcloud.units import format_usd
 from mlcloud.values import packed
 from mlcloud.values.messages import Blob
 from mlcloud.values.reducers import Classes
+from mlcloud.values.secrets import Secrets
 from mlcloud.widgets.tables import escaped
 
 if TYPE_CHECKING:
@@ -90,6 +93,16 @@ class Peer:
             return of_wire(wire, self.hold(str(wire["kept"][0])))
         # From our own job over the authenticated channel: the user's own object.
         return packed.unpack(wire, self.namespace, self.classes, self.get)
+
+    def give(self, info: JobInfo) -> None:
+        """Secrets that a job waits for, as far as they are kept here. Raises nothing: another
+        notebook may have them."""
+        values, _ = find({name: info.secrets[name] for name in info.missing})
+        if not values:
+            return
+        self.classes.secrets = Secrets({**self.classes.secrets.values, **values})
+        with contextlib.suppress(errors.MLCloudError):
+            self.connection.put(f"/v1/jobs/{info.id}/secrets", {"values": values})
 
     def error(self, told: dict[str, Any], where: str) -> BaseException:
         """The exception of an item, as it was raised there."""
@@ -221,9 +234,9 @@ class Handle(concurrent.futures.Future[Any]):
         self.id = info.id
         self.name = info.name
         self._changed = threading.Condition()
-        if info.state in ENDED:
-            self._news(info, None)
-        else:
+        self._asked: list[str] = []  # secrets
+        self._news(info, None)
+        if info.state not in ENDED:
             peer.feed.watch(self)
 
     # --- what the feed tells ----------------------------------------------------------------------
@@ -232,6 +245,9 @@ class Handle(concurrent.futures.Future[Any]):
         with self._changed:
             self._info = info
             self._changed.notify_all()
+        if info.missing and info.missing != self._asked:
+            self._peer.give(info)
+        self._asked = info.missing
         if info.state in ENDED and not super().done():
             self._end(info, result)
 

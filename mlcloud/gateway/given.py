@@ -1,4 +1,4 @@
-"""What the cluster's specification gives to every session that is made: secrets and data.
+"""What the cluster's specification gives to every session and job that is made: secrets and data.
 
     given.secrets, given.data  +  the session's own  ─► its request; of equal names, its own counts
 
@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from mlcloud.cluster.specification import Specification
+from mlcloud.job_models import JobRequest
 from mlcloud.models import DataMount, SessionRequest
+
+R = TypeVar("R", SessionRequest, JobRequest)
 
 
 @dataclass(frozen=True)
@@ -27,16 +31,16 @@ class Given:
         told = specification.model_dump(mode="json", include={"secrets", "data"})
         return cls(told["secrets"], [DataMount.model_validate(each) for each in told["data"]])
 
-    def to(self, request: SessionRequest) -> SessionRequest:
-        """The request of a session that is new."""
+    def to(self, request: R) -> R:
+        """The request of a session, or a job, that is new."""
         update: dict[str, object] = {}
         if self.secrets and not self._none(request, "secrets"):
             update["secrets"] = {**self.secrets, **request.secrets}
         if self.data and not self._none(request, "data"):
-            own = {each.path for each in request.data}
+            own: set[str] = {each.path for each in request.data}
             update["data"] = [*(each for each in self.data if each.path not in own), *request.data]
         return request.model_copy(update=update) if update else request
 
     @staticmethod
-    def _none(request: SessionRequest, name: str) -> bool:
+    def _none(request: SessionRequest | JobRequest, name: str) -> bool:
         return name in request.model_fields_set and not getattr(request, name)

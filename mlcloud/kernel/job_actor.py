@@ -13,11 +13,14 @@ import asyncio
 import contextlib
 import os
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import msgpack
 
 from mlcloud.kernel.job_runner import Runner, Task
+from mlcloud.kernel.mounting import mount
+from mlcloud.store.mounts import data
 
 KEPT_BATCHES = 256
 
@@ -93,6 +96,22 @@ class JobWorker:
             self._number += 1
             self._kept.append((self._number, msgpack.packb(told)))
         return bool(self._kept)
+
+    async def prepare(self, secrets: dict[str, str], mounts: list[dict[str, Any]]) -> None:
+        """Before a job's first item: what its code finds in its environment, and on its disk.
+
+        Raises what `data` raises.
+        """
+        self._runner.give(secrets)
+        for each in mounts:
+            await asyncio.to_thread(self._mount, each)
+
+    def _mount(self, wanted: dict[str, Any]) -> None:
+        mount(Path.cwd(), wanted["path"], data(wanted["url"], cache=wanted["cache"]))
+
+    async def held_secrets(self) -> dict[str, str]:
+        """For a gateway that was started again, and has them no more."""
+        return self._runner.secrets.values
 
     async def kept(self) -> list[list[Any]]:
         """The results that are here alone: [job, item]."""

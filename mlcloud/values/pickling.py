@@ -444,11 +444,11 @@ def dump(
         raise blame.not_picklable(named, namespace, name, reason) from reason
     held = classes.secrets.held_by(pickled.payload, pickled.buffers)
     if held is not None:
-        raise _holds_secret(name, held)
+        raise holds_secret(name, held)
     return pickled
 
 
-def _holds_secret(name: str, secret: str) -> errors.NotPicklable:
+def holds_secret(name: str, secret: str) -> errors.NotPicklable:
     error = errors.NotPicklable(
         f"`{name}` holds the secret {secret}, which is neither saved nor sent: in the session, "
         f"code finds it in os.environ[{secret!r}]"

@@ -57,6 +57,7 @@ class Shape:
     memory: str | None
     market: str
     environment: str = ""  # JSON of an `EnvironmentSpec`
+    private: str = ""  # JSON of secrets' names and data: others' jobs have no part in them
 
     def request(self, services: Services) -> HostRequest:
         """Raises `NoSuchResources`."""
@@ -95,6 +96,8 @@ class Worker:
     leaving: bool = False
     over: bool = False
     pump: asyncio.Task[None] | None = None
+    prepared: str = ""  # the job whose secrets and data it has
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # of who prepares it
 
 
 class Crews:
@@ -241,6 +244,7 @@ class Crews:
                 facts = await asyncio.wait_for(handle.facts.remote(), 10)
                 held = await asyncio.wait_for(handle.status.remote(), 10)
                 kept = await asyncio.wait_for(handle.kept.remote(), 10)
+                has = await asyncio.wait_for(handle.held_secrets.remote(), 10)
             except Exception as error:  # Ray's kinds of gone
                 log.info("worker %s is not taken up again: %s", row.name, error)
                 self._forget(row.name, handle)
@@ -250,6 +254,8 @@ class Crews:
             if job is not None:
                 worker.job = job
                 worker.placement = self._open_placement(job.key, worker.instance)
+                wanted = self._services.vault.missing(job)
+                self._services.vault.put(job.id, {n: has[n] for n in wanted if n in has})
                 job.took_up(worker, [item for name, item in held if name == job.id])
             for of, item in kept:
                 self.kept.note((of, item), worker, keep_s(of))

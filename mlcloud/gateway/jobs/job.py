@@ -26,7 +26,7 @@ import msgpack
 from sqlalchemy import update
 
 from mlcloud.cluster.records import now
-from mlcloud.errors import MLCloudError
+from mlcloud.errors import JobFailed, MLCloudError
 from mlcloud.gateway import db
 from mlcloud.gateway.jobs import tables
 from mlcloud.gateway.jobs.crew import Crews, Gone, Shape, Worker
@@ -110,13 +110,20 @@ class Job:
         """Of the workers that it wants now."""
         request = self.request
         environment = request.environment
+        private = request.model_dump(mode="json", include={"secrets", "data"})
         return Shape(
             request.cpus,
             request.gpu,
             request.memory,
             self.market.wanted,
             environment.model_dump_json(exclude={"summary"}) if environment else "",
+            json.dumps(private, sort_keys=True) if any(private.values()) else "",
         )
+
+    def status(self, text: str) -> None:
+        """What it waits for."""
+        self.detail = text
+        self.changed()
 
     def save(self) -> None:
         values = {
@@ -200,6 +207,9 @@ class Job:
             next_run=self.next_run,
             last_result=self.items.rows,
             last_log=self.items.rows,
+            secrets=request.secrets,
+            missing=[] if self.over else list(self.services.vault.missing(self)),
+            data={each.path: each.url for each in request.data},
             remembered=self.remembered,
         )
 
@@ -228,6 +238,9 @@ class Job:
         """How many workers it can use now, those that it has among them."""
         items, workers = self.items, crews.of(self)
         if self.over or self.state is JobState.SCHEDULED or self.needs:
+            return 0
+        if lacking := self.services.vault.missing(self):
+            self.detail = f"waits for the secret {', '.join(lacking)}, which a notebook has"
             return 0
         waits = items.waiting - sum(map(len, items.pinned().values()))
         if not waits or self.pin is not None:
@@ -317,8 +330,11 @@ class Job:
         from ray.exceptions import RayError
 
         batch = secrets.token_hex(8)
-        task = None if worker.knows == self.id else self._task(worker)
-        worker.knows = self.id
+        async with worker.turn:
+            if worker.prepared != self.id and not await self._prepare(worker):
+                return
+            task = None if worker.knows == self.id else self._task(worker)
+            worker.knows = self.id
         for _ in range(3):
             try:
                 if await worker.handle.work.remote(batch, task, self.id, items):
@@ -326,6 +342,30 @@ class Job:
                 task = self._task(worker)
             except RayError:  # the pump finds out what it means
                 await asyncio.sleep(0.3)
+
+    async def _prepare(self, worker: Worker) -> bool:
+        """Its secrets and its data are with the worker. Else it fails, or the worker is gone."""
+        from ray.exceptions import RayError, RayTaskError
+
+        request = self.request
+        if request.secrets or request.data:
+            try:
+                values = await self.services.vault.gather(self)
+                mounts = [each.model_dump() for each in request.data]
+                await worker.handle.prepare.remote(values, mounts)
+            except RayTaskError as error:
+                why = f"{type(error.cause).__name__}: {error.cause}"
+                self.fail(JobFailed(f"its data could not be had on {worker.instance}: {why}"))
+                return False
+            except MLCloudError as error:
+                self.fail(error)
+                return False
+            except RayError:  # the pump finds out what it means
+                return False
+            began = time.monotonic()
+            worker.held.update((item, began) for item in worker.held)
+        worker.prepared = self.id
+        return True
 
     def _task(self, worker: Worker) -> bytes:
         billing = self.services.billing
@@ -344,7 +384,7 @@ class Job:
 
     def took_up(self, worker: Worker, items: list[int]) -> None:
         """A worker of an earlier gateway has these still."""
-        worker.knows = self.id
+        worker.knows = worker.prepared = self.id
         for item in items:
             if item < self.items.total and not self.items.is_ended(item):
                 self.items.states[item] = 1
@@ -480,6 +520,7 @@ class Job:
             return
         self.state, self.detail, self.finished_at = state, detail, now()
         self.next_run = None
+        self.services.vault.forget(self.id)
         self.save()
         if self.crews is not None:
             for worker in self.crews.of(self):

@@ -12,7 +12,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from mlcloud.errors import (
     ResultLost,
     UsageError,
 )
-from mlcloud.gateway import environments
+from mlcloud.gateway import environments, mounting, vault
 from mlcloud.gateway.jobs import schedule, sweeping, tables
 from mlcloud.gateway.jobs.crew import Crews, Gone, Shape, Worker
 from mlcloud.gateway.jobs.items import FAILED, Items
@@ -171,7 +171,9 @@ class Jobs:
                 self._all[job_id] = self._from_row(connection.execute(query).one())
         return self.get(job_id)
 
-    def create(self, request: JobRequest, code: dict[str, Any]) -> Job:
+    def create(
+        self, request: JobRequest, code: dict[str, Any], secrets: Mapping[str, str] | None = None
+    ) -> Job:
         """The job of this id; made if there is none.
 
         Raises `NoSuchResources` at once where no node could hold a worker, `BudgetExceeded` where
@@ -182,7 +184,10 @@ class Jobs:
             return known
         if why := self._budgets.refusal(CLUSTER):
             raise BudgetExceeded(why)
+        request = self._services.given().to(request)
         environments.check_spec(request.environment)
+        vault.check(request.secrets)
+        mounting.check(request)
         if request.memory:
             parse_size(request.memory)
         for text in (request.deadline, request.expect, request.timeout, request.keep):
@@ -205,6 +210,7 @@ class Jobs:
         job.shape.request(self._services)  # raises where there is no such node
         for needed in job.needs:
             self.get(needed)
+        self.give(job, secrets or {})
         row = {
             "id": job.id,
             "request": request.model_dump_json(),
@@ -268,7 +274,8 @@ class Jobs:
         changed: dict[str, Any] = {"id": wanted.id, "rerun_of": old.id, "every": None, "cron": None}
         if of_schedule:
             changed |= {"rerun_of": None, "schedule": old.id}
-        job = self.create(old.request.model_copy(update=changed), old.code)
+        request = old.request.model_copy(update=changed)
+        job = self.create(request, old.code, self._services.vault.held(old.id))
         if job.items.total:
             return job  # asked for twice
         if job.sweep is not None:
@@ -434,6 +441,16 @@ class Jobs:
             job.fail(lost)
         else:
             job.lost_pins(lost, items)
+
+    def give(self, job: Job, values: Mapping[str, str]) -> None:
+        """Values of its secrets. Raises `NotFound` for one that it does not have."""
+        unknown = sorted(values.keys() - job.request.secrets.keys())
+        if unknown:
+            raise NotFound(f"job {job.id} has no secret {', '.join(unknown)}")
+        if not job.over:
+            self._services.vault.put(job.id, values)
+            self._wake()
+            job.changed()
 
     def hold(self, job_id: str, holder: str, *, held: bool) -> None:
         """A notebook has handles of results that are kept in workers, or none any more."""

@@ -1,0 +1,173 @@
+"""What a job's workers are given, secrets and data; and what its items print, also from C."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlcloud
+from mlcloud import errors
+from mlcloud.client.functions import RemoteFunction
+from mlcloud.client.remote_value import RemoteValue
+from tests.live import Embedded, until
+
+WAIT_S = 120.0
+VALUE = "tk_5f0e11aa97c34e20b1"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    options = {"max_nodes": "3", "node_idle": "60s", "offer_cooldown": "5s"}
+    with Embedded(tmp_path_factory.mktemp("given"), **options) as embedded:
+        embedded.connect()
+        yield embedded
+
+
+@pytest.fixture(autouse=True)
+def _connected(cluster: Embedded) -> None:
+    cluster.connect()
+
+
+def remote(function: Any, **options: Any) -> RemoteFunction[Any, Any]:
+    made: RemoteFunction[Any, Any] = mlcloud.remote(**{"quiet": True, **options})(function)
+    return made
+
+
+def files_with(folder: Path, text: bytes) -> list[Path]:
+    """Below the cluster's home: its database, store, logs."""
+    return [
+        each
+        for each in folder.rglob("*")
+        if each.is_file() and not each.is_socket() and text in each.read_bytes()
+    ]
+
+
+def test_a_secret_is_used_and_is_nowhere_else(
+    cluster: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOB_TOKEN", VALUE)
+
+    def login(what: str) -> Any:
+        import os
+        import subprocess
+        import sys
+
+        token = os.environ["JOB_TOKEN"]
+        if what == "length":
+            print("with", token)
+            sys.stdout.write(token[:7])
+            sys.stdout.write(f"{token[7:]}!\n")
+            subprocess.run(["echo", "echo", token], check=True)
+            return len(token)
+        if what == "error":
+            raise ValueError(f"bad token {token}")
+        return {"kept": [token]} if what == "inside" else token
+
+    with_token = remote(login, secrets=["JOB_TOKEN"])
+    job = with_token.submit("length")
+    assert job.result(WAIT_S) == len(VALUE)
+    assert job.logs() == "with ***\n***!\necho ***\n"
+    assert (job.info.secrets, job.info.missing) == ({"JOB_TOKEN": ""}, [])
+    for what in ("whole", "inside"):
+        value = with_token.submit(what).result(WAIT_S)
+        assert isinstance(value, RemoteValue)  # it stays there
+        assert VALUE not in repr(value)
+        with pytest.raises(errors.NotPicklable, match="holds the secret JOB_TOKEN"):
+            value.get()
+    with pytest.raises(ValueError, match=r"bad token \*\*\*") as raised:
+        with_token.submit("error").result(WAIT_S)
+    assert VALUE not in str(raised.value.args)
+
+    def tokenless(x: int) -> Any:
+        import os
+
+        return os.environ.get("JOB_TOKEN")
+
+    assert remote(tokenless).submit(1).result(WAIT_S) is None  # another worker
+    # It does not leave the notebook in code or arguments.
+    with pytest.raises(errors.NotPicklable, match="holds the secret JOB_TOKEN"):
+        remote(tokenless).submit(VALUE)
+    with pytest.raises(errors.SecretMissing, match="NO_SUCH_TOKEN"):
+        remote(login, secrets=["NO_SUCH_TOKEN"]).submit("length")
+    # Again, from here: the gateway has forgotten it with the job's end.
+    assert job.rerun().result(WAIT_S) == len(VALUE)
+    until(lambda: mlcloud.connect().attach(job.id).info.state.value == "done", "it is done")
+    assert files_with(cluster.home, VALUE.encode()) == []
+    with sqlite3.connect(cluster.home / "gateway.db") as database:
+        dumped = "\n".join(database.iterdump())
+    assert "JOB_TOKEN" in dumped
+    assert VALUE not in dumped
+
+
+def test_a_job_waits_for_a_secret_that_nobody_has_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATE_TOKEN", VALUE)
+
+    def reads(x: int) -> int:
+        import os
+
+        return len(os.environ["LATE_TOKEN"]) + x
+
+    job = remote(reads, secrets={"LATE_TOKEN": "env:LATE_TOKEN"}).submit(1)
+    assert job.result(WAIT_S) == len(VALUE) + 1
+    monkeypatch.delenv("LATE_TOKEN")
+    again = job.rerun()
+    until(lambda: "waits for the secret LATE_TOKEN" in again.info.detail, "it waits")
+    assert again.info.missing == ["LATE_TOKEN"]
+    monkeypatch.setenv("LATE_TOKEN", VALUE)
+    client = mlcloud.connect()
+    assert client.attach(again.id).result(WAIT_S) == len(VALUE) + 1
+
+
+def test_data_is_there_before_the_first_item(tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    for number in range(3):
+        (bucket / f"{number}.txt").write_text(str(number * 10))
+
+    def reads(number: int) -> int:
+        with open(f"images/{number}.txt") as file:
+            return int(file.read())
+
+    jobs = remote(reads, data={"images": f"file://{bucket}"}).map(range(3))
+    assert jobs.result(WAIT_S) == [0, 10, 20]
+    assert jobs.info.data == {"images": f"file://{bucket}"}
+    nowhere = remote(reads, data={"images": f"file://{tmp_path / 'nowhere'}"}).submit(1)
+    with pytest.raises(errors.JobFailed, match="data could not be had"):
+        nowhere.result(WAIT_S)
+    with pytest.raises(errors.UsageError, match="cannot be at"):
+        remote(reads, data={"../x": f"file://{bucket}"}).submit(1)
+
+
+def test_what_c_code_and_children_print_is_in_the_log_of_its_item() -> None:
+    def prints(x: int) -> int:
+        import ctypes
+        import os
+        import subprocess
+        import sys
+
+        libc = ctypes.CDLL(None)
+        print("python", x)
+        libc.printf(b"from C %d\n", x)
+        subprocess.run(["echo", "a child"], check=True)
+        libc.printf(b"no end")
+        print(" of line", flush=True)
+        os.write(2, b"to stderr\n")
+        if (pid := os.fork()) == 0:
+            print("a fork")
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print("last", file=sys.stderr)
+        return x
+
+    jobs = remote(prints, max_workers=1).map([0, 1])
+    assert jobs.result(WAIT_S) == [0, 1]
+    for item in range(2):
+        lines = jobs.logs(item=item).splitlines()
+        assert lines[:3] == [f"python {item}", f"from C {item}", "a child"]
+        assert sorted(lines[3:]) == ["a fork", "last", "no end of line", "to stderr"]
+    assert os.environ.get("MLCLOUD_HOME")
