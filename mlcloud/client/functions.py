@@ -57,10 +57,10 @@ def remote(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
     `gpu` is `NAME:COUNT`, `cpus` vCPUs, `memory` a size such as `8GB`, `market` `spot` or
     `on-demand`, `idle_timeout` a duration, `workers` how many ranks run each call (rank 0's result
     comes back), `secrets` and `data` as for `mlcloud.session`; `session` a session's name, or the
-    `Session` itself. Without any, calls run in this notebook's own session; with resources alone, in a session of
-    this notebook that is made for them. `timeout` (a duration) interrupts a call, `quiet` hides its
-    footer, `max_cost` (dollars) interrupts a call that has cost so much. `retries`: so often a call
-    that raised is tried again; a node that is taken away does not count.
+    `Session` itself. Without any, calls run in this notebook's own session; with resources alone,
+    in a session of this notebook that is made for them. `timeout` (a duration) interrupts a call,
+    `quiet` hides its footer, `max_cost` (dollars) interrupts a call that has cost so much.
+    `retries`: so often a call that raised is tried again; a node that is taken away does not count.
 
     For jobs (`.submit`, `.map`) also: `max_workers` (8) processes at once, `environment` as for
     `mlcloud.session`, `deadline` (a duration: spot as long as that ends in time, then on demand;

@@ -176,6 +176,8 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             return self._function
         if issubclass(kind, type):
             return self._class
+        if issubclass(kind, types.ModuleType):
+            return self._module
         if kind is Classes:
             return lambda obj: OfReceiver("classes").__reduce__()
         if getattr(kind, "__mlcloud_ref__", None) is not None:
@@ -234,6 +236,10 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         if (attributes := getattr(obj, "__dict__", None)) is not None:
             self.frozen[id(attributes)] = attributes
         return NotImplemented
+
+    def _module(self, obj: Any) -> Any:
+        self.kinds[id(obj)] = obj
+        return super_override(self, obj)
 
     def _class(self, obj: Any) -> Any:
         if (named := self._class_name(obj)) is not None:

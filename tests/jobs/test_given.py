@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from mlcloud.client.remote_value import RemoteValue
 from tests.live import Embedded, until
 
 WAIT_S = 120.0
-VALUE = "tk_5f0e11aa97c34e20b1"
+VALUE = "tk_" + "5f0e11aa97c34e20b1"  # so that it is not in this text
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def files_with(folder: Path, text: bytes) -> list[Path]:
 
 
 def test_a_secret_is_used_and_is_nowhere_else(
-    cluster: Embedded, monkeypatch: pytest.MonkeyPatch
+    cluster: Embedded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("JOB_TOKEN", VALUE)
 
@@ -89,6 +90,15 @@ def test_a_secret_is_used_and_is_nowhere_else(
         return os.environ.get("JOB_TOKEN")
 
     assert remote(tokenless).submit(1).result(WAIT_S) is None  # another worker
+    (tmp_path / "has_it.py").write_text(f"TOKEN = {VALUE!r}\ndef token():\n    return TOKEN\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    has_it = importlib.import_module("has_it")
+
+    with pytest.raises(errors.UsageError, match="source of `has_it`"):
+        remote(lambda: len(has_it.token())).submit()
+    (tmp_path / "has_it.py").write_text("def token():\n    return 'none'\n")
+    importlib.reload(has_it)
+    assert remote(lambda: has_it.token()).submit().result(WAIT_S) == "none"  # in a closure
     # It does not leave the notebook in code or arguments.
     with pytest.raises(errors.NotPicklable, match="holds the secret JOB_TOKEN"):
         remote(tokenless).submit(VALUE)
