@@ -152,6 +152,16 @@ class Rerun(Model):
 
     id: str = Field(pattern=JobId, description="Of the new one.")
     failed_only: bool = Field(False, description="Only the items that failed.")
+    packages: Literal["then", "now"] = Field(
+        "then", description="`then`: those that it ran with; `now`: those that the nodes have."
+    )
+
+
+class PruneJobs(Model):
+    """Remove jobs that are over."""
+
+    older: str = Field(description="A duration: those that ended so long ago.")
+    dry: bool = Field(False, description="Only tell which.")
 
 
 class LogPiece(Model):

@@ -199,6 +199,13 @@ class Client:
 
         return jobs.listed(self)
 
+    def prune_jobs(self, older: str, *, dry: bool = False) -> JobList:
+        """Remove jobs that ended so long ago (`30d`), with results, logs and checkpoints. Returns
+        which; `dry` only tells. What jobs that go on need stays."""
+        from mlcloud.client import jobs
+
+        return jobs.prune(self, older, dry=dry)
+
     def is_same(self, connection: Connection) -> bool:
         """Whether this client finds the same gateway in the same way."""
         mine = self._connection

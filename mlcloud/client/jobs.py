@@ -295,11 +295,17 @@ class Handle(concurrent.futures.Future[Any]):
         self._cancelled()
         return self.cancelled()
 
-    def rerun(self, *, failed_only: bool = False) -> Any:
-        """The same again, as a new job: with the code, items and environment that it had."""
-        body = {"id": new_id(), "failed_only": failed_only}
+    def rerun(self, *, failed_only: bool = False, packages: str = "then") -> Any:
+        """The same again, as a new job: with the code, items and packages that it had `then`, or
+        with the packages that the nodes have `now`."""
+        body = {"id": new_id(), "failed_only": failed_only, "packages": packages}
         answer = self._peer.connection.post(f"/v1/jobs/{self.id}/rerun", body)
         return handle(self._peer, JobInfo.model_validate(answer))
+
+    def remove(self) -> None:
+        """Forget it: its results, logs and checkpoints go, what it cost stays. Raises `Conflict`
+        where it has not ended, or another job needs its result."""
+        self._peer.connection.request("DELETE", f"/v1/jobs/{self.id}")
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for its end, at most `timeout` seconds; whether it has ended. Raises nothing of
@@ -447,6 +453,14 @@ class JobList(list[JobInfo]):
 
 def listed(client: Client) -> JobList:
     return JobList(JobInfo.model_validate(each) for each in client._connection.get("/v1/jobs"))
+
+
+def prune(client: Client, older: str, *, dry: bool = False) -> JobList:
+    """Remove jobs that ended so long ago (a duration, `30d`); those that it were. `dry`: only tell
+    which. What another one needs stays."""
+    body = {"older": older, "dry": dry}
+    answer = client._connection.post("/v1/jobs/prune", body)
+    return JobList(JobInfo.model_validate(each) for each in answer)
 
 
 _MARKS = {"done": "✓", "failed": "✕", "cancelled": "■", "scheduled": "◷", "queued": "○"}

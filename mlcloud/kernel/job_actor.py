@@ -44,11 +44,14 @@ class JobWorker:
         with contextlib.suppress(RuntimeError):  # the loop ends, and the process with it
             self._loop.call_soon_threadsafe(self._news.set)
 
-    async def facts(self) -> dict[str, Any]:
-        """Where it is."""
+    async def facts(self, packages: bool = False) -> dict[str, Any]:
+        """Where it is, and with which `packages`."""
         import sys
 
+        from mlcloud.environment.facts import installed
+
         return {
+            "packages": installed() if packages else None,
             "instance": os.environ.get("RAY_CLOUD_INSTANCE_ID", ""),
             "pid": os.getpid(),
             "python": ".".join(map(str, sys.version_info[:3])),

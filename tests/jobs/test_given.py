@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -181,3 +182,82 @@ def test_what_c_code_and_children_print_is_in_the_log_of_its_item() -> None:
         assert lines[:3] == [f"python {item}", f"from C {item}", "a child"]
         assert sorted(lines[3:]) == ["a fork", "last", "no end of line", "to stderr"]
     assert os.environ.get("MLCLOUD_HOME")
+
+
+def test_costs_are_grouped_by_the_tags_of_jobs_and_stay_when_these_are_removed(
+    cluster: Embedded,
+) -> None:
+    def work(x: int) -> int:
+        print("some text")
+        return x
+
+    client = mlcloud.connect()
+    old = remote(work, tags={"team": "vision"}).submit(1)
+    assert old.result(WAIT_S) == 1
+    spent = float(old.cost)
+    by_team = mlcloud.cost("tag:team").to_frame().set_index("tag:team")["usd"]
+    assert by_team["vision"] == pytest.approx(spent, rel=0.01)
+
+    new = remote(work).submit(old)  # it needs the old one's result
+    assert new.result(WAIT_S) == 1
+    store = cluster.home / "store" / "manifests" / "jobs"
+    until(lambda: (store / old.id).exists(), "it is in the store")
+    assert [each.id for each in client.prune_jobs("1d")] == []
+    names = [each.id for each in client.prune_jobs("0s", dry=True)]
+    assert {old.id, new.id} <= set(names)
+    old.remove()
+    assert not list((store / old.id).glob("*.json"))
+    with pytest.raises(errors.NotFound, match=old.id):
+        client.attach(old.id)
+    assert old.id not in {each.id for each in client.jobs()}
+    assert new.logs() == "some text\n"
+    assert (
+        mlcloud.cost("tag:team").to_frame().set_index("tag:team")["usd"]["vision"] >= spent * 0.99
+    )
+
+    def waits(x: int) -> int:
+        import time
+
+        time.sleep(60)
+        return x
+
+    slow = remote(waits).submit(new)
+    with pytest.raises(errors.Conflict, match=f"{slow.id}.*needs its result"):
+        new.remove()
+    with pytest.raises(errors.Conflict, match="cancel it first"):
+        slow.remove()
+    assert new.id not in {each.id for each in client.prune_jobs("0s")}
+    slow.cancel()
+    new.remove()
+    assert slow.id in {each.id for each in client.prune_jobs("0s")}
+    assert client.jobs() == []
+
+
+@pytest.mark.slow
+def test_a_rerun_has_the_packages_of_then(cluster: Embedded) -> None:
+    def version(x: int) -> str:
+        from importlib import metadata
+
+        return metadata.version("six")
+
+    job = remote(version).submit(1)
+    now = job.result(WAIT_S)
+    assert now != "1.15.0"
+    cluster.kill_gateway()
+    with sqlite3.connect(cluster.home / "gateway.db") as database:  # as if it ran years ago
+        ((text,),) = database.execute("select remembered from jobs where id = ?", [job.id])
+        remembered = json.loads(text)
+        assert remembered["packages"]["six"] == now
+        remembered["packages"]["six"] = "1.15.0"
+        values = [json.dumps(remembered), job.id]
+        database.execute("update jobs set remembered = ? where id = ?", values)
+    again = cluster.connect().attach(job.id).rerun()
+    assert again.result(WAIT_S) == "1.15.0"
+    assert again.rerun().result(WAIT_S) == "1.15.0"
+    assert cluster.connect().attach(job.id).rerun(packages="now").result(WAIT_S) == now
+
+    # With an environment of its own: what was resolved then is what it gets again.
+    own = remote(version, environment=["six>=1.14,<1.16"]).submit(1)
+    assert own.result(WAIT_S) == "1.15.0"
+    assert own.info.remembered["packages"]["six"] == "1.15.0"
+    assert own.rerun().result(WAIT_S) == "1.15.0"

@@ -96,6 +96,7 @@ class Worker:
     leaving: bool = False
     over: bool = False
     pump: asyncio.Task[None] | None = None
+    packages: dict[str, str] | None = None  # with an environment of its own
     prepared: str = ""  # the job whose secrets and data it has
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # of who prepares it
 
@@ -176,8 +177,9 @@ class Crews:
                 connection.execute(insert(tables.workers).values(row))
             handle = await asyncio.to_thread(self._create, name, shape, request)
             try:
-                facts = await handle.facts.remote()
-                return Worker(name, shape, handle, instance=str(facts["instance"]))
+                facts = await handle.facts.remote(packages=bool(shape.environment))
+                at, packages = str(facts["instance"]), facts["packages"]
+                return Worker(name, shape, handle, instance=at, packages=packages)
             except asyncio.CancelledError:
                 self._forget(name, handle)
                 raise

@@ -39,6 +39,7 @@ class Items:
         self.again: deque[int] = deque()  # to be handed out before others
         self.alone: set[int] = set()  # to be run by itself: one of them ended its worker
         self.needs: dict[int, set[str]] = {}  # jobs that it waits for
+        self.refers: set[str] = set()  # jobs whose results are in any of them
         self.pins: dict[int, str] = {}  # the one worker that can run it
         self._pinned: dict[str, deque[int]] = {}  # by that worker, those that wait
         self.done = self.failed = 0
@@ -100,6 +101,7 @@ class Items:
         self._where.extend([0] * count)
         for item, jobs in needs.items():
             self.needs[int(item)] = set(jobs)
+            self.refers |= set(jobs)
 
     def wire(self, item: int) -> Any:
         """The item as it was sent."""

@@ -120,6 +120,10 @@ class Job:
             json.dumps(private, sort_keys=True) if any(private.values()) else "",
         )
 
+    def refers(self) -> set[str]:
+        """Jobs whose results it needs."""
+        return {job for job, _ in self.code["needs"]} | self.items.refers
+
     def status(self, text: str) -> None:
         """What it waits for."""
         self.detail = text
@@ -317,6 +321,8 @@ class Job:
             rows.append([item, wire, needs, *([] if parent is None else [parent])])
         if self.started_at is None:
             self.started_at = now()
+        if "packages" not in self.remembered and worker.packages:
+            self.remembered["packages"] = worker.packages
         if worker.instance not in self.places:
             self.places = [*self.places, worker.instance][-20:]
         if self.state is JobState.QUEUED:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 from sqlalchemy import insert, select
 
-from mlcloud import __version__
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.records import now
 from mlcloud.cost.budgets import Limit
@@ -39,6 +37,8 @@ from mlcloud.gateway.jobs.items import FAILED, Items
 from mlcloud.gateway.jobs.job import Job, own_error
 from mlcloud.gateway.jobs.keeping import Keeping
 from mlcloud.gateway.jobs.kept import KEEP, kept_in
+from mlcloud.gateway.jobs.remembered import PACKAGES, local, noted, then
+from mlcloud.gateway.jobs.removal import REMOVED, Removal
 from mlcloud.gateway.payers import CLUSTER
 from mlcloud.job_models import JobInfo, JobRequest, JobState, Rerun
 from mlcloud.units import format_usd, parse_duration, parse_size
@@ -59,7 +59,15 @@ class Jobs:
     """By id."""
 
     def __init__(
-        self, services: Services, budgets: Budgets, store: Store, signer: Signer, cluster: str
+        self,
+        services: Services,
+        budgets: Budgets,
+        store: Store,
+        signer: Signer,
+        cluster: str,
+        *,
+        keep: timedelta = timedelta(0),
+        keep_runs: int = 100,
     ) -> None:
         self._services, self._budgets = services, budgets
         self._all: dict[str, Job] = {}
@@ -71,8 +79,9 @@ class Jobs:
             ready=self._wake,
         )
         self.keeping = Keeping(services.engine, store, signer, cluster)
+        self.removal = Removal(self, keep, keep_runs)
         self._due = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[Any]] = []
 
     def __iter__(self) -> Iterator[Job]:
         return iter(list(self._all.values()))
@@ -81,10 +90,12 @@ class Jobs:
         """Begin: jobs of an earlier gateway go on."""
         self._load()
         self._tasks = [
+            asyncio.create_task(asyncio.to_thread(local)),  # it takes some tenths of a second
             asyncio.create_task(self._adopt()),
             asyncio.create_task(self._serve()),
             asyncio.create_task(self._look_outside()),
             asyncio.create_task(self.keeping.run(self)),
+            asyncio.create_task(self.removal.run()),
         ]
 
     async def close(self, *, keep: bool) -> None:
@@ -106,7 +117,8 @@ class Jobs:
     def _load(self) -> None:
         self.keeping.rebuild()
         with self._services.engine.connect() as connection:
-            rows = connection.execute(select(tables.jobs).order_by(tables.jobs.c.created_at)).all()
+            there = select(tables.jobs).where(tables.jobs.c.state != REMOVED)
+            rows = connection.execute(there.order_by(tables.jobs.c.created_at)).all()
         for row in rows:
             self._all[row.id] = self._from_row(row)
 
@@ -205,7 +217,7 @@ class Jobs:
             created_at=now(),
             state=JobState.QUEUED if next_run is None else JobState.SCHEDULED,
             next_run=next_run,
-            remembered=self._remembered(request),
+            remembered=noted(self._services, request),
         )
         job.shape.request(self._services)  # raises where there is no such node
         for needed in job.needs:
@@ -226,22 +238,6 @@ class Jobs:
         if request.max_cost is not None:
             self._budgets.put(job.key, request.max_cost)
         return job
-
-    def _remembered(self, request: JobRequest) -> dict[str, Any]:
-        """What would have to be had again to run it as it was."""
-        from mlcloud.environment import facts
-
-        spec = getattr(self._services.cluster.cloud, "spec", None)
-        runtime = getattr(spec, "runtime", None)
-        found: dict[str, Any] = {
-            "mlcloud": __version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "image": getattr(runtime, "image", None) or "",
-        }
-        if request.environment is None:  # with what the nodes have
-            found["packages"] = facts.report().packages
-        return found
 
     def add(
         self, job: Job, first: int, items: list[Any], needs: dict[int, list[str]], *, last: bool
@@ -272,12 +268,17 @@ class Jobs:
     def rerun(self, old: Job, wanted: Rerun, *, of_schedule: bool = False) -> Job:
         """A new job with the code, items and environment of another one."""
         changed: dict[str, Any] = {"id": wanted.id, "rerun_of": old.id, "every": None, "cron": None}
+        if wanted.packages == "then" and not of_schedule:
+            changed["environment"] = then(old)
         if of_schedule:
             changed |= {"rerun_of": None, "schedule": old.id}
         request = old.request.model_copy(update=changed)
         job = self.create(request, old.code, self._services.vault.held(old.id))
         if job.items.total:
             return job  # asked for twice
+        if job.request.environment is not None and "packages" in old.remembered:
+            job.remembered |= {key: old.remembered[key] for key in PACKAGES & old.remembered.keys()}
+            job.save()
         if job.sweep is not None:
             self._wake()
             return job
@@ -294,6 +295,12 @@ class Jobs:
         self._settle_needs(job)
         self._wake()
         return job
+
+    def forget(self, job: Job) -> None:
+        """It was removed."""
+        self._all.pop(job.id, None)
+        self.crews.kept.forget(self.crews.kept.of_job(job.id), "its job was removed")
+        job.changed()
 
     def infos(self) -> list[JobInfo]:
         return [job.info(self.crews) for job in self]

@@ -20,8 +20,19 @@ from fastapi import APIRouter, Path, Query, Request, Response, WebSocket, WebSoc
 from pydantic import ValidationError
 
 from mlcloud.errors import MLCloudError, UsageError
-from mlcloud.job_models import Hold, ItemsTaken, JobId, JobInfo, JobLog, JobRequest, LogPiece, Rerun
+from mlcloud.job_models import (
+    Hold,
+    ItemsTaken,
+    JobId,
+    JobInfo,
+    JobLog,
+    JobRequest,
+    LogPiece,
+    PruneJobs,
+    Rerun,
+)
 from mlcloud.models import SecretsRequest
+from mlcloud.units import parse_duration
 
 if TYPE_CHECKING:
     from mlcloud.gateway.jobs.jobs import Jobs
@@ -142,6 +153,23 @@ def routes(jobs: Jobs, log_change: Callable[[str, str], None]) -> APIRouter:
         jobs.cancel(job)
         log_change("job.cancel", job_id)
         return job.info(jobs.crews)
+
+    @router.delete("/{job_id}")
+    async def remove(job_id: Id) -> JobInfo:
+        job = await asyncio.to_thread(jobs.find, job_id)
+        info = job.info(jobs.crews)
+        await jobs.removal.remove(job)
+        log_change("job.remove", f"{job_id} {info.name}")
+        return info
+
+    @router.post("/prune")
+    async def prune(wanted: PruneJobs) -> list[JobInfo]:
+        found = jobs.removal.older(parse_duration(wanted.older))
+        infos = [job.info(jobs.crews) for job in found]
+        for job in found if not wanted.dry else ():
+            await jobs.removal.remove(job)
+            log_change("job.remove", f"{job.id} {job.request.name}")
+        return infos
 
     @router.put("/{job_id}/secrets")
     async def put_secrets(job_id: Id, request: SecretsRequest) -> JobInfo:
