@@ -171,6 +171,14 @@ class Settings(BaseSettings):
         description="How long the states, logs and loops' checkpoints of a closed session stay in "
         "the store.",
     )
+    jobs_keep: timedelta = Field(
+        timedelta(0),
+        description="Jobs that ended so long ago are removed, with their results, logs and "
+        "checkpoints. `0s`: none is, so that each can be run again years later.",
+    )
+    schedule_keep: int = Field(
+        100, ge=1, description="Runs of a schedule that stay: so many of the newest."
+    )
     history_keep: int = Field(
         50,
         ge=1,
@@ -206,6 +214,7 @@ class Settings(BaseSettings):
         "prune_every",
         "prune_grace",
         "closed_keep",
+        "jobs_keep",
         mode="before",
     )
     @classmethod

@@ -168,6 +168,10 @@ class WorkerDied(JobFailed):
     """An item ended its worker process each time that it was tried."""
 
 
+class ResultLost(JobFailed):
+    """A result that cannot be pickled was kept in its worker, and is gone. The message says why."""
+
+
 # --- store and checkpoints ------------------------------------------------------------------------
 
 

@@ -13,7 +13,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mlcloud.models import EnvironmentSpec, Market, Model, TagKey, TagValue
+from mlcloud.models import (
+    DataMount,
+    EnvironmentSpec,
+    Market,
+    Model,
+    SecretName,
+    SecretSource,
+    TagKey,
+    TagValue,
+)
 
 JobId = r"^j-[0-9a-f]{12,32}$"
 
@@ -66,9 +75,20 @@ class JobRequest(Model):
     expect: str | None = Field(None, description="How long all of its work takes on one worker.")
     max_cost: str | None = Field(None, description="Dollars.")
     timeout: str | None = Field(None, description="An item that takes longer has failed.")
+    keep: str | None = Field(
+        None, description="How long a result that cannot be pickled stays unused in its worker."
+    )
     every: str | None = Field(None, description="A duration: run it again and again, so far apart.")
     cron: str | None = Field(None, max_length=200, description="Five fields, UTC.")
     environment: EnvironmentSpec | None = None
+    secrets: dict[SecretName, SecretSource] = Field(
+        {},
+        max_length=100,
+        description="Environment variables of its workers, and where each value is kept.",
+    )
+    data: list[DataMount] = Field(
+        [], max_length=50, description="There, in a worker, before its first item runs."
+    )
     sweep: SweepRequest | None = Field(None, description="Its items are made here, not sent.")
     tags: dict[TagKey, TagValue] = Field({}, max_length=50)
     owner: str = Field("", max_length=100)
@@ -93,6 +113,7 @@ class JobInfo(Model):
     preempted: int = Field(description="Items that run again since their node was taken.")
     retried: int = Field(description="Items that ran again since they had failed.")
     workers: int
+    kept: int = Field(0, description="Results that cannot be pickled and are in their workers.")
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -109,9 +130,21 @@ class JobInfo(Model):
     next_run: datetime | None = Field(None, description="Of a scheduled one.")
     last_result: int = Field(0, description="The number of its newest results.")
     last_log: int = 0
+    secrets: dict[str, str] = Field({}, description="Their names, and where each is kept.")
+    missing: list[str] = Field(
+        [], description="Secrets that it waits for: a notebook has them, and the gateway does not."
+    )
+    data: dict[str, str] = Field({}, description="Path and URL.")
     remembered: dict[str, Any] = Field(
         {}, description="What it ran with: Python, packages, mlcloud's version, the node's image."
     )
+
+
+class Hold(Model):
+    """A notebook has handles of results that are kept in workers, or has none any more."""
+
+    holder: str = Field(pattern=r"^[0-9a-f]{16}$")
+    held: bool
 
 
 class Rerun(Model):
@@ -119,6 +152,16 @@ class Rerun(Model):
 
     id: str = Field(pattern=JobId, description="Of the new one.")
     failed_only: bool = Field(False, description="Only the items that failed.")
+    packages: Literal["then", "now"] = Field(
+        "then", description="`then`: those that it ran with; `now`: those that the nodes have."
+    )
+
+
+class PruneJobs(Model):
+    """Remove jobs that are over."""
+
+    older: str = Field(description="A duration: those that ended so long ago.")
+    dry: bool = Field(False, description="Only tell which.")
 
 
 class LogPiece(Model):

@@ -463,7 +463,7 @@ def _advise(words: list[str]) -> Any:
 
 
 def _jobs(words: list[str]) -> Any:
-    """`jobs [logs | cancel | rerun | show ID]`."""
+    """`jobs [logs | cancel | rerun | rm | show ID | prune --older 30d]`."""
     from mlcloud.client.job_commands import run
 
     return run(words)

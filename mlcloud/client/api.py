@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from blake3 import blake3
 from pydantic import ValidationError
 
 from mlcloud.client import environments
@@ -198,6 +199,13 @@ class Client:
 
         return jobs.listed(self)
 
+    def prune_jobs(self, older: str, *, dry: bool = False) -> JobList:
+        """Remove jobs that ended so long ago (`30d`), with results, logs and checkpoints. Returns
+        which; `dry` only tells. What jobs that go on need stays."""
+        from mlcloud.client import jobs
+
+        return jobs.prune(self, older, dry=dry)
+
     def is_same(self, connection: Connection) -> bool:
         """Whether this client finds the same gateway in the same way."""
         mine = self._connection
@@ -215,7 +223,12 @@ class Client:
 
     def name_for(self, resources: dict[str, Any]) -> str:
         """The name of this notebook's session for these resources, the same for equal ones."""
-        words = [str(resources[key]) for key in sorted(resources)]
+        words = [
+            blake3(repr(value).encode()).hexdigest()[:8]
+            if key in ("secrets", "data")
+            else str(value)
+            for key, value in sorted(resources.items())
+        ]
         text = "-".join(re.sub(r"[^A-Za-z0-9]+", "", word).lower() for word in words)
         return f"{self._unnamed}-{text}"
 

@@ -37,8 +37,11 @@ __all__ = ["RemoteFunction", "remote"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RESOURCES = ("gpu", "cpus", "memory", "market", "idle_timeout", "workers", "environment")
-JOBS = ("retries", "deadline", "expect", "max_workers", "every", "cron", "tags")
+RESOURCES = (
+    *("gpu", "cpus", "memory", "market", "idle_timeout", "workers", "environment"),
+    *("secrets", "data"),
+)
+JOBS = ("retries", "deadline", "expect", "max_workers", "keep", "every", "cron", "tags")
 _LITERALS = (int, float, str, bool, type(None))
 
 
@@ -53,16 +56,18 @@ def remote(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
 
     `gpu` is `NAME:COUNT`, `cpus` vCPUs, `memory` a size such as `8GB`, `market` `spot` or
     `on-demand`, `idle_timeout` a duration, `workers` how many ranks run each call (rank 0's result
-    comes back); `session` a session's name, or the `Session` itself.
-    Without any, calls run in this notebook's own session; with resources alone, in a session of
-    this notebook that is made for them. `timeout` (a duration) interrupts a call, `quiet` hides its
-    footer, `max_cost` (dollars) interrupts a call that has cost so much. `retries`: so often a call
-    that raised is tried again; a node that is taken away does not count.
+    comes back), `secrets` and `data` as for `mlcloud.session`; `session` a session's name, or the
+    `Session` itself. Without any, calls run in this notebook's own session; with resources alone,
+    in a session of this notebook that is made for them. `timeout` (a duration) interrupts a call,
+    `quiet` hides its footer, `max_cost` (dollars) interrupts a call that has cost so much.
+    `retries`: so often a call that raised is tried again; a node that is taken away does not count.
 
     For jobs (`.submit`, `.map`) also: `max_workers` (8) processes at once, `environment` as for
     `mlcloud.session`, `deadline` (a duration: spot as long as that ends in time, then on demand;
     `expect`, how long the work takes, if it never ran before), `tags`, and a schedule, `every="1d"`
-    or `cron="0 6 * * *"` (UTC). `timeout` is each item's, `max_cost` the whole job's.
+    or `cron="0 6 * * *"` (UTC). `timeout` is each item's, `max_cost` the whole job's. A result that
+    cannot be pickled stays in its worker and comes as a `RemoteValue`, to be an argument of other
+    jobs: until no notebook refers to it, and `keep` (15m) after its last use at the latest.
 
     A class becomes one whose objects live in a session (`RemoteClass`).
 

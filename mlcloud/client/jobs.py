@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import secrets
 import sys
 import threading
@@ -26,13 +27,16 @@ import msgpack
 from mlcloud import errors
 from mlcloud.client.connection import Connection, error_named
 from mlcloud.client.errors import rebuilt
+from mlcloud.client.kept import Hold, of_wire
 from mlcloud.client.objects import Inbox, _fetch, put
+from mlcloud.client.secrets import find
 from mlcloud.client.wire import Wire
 from mlcloud.job_models import ENDED, JobInfo, JobLog, JobState
 from mlcloud.units import format_usd
 from mlcloud.values import packed
 from mlcloud.values.messages import Blob
 from mlcloud.values.reducers import Classes
+from mlcloud.values.secrets import Secrets
 from mlcloud.widgets.tables import escaped
 
 if TYPE_CHECKING:
@@ -51,6 +55,14 @@ class Peer:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.feed = Feed(connection)
+        self._holds: weakref.WeakValueDictionary[str, Hold] = weakref.WeakValueDictionary()
+
+    def hold(self, job: str) -> Hold:
+        """Of what that job left in its workers, as long as somebody refers to it."""
+        found = self._holds.get(job)
+        if found is None:
+            found = self._holds[job] = Hold(self.connection, job)
+        return found
 
     @property
     def namespace(self) -> dict[str, Any]:
@@ -77,8 +89,20 @@ class Peer:
         return inbox.take(blob)
 
     def value(self, wire: Any) -> Any:
+        if isinstance(wire, dict):  # it cannot be pickled, and stayed where it is
+            return of_wire(wire, self.hold(str(wire["kept"][0])))
         # From our own job over the authenticated channel: the user's own object.
         return packed.unpack(wire, self.namespace, self.classes, self.get)
+
+    def give(self, info: JobInfo) -> None:
+        """Secrets that a job waits for, as far as they are kept here. Raises nothing: another
+        notebook may have them."""
+        values, _ = find({name: info.secrets[name] for name in info.missing})
+        if not values:
+            return
+        self.classes.secrets = Secrets({**self.classes.secrets.values, **values})
+        with contextlib.suppress(errors.MLCloudError):
+            self.connection.put(f"/v1/jobs/{info.id}/secrets", {"values": values})
 
     def error(self, told: dict[str, Any], where: str) -> BaseException:
         """The exception of an item, as it was raised there."""
@@ -210,9 +234,9 @@ class Handle(concurrent.futures.Future[Any]):
         self.id = info.id
         self.name = info.name
         self._changed = threading.Condition()
-        if info.state in ENDED:
-            self._news(info, None)
-        else:
+        self._asked: list[str] = []  # secrets
+        self._news(info, None)
+        if info.state not in ENDED:
             peer.feed.watch(self)
 
     # --- what the feed tells ----------------------------------------------------------------------
@@ -221,6 +245,9 @@ class Handle(concurrent.futures.Future[Any]):
         with self._changed:
             self._info = info
             self._changed.notify_all()
+        if info.missing and info.missing != self._asked:
+            self._peer.give(info)
+        self._asked = info.missing
         if info.state in ENDED and not super().done():
             self._end(info, result)
 
@@ -268,11 +295,17 @@ class Handle(concurrent.futures.Future[Any]):
         self._cancelled()
         return self.cancelled()
 
-    def rerun(self, *, failed_only: bool = False) -> Any:
-        """The same again, as a new job: with the code, items and environment that it had."""
-        body = {"id": new_id(), "failed_only": failed_only}
+    def rerun(self, *, failed_only: bool = False, packages: str = "then") -> Any:
+        """The same again, as a new job: with the code, items and packages that it had `then`, or
+        with the packages that the nodes have `now`."""
+        body = {"id": new_id(), "failed_only": failed_only, "packages": packages}
         answer = self._peer.connection.post(f"/v1/jobs/{self.id}/rerun", body)
         return handle(self._peer, JobInfo.model_validate(answer))
+
+    def remove(self) -> None:
+        """Forget it: its results, logs and checkpoints go, what it cost stays. Raises `Conflict`
+        where it has not ended, or another job needs its result."""
+        self._peer.connection.request("DELETE", f"/v1/jobs/{self.id}")
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for its end, at most `timeout` seconds; whether it has ended. Raises nothing of
@@ -422,6 +455,14 @@ def listed(client: Client) -> JobList:
     return JobList(JobInfo.model_validate(each) for each in client._connection.get("/v1/jobs"))
 
 
+def prune(client: Client, older: str, *, dry: bool = False) -> JobList:
+    """Remove jobs that ended so long ago (a duration, `30d`); those that it were. `dry`: only tell
+    which. What another one needs stays."""
+    body = {"older": older, "dry": dry}
+    answer = client._connection.post("/v1/jobs/prune", body)
+    return JobList(JobInfo.model_validate(each) for each in answer)
+
+
 _MARKS = {"done": "✓", "failed": "✕", "cancelled": "■", "scheduled": "◷", "queued": "○"}
 
 
@@ -436,6 +477,9 @@ def facts(info: JobInfo) -> list[str]:
     if info.next_run is not None:
         detail = f"next {info.next_run:%Y-%m-%d %H:%M:%S} UTC" + (f"; {detail}" if detail else "")
     workers = f"{info.workers} workers" if info.workers else ""
+    if info.kept:
+        kept = f"{info.kept} results kept in workers"
+        workers = f"{workers}, {kept}" if workers else kept
     return [f"{_MARKS.get(state, '▷')} {info.id}", info.name, state, items, workers, cost, detail]
 
 

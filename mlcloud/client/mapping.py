@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from mlcloud import errors
 from mlcloud.client.jobs import POLL_S, Handle, Peer, failure
+from mlcloud.client.kept import Hold
 from mlcloud.job_models import ENDED, JobInfo, JobState
 from mlcloud.values import packed
 from mlcloud.widgets.loop import Seen, _Surface, _surface
@@ -82,6 +83,7 @@ class Jobs(Handle):
     _feeder: Feeder | None = None
     _quiet = False
     _on_error: OnError = "raise"
+    _hold: Hold | None = None
 
     def _end(self, info: JobInfo, result: list[Any] | None) -> None:
         if info.state is JobState.CANCELLED:
@@ -223,6 +225,8 @@ class Jobs(Handle):
             raise self._error(entry)
         if isinstance(entry[2], int):
             return self._parts(entry[0])
+        if isinstance(entry[2], dict):  # kept in its worker, for as long as these jobs too
+            self._hold = self._peer.hold(self.id)
         return self._peer.value(entry[2])
 
     def _parts(self, item: int) -> list[Any]:

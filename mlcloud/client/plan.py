@@ -384,7 +384,15 @@ def _problems(plan: Plan, key: str, forced: Collection[str]) -> list[errors.MLCl
             )
         )
     for session, remote, _ in plan.scan.pickled[key].refs:
-        if session not in plan.shared.own:
+        if session == "job":
+            found.append(
+                errors.NotPicklable(
+                    f"`{key}` holds a result of job {remote}, which is not in this session: give "
+                    "it to another job, or fetch it first with `.result()` or `.get()`, if it can "
+                    "be pickled"
+                )
+            )
+        elif session not in plan.shared.own:
             found.append(
                 errors.NotPicklable(
                     f"`{key}` holds `{remote}`, which lives in another session "

@@ -106,6 +106,9 @@ class RemoteValue:
         """Its name, if the user gave it one."""
         return "" if self.name.startswith("_mlcloud") else self.name
 
+    def _where(self) -> str:
+        return f"in session {self.place}"
+
     def _facts(self) -> str:
         shape = None if self.shape is None else "×".join(map(str, self.shape))
         size = None if self.nbytes is None else _bytes(self.nbytes)
@@ -117,7 +120,7 @@ class RemoteValue:
     def __repr__(self) -> str:
         why = f" ({self._info.why})" if self._info.why else ""
         name = f" {self._label}" if self._label else ""
-        head = f"<remote{name}: {self._facts()}, in session {self.place}{why}>"
+        head = f"<remote{name}: {self._facts()}, {self._where()}{why}>"
         more = " · ".join(self._more())
         return "\n".join(part for part in (head, more, self._info.text) if part)
 
@@ -129,7 +132,7 @@ class RemoteValue:
         text = f'<pre style="{_TEXT}">{html.escape(self._info.text)}</pre>'
         return (
             f'<div style="{_BOX}"><div>{title}{html.escape(self._facts())} '
-            f'<span style="{_QUIET}">in session {html.escape(self.place)}</span></div>'
+            f'<span style="{_QUIET}">{html.escape(self._where())}</span></div>'
             f"{more}{self._info.html or text}</div>"
         )
 

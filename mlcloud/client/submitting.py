@@ -15,11 +15,15 @@ from pydantic import ValidationError
 from mlcloud.client import environments
 from mlcloud.client.api import default, owner
 from mlcloud.client.jobs import Job, Peer, new_id, peer
+from mlcloud.client.kept import KeptResult
 from mlcloud.client.mapping import AHEAD, Feeder, Jobs, OnError
 from mlcloud.client.remote_value import RemoteValue
-from mlcloud.errors import UsageError
+from mlcloud.client.secrets import declared, find, missing_text
+from mlcloud.errors import SecretMissing, UsageError
 from mlcloud.job_models import JobInfo, JobRequest
 from mlcloud.values import packed
+from mlcloud.values.pickling import holds_secret
+from mlcloud.values.secrets import Secrets
 
 if TYPE_CHECKING:
     from mlcloud.client.api import Client
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 #: What of a function's options a job has.
 OPTIONS = (
     *("gpu", "cpus", "memory", "market", "max_workers", "retries", "deadline", "expect"),
-    *("max_cost", "timeout", "every", "cron", "tags"),
+    *("max_cost", "timeout", "keep", "every", "cron", "tags"),
 )
 
 
@@ -40,12 +44,12 @@ def submit(
     """One call as a job. Raises `NotPicklable`, and what the gateway refuses."""
     client = default()
     to = peer(client)
+    found = _secrets(to, options)
     code = _code(to, function)
     item = _item(to, function, code)((args, kwargs))
     refs = packed.named(item.needs)
     body = {
-        "request": _request(client, function, options, single=True),
-        "code": {"wire": code.wire, "needs": packed.named(code.needs)},
+        **opened(client, function, options, code, found, single=True),
         "items": [[item.wire, refs] if refs else [item.wire]],
         "needs": {0: packed.jobs_of(refs)} if refs else {},
         "last": True,
@@ -69,16 +73,43 @@ def map_over(
         raise UsageError(f"ahead={ahead}: at least one item must be under way")
     client = default()
     to = peer(client)
+    found = _secrets(to, options)
     code = _code(to, function)
-    body = {
-        "request": _request(client, function, options, single=False),
-        "code": {"wire": code.wire, "needs": packed.named(code.needs)},
-    }
+    body = opened(client, function, options, code, found, single=False)
     jobs = Jobs(to, JobInfo.model_validate(to.send("POST", "/v1/jobs", body)))
     jobs._on_error, jobs._quiet = on_error, quiet
     jobs._feeder = Feeder(to, jobs.id, calls, _item(to, function, code), ahead)
     jobs._feeder.start()
     return jobs
+
+
+def _secrets(to: Peer, options: Mapping[str, Any]) -> dict[str, str]:
+    """Values of the job's secrets that are kept here; from now on no job's code or arguments may
+    hold them. Raises `SecretMissing`."""
+    sources = declared(options.get("secrets") or ())
+    values, reasons = find(sources)
+    if reasons:
+        raise SecretMissing(missing_text(reasons.values()))
+    if values:
+        to.classes.secrets = Secrets({**to.classes.secrets.values, **values})
+    return values
+
+
+def opened(
+    client: Client,
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    code: packed.Packed,
+    secrets: dict[str, str],
+    *,
+    single: bool,
+) -> dict[str, Any]:
+    """What makes the job."""
+    body: dict[str, Any] = {
+        "request": _request(client, function, options, single=single),
+        "code": {"wire": code.wire, "needs": packed.named(code.needs)},
+    }
+    return {**body, "secrets": secrets} if secrets else body
 
 
 def _code(to: Peer, function: Callable[..., Any]) -> packed.Packed:
@@ -101,7 +132,10 @@ def _item(
             kwargs = {name: _fetched(value) for name, value in kwargs.items()}
         whole = (args, kwargs, None)
         if packed._is_plain(whole):
-            return packed.pack(whole, namespace, classes, to.put, name=title)
+            found = packed.pack(whole, namespace, classes, to.put, name=title)
+            if held := classes.secrets.held_by(found.wire):
+                raise holds_secret(title, held)
+            return found
         names, pickled = packed.with_names(whole, namespace, classes, title)
         if not names:
             # Once more, for the wire has the value alone.
@@ -113,8 +147,10 @@ def _item(
 
 
 def _fetched(value: Any) -> Any:
-    """A session's object is fetched: a job's worker is elsewhere."""
-    return value.get() if isinstance(value, RemoteValue) else value
+    """A session's object is fetched: a job's worker is elsewhere. One that a worker keeps is not:
+    the call goes there."""
+    is_here = not isinstance(value, RemoteValue) or isinstance(value, KeptResult)
+    return value if is_here else value.get()
 
 
 def _request(
@@ -123,6 +159,10 @@ def _request(
     wanted = {name: options[name] for name in OPTIONS if options.get(name) is not None}
     if "max_cost" in wanted:
         wanted["max_cost"] = str(wanted["max_cost"])
+    if options.get("secrets") is not None:  # none at all: nor those of the cluster
+        wanted["secrets"] = declared(options["secrets"])
+    if options.get("data") is not None:
+        wanted["data"] = [{"path": str(p), "url": url} for p, url in options["data"].items()]
     streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
     try:
         request = JobRequest.model_validate(
@@ -139,7 +179,7 @@ def _request(
     except ValidationError as error:
         problems = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
         raise UsageError(f"no such job can be: {problems}") from None
-    body = request.model_dump(mode="json")
+    body = request.model_dump(mode="json", exclude_unset=True)
     if options.get("environment") is not None:
         body["environment"] = environments.spec(options["environment"], client._connection)
     return body

@@ -129,11 +129,11 @@ def _budget(budget: str | float | Decimal | None) -> tuple[Decimal | None, str |
 def _submitted(call: Configured, options: Mapping[str, Any], wanted: SweepRequest) -> Sweep:
     client = default()
     to = peer(client)
+    secrets = submitting._secrets(to, options)
     code = packed.pack_code(call, to.namespace, to.classes, to.put)
-    request = submitting._request(client, call, options, single=False)
-    request["source"] = submitting._source(call.function)
-    request["sweep"] = wanted.model_dump(mode="json")
-    body = {"request": request, "code": {"wire": code.wire, "needs": packed.named(code.needs)}}
+    body = submitting.opened(client, call, options, code, secrets, single=False)
+    body["request"]["source"] = submitting._source(call.function)
+    body["request"]["sweep"] = wanted.model_dump(mode="json")
     return Sweep(to, JobInfo.model_validate(to.send("POST", "/v1/jobs", body)))
 
 

@@ -41,9 +41,25 @@ def cancel(id: str) -> None:
 @jobs.command()
 @click.argument("id")
 @click.option("--failed", is_flag=True, help="Only the items that failed.")
-def rerun(id: str, failed: bool) -> None:
+@click.option("--now", is_flag=True, help="With the packages of today.")
+def rerun(id: str, failed: bool, now: bool) -> None:
     """Run a job again, as it was, with the code, data and packages that it had."""
-    _run("rerun", id, *["--failed"] * failed)
+    _run("rerun", id, *["--failed"] * failed, *["--now"] * now)
+
+
+@jobs.command()
+@click.argument("id", nargs=-1, required=True)
+def rm(id: tuple[str, ...]) -> None:
+    """Forget jobs that are over: results, logs and checkpoints go, what they cost stays."""
+    _run("rm", *id)
+
+
+@jobs.command()
+@click.option("--older", required=True, metavar="30d", help="Those that ended so long ago.")
+@click.option("--dry", is_flag=True, help="Only tell which.")
+def prune(older: str, dry: bool) -> None:
+    """Remove jobs that ended long ago."""
+    _run("prune", "--older", older, *["--dry"] * dry)
 
 
 def _run(*words: str) -> None:

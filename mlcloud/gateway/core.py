@@ -141,7 +141,13 @@ class Gateway:
         self.repricing = Repricing(settings, self.sessions)
         self.specified.begin(self)
         self.jobs = Jobs(
-            self.sessions.services, self.budgets, self.store, signer, self.lease.cluster
+            self.sessions.services,
+            self.budgets,
+            self.store,
+            signer,
+            self.lease.cluster,
+            keep=settings.jobs_keep,
+            keep_runs=settings.schedule_keep,
         )
         self.comeback = Comeback(self.sessions, settings.spot_return)
         self.farewell = Farewell(self)

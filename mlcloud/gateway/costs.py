@@ -26,6 +26,8 @@ from mlcloud.cost.shares import NO_AMOUNT, Amount, Share, Sums, day_of, midnight
 from mlcloud.errors import UsageError
 from mlcloud.gateway import db
 from mlcloud.gateway.billing import Billing
+from mlcloud.gateway.jobs import tables as job_tables
+from mlcloud.gateway.payers import job_scope
 from mlcloud.gateway.traffic import Moved, Traffic, data_usd, total
 from mlcloud.models import CostEstimate, CostNode, CostRow, Costs, DataMoved
 from mlcloud.store import Store
@@ -217,6 +219,10 @@ class CostReports:
         with self._engine.connect() as connection:
             for row in connection.execute(select(table.id, table.name, table.request)):
                 found[row.id] = _facts(row.name.partition("#")[0], row.request)
+            jobs = select(job_tables.jobs.c.id, job_tables.jobs.c.request)
+            for job_id, request in connection.execute(jobs):
+                key = job_scope(job_id)
+                found[key] = _facts(key, request)
         return found
 
     def _tags(self, names: set[str]) -> dict[str, dict[str, str]]:
@@ -230,6 +236,10 @@ class CostReports:
                 name = row.name.partition("#")[0]
                 if name in names and (tags := dict(_said(row.request)[1])):
                     found.setdefault(name, {}).update(tags)
+            ids = [name.removeprefix(job_scope("")) for name in names]
+            jobs = select(job_tables.jobs.c.id, job_tables.jobs.c.request)
+            for job_id, request in connection.execute(jobs.where(job_tables.jobs.c.id.in_(ids))):
+                found[job_scope(job_id)] = dict(_said(request)[1])
         return found
 
     def _of_node(self, field: str) -> Callable[[str], str]:

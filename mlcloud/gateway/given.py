@@ -1,4 +1,5 @@
-"""What the cluster's specification gives to every session that is made: secrets, data, packages.
+"""What the cluster's specification gives to every session and job that is made: secrets, data and
+packages.
 
     given.secrets, given.data  +  the session's own  ─► its request; of equal names, its own counts
     given.environment          or the session's own
@@ -11,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from mlcloud.cluster.specification import Specification
 from mlcloud.job_models import JobRequest
 from mlcloud.models import DataMount, EnvironmentSpec, SessionRequest
+
+R = TypeVar("R", SessionRequest, JobRequest)
 
 
 @dataclass(frozen=True)
@@ -34,23 +38,18 @@ class Given:
         data = [DataMount.model_validate(each) for each in told["data"]]
         return cls(told["secrets"], data, environment)
 
-    def to(self, request: SessionRequest) -> SessionRequest:
-        """The request of a session that is new."""
+    def to(self, request: R) -> R:
+        """The request of a session, or a job, that is new."""
         update: dict[str, object] = {}
         if self.secrets and not self._none(request, "secrets"):
             update["secrets"] = {**self.secrets, **request.secrets}
         if self.data and not self._none(request, "data"):
-            own = {each.path for each in request.data}
+            own: set[str] = {each.path for each in request.data}
             update["data"] = [*(each for each in self.data if each.path not in own), *request.data]
         if self.environment is not None and request.environment is None:
             update["environment"] = self.environment
         return request.model_copy(update=update) if update else request
 
-    def to_job(self, request: JobRequest) -> JobRequest:
-        if self.environment is None or request.environment is not None:
-            return request
-        return request.model_copy(update={"environment": self.environment})
-
     @staticmethod
-    def _none(request: SessionRequest, name: str) -> bool:
+    def _none(request: SessionRequest | JobRequest, name: str) -> bool:
         return name in request.model_fields_set and not getattr(request, name)

@@ -17,6 +17,7 @@ from mlcloud.cluster.specification.parts import DATA_SCHEMES
 from mlcloud.cluster.specification.values import check_url
 from mlcloud.errors import Conflict, SessionFailed, UsageError
 from mlcloud.gateway.livehost import LiveHost
+from mlcloud.job_models import JobRequest
 from mlcloud.models import DataMount, SessionRequest
 from mlcloud.units import parse_size
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 PREFIX = "mount-"  # of its executions' ids: their events are not the cell's
 
 
-def check(request: SessionRequest) -> None:
+def check(request: SessionRequest | JobRequest) -> None:
     """Raises `UsageError`."""
     paths: set[str] = set()
     for each in request.data:

@@ -1,4 +1,4 @@
-"""The values of sessions' secrets, in this process's memory and nowhere else.
+"""The values of sessions' and jobs' secrets, in this process's memory and nowhere else.
 
     notebook ─ PUT …/secrets ─► put ──┐
     a host that outlived a gateway ───┼─► gather ─► the host's kernel, as environment variables
@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING
 from mlcloud.cluster.clouds import secret_stores
 from mlcloud.cluster.specification.values import Source
 from mlcloud.errors import MLCloudError, SecretMissing, UsageError
+from mlcloud.job_models import JobRequest
 
 if TYPE_CHECKING:
+    from mlcloud.gateway.jobs.job import Job
     from mlcloud.gateway.session import Session
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ def is_local(source: str) -> bool:
 
 
 class Vault:
-    """By session id. Nothing here is written, logged or pickled."""
+    """By a session's or a job's id. Nothing here is written, logged or pickled."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[str, str]] = {}
@@ -96,10 +98,13 @@ class Vault:
     def forget(self, session_id: str) -> None:
         self._values.pop(session_id, None)
 
+    def held(self, owner_id: str) -> dict[str, str]:
+        return dict(self._values.get(owner_id, {}))
+
     def holds(self, session_id: str, name: str) -> bool:
         return name in self._values.get(session_id, {})
 
-    def missing(self, session: Session) -> dict[str, str]:
+    def missing(self, session: Session | Job) -> dict[str, str]:
         """The secrets that only a notebook can give, and none has: name, and where it is kept."""
         return {
             name: source
@@ -107,7 +112,7 @@ class Vault:
             if is_local(source) and not self.holds(session.id, name)
         }
 
-    async def gather(self, session: Session, wait_s: float = WAIT_S) -> dict[str, str]:
+    async def gather(self, session: Session | Job, wait_s: float = WAIT_S) -> dict[str, str]:
         """All of a session's secrets. Raises `SecretMissing`, naming the one."""
         until = asyncio.get_running_loop().time() + wait_s
         while missing := self.missing(session):
@@ -127,26 +132,35 @@ class Vault:
                 found[name] = await self._read(session, name, Source.parse(source))
         return found
 
-    async def _read(self, session: Session, name: str, source: Source) -> str:
+    async def _read(self, session: Session | Job, name: str, source: Source) -> str:
         try:
             value = await asyncio.to_thread(secret_stores.read, source)
             check_value(name, value)
         except MLCloudError as error:
             raise SecretMissing(
-                f"secret {name} of session {session.request.name!r} could not be read from "
-                f"{source}: {error}"
+                f"secret {name} of {_title(session)} could not be read from {source}: {error}"
             ) from None
         return value
 
 
-def _missing(session: Session, missing: Mapping[str, str]) -> str:
+def _title(session: Session | Job) -> str:
+    if isinstance(session.request, JobRequest):
+        return f"job {session.id} ({session.request.name})"
+    return f"session {session.request.name!r}"
+
+
+def _missing(session: Session | Job, missing: Mapping[str, str]) -> str:
     words = ", ".join(
         f"{name} (from {source or 'the notebook'})" for name, source in missing.items()
     )
     first = next(iter(missing))
+    how = (
+        f"mlcloud.attach({session.id!r})"
+        if isinstance(session.request, JobRequest)
+        else f"mlcloud.session({session.request.name!r}, secrets=[{first!r}])"
+    )
     return (
-        f"session {session.request.name!r} needs the secret {words}, and the gateway has it no "
-        "more: it keeps secrets in memory only, and was started again. Nothing of the cell has run "
-        f"without it. Give it from a notebook that has it: "
-        f"mlcloud.session({session.request.name!r}, secrets=[{first!r}])"
+        f"{_title(session)} needs the secret {words}, and the gateway has it no "
+        "more: it keeps secrets in memory only, and was started again. Nothing has run "
+        f"without it. Give it from a notebook that has it: {how}"
     )

@@ -13,11 +13,14 @@ import asyncio
 import contextlib
 import os
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import msgpack
 
 from mlcloud.kernel.job_runner import Runner, Task
+from mlcloud.kernel.mounting import mount
+from mlcloud.store.mounts import data
 
 KEPT_BATCHES = 256
 
@@ -41,11 +44,14 @@ class JobWorker:
         with contextlib.suppress(RuntimeError):  # the loop ends, and the process with it
             self._loop.call_soon_threadsafe(self._news.set)
 
-    async def facts(self) -> dict[str, Any]:
-        """Where it is."""
+    async def facts(self, packages: bool = False) -> dict[str, Any]:
+        """Where it is, and with which `packages`."""
         import sys
 
+        from mlcloud.environment.facts import installed
+
         return {
+            "packages": installed() if packages else None,
             "instance": os.environ.get("RAY_CLOUD_INSTANCE_ID", ""),
             "pid": os.getpid(),
             "python": ".".join(map(str, sys.version_info[:3])),
@@ -93,6 +99,30 @@ class JobWorker:
             self._number += 1
             self._kept.append((self._number, msgpack.packb(told)))
         return bool(self._kept)
+
+    async def prepare(self, secrets: dict[str, str], mounts: list[dict[str, Any]]) -> None:
+        """Before a job's first item: what its code finds in its environment, and on its disk.
+
+        Raises what `data` raises.
+        """
+        self._runner.give(secrets)
+        for each in mounts:
+            await asyncio.to_thread(self._mount, each)
+
+    def _mount(self, wanted: dict[str, Any]) -> None:
+        mount(Path.cwd(), wanted["path"], data(wanted["url"], cache=wanted["cache"]))
+
+    async def held_secrets(self) -> dict[str, str]:
+        """For a gateway that was started again, and has them no more."""
+        return self._runner.secrets.values
+
+    async def kept(self) -> list[list[Any]]:
+        """The results that are here alone: [job, item]."""
+        return self._runner.kept.listed()
+
+    async def drop(self, keys: list[list[Any]]) -> None:
+        """Of these, nothing is wanted any more."""
+        self._runner.kept.drop(keys)
 
     async def give_back(self, job: str | None = None) -> list[int]:
         """Items that were not begun."""

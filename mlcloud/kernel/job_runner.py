@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import io
-import sys
+import os
 import threading
 import time
 import traceback
@@ -26,15 +25,17 @@ from typing import Any
 
 from mlcloud.checkpoint import context
 from mlcloud.errors import MLCloudError, NotPicklable
+from mlcloud.kernel.job_kept import Kept
+from mlcloud.kernel.job_output import Output
 from mlcloud.kernel.tracebacks import frames, strip
 from mlcloud.store import ChunkRef, Store
 from mlcloud.sweeps.reporting import TrialStopped
 from mlcloud.values import exceptions, packed
+from mlcloud.values.pickling import holds_secret
 from mlcloud.values.reducers import Classes
+from mlcloud.values.secrets import Secrets
 
 TELL_S = 0.02
-LOG_BYTES = 1_000_000  # of one item
-PIECE_CHARS = 8_000
 _NAMESPACE = "__mlcloud_job__"
 
 # Its number, the packed call, results of other jobs that it needs; and for a member of a population
@@ -64,6 +65,7 @@ class Results:
 
     rows: list[Any]
     get: packed.Get
+    kept: Kept
     task: Task | None = None
     loaded: dict[tuple[str, int], Any] = field(default_factory=dict)
 
@@ -73,6 +75,9 @@ class Results:
         if key not in self.loaded:
             for name, number, wire in self.rows:
                 if (name, number) == key:
+                    if isinstance(wire, dict):
+                        self.loaded[key] = self.kept.get(*wire["kept"])
+                        break
                     code = self.task.code if self.task else None
                     namespace = code.namespace if code else {}
                     classes = code.classes if code else Classes()
@@ -95,13 +100,15 @@ class Runner:
         self._queue: deque[tuple[Task, Item]] = deque()
         self._told: list[Told] = []
         self._told_at = 0.0
-        self._printed: dict[int, int] = {}
-        self._logs: list[list[Any]] = []
+        self.output = Output()
         self._results: list[list[Any]] = []
         self.running: tuple[str, int, float] | None = None
         self._unwanted: set[tuple[str, int]] = set()  # trials that are to stop
         self.notice = context.Notice()
+        self.kept = Kept()
+        self.secrets = Secrets()
         self._task: Task | None = None
+        self.output.redirect()
         threading.Thread(target=self._run, name="mlcloud-items", daemon=True).start()
         threading.Thread(target=self._tell_late, name="mlcloud-tell", daemon=True).start()
 
@@ -136,6 +143,12 @@ class Runner:
             told, self._told = self._told, []
             return told
 
+    def give(self, values: dict[str, str]) -> None:
+        """Secrets: environment variables from now on."""
+        self.secrets = Secrets({**self.secrets.values, **values})
+        self.output.secrets = self.secrets
+        os.environ.update(values)
+
     def stop(self, job: str, item: int) -> None:
         """A trial is to stop at its next report."""
         with self._lock:
@@ -151,13 +164,15 @@ class Runner:
 
     def _flush(self) -> None:
         """Under the lock."""
-        if self._results or self._logs:
-            assert self._task is not None
-            told = {"job": self._task.job, "results": self._results, "logs": self._logs}
+        logs = self.output.take()
+        if (self._results or logs) and self._task is not None:
+            told = {"job": self._task.job, "results": self._results, "logs": logs}
             self._told.append(told)
-            self._results, self._logs = [], []
+            self._results = []
 
     def _add(self, *result: Any, now: bool = False) -> None:
+        if result[1] in ("ok", "error"):
+            self.output.end()
         with self._lock:
             self._results.append(list(result))
             due = now or not self._queue or time.monotonic() - self._told_at > TELL_S
@@ -172,32 +187,15 @@ class Runner:
         while True:
             time.sleep(TELL_S * 5)
             with self._lock:
-                is_any = bool(self._results or self._logs)
+                before = len(self._told)
                 self._flush()
+                is_any = len(self._told) > before
             if is_any:
                 self._wake()
-
-    def printed(self, stream: str, text: str) -> None:
-        with self._lock:
-            item = self.running[1] if self.running is not None else -1
-            size = self._printed.get(item, 0)
-            if size > LOG_BYTES:
-                return
-            self._printed[item] = size + len(text)
-            if size + len(text) > LOG_BYTES:
-                text += (
-                    f"\n… more than {LOG_BYTES:,} characters were printed: the rest is left out\n"
-                )
-            last = self._logs[-1] if self._logs else None
-            if last and last[:2] == [item, stream] and len(last[2]) < PIECE_CHARS:
-                last[2] += text
-            elif self._task is not None:
-                self._logs.append([item, stream, text])
 
     # --- running ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        sys.stdout, sys.stderr = _Printing(self, "stdout"), _Printing(self, "stderr")
         while True:
             with self._more:
                 while not self._queue:
@@ -206,8 +204,8 @@ class Runner:
                 if task is not self._task:
                     self._flush()
                     self._task = task
-                    self._printed.clear()
                 self.running = (task.job, item[0], time.monotonic())
+                self.output.begin(item[0])
             began = time.monotonic()
             try:
                 self._one(task, item)
@@ -216,7 +214,6 @@ class Runner:
             with self._lock:
                 self.running = None
                 self._unwanted.discard((task.job, item[0]))
-                self._printed.pop(item[0], None)
             del began, item
 
     def _one(self, task: Task, item: Item) -> None:
@@ -224,7 +221,8 @@ class Runner:
         began = time.perf_counter()
         try:
             code = self._code(task)
-            resolve = Results(needs, self._get, task)
+            code.classes.secrets = self.secrets  # no pickle of it may hold one
+            resolve = Results(needs, self._get, self.kept, task)
             args, kwargs, names = packed.unpack(
                 wire, code.namespace, code.classes, self._get, resolve
             )
@@ -250,13 +248,29 @@ class Runner:
                     return
             finally:
                 context.set_current(None)
-            found = packed.pack(value, code.namespace, code.classes, self._put, name="result")
+            wire = self._result(task, number, value)
         except BaseException as error:
             took = time.perf_counter() - began
             self._add(number, "error", self._packed_error(task, error), [took], now=True)
             return
         took = time.perf_counter() - began
-        self._add(number, "ok", found.wire, [took], now=took > TELL_S)
+        self._add(number, "ok", wire, [took], now=took > TELL_S)
+
+    def _result(self, task: Task, number: int, value: Any) -> Any:
+        """As it travels; what no pickle can hold stays here, and its address travels."""
+        code = task.code
+        assert code is not None
+        try:
+            return self._packed(value, code, "result")
+        except NotPicklable as error:
+            return self.kept.keep(task.job, number, value, error, self.secrets)
+
+    def _packed(self, value: Any, code: packed.Code, name: str) -> Any:
+        """Raises `NotPicklable`, also for what holds the value of a secret."""
+        wire = packed.pack(value, code.namespace, code.classes, self._put, name=name).wire
+        if isinstance(wire, bytes) and (held := self.secrets.held_by(wire)) is not None:
+            raise holds_secret(name, held)
+        return wire
 
     def _yielded(self, task: Task, number: int, values: Any, began: float) -> None:
         code = task.code
@@ -265,14 +279,14 @@ class Runner:
         if inspect.isasyncgen(values):
             values = _in_turn(values)
         for value in values:
-            found = packed.pack(value, code.namespace, code.classes, self._put, name="yielded")
-            self._add(number, "part", found.wire, [count], now=True)
+            wire = self._packed(value, code, "yielded")
+            self._add(number, "part", wire, [count], now=True)
             count += 1
         self._add(number, "ok", count, [time.perf_counter() - began], now=True)
 
     def _code(self, task: Task) -> packed.Code:
         if task.code is None:
-            resolve = Results(task.needs, self._get)
+            resolve = Results(task.needs, self._get, self.kept)
             task.code = packed.unpack_code(task.wire, self._get, resolve)
         return task.code
 
@@ -283,21 +297,23 @@ class Runner:
             assert self.running is not None
             job, number, _ = self.running
             told = {"values": event["values"], "final": event.get("final", False)}
+            told = self.secrets.masked(told)
             self._add(number, "report", told, [event["step"]], now=True)
             if (job, number) in self._unwanted:
                 raise TrialStopped("this trial lags behind the others, and makes room for one")
         if kind in ("checkpoint", "resumed", "checkpoint_failed", "fell_back"):
             rest = ", ".join(f"{key} {value}" for key, value in event.items() if key != "type")
-            self.printed("mlcloud", f"{kind}: {rest}\n")
+            self.output.add("mlcloud", f"{kind}: {rest}\n")
 
     def _packed_error(self, task: Task, error: BaseException) -> dict[str, Any]:
-        code = task.code
-        namespace = code.namespace if code else {}
-        classes = code.classes if code else Classes()
-        own = isinstance(error, MLCloudError) and not isinstance(error, NotPicklable)
+        code = task.code or packed.Code(None, {}, Classes())
+        code.classes.secrets = self.secrets
+        own = isinstance(error, MLCloudError)
 
         def put(value: Any) -> Any:
-            return packed.pack(value, namespace, classes, self._put).wire
+            return self._packed(
+                self.secrets.mask(value) if type(value) is str else value, code, "error"
+            )
 
         with contextlib.suppress(Exception):
             strip(error)
@@ -306,13 +322,16 @@ class Runner:
             records = exceptions.pack(error, put, frames)
         except Exception:  # nothing of it can be had but its words
             records = []
-        return {
-            "name": type(error).__name__,
-            "text": str(error)[:10_000],
-            "own": own or isinstance(error, NotPicklable),
-            "lines": lines,
-            "records": records,
-        }
+        told: dict[str, Any] = self.secrets.masked(
+            {
+                "name": type(error).__name__,
+                "text": str(error)[:10_000],
+                "own": own,
+                "lines": lines,
+                "records": records,
+            }
+        )
+        return told
 
     # --- the store --------------------------------------------------------------------------------
 
@@ -347,23 +366,3 @@ def _in_turn(values: Any) -> Any:
                 return
     finally:
         loop.close()
-
-
-class _Printing(io.TextIOBase):
-    """`sys.stdout` of the items."""
-
-    encoding = "utf-8"
-
-    def __init__(self, runner: Runner, name: str) -> None:
-        self._runner, self._name = runner, name
-
-    def write(self, text: str) -> int:
-        if text:
-            self._runner.printed(self._name, str(text))
-        return len(text)
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return False

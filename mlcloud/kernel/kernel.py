@@ -38,6 +38,7 @@ from traitlets import Type
 from mlcloud.checkpoint import context as run_context
 from mlcloud.errors import Conflict, MLCloudError, NameConflict, NotPicklable, UsageError
 from mlcloud.kernel import activity, mounting, ranks, tracebacks
+from mlcloud.kernel.c_stdio import flush_c
 from mlcloud.kernel.comms import Comms
 from mlcloud.kernel.effects import Effects
 from mlcloud.kernel.files import Files
@@ -52,7 +53,6 @@ from mlcloud.kernel.recipes import CellRun
 from mlcloud.kernel.saving import Saving, failure
 from mlcloud.kernel.shell import Cell, Shell
 from mlcloud.kernel.snapshot import Snapshots
-from mlcloud.kernel.streams import flush_c
 from mlcloud.kernel.threads import inherit_parents
 from mlcloud.kernel.tracking import ALL
 from mlcloud.kernel.transfer import Inbox, send

@@ -15,11 +15,12 @@ from typing import Any
 from ipykernel.kernelapp import IPKernelApp
 from traitlets import Float, Int, Unicode
 
+from mlcloud.kernel.c_stdio import line_buffer_c
 from mlcloud.kernel.inlet import Inlet
 from mlcloud.kernel.kernel import RemoteKernel
 from mlcloud.kernel.outlet import SOCKET, Outlet, connect
 from mlcloud.kernel.ranks import tell_stacks
-from mlcloud.kernel.streams import PipedStream, line_buffer_c
+from mlcloud.kernel.streams import PipedStream
 
 # Quiets ipykernel's own copy of the output on the process's stdout: the journal has it.
 QUIET = True

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import functools
 import os
 import select
 import sys
@@ -45,7 +44,6 @@ BURST_S = 0.0005  # what follows the last write sooner than this is a burst
 HOLD_S = 0.001
 QUIET_S = 0.02
 MOST_PIECES, MOST_LONG = 16, 64  # all of it fits into select.PIPE_BUF, also as UTF-8
-LINE_BUFFERED = 1  # _IOLBF in C
 
 
 class PipedStream(OutStream):  # type: ignore[misc]  # ipykernel ships no complete types
@@ -241,29 +239,3 @@ class PipedStream(OutStream):  # type: ignore[misc]  # ipykernel ships no comple
             os.dup2(self._original_stdstream_copy, self._original_stdstream_fd)
             os.close(self._original_stdstream_copy)
         self.pub_thread = None
-
-
-@functools.cache
-def _c_stdout() -> tuple[ctypes.CDLL, ctypes.c_void_p] | None:
-    """C's own stdout and the library it is of; None where they cannot be found."""
-    try:
-        libc = ctypes.CDLL(None)
-        name = "__stdoutp" if sys.platform == "darwin" else "stdout"
-        return libc, ctypes.c_void_p.in_dll(libc, name)
-    except (OSError, ValueError):
-        return None
-
-
-def line_buffer_c() -> None:
-    """C holds back what goes to a pipe: from now on until the line's end, as in a terminal."""
-    found = _c_stdout()
-    if found is not None:
-        found[0].setvbuf(found[1], None, LINE_BUFFERED, 0)
-
-
-def flush_c() -> None:
-    """What C holds of an unfinished line. Of this stream only: flushing all of them would wait for
-    a C thread that reads from one."""
-    found = _c_stdout()
-    if found is not None:
-        found[0].fflush(found[1])

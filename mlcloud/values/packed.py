@@ -143,6 +143,12 @@ def pack_code(function: Any, namespace: dict[str, Any], classes: Classes, put: P
     )
     packed = wired(pickled, put)
     sources = local.sources(seen)
+    for module, source in sources.items():
+        if held := classes.secrets.held_by(str(source).encode("utf-8", "replace")):
+            raise UsageError(
+                f"the source of `{module}`, which `{title}` uses, has the value of the secret "
+                f"{held} in it, and code is kept in the store: write os.environ[{held!r}]"
+            )
     packed.wire = {"value": packed.wire, "imports": imports, "modules": sources}
     return packed
 

@@ -81,7 +81,10 @@ class Pickled:
     @functools.cached_property
     def modules(self) -> frozenset[str]:
         """Where the types and functions in here are from: what must be importable to load it."""
-        found = {getattr(kind, "__module__", None) for kind in self._kinds}
+        found = {
+            getattr(kind, "__name__" if isinstance(kind, types.ModuleType) else "__module__", None)
+            for kind in self._kinds
+        }
         return frozenset(
             module
             for module in found

@@ -176,6 +176,8 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
             return self._function
         if issubclass(kind, type):
             return self._class
+        if issubclass(kind, types.ModuleType):
+            return self._module
         if kind is Classes:
             return lambda obj: OfReceiver("classes").__reduce__()
         if getattr(kind, "__mlcloud_ref__", None) is not None:
@@ -234,6 +236,10 @@ class ValuePickler(CloudPickler):  # type: ignore[misc]
         if (attributes := getattr(obj, "__dict__", None)) is not None:
             self.frozen[id(attributes)] = attributes
         return NotImplemented
+
+    def _module(self, obj: Any) -> Any:
+        self.kinds[id(obj)] = obj
+        return super_override(self, obj)
 
     def _class(self, obj: Any) -> Any:
         if (named := self._class_name(obj)) is not None:
@@ -444,11 +450,11 @@ def dump(
         raise blame.not_picklable(named, namespace, name, reason) from reason
     held = classes.secrets.held_by(pickled.payload, pickled.buffers)
     if held is not None:
-        raise _holds_secret(name, held)
+        raise holds_secret(name, held)
     return pickled
 
 
-def _holds_secret(name: str, secret: str) -> errors.NotPicklable:
+def holds_secret(name: str, secret: str) -> errors.NotPicklable:
     error = errors.NotPicklable(
         f"`{name}` holds the secret {secret}, which is neither saved nor sent: in the session, "
         f"code finds it in os.environ[{secret!r}]"

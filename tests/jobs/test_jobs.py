@@ -294,11 +294,6 @@ def test_what_cannot_travel_is_named(tmp_path: Path) -> None:
     with pytest.raises(errors.UsageError, match="call the function itself"):
         remote(lambda x: inner.submit(x)).submit(1).result(WAIT_S)
     assert remote(lambda x: inner(x)).submit(1).result(WAIT_S) == 2
-    jobs = remote(lambda x: threading.Lock() if x else x).map([0, 1, 0], on_error="return")
-    good, bad, also = list(jobs)
-    assert (good, also) == (0, 0)
-    assert isinstance(bad, errors.NotPicklable)
-    assert "result" in str(bad)
     with pytest.raises(errors.NoSuchResources, match="H900"):
         remote(double, gpu="H900:1").submit(1)
     with pytest.raises(errors.UsageError, match="retries"):

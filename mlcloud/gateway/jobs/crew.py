@@ -31,6 +31,7 @@ from mlcloud.errors import MLCloudError, SessionFailed
 from mlcloud.gateway import db
 from mlcloud.gateway.hosts import NAMESPACE
 from mlcloud.gateway.jobs import tables
+from mlcloud.gateway.jobs.kept import KeptResults, Key
 from mlcloud.models import EnvironmentSpec
 from mlcloud.units import parse_gpu, parse_size
 
@@ -56,6 +57,7 @@ class Shape:
     memory: str | None
     market: str
     environment: str = ""  # JSON of an `EnvironmentSpec`
+    private: str = ""  # JSON of secrets' names and data: others' jobs have no part in them
 
     def request(self, services: Services) -> HostRequest:
         """Raises `NoSuchResources`."""
@@ -94,6 +96,9 @@ class Worker:
     leaving: bool = False
     over: bool = False
     pump: asyncio.Task[None] | None = None
+    packages: dict[str, str] | None = None  # with an environment of its own
+    prepared: str = ""  # the job whose secrets and data it has
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # of who prepares it
 
 
 class Crews:
@@ -112,16 +117,28 @@ class Crews:
         self._told, self._gone, self._failed, self._ready = told, gone, failed, ready
         self.workers: dict[str, Worker] = {}
         self.starting: dict[Shape, int] = {}
+        self.kept = KeptResults(self._drop)
+        self.needed: set[str] = set()  # workers that have what waiting items need
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def of(self, job: Job) -> list[Worker]:
         return [each for each in self.workers.values() if each.job is job and not each.over]
 
     def idle(self, shape: Shape) -> Worker | None:
-        for each in self.workers.values():
-            if each.job is None and each.shape == shape and not each.leaving and not each.over:
-                return each
-        return None
+        """One that keeps results of others comes last."""
+        found = [
+            each
+            for each in self.workers.values()
+            if each.job is None and each.shape == shape and not each.leaving and not each.over
+        ]
+        free = (each for each in found if not self.kept.of(each))
+        return next(free, found[0] if found else None)
+
+    def keeping(self, job_id: str) -> list[Worker]:
+        """Workers that nobody uses now and that stay for results of this job."""
+        found = {each.name: each for each in self.workers.values() if each.job is None}
+        keys = {each: self.kept.of(worker) for each, worker in found.items()}
+        return [found[each] for each, of in keys.items() if of and of[-1][0] == job_id]
 
     # --- coming -----------------------------------------------------------------------------------
 
@@ -160,8 +177,9 @@ class Crews:
                 connection.execute(insert(tables.workers).values(row))
             handle = await asyncio.to_thread(self._create, name, shape, request)
             try:
-                facts = await handle.facts.remote()
-                return Worker(name, shape, handle, instance=str(facts["instance"]))
+                facts = await handle.facts.remote(packages=bool(shape.environment))
+                at, packages = str(facts["instance"]), facts["packages"]
+                return Worker(name, shape, handle, instance=at, packages=packages)
             except asyncio.CancelledError:
                 self._forget(name, handle)
                 raise
@@ -209,7 +227,9 @@ class Crews:
         self._services.cluster.cloud.records.served(worker.instance)
         worker.pump = self._spawn(self._read(worker))
 
-    async def adopt(self, find: Callable[[str], Job | None]) -> None:
+    async def adopt(
+        self, find: Callable[[str], Job | None], keep_s: Callable[[str], float]
+    ) -> None:
         """Find the actors of an earlier gateway; what has no job that goes on is ended."""
         with self._services.engine.connect() as connection:
             rows = connection.execute(select(tables.workers)).all()
@@ -225,6 +245,8 @@ class Crews:
             try:
                 facts = await asyncio.wait_for(handle.facts.remote(), 10)
                 held = await asyncio.wait_for(handle.status.remote(), 10)
+                kept = await asyncio.wait_for(handle.kept.remote(), 10)
+                has = await asyncio.wait_for(handle.held_secrets.remote(), 10)
             except Exception as error:  # Ray's kinds of gone
                 log.info("worker %s is not taken up again: %s", row.name, error)
                 self._forget(row.name, handle)
@@ -233,14 +255,20 @@ class Crews:
             worker = Worker(row.name, shape, handle, instance=str(facts["instance"]))
             if job is not None:
                 worker.job = job
-                worker.placement = self._open_placement(job, worker.instance)
+                worker.placement = self._open_placement(job.key, worker.instance)
+                wanted = self._services.vault.missing(job)
+                self._services.vault.put(job.id, {n: has[n] for n in wanted if n in has})
                 job.took_up(worker, [item for name, item in held if name == job.id])
+            for of, item in kept:
+                self.kept.note((of, item), worker, keep_s(of))
+            if job is None and kept:
+                worker.placement = self._open_placement(f"job:{kept[-1][0]}", worker.instance)
             self._attach(worker)
         self._ready()
 
-    def _open_placement(self, job: Job, instance: str) -> Placement | None:
+    def _open_placement(self, key: str, instance: str) -> Placement | None:
         used = {each.placement for each in self.workers.values()}
-        for each in self._services.billing.open_placements(job.key):
+        for each in self._services.billing.open_placements(key):
             if each.node_id == instance and each not in used:
                 return each
         return None
@@ -248,22 +276,31 @@ class Crews:
     # --- a job's ----------------------------------------------------------------------------------
 
     def assign(self, worker: Worker, job: Job) -> None:
+        self._close_bill(worker)
         worker.job = job
+        self._open_bill(worker, job.key)
+        self._note_job(worker, job.id)
+
+    def _open_bill(self, worker: Worker, key: str) -> None:
         share = Decimal(str(round(worker.shape.request(self._services).share, 6)))
         billing = self._services.billing
         billing.see(self._services.cluster.cloud.instances())
-        worker.placement = Placement(job.key, worker.instance, share, now())
+        worker.placement = Placement(key, worker.instance, share, now())
         billing.add(worker.placement)
-        self._note_job(worker, job.id)
 
     def free(self, worker: Worker) -> None:
-        """Its job needs it no more: it waits for another one."""
+        """Its job needs it no more: it waits for another one.
+
+        The job whose results it keeps pays for it.
+        """
         worker.job = None
         worker.held.clear()
         worker.idle_since = time.monotonic()
         self._close_bill(worker)
         if not worker.over:
             self._note_job(worker, "")
+            if keys := self.kept.of(worker):
+                self._open_bill(worker, f"job:{keys[-1][0]}")
 
     def _close_bill(self, worker: Worker) -> None:
         placement, worker.placement = worker.placement, None
@@ -284,12 +321,13 @@ class Crews:
 
     # --- going ------------------------------------------------------------------------------------
 
-    def end(self, worker: Worker) -> None:
+    def end(self, worker: Worker, why: str = "its worker was ended") -> None:
         """Kill it: it is not needed, or its item is not to go on."""
         if worker.over:
             return
         worker.over = True
         self.workers.pop(worker.name, None)
+        self.kept.forget(self.kept.of(worker), why)
         self._close_bill(worker)
         if worker.pump is not None:
             worker.pump.cancel()
@@ -299,7 +337,8 @@ class Crews:
         if worker.over:
             return
         job = worker.job
-        self.end(worker)
+        what = "its node was lost" if gone.preempted else "its worker died"
+        self.end(worker, f"{what} ({gone.why})")
         log.info("worker %s on %s is gone: %s", worker.name, worker.instance, gone)
         worker.job = job
         self._gone(worker, gone)
@@ -326,8 +365,23 @@ class Crews:
                 self._spawn(self._notice(worker, left))
             if worker.job is not None:
                 continue
-            if worker.leaving or time.monotonic() - worker.idle_since > IDLE_S:
+            if worker.leaving:
+                self.end(worker, "its node was taken back")
+            elif time.monotonic() - worker.idle_since > IDLE_S and not self.kept.of(worker):
                 self.end(worker)
+        self.kept.look(lambda worker: worker.name in self.needed)
+
+    def _drop(self, worker: Worker, keys: list[Key]) -> None:
+        self._spawn(self._tell_drop(worker, keys))
+        if worker.job is None and not self.kept.of(worker):
+            self._close_bill(worker)
+            worker.idle_since = time.monotonic()
+
+    async def _tell_drop(self, worker: Worker, keys: list[Key]) -> None:
+        from ray.exceptions import RayError
+
+        with contextlib.suppress(RayError):  # it is gone, and they with it
+            await worker.handle.drop.remote([list(each) for each in keys])
 
     async def _notice(self, worker: Worker, left_s: float) -> None:
         """What it has not begun goes to others; what runs is told to save."""

@@ -39,6 +39,9 @@ class Items:
         self.again: deque[int] = deque()  # to be handed out before others
         self.alone: set[int] = set()  # to be run by itself: one of them ended its worker
         self.needs: dict[int, set[str]] = {}  # jobs that it waits for
+        self.refers: set[str] = set()  # jobs whose results are in any of them
+        self.pins: dict[int, str] = {}  # the one worker that can run it
+        self._pinned: dict[str, deque[int]] = {}  # by that worker, those that wait
         self.done = self.failed = 0
         self.rows = 0  # of results
         self.parts: dict[int, int] = {}
@@ -98,6 +101,7 @@ class Items:
         self._where.extend([0] * count)
         for item, jobs in needs.items():
             self.needs[int(item)] = set(jobs)
+            self.refers |= set(jobs)
 
     def wire(self, item: int) -> Any:
         """The item as it was sent."""
@@ -113,17 +117,38 @@ class Items:
 
     # --- handing out ------------------------------------------------------------------------------
 
-    def take(self, most: int, worker: str) -> list[int]:
+    def pin(self, item: int, worker: str) -> None:
+        """Only this worker has what the item needs."""
+        self.pins[item] = worker
+        self._pinned.setdefault(worker, deque()).append(item)
+
+    def pinned(self) -> dict[str, deque[int]]:
+        """What waits for one worker alone, by worker."""
+        return {worker: items for worker, items in self._pinned.items() if items}
+
+    def unpin(self, worker: str) -> list[int]:
+        """That worker is gone: what waited for it."""
+        return list(self._pinned.pop(worker, ()))
+
+    def take(self, most: int, worker: str, *, pinned_only: bool = False) -> list[int]:
         """Up to so many items for a worker; one that is to be alone comes alone."""
         found: list[int] = []
         blocked: list[int] = []
-        while len(found) < most:
+        own = self._pinned.get(worker, deque())
+        while own and len(found) < most:
+            waits = own.popleft()
+            if self.states[waits] == WAITING:
+                found.append(waits)
+        while len(found) < most and not pinned_only:
             item = self._peek()
             if item is None:
                 break
             if self.needs.get(item):
                 self._drop()
                 blocked.append(item)
+                continue
+            if item in self.pins:
+                self._drop()
                 continue
             if item in self.alone and found:
                 break
@@ -157,6 +182,9 @@ class Items:
             return
         self.out.pop(item, None)
         self.states[item] = WAITING
+        if item in self.pins:
+            self._pinned[self.pins[item]].append(item)
+            return
         if alone:
             self.alone.add(item)
         self.again.append(item)

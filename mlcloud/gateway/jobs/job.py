@@ -26,11 +26,12 @@ import msgpack
 from sqlalchemy import update
 
 from mlcloud.cluster.records import now
-from mlcloud.errors import MLCloudError
+from mlcloud.errors import JobFailed, MLCloudError
 from mlcloud.gateway import db
 from mlcloud.gateway.jobs import tables
 from mlcloud.gateway.jobs.crew import Crews, Gone, Shape, Worker
 from mlcloud.gateway.jobs.items import Items
+from mlcloud.gateway.jobs.kept import KEEP
 from mlcloud.gateway.jobs.market import Market
 from mlcloud.gateway.jobs.sweeping import Sweep, state_at_end
 from mlcloud.job_models import ENDED, JobInfo, JobRequest, JobState
@@ -85,6 +86,8 @@ class Job:
         self.mean_s: float | None = None
         self.preempted = self.retried = 0
         self.needs: set[str] = {job for job, _ in code["needs"]} if code else set()
+        self.pin: str | None = None  # the one worker that has what its function needs
+        self.keep_s = parse_duration(request.keep or KEEP).total_seconds()
         self.to_keep = True  # something is not in the store yet
         self.heard = time.monotonic()  # of who sends its items
         self._tries: dict[int, int] = {}
@@ -107,13 +110,24 @@ class Job:
         """Of the workers that it wants now."""
         request = self.request
         environment = request.environment
+        private = request.model_dump(mode="json", include={"secrets", "data"})
         return Shape(
             request.cpus,
             request.gpu,
             request.memory,
             self.market.wanted,
             environment.model_dump_json(exclude={"summary"}) if environment else "",
+            json.dumps(private, sort_keys=True) if any(private.values()) else "",
         )
+
+    def refers(self) -> set[str]:
+        """Jobs whose results it needs."""
+        return {job for job, _ in self.code["needs"]} | self.items.refers
+
+    def status(self, text: str) -> None:
+        """What it waits for."""
+        self.detail = text
+        self.changed()
 
     def save(self) -> None:
         values = {
@@ -178,11 +192,14 @@ class Job:
             preempted=self.preempted,
             retried=self.retried,
             workers=len(workers),
+            kept=len(crews.kept.of_job(self.id)),
             created_at=self.created_at,
             started_at=self.started_at,
             finished_at=self.finished_at,
             usd=billing.spent(self.key),
-            usd_per_hour=billing.per_hour(self.key) if workers else Decimal(0),
+            usd_per_hour=billing.per_hour(self.key)
+            if workers or crews.keeping(self.id)
+            else Decimal(0),
             simulated=billing.simulated(self.key),
             gpu=request.gpu,
             cpus=request.cpus,
@@ -194,6 +211,9 @@ class Job:
             next_run=self.next_run,
             last_result=self.items.rows,
             last_log=self.items.rows,
+            secrets=request.secrets,
+            missing=[] if self.over else list(self.services.vault.missing(self)),
+            data={each.path: each.url for each in request.data},
             remembered=self.remembered,
         )
 
@@ -223,8 +243,11 @@ class Job:
         items, workers = self.items, crews.of(self)
         if self.over or self.state is JobState.SCHEDULED or self.needs:
             return 0
-        waits = items.waiting
-        if not waits:
+        if lacking := self.services.vault.missing(self):
+            self.detail = f"waits for the secret {', '.join(lacking)}, which a notebook has"
+            return 0
+        waits = items.waiting - sum(map(len, items.pinned().values()))
+        if not waits or self.pin is not None:
             return len(workers)
         most = min(self.request.max_workers, waits + len(items.out))
         if self.sweep is not None:
@@ -244,19 +267,30 @@ class Job:
         self.save()
         self._end_if_all()
 
+    def waits_for(self) -> list[str]:
+        """Workers that alone can run items of it."""
+        if self.over or self.state is JobState.SCHEDULED or self.needs:
+            return []
+        if self.pin is not None:
+            return [self.pin] if self.items.waiting else []
+        return list(self.items.pinned())
+
     # --- workers ----------------------------------------------------------------------------------
 
     def feed(self, crews: Crews, worker: Worker, results_of: Any) -> None:
         """Give it work, as long as that is of use."""
         self.crews, self._results_of = crews, results_of
-        retires = worker.shape != self.shape
-        while not (self.over or worker.leaving or worker.over or retires or self.needs):
+        # What only this worker can run, it runs, whatever its shape, and before others' items.
+        retires = worker.shape != self.shape or worker.name in crews.needed
+        pinned_only = retires and self.pin != worker.name
+        wrong = self.pin not in (None, worker.name)
+        while not (self.over or worker.leaving or worker.over or wrong or self.needs):
             size, depth = self._batch()
             if worker.held and len(worker.held) > size * (depth - 1):
                 break
             workers = max(1, len(crews.of(self)))
             share = math.ceil((self.items.waiting or 1) / (workers * 2))
-            taken = self.items.take(max(1, min(size, share)), worker.name)
+            taken = self.items.take(max(1, min(size, share)), worker.name, pinned_only=pinned_only)
             if not taken:
                 break
             self._send(crews, worker, taken)
@@ -277,6 +311,8 @@ class Job:
     def _send(self, crews: Crews, worker: Worker, taken: list[int]) -> None:
         began = time.monotonic()
         worker.held.update((item, began) for item in taken)
+        if self.pin or any(item in self.items.pins for item in taken):
+            crews.kept.used(worker)
         rows = []
         for item in taken:
             wire, *more = self.items.wire(item)
@@ -285,6 +321,8 @@ class Job:
             rows.append([item, wire, needs, *([] if parent is None else [parent])])
         if self.started_at is None:
             self.started_at = now()
+        if "packages" not in self.remembered and worker.packages:
+            self.remembered["packages"] = worker.packages
         if worker.instance not in self.places:
             self.places = [*self.places, worker.instance][-20:]
         if self.state is JobState.QUEUED:
@@ -298,8 +336,11 @@ class Job:
         from ray.exceptions import RayError
 
         batch = secrets.token_hex(8)
-        task = None if worker.knows == self.id else self._task(worker)
-        worker.knows = self.id
+        async with worker.turn:
+            if worker.prepared != self.id and not await self._prepare(worker):
+                return
+            task = None if worker.knows == self.id else self._task(worker)
+            worker.knows = self.id
         for _ in range(3):
             try:
                 if await worker.handle.work.remote(batch, task, self.id, items):
@@ -307,6 +348,30 @@ class Job:
                 task = self._task(worker)
             except RayError:  # the pump finds out what it means
                 await asyncio.sleep(0.3)
+
+    async def _prepare(self, worker: Worker) -> bool:
+        """Its secrets and its data are with the worker. Else it fails, or the worker is gone."""
+        from ray.exceptions import RayError, RayTaskError
+
+        request = self.request
+        if request.secrets or request.data:
+            try:
+                values = await self.services.vault.gather(self)
+                mounts = [each.model_dump() for each in request.data]
+                await worker.handle.prepare.remote(values, mounts)
+            except RayTaskError as error:
+                why = f"{type(error.cause).__name__}: {error.cause}"
+                self.fail(JobFailed(f"its data could not be had on {worker.instance}: {why}"))
+                return False
+            except MLCloudError as error:
+                self.fail(error)
+                return False
+            except RayError:  # the pump finds out what it means
+                return False
+            began = time.monotonic()
+            worker.held.update((item, began) for item in worker.held)
+        worker.prepared = self.id
+        return True
 
     def _task(self, worker: Worker) -> bytes:
         billing = self.services.billing
@@ -325,7 +390,7 @@ class Job:
 
     def took_up(self, worker: Worker, items: list[int]) -> None:
         """A worker of an earlier gateway has these still."""
-        worker.knows = self.id
+        worker.knows = worker.prepared = self.id
         for item in items:
             if item < self.items.total and not self.items.is_ended(item):
                 self.items.states[item] = 1
@@ -408,6 +473,17 @@ class Job:
         self._end_if_all()
         self.changed()
 
+    def lost_pins(self, error: MLCloudError, items: list[int]) -> None:
+        """What these need is gone."""
+        told = own_error(type(error).__name__, str(error))
+        entries = [[i, "error", told, [0.0]] for i in items if not self.items.is_ended(i)]
+        self.items.commit(entries, [])
+        if self.sweep is not None:
+            self.sweep.heard(entries)
+        self.to_keep = True
+        self._end_if_all()
+        self.changed()
+
     def _note(self, items: list[int], text: str) -> None:
         self.items.commit([], [[item, "mlcloud", text] for item in items[:20]])
 
@@ -450,6 +526,7 @@ class Job:
             return
         self.state, self.detail, self.finished_at = state, detail, now()
         self.next_run = None
+        self.services.vault.forget(self.id)
         self.save()
         if self.crews is not None:
             for worker in self.crews.of(self):

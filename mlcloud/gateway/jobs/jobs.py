@@ -10,16 +10,14 @@ import asyncio
 import contextlib
 import json
 import logging
-import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 from sqlalchemy import insert, select
 
-from mlcloud import __version__
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.records import now
 from mlcloud.cost.budgets import Limit
@@ -29,14 +27,18 @@ from mlcloud.errors import (
     JobFailed,
     MLCloudError,
     NotFound,
+    ResultLost,
     UsageError,
 )
-from mlcloud.gateway import environments
+from mlcloud.gateway import environments, mounting, vault
 from mlcloud.gateway.jobs import schedule, sweeping, tables
 from mlcloud.gateway.jobs.crew import Crews, Gone, Shape, Worker
 from mlcloud.gateway.jobs.items import FAILED, Items
 from mlcloud.gateway.jobs.job import Job, own_error
 from mlcloud.gateway.jobs.keeping import Keeping
+from mlcloud.gateway.jobs.kept import KEEP, kept_in
+from mlcloud.gateway.jobs.remembered import PACKAGES, local, noted, then
+from mlcloud.gateway.jobs.removal import REMOVED, Removal
 from mlcloud.gateway.payers import CLUSTER
 from mlcloud.job_models import JobInfo, JobRequest, JobState, Rerun
 from mlcloud.units import format_usd, parse_duration, parse_size
@@ -57,7 +59,15 @@ class Jobs:
     """By id."""
 
     def __init__(
-        self, services: Services, budgets: Budgets, store: Store, signer: Signer, cluster: str
+        self,
+        services: Services,
+        budgets: Budgets,
+        store: Store,
+        signer: Signer,
+        cluster: str,
+        *,
+        keep: timedelta = timedelta(0),
+        keep_runs: int = 100,
     ) -> None:
         self._services, self._budgets = services, budgets
         self._all: dict[str, Job] = {}
@@ -69,8 +79,9 @@ class Jobs:
             ready=self._wake,
         )
         self.keeping = Keeping(services.engine, store, signer, cluster)
+        self.removal = Removal(self, keep, keep_runs)
         self._due = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[Any]] = []
 
     def __iter__(self) -> Iterator[Job]:
         return iter(list(self._all.values()))
@@ -79,10 +90,12 @@ class Jobs:
         """Begin: jobs of an earlier gateway go on."""
         self._load()
         self._tasks = [
+            asyncio.create_task(asyncio.to_thread(local)),  # it takes some tenths of a second
             asyncio.create_task(self._adopt()),
             asyncio.create_task(self._serve()),
             asyncio.create_task(self._look_outside()),
             asyncio.create_task(self.keeping.run(self)),
+            asyncio.create_task(self.removal.run()),
         ]
 
     async def close(self, *, keep: bool) -> None:
@@ -97,14 +110,15 @@ class Jobs:
 
     def busy(self) -> bool:
         """Whether something is to be done that nobody else would do."""
-        return any(not job.over for job in self)
+        return any(not job.over for job in self) or bool(self.crews.kept)
 
     # --- found again ------------------------------------------------------------------------------
 
     def _load(self) -> None:
         self.keeping.rebuild()
         with self._services.engine.connect() as connection:
-            rows = connection.execute(select(tables.jobs).order_by(tables.jobs.c.created_at)).all()
+            there = select(tables.jobs).where(tables.jobs.c.state != REMOVED)
+            rows = connection.execute(there.order_by(tables.jobs.c.created_at)).all()
         for row in rows:
             self._all[row.id] = self._from_row(row)
 
@@ -133,7 +147,7 @@ class Jobs:
         """Workers first: what they have is not handed out again."""
         self._adopting = True
         try:
-            await self.crews.adopt(self._going_on)
+            await self.crews.adopt(self._going_on, self._keep_s)
         except MLCloudError as error:
             log.warning("workers of an earlier gateway could not be looked for: %s", error)
         finally:
@@ -147,6 +161,10 @@ class Jobs:
     def _going_on(self, job_id: str) -> Job | None:
         job = self._all.get(job_id)
         return None if job is None or job.over else job
+
+    def _keep_s(self, job_id: str) -> float:
+        job = self._all.get(job_id)
+        return parse_duration(KEEP).total_seconds() if job is None else job.keep_s
 
     # --- what clients ask -------------------------------------------------------------------------
 
@@ -165,7 +183,9 @@ class Jobs:
                 self._all[job_id] = self._from_row(connection.execute(query).one())
         return self.get(job_id)
 
-    def create(self, request: JobRequest, code: dict[str, Any]) -> Job:
+    def create(
+        self, request: JobRequest, code: dict[str, Any], secrets: Mapping[str, str] | None = None
+    ) -> Job:
         """The job of this id; made if there is none.
 
         Raises `NoSuchResources` at once where no node could hold a worker, `BudgetExceeded` where
@@ -176,11 +196,13 @@ class Jobs:
             return known
         if why := self._budgets.refusal(CLUSTER):
             raise BudgetExceeded(why)
-        request = self._services.given().to_job(request)
+        request = self._services.given().to(request)
         environments.check_spec(request.environment)
+        vault.check(request.secrets)
+        mounting.check(request)
         if request.memory:
             parse_size(request.memory)
-        for text in (request.deadline, request.expect, request.timeout):
+        for text in (request.deadline, request.expect, request.timeout, request.keep):
             if text is not None:
                 parse_duration(text)
         if request.max_cost is not None and Limit.parse(request.max_cost).period:
@@ -195,11 +217,12 @@ class Jobs:
             created_at=now(),
             state=JobState.QUEUED if next_run is None else JobState.SCHEDULED,
             next_run=next_run,
-            remembered=self._remembered(request),
+            remembered=noted(self._services, request),
         )
         job.shape.request(self._services)  # raises where there is no such node
         for needed in job.needs:
             self.get(needed)
+        self.give(job, secrets or {})
         row = {
             "id": job.id,
             "request": request.model_dump_json(),
@@ -215,22 +238,6 @@ class Jobs:
         if request.max_cost is not None:
             self._budgets.put(job.key, request.max_cost)
         return job
-
-    def _remembered(self, request: JobRequest) -> dict[str, Any]:
-        """What would have to be had again to run it as it was."""
-        from mlcloud.environment import facts
-
-        spec = getattr(self._services.cluster.cloud, "spec", None)
-        runtime = getattr(spec, "runtime", None)
-        found: dict[str, Any] = {
-            "mlcloud": __version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "image": getattr(runtime, "image", None) or "",
-        }
-        if request.environment is None:  # with what the nodes have
-            found["packages"] = facts.report().packages
-        return found
 
     def add(
         self, job: Job, first: int, items: list[Any], needs: dict[int, list[str]], *, last: bool
@@ -261,11 +268,17 @@ class Jobs:
     def rerun(self, old: Job, wanted: Rerun, *, of_schedule: bool = False) -> Job:
         """A new job with the code, items and environment of another one."""
         changed: dict[str, Any] = {"id": wanted.id, "rerun_of": old.id, "every": None, "cron": None}
+        if wanted.packages == "then" and not of_schedule:
+            changed["environment"] = then(old)
         if of_schedule:
             changed |= {"rerun_of": None, "schedule": old.id}
-        job = self.create(old.request.model_copy(update=changed), old.code)
+        request = old.request.model_copy(update=changed)
+        job = self.create(request, old.code, self._services.vault.held(old.id))
         if job.items.total:
             return job  # asked for twice
+        if job.request.environment is not None and "packages" in old.remembered:
+            job.remembered |= {key: old.remembered[key] for key in PACKAGES & old.remembered.keys()}
+            job.save()
         if job.sweep is not None:
             self._wake()
             return job
@@ -283,6 +296,12 @@ class Jobs:
         self._wake()
         return job
 
+    def forget(self, job: Job) -> None:
+        """It was removed."""
+        self._all.pop(job.id, None)
+        self.crews.kept.forget(self.crews.kept.of_job(job.id), "its job was removed")
+        job.changed()
+
     def infos(self) -> list[JobInfo]:
         return [job.info(self.crews) for job in self]
 
@@ -297,8 +316,9 @@ class Jobs:
 
     def _settle_needs(self, job: Job) -> None:
         """Jobs that it waits for and that have ended are waited for no more."""
-        if job.over:
+        if job.over or self._adopting:  # where results are kept is not known yet
             return
+        waited = bool(job.needs)
         for needed in [*job.needs]:
             other = self._all.get(needed)
             if other is not None and other.state is JobState.DONE:
@@ -306,6 +326,13 @@ class Jobs:
             elif other is None or other.over:
                 job.fail(_lost_result(needed, other))
                 return
+        if waited and not job.needs:
+            try:
+                worker = self._keeper(job.code["needs"])
+            except JobFailed as lost:
+                job.fail(lost)
+                return
+            job.pin = None if worker is None else worker.name
         for item, jobs in [*job.items.needs.items()]:
             for needed in [*jobs]:
                 other = self._all.get(needed)
@@ -320,6 +347,28 @@ class Jobs:
                         job._end_if_all()
             if not jobs:
                 job.items.needs.pop(item, None)
+                self._pin(job, item)
+
+    def _keeper(self, refs: list[Any]) -> Worker | None:
+        """The worker that has what these results cannot bring. Raises `ResultLost`."""
+        return self.crews.kept.worker([*ref, self.result_wire(*ref)] for ref in refs)
+
+    def _pin(self, job: Job, item: int) -> None:
+        if job.items.is_ended(item):
+            return
+        wire = job.items.wire(item)
+        try:
+            worker = self._keeper(wire[1] if len(wire) > 1 else [])
+            if job.pin is not None and worker is not None and worker.name != job.pin:
+                raise ResultLost(
+                    "its function and its arguments need results that are kept in two workers, so "
+                    "nothing can have both: make them in one call"
+                )
+        except JobFailed as error:
+            job.lost_pins(error, [item])
+            return
+        if worker is not None and job.pin is None:
+            job.items.pin(item, worker.name)
 
     # --- workers ----------------------------------------------------------------------------------
 
@@ -340,12 +389,16 @@ class Jobs:
                 await asyncio.sleep(1.0)
 
     def _share_out(self) -> None:
-        self.crews.look()
         wanted: dict[Shape, int] = {}
         for job in self:
             if job.over or job.state is JobState.SCHEDULED:
                 continue
             self._settle_needs(job)
+        self._look_at_pins()
+        self.crews.look()
+        for job in self:
+            if job.over or job.state is JobState.SCHEDULED:
+                continue
             job.look(self.crews)
             job.market.look(at_once=job.started_at is None)
             if job.market.waits:
@@ -365,12 +418,60 @@ class Jobs:
         for shape, count in wanted.items():
             self.crews.demand(shape, count)
 
+    def _look_at_pins(self) -> None:
+        """Items that one worker alone can run: it is theirs as soon as it is free."""
+        needed: set[str] = set()
+        for job in self:
+            for name in job.waits_for():
+                worker = self.crews.workers.get(name)
+                if worker is None:
+                    self._lose_pins(job, name)
+                    continue
+                needed.add(name)
+                if worker.job is None and not worker.leaving:
+                    self.crews.assign(worker, job)
+                elif worker.job is not job and job.state is JobState.QUEUED:
+                    job.detail = "waits for the worker that keeps a result which it needs"
+        self.crews.needed = needed
+
+    def _lose_pins(self, job: Job, worker: str) -> None:
+        """That worker is gone."""
+        items = job.items.unpin(worker)
+        refs = job.code["needs"] if job.pin == worker else []
+        refs = refs or [ref for item in items for ref in job.items.wire(item)[1]]
+        lost = ResultLost(f"{worker}, which alone could run it, is gone")
+        try:
+            self._keeper(refs)
+        except ResultLost as error:
+            lost = error
+        if job.pin == worker:
+            job.fail(lost)
+        else:
+            job.lost_pins(lost, items)
+
+    def give(self, job: Job, values: Mapping[str, str]) -> None:
+        """Values of its secrets. Raises `NotFound` for one that it does not have."""
+        unknown = sorted(values.keys() - job.request.secrets.keys())
+        if unknown:
+            raise NotFound(f"job {job.id} has no secret {', '.join(unknown)}")
+        if not job.over:
+            self._services.vault.put(job.id, values)
+            self._wake()
+            job.changed()
+
+    def hold(self, job_id: str, holder: str, *, held: bool) -> None:
+        """A notebook has handles of results that are kept in workers, or none any more."""
+        self.crews.kept.hold(job_id, holder, held=held)
+
     def _told(self, worker: Worker, events: list[bytes]) -> None:
         for body in events:
             told = msgpack.unpackb(body, strict_map_key=False)
             job = self._all.get(told["job"])
             if job is None:
                 continue
+            for item in kept_in(told["results"]):
+                if item < job.items.total and not job.items.is_ended(item):
+                    self.crews.kept.note((job.id, item), worker, job.keep_s)
             job.told(worker, told["results"], told["logs"])
             if job.over:
                 self._wake()
@@ -414,9 +515,16 @@ class Jobs:
 
     def _look_at_money(self) -> None:
         going_on = [job for job in self if not job.over and job.state is not JobState.SCHEDULED]
-        if not going_on:
+        if not going_on and not self.crews.kept:
             return
         cluster = self._budgets.refusal(CLUSTER)
+        for job in self:
+            limited = job.request.max_cost is not None and self.crews.kept.of_job(job.id)
+            if limited and self._budgets.refusal(job.key):
+                self.crews.kept.forget(self.crews.kept.of_job(job.id), "its budget was spent")
+        if cluster:
+            everything = [key for job in self for key in self.crews.kept.of_job(job.id)]
+            self.crews.kept.forget(everything, "the cluster's budget was spent")
         for job in going_on:
             if cluster:
                 job.fail(BudgetExceeded(cluster))

@@ -22,6 +22,7 @@ from sqlalchemy import Engine, delete, func, insert, select, update
 from mlcloud.errors import MLCloudError, StepExists
 from mlcloud.gateway.jobs import tables
 from mlcloud.gateway.record import _from_plain, _plain
+from mlcloud.job_models import JobRequest
 from mlcloud.store import ChunkRef, Signer, Store
 from mlcloud.values.packed import all_objects
 
@@ -42,10 +43,10 @@ class Keeping:
     """Of one gateway. What blocks is called in threads."""
 
     def __init__(self, engine: Engine, store: Store, signer: Signer, cluster: str) -> None:
-        self._engine, self._store, self._signer = engine, store, signer
+        self.engine, self.store, self._signer = engine, store, signer
         self._cluster = cluster
         self._written: dict[str, float] = {}
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
 
     async def run(self, jobs: Jobs) -> None:
         while True:
@@ -67,7 +68,7 @@ class Keeping:
                 await self._write(job)
 
     async def _write(self, job: Job) -> None:
-        async with self._turn:
+        async with self.turn:
             job.to_keep = False
             self._written[job.id] = time.monotonic()
             try:
@@ -81,7 +82,7 @@ class Keeping:
     def write(self, job_id: str, *, over: bool) -> None:
         """What is new of it; at its end all of it, in one manifest."""
         jobs, inputs, results = tables.jobs, tables.inputs, tables.results
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
             from_input = 0 if over else row.kept_inputs
             from_result = 0 if over else row.kept_results
@@ -95,7 +96,7 @@ class Keeping:
                 .where(results.c.job_id == job_id, results.c.number > from_result)
                 .order_by(results.c.number)
             ).all()
-        since = self._store.begin()
+        since = self.store.begin()
         plain = _plain(row)
         code = plain.pop("code")
         for name in _OWN:
@@ -111,42 +112,42 @@ class Keeping:
             "code": self._put([code]),
             "inputs": self._put(_packed(new_inputs)),
             "results": self._put(_packed(new_results)),
-            "objects": [f"blake3:{each}" for each in named],
+            "objects": [f"blake3:{each}" for each in (*named, *_wheels(row.request))],
             "whole": over,
         }
         step = row.kept_step + 1
         try:
-            self._store.commit(KIND, job_id, step, body, sign=self._signer.sign, since=since)
+            self.store.commit(KIND, job_id, step, body, sign=self._signer.sign, since=since)
         except StepExists:
             # By a head that was killed between this and its table's row.
-            step = (self._store.latest(KIND, job_id) or step) + 1
-            self._store.commit(KIND, job_id, step, body, sign=self._signer.sign, since=since)
+            step = (self.store.latest(KIND, job_id) or step) + 1
+            self.store.commit(KIND, job_id, step, body, sign=self._signer.sign, since=since)
         last_input = max((each.first + each.count for each in new_inputs), default=from_input)
         last_result = max((each.number for each in new_results), default=from_result)
         kept = {"kept_inputs": last_input, "kept_results": last_result, "kept_step": step}
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(kept))
         if over:
-            for older in self._store.steps(KIND, job_id):
+            for older in self.store.steps(KIND, job_id):
                 if older < step:
-                    self._store.discard(KIND, job_id, older)
+                    self.store.discard(KIND, job_id, older)
 
     def _put(self, parts: Iterable[bytes]) -> list[str]:
-        return [str(ref) for ref in self._store.put_buffers(parts)]
+        return [str(ref) for ref in self.store.put_buffers(parts)]
 
     # --- reading ----------------------------------------------------------------------------------
 
     def rebuild(self) -> int:
         """Fill an empty table with this cluster's jobs; how many there were."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             if connection.execute(select(func.count()).select_from(tables.jobs)).scalar():
                 return 0
         count = 0
-        for job_id in self._store.names(KIND):
-            step = self._store.latest(KIND, job_id)
+        for job_id in self.store.names(KIND):
+            step = self.store.latest(KIND, job_id)
             if step is None:
                 continue
-            body = self._store.read(KIND, job_id, step, verify=self._signer.verify)
+            body = self.store.read(KIND, job_id, step, verify=self._signer.verify)
             if body["cluster"] == self._cluster:
                 count += self.load(job_id)
         if count:
@@ -158,7 +159,7 @@ class Keeping:
 
         Raises `Damaged` where its manifests were not signed with this store's key.
         """
-        steps = self._store.steps(KIND, job_id)
+        steps = self.store.steps(KIND, job_id)
         if not steps:
             return False
         job: dict[str, Any] = {}
@@ -166,7 +167,7 @@ class Keeping:
         inputs: dict[int, dict[str, Any]] = {}
         results: dict[int, dict[str, Any]] = {}
         for step in steps:
-            body = self._store.read(KIND, job_id, step, verify=self._signer.verify)
+            body = self.store.read(KIND, job_id, step, verify=self._signer.verify)
             job, code = body["job"], self._get(body["code"])
             for each in self._rows(body["inputs"]):
                 inputs[each["first"]] = each
@@ -178,7 +179,7 @@ class Keeping:
         row = {**_from_plain(tables.jobs, job), "code": code, "kept_step": steps[-1]}
         row["kept_inputs"] = max((e["first"] + e["count"] for e in inputs.values()), default=0)
         row["kept_results"] = max(results, default=0)
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(delete(tables.jobs).where(tables.jobs.c.id == job_id))
             connection.execute(insert(tables.jobs).values(row))
             for table, found in ((tables.inputs, inputs), (tables.results, results)):
@@ -195,7 +196,13 @@ class Keeping:
         return list(unpacker)
 
     def _get(self, refs: list[str]) -> bytes:
-        return bytes(self._store.get_buffer([ChunkRef.parse(text) for text in refs]))
+        return bytes(self.store.get_buffer([ChunkRef.parse(text) for text in refs]))
+
+
+def _wheels(request: str) -> list[str]:
+    """The chunks of its environment's wheels."""
+    environment = JobRequest.model_validate_json(request).environment
+    return [each for wheel in (environment.wheels if environment else ()) for each in wheel.objects]
 
 
 def _packed(rows: Iterable[Any]) -> list[bytes]:

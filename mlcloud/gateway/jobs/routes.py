@@ -20,7 +20,19 @@ from fastapi import APIRouter, Path, Query, Request, Response, WebSocket, WebSoc
 from pydantic import ValidationError
 
 from mlcloud.errors import MLCloudError, UsageError
-from mlcloud.job_models import ItemsTaken, JobId, JobInfo, JobLog, JobRequest, LogPiece, Rerun
+from mlcloud.job_models import (
+    Hold,
+    ItemsTaken,
+    JobId,
+    JobInfo,
+    JobLog,
+    JobRequest,
+    LogPiece,
+    PruneJobs,
+    Rerun,
+)
+from mlcloud.models import SecretsRequest
+from mlcloud.units import parse_duration
 
 if TYPE_CHECKING:
     from mlcloud.gateway.jobs.jobs import Jobs
@@ -52,7 +64,7 @@ def routes(jobs: Jobs, log_change: Callable[[str, str], None]) -> APIRouter:
             problems = "; ".join(f"{e['loc'][-1:]}: {e['msg']}" for e in error.errors())
             raise UsageError(f"no such job can be: {problems}") from None
         items = _items(body) if "items" in body else None
-        job = jobs.create(wanted, code)
+        job = jobs.create(wanted, code, _values(body))
         log_change("job.create", f"{job.id} {wanted.name}")
         if items is not None and not job.complete:
             jobs.add(job, *items[:3], last=items[3])
@@ -142,6 +154,39 @@ def routes(jobs: Jobs, log_change: Callable[[str, str], None]) -> APIRouter:
         log_change("job.cancel", job_id)
         return job.info(jobs.crews)
 
+    @router.delete("/{job_id}")
+    async def remove(job_id: Id) -> JobInfo:
+        job = await asyncio.to_thread(jobs.find, job_id)
+        info = job.info(jobs.crews)
+        await jobs.removal.remove(job)
+        log_change("job.remove", f"{job_id} {info.name}")
+        return info
+
+    @router.post("/prune")
+    async def prune(wanted: PruneJobs) -> list[JobInfo]:
+        found = jobs.removal.older(parse_duration(wanted.older))
+        infos = [job.info(jobs.crews) for job in found]
+        for job in found if not wanted.dry else ():
+            await jobs.removal.remove(job)
+            log_change("job.remove", f"{job.id} {job.request.name}")
+        return infos
+
+    @router.put("/{job_id}/secrets")
+    async def put_secrets(job_id: Id, request: SecretsRequest) -> JobInfo:
+        job = jobs.get(job_id)
+        if request.sources:
+            raise UsageError("a job's secrets are declared when it is made")
+        values = {name: value.get_secret_value() for name, value in request.values.items()}
+        jobs.give(job, values)
+        log_change("job.secrets", f"{job_id}: {', '.join(sorted(values))}")
+        return job.info(jobs.crews)
+
+    @router.post("/{job_id}/hold")
+    async def hold(job_id: Id, wanted: Hold) -> JobInfo:
+        job = await asyncio.to_thread(jobs.find, job_id)
+        jobs.hold(job_id, wanted.holder, held=wanted.held)
+        return job.info(jobs.crews)
+
     @router.post("/{job_id}/rerun")
     async def rerun(job_id: Id, wanted: Rerun) -> JobInfo:
         old = await asyncio.to_thread(jobs.find, job_id)
@@ -165,6 +210,15 @@ async def _body(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise UsageError(f"the body is a msgpack map of at most {MOST_BODY >> 20} MiB")
     return body
+
+
+def _values(body: dict[str, Any]) -> dict[str, str]:
+    """Of its secrets. What is wrong is told without them."""
+    values = body.get("secrets") or {}
+    is_map = isinstance(values, dict) and len(values) <= 100
+    if not is_map or not all(isinstance(each, str) for pair in values.items() for each in pair):
+        raise UsageError("secrets are a map of names to texts")
+    return dict(values)
 
 
 def _items(body: dict[str, Any]) -> tuple[int, list[Any], dict[int, list[str]], bool]:

@@ -1,0 +1,149 @@
+"""Results that stay in their workers, since no pickle can hold them: where, and for how long.
+
+    told "ok", a wire {"kept": …} ─► note ─► its worker stays, and is the one that gets what uses it
+    let go of by every notebook that held it, or not used for its job's `keep` ─► dropped
+    its worker is gone (node, notice, crash, budget)                           ─► lost, and why
+
+The worker goes on holding what it held, so it goes on costing: its job pays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mlcloud.errors import ResultLost
+
+if TYPE_CHECKING:
+    from mlcloud.gateway.jobs.crew import Worker
+
+KEEP = "15m"
+WHYS = 1000  # of values that are gone
+
+Key = tuple[str, int]  # a job and its item
+
+
+@dataclass
+class Value:
+    """One of them. `holders`: notebooks that have a handle of it."""
+
+    worker: Worker
+    keep_s: float
+    until: float
+    holders: set[str] = field(default_factory=set)
+
+
+class KeptResults:
+    """Of all workers. `drop` tells a worker to forget some."""
+
+    def __init__(self, drop: Callable[[Worker, list[Key]], None]) -> None:
+        self._drop = drop
+        self._values: dict[Key, Value] = {}
+        self._why: dict[Key, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def of(self, worker: Worker) -> list[Key]:
+        return [key for key, value in self._values.items() if value.worker is worker]
+
+    def of_job(self, job: str) -> list[Key]:
+        return [key for key in self._values if key[0] == job]
+
+    def note(self, key: Key, worker: Worker, keep_s: float) -> None:
+        self._values[key] = Value(worker, keep_s, time.monotonic() + keep_s)
+
+    def used(self, worker: Worker) -> None:
+        """Something that needs a value of this worker runs there."""
+        for key in self.of(worker):
+            value = self._values[key]
+            value.until = time.monotonic() + value.keep_s
+
+    def worker(self, refs: Iterable[Any]) -> Worker | None:
+        """The one that has these results; None where none of them is kept in a worker.
+
+        `refs` are (job, item, wire). Raises `ResultLost` where one is gone, or two are in different
+        workers.
+        """
+        found: dict[str, tuple[Key, Worker]] = {}
+        for job, item, wire in refs:
+            if not is_kept(wire):
+                continue
+            key = (str(job), int(item))
+            if key not in self._values:
+                raise ResultLost(self.lost(key))
+            worker = self._values[key].worker
+            found[worker.name] = (key, worker)
+        if len(found) > 1:
+            (one, _), (other, _), *_ = found.values()
+            raise ResultLost(
+                f"{_named(one)} and {_named(other)} cannot be pickled and are kept in two workers, "
+                "so nothing can have both: make them in one call"
+            )
+        return next((worker for _, worker in found.values()), None)
+
+    def lost(self, key: Key) -> str:
+        """What happened to a value that is not there, and what to do."""
+        why = self._why.get(key, "it is gone with its worker")
+        return (
+            f"{_named(key)} cannot be pickled, so it was in its worker alone, and {why}. Make it "
+            f"again: mlcloud.attach({key[0]!r}).rerun()"
+        )
+
+    # --- going ------------------------------------------------------------------------------------
+
+    def hold(self, job: str, holder: str, *, held: bool) -> None:
+        """A notebook has handles of this job's values, or has none any more."""
+        for key in self.of_job(job):
+            value = self._values[key]
+            if held:
+                value.holders.add(holder)
+                value.until = max(value.until, time.monotonic() + 1.0)
+                self._why.pop(key, None)
+            elif holder in value.holders:
+                value.holders.discard(holder)
+                if not value.holders:
+                    value.until = 0.0
+                    self._why[key] = "no notebook referred to it any more"
+
+    def look(self, needed: Callable[[Worker], bool]) -> None:
+        """Now and then: what nobody has used for long."""
+        late = [
+            key
+            for key, value in self._values.items()
+            if time.monotonic() > value.until and not needed(value.worker)
+        ]
+        for key in late:
+            keep_s = self._values[key].keep_s
+            self.forget([key], self._why.get(key, f"nobody used it for {keep_s:g} s (`keep`)"))
+
+    def forget(self, keys: Iterable[Key], why: str) -> None:
+        """Workers that go on are told to."""
+        told: dict[str, tuple[Worker, list[Key]]] = {}
+        for key in list(keys):
+            value = self._values.pop(key, None)
+            if value is None:
+                continue
+            self._why[key] = why
+            if not value.worker.over:
+                told.setdefault(value.worker.name, (value.worker, []))[1].append(key)
+        for worker, gone in told.values():
+            self._drop(worker, gone)
+        while len(self._why) > WHYS:
+            del self._why[next(iter(self._why))]
+
+
+def is_kept(wire: Any) -> bool:
+    """Whether a result is only an address."""
+    return isinstance(wire, dict) and "kept" in wire
+
+
+def kept_in(entries: list[list[Any]]) -> Iterator[int]:
+    """The items whose results stay."""
+    return (item for item, kind, value, _ in entries if kind == "ok" and is_kept(value))
+
+
+def _named(key: Key) -> str:
+    return f"the result of item {key[1]} of job {key[0]}"

@@ -1,0 +1,164 @@
+"""Results that cannot be pickled: they stay in their worker, and calls that need them go there."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from itertools import repeat
+from typing import Any
+
+import psutil
+import pytest
+
+import mlcloud
+from mlcloud import errors
+from mlcloud.client.functions import RemoteFunction
+from mlcloud.client.remote_value import RemoteValue
+from tests.live import Embedded, until
+
+WAIT_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def kept_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    options = {"max_nodes": "3", "node_idle": "60s", "offer_cooldown": "5s"}
+    with Embedded(tmp_path_factory.mktemp("kept"), **options) as embedded:
+        embedded.connect()
+        yield embedded
+
+
+@pytest.fixture(autouse=True)
+def _connected(kept_cluster: Embedded) -> None:
+    kept_cluster.connect()
+
+
+def remote(function: Any, **options: Any) -> RemoteFunction[Any, Any]:
+    made: RemoteFunction[Any, Any] = mlcloud.remote(**{"quiet": True, **options})(function)
+    return made
+
+
+class Engine:
+    """Has what no pickle can hold."""
+
+    def __init__(self, size: int) -> None:
+        self.lock = threading.Lock()
+        self.size = size
+        self.calls = 0
+
+    def times(self, x: int) -> tuple[int, int, int]:
+        with self.lock:
+            self.calls += 1
+            return os.getpid(), self.calls, self.size * x
+
+    def __repr__(self) -> str:
+        return f"an engine of size {self.size}"
+
+
+def engine(size: int) -> Engine:
+    return Engine(size)
+
+
+def use(engine: Engine, x: int) -> tuple[int, int, int]:
+    return engine.times(x)
+
+
+def test_it_is_a_remote_value_and_calls_with_it_run_where_it_is() -> None:
+    job = remote(engine).submit(3)
+    value = job.result(WAIT_S)
+    assert isinstance(value, RemoteValue)
+    assert "Engine" in value.type
+    assert "an engine of size 3" in repr(value)
+    assert job.id in repr(value)
+    with pytest.raises(errors.NotPicklable, match="lock"):
+        value.get()
+    with pytest.raises(AttributeError, match=r"f\.submit"):
+        _ = value.size
+    assert job.info.kept == 1
+    assert "1 results kept in workers" in repr(mlcloud.jobs())
+    with pytest.raises(errors.NotPicklable, match="not in this session"):
+        remote(use)(value, 2)
+
+    # By its handle, by the job, as one of a map's arguments: it is the object itself each time.
+    first = remote(use).submit(value, 2).result(WAIT_S)
+    second = remote(use).submit(job, 3).result(WAIT_S)
+    assert (first[0], first[1:], second[1:]) == (second[0], (1, 6), (2, 9))
+    mapped = remote(use).map(repeat(value), [1, 2, 3]).result(WAIT_S)
+    assert [each[0] for each in mapped] == [first[0]] * 3
+    assert [each[2] for each in mapped] == [3, 6, 9]
+    assert sorted(each[1] for each in mapped) == [3, 4, 5]
+
+    def closes_over(x: int) -> Any:
+        return value.times(x)
+
+    assert remote(closes_over).submit(1).result(WAIT_S)[:2] == (first[0], 6)
+
+
+def test_others_run_elsewhere_meanwhile() -> None:
+    jobs = remote(engine, max_workers=2).map([1, 2])
+    values = jobs.result(WAIT_S)
+    assert all(isinstance(each, RemoteValue) for each in values)
+    assert jobs.info.kept == 2
+    both = remote(use, max_workers=2).map(values, [10, 10]).result(WAIT_S)
+    assert [each[2] for each in both] == [10, 20]
+    if both[0][0] != both[1][0]:
+        with pytest.raises(errors.ResultLost, match="two workers"):
+            remote(lambda a, b: 0).submit(*values).result(WAIT_S)
+
+
+def test_when_nothing_refers_to_it_the_worker_is_free() -> None:
+    job = remote(engine).submit(3)
+    value = job.result(WAIT_S)
+    assert job.info.kept == 1
+    id_ = job.id
+    del job, value
+    gc.collect()
+    client = mlcloud.connect()
+    until(lambda: client.attach(id_).info.kept == 0, "it is let go of")
+    with pytest.raises(errors.ResultLost, match="no notebook referred to it any more"):
+        remote(use).submit(client.attach(id_), 1).result(WAIT_S)
+
+
+def test_unused_for_its_time_it_goes() -> None:
+    value = remote(engine, keep="1s").submit(3).result(WAIT_S)
+    client = mlcloud.connect()
+    until(lambda: client.attach(value._job).info.kept == 0, "its time is over")
+    with pytest.raises(errors.ResultLost, match=r"nobody used it for 1 s.*rerun"):
+        remote(use).submit(value, 1).result(WAIT_S)
+
+
+def test_a_worker_that_dies_says_what_is_lost(kept_cluster: Embedded) -> None:
+    job = remote(engine).submit(3)
+    value = job.result(WAIT_S)
+    pid, *_ = remote(use).submit(value, 1).result(WAIT_S)
+
+    def slow(engine: Engine, x: int) -> int:
+        import time
+
+        time.sleep(60)
+        return x
+
+    waits = remote(slow).map(repeat(value), [1, 2])
+    until(lambda: waits.info.running > 0, "one of them runs")
+    assert psutil.pid_exists(pid)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(errors.PartialFailure) as raised:
+        waits.result(WAIT_S)
+    assert [type(each) for each in raised.value.failures.values()] == [errors.ResultLost] * 2
+    for each in raised.value.failures.values():
+        assert "its worker died" in str(each)
+        assert f"mlcloud.attach('{job.id}').rerun()" in str(each)
+    again = job.rerun().result(WAIT_S)
+    assert remote(use).submit(again, 2).result(WAIT_S)[2] == 6
+
+
+@pytest.mark.slow
+def test_a_gateway_that_comes_back_finds_it(kept_cluster: Embedded) -> None:
+    job = remote(engine).submit(4)
+    value = job.result(WAIT_S)
+    first = remote(use).submit(value, 1).result(WAIT_S)
+    kept_cluster.kill_gateway()
+    second = remote(use).submit(value, 2).result(WAIT_S)
+    assert (second[0], second[1:]) == (first[0], (2, 8))
