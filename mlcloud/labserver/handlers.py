@@ -95,12 +95,12 @@ class Forwarding(Handler):
             self.refuse(UsageError(f"{path[:200]!r} is no path of a gateway"))
             return
         try:
-            address = await places.reach(name, self.hub.settings)
-            answer = await self._send(address, path)
+            answer = await self._ask(name, path)
         except MLCloudError as error:
             self.refuse(error)
             return
         if answer.status_code == 401:
+            self.hub.ways.forget(name)
             self.hub.hasten(name)
             message = "the gateway does not take this server's token: it is looked for anew"
             self.refuse(ConnectionFailed(message))
@@ -112,6 +112,16 @@ class Forwarding(Handler):
         self.finish(answer.content or None)
 
     get = post = put = delete = web.authenticated(authorized(forward))
+
+    async def _ask(self, name: str, path: str) -> httpx.Response:
+        try:
+            try:
+                return await self._send(await self.hub.ways.reach(name), path)
+            except httpx.ConnectError:  # nothing was sent: it may be elsewhere by now
+                self.hub.ways.forget(name)
+                return await self._send(await self.hub.ways.reach(name), path)
+        except httpx.HTTPError as error:
+            raise ConnectionFailed(f"its gateway does not answer ({error!r})") from error
 
     async def _send(self, address: Address, path: str) -> httpx.Response:
         client = self.clients.get(address)
@@ -128,12 +138,9 @@ class Forwarding(Handler):
             headers["Content-Type"] = "application/json"
         query = f"?{self.request.query}" if self.request.query else ""
         url = f"{address.url}/v1/{path}{query}"
-        try:
-            return await client.request(
-                self.request.method or "GET", url, content=self.request.body, headers=headers
-            )
-        except httpx.HTTPError as error:
-            raise ConnectionFailed(f"its gateway does not answer ({error!r})") from error
+        return await client.request(
+            self.request.method or "GET", url, content=self.request.body, headers=headers
+        )
 
 
 class Events(WebSocketMixin, websocket.WebSocketHandler, JupyterHandler):

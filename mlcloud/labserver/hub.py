@@ -39,6 +39,7 @@ class Hub:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.ways = places.Ways(settings)
         self.known = Board()
         self.boards: dict[str, Board] = {}
         self._lines: dict[str, Line] = {}

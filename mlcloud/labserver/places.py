@@ -61,16 +61,34 @@ def place(name: str, settings: Settings) -> Place:
     raise NotFound(f"this server knows no cluster {name!r}; there are: {names}")
 
 
-async def reach(name: str, settings: Settings) -> Address:
-    """Where to send a request. Raises `NotFound`, `ConnectionFailed`."""
-    found = place(name, settings)
-    if found.kind == EMBEDDED:
-        address = found.look()  # a small file
-    else:
-        address = await asyncio.to_thread(found.look)
-    if address is None:
-        raise ConnectionFailed(f"the cluster {name!r} is not up: bring it up first")
-    return address
+class Ways:
+    """Where to send requests. An address that was looked up is kept until somebody forgets it: a
+    look at a certificate or through a tunnel is a connection of its own, for each request one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._kept: dict[str, Address] = {}
+
+    async def reach(self, name: str) -> Address:
+        """Raises `NotFound`, `ConnectionFailed`."""
+        kept = self._kept.get(name)
+        if kept is not None:
+            return kept
+        if name == EMBEDDED:
+            address = _noted(self._settings)  # a small file, written anew with each start
+        else:
+            found = place(name, self._settings)
+            address = await asyncio.to_thread(found.look)
+            if address is not None:
+                self._kept[name] = address
+        if address is None:
+            raise ConnectionFailed(f"the cluster {name!r} is not up: bring it up first")
+        return address
+
+    def forget(self, name: str) -> None:
+        """It did not answer there, or not to this token."""
+        self._kept.pop(name, None)
 
 
 # --- bring up, take down --------------------------------------------------------------------------
