@@ -40,6 +40,7 @@ def routes(base_url: str, hub: Hub) -> list[tuple[str, type[web.RequestHandler],
         for path, handler in [
             ("clusters", Known),
             (f"clusters/{name}/(up|down)", Acting),
+            (f"clusters/{name}/dismiss", Dismissing),
             (f"clusters/{name}/v1/(.*)", Forwarding),
             ("events", Events),
         ]
@@ -56,6 +57,11 @@ class Handler(APIHandler):
         """Answer as a gateway would."""
         self.set_status(next((s for kind, s in STATUS.items() if isinstance(error, kind)), 500))
         self.finish(json.dumps({"code": type(error).__name__, "message": str(error)}))
+
+    def say_begun(self, name: str, begun: bool) -> None:
+        self.set_status(202 if begun else 409)
+        body = {} if begun else {"code": "Conflict", "message": f"{name}: another window was first"}
+        self.finish(json.dumps(body))
 
 
 class Known(Handler):
@@ -82,9 +88,16 @@ class Acting(Handler):
         except MLCloudError as error:
             self.refuse(error)
             return
-        self.set_status(202 if begun else 409)
-        body = {} if begun else {"code": "Conflict", "message": f"{name}: another window was first"}
-        self.finish(json.dumps(body))
+        self.say_begun(name, begun)
+
+
+class Dismissing(Handler):
+    @web.authenticated
+    @authorized
+    async def post(self, name: str) -> None:
+        self.hub.dismiss(name)
+        self.set_status(204)
+        self.finish()
 
 
 class Forwarding(Handler):

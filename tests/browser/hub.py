@@ -75,7 +75,7 @@ def beside(environment: dict[str, str]) -> dict[str, str]:
 
 
 class Hub:
-    """As a `Lab` for `Book`, once somebody is logged in: the Hub's cookie does what a token does."""
+    """As a `Lab` for `Book`, once somebody is logged in: by the Hub's cookie."""
 
     tree = "lab/tree"
     token = ""

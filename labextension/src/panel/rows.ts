@@ -3,8 +3,11 @@
 import { button, h, short } from '../dom';
 import type { Actions } from '../actions';
 import type { Clusters, Items } from '../clusters';
+import type { Files } from '../files';
+import { first, from, most } from '../offered';
 import type {
   IBoundary,
+  IFile,
   IJob,
   IKnown,
   INode,
@@ -47,6 +50,7 @@ export interface IDetail {
 export interface IView {
   clusters: Clusters;
   actions: Actions;
+  files: Files;
   isOpen(key: string, byDefault: boolean): boolean;
   detail(cluster: string, session: ISession): IDetail | null;
   log(cluster: string, kind: 'session' | 'job', name: string): void;
@@ -54,7 +58,10 @@ export interface IView {
 }
 
 export function rows(view: IView): IRow[] {
-  return (view.clusters.known ?? []).flatMap(known => cluster(view, known));
+  return [
+    ...(view.clusters.known ?? []).flatMap(known => cluster(view, known)),
+    ...(view.files.found ?? []).flatMap(each => file(view, each))
+  ];
 }
 
 function cluster(view: IView, known: IKnown): IRow[] {
@@ -74,6 +81,13 @@ function cluster(view: IView, known: IKnown): IRow[] {
             ? button('Down', `Take ${known.name} down, asks first`, () => {
                 void view.actions.down(known.name, items?.sessions.size ?? 0);
               }, { name: 'act', off: busy })
+            : known.kind === 'file'
+              ? button(
+                  'Dismiss',
+                  `Dismiss what came of ${known.name}`,
+                  () => void view.actions.dismiss(known.name),
+                  { name: 'act', off: busy || known.doing !== '' }
+                )
             : known.kind !== 'url'
               ? button('Up', `Bring ${known.name} up`, () => void view.actions.up(known.name), {
                   name: 'act',
@@ -153,6 +167,71 @@ function group<T>(
     return [head];
   }
   return [head, ...(all.length ? all.flatMap(each) : [note(`${key}/none`, 3, none)])];
+}
+
+// --- files ------------------------------------------------------------------------------------
+
+function file(view: IView, each: IFile): IRow[] {
+  const key = `file/${each.path}`;
+  const open = view.isOpen(key, false);
+  const wrong = each.problems.length;
+  const there = view.clusters.known?.find(known => known.name === each.cluster);
+  const off = view.actions.busy(`up ${each.cluster}`) || Boolean(there?.doing);
+  const runs = each.changes !== null;
+  const name = each.path.split('/').pop()!;
+  const made = row('file', key, 1, TWO, () => [each, off], open, () => [
+    line(
+      h('span', { class: 'mlcloud-name', title: each.path }, name),
+      h('span', { class: 'mlcloud-money' }, from(each)),
+      buttons(
+        wrong || (runs && !each.changes!.length)
+          ? null
+          : button(
+              runs ? 'Apply' : 'Up',
+              runs
+                ? `Let ${each.cluster} be as ${each.path} says, asks first`
+                : `Bring ${each.cluster} up as ${each.path} says, asks first`,
+              () => void view.actions.upAs(each),
+              { name: 'up', off }
+            )
+      )
+    ),
+    wrong
+      ? h('div', { class: 'mlcloud-quiet bad' }, counted(wrong, 'problem'))
+      : quiet([
+          `${each.cluster} on ${each.cloud}`,
+          runs && (each.changes!.length ? `runs, ${counted(each.changes!.length, 'change')}` : 'runs as it says'),
+          most(each),
+          each.budget.length > 0 && `budget $${each.budget.join(', $')}`,
+          each.simulated && 'simulated prices'
+        ])
+  ]);
+  if (!open) {
+    return [made];
+  }
+  return [
+    made,
+    ...each.problems.map(({ line: at, field, text }, index) => {
+      const place = [at === null ? '' : `line ${at}`, field].filter(Boolean).join(', ');
+      return note(`${key}/problem/${index}`, 2, place ? `${place}: ${text}` : text, 'bad');
+    }),
+    ...each.groups.map(group =>
+      row('detail', `${key}/group/${group.name}`, 2, TWO, () => group, undefined, () => [
+        line(
+          h('span', {}, group.name),
+          h(
+            'span',
+            { class: 'mlcloud-quiet' },
+            group.max === null ? '' : `${group.min} to ${counted(group.max, 'node')}`
+          ),
+          h('span', { class: 'mlcloud-money' }, rate(group.usd_per_hour))
+        ),
+        quiet([first(group), counted(group.offers, 'offer')])
+      ])
+    ),
+    ...(each.changes ?? []).map((text, index) => note(`${key}/change/${index}`, 2, text)),
+    ...each.notes.map((text, index) => note(`${key}/note/${index}`, 2, text))
+  ];
 }
 
 // --- budgets ----------------------------------------------------------------------------------
