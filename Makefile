@@ -66,7 +66,19 @@ AZURITE := $(VENV)/node/node_modules/.bin/azurite-blob
 $(AZURITE): $(STAMP)
 	-npm install --silent --no-audit --no-fund --prefix $(VENV)/node azurite@3
 
-test-slow: $(STAMP) $(LABEXTENSION) $(AZURITE)
+# JupyterHub and its proxy, for the test behind them: with npm only, else it is skipped. It has an
+# environment beside this one, whose packages it sees: it brings aiodns, which would change how
+# everything else here finds addresses.
+HUB := $(VENV)/hub/bin/jupyterhub
+PACKAGES = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+$(HUB): $(STAMP)
+	-npm install --silent --no-audit --no-fund --prefix $(VENV)/node configurable-http-proxy@5
+	$(BIN)/python -m venv $(VENV)/hub
+	echo "$(PACKAGES)" > "$$($(VENV)/hub/bin/python -c \
+	  'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	$(VENV)/hub/bin/python -m pip install --quiet "jupyterhub>=5,<7"
+
+test-slow: $(STAMP) $(LABEXTENSION) $(AZURITE) $(HUB)
 	$(BIN)/python -m pytest -m slow --timeout=1800
 	@$(call execute,$(LONG_NOTEBOOKS))
 

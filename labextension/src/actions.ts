@@ -9,8 +9,10 @@ import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apput
 import type { INotebookTracker } from '@jupyterlab/notebook';
 import { Signal } from '@lumino/signaling';
 
-import type { Server } from './server';
 import { short } from './dom';
+import { offered } from './offered';
+import type { Server } from './server';
+import type { IFile } from './wire';
 
 export class Actions {
   constructor(
@@ -29,6 +31,28 @@ export class Actions {
   up(cluster: string): Promise<void> {
     return this._act(`up ${cluster}`, () =>
       this._server.request('POST', `clusters/${encodeURIComponent(cluster)}/up`)
+    );
+  }
+
+  /** As a file says. */
+  async upAs(file: IFile): Promise<void> {
+    const [title, body, act] = offered(file);
+    const answer = await showDialog({
+      title,
+      body,
+      buttons: [Dialog.cancelButton(), Dialog.okButton({ label: act })]
+    });
+    if (answer.button.accept) {
+      await this._act(`up ${file.cluster}`, () =>
+        this._server.request('POST', 'files', { path: file.path })
+      );
+    }
+  }
+
+  /** What came of a file is read. */
+  dismiss(cluster: string): Promise<void> {
+    return this._act(`dismiss ${cluster}`, () =>
+      this._server.request('POST', `clusters/${encodeURIComponent(cluster)}/dismiss`)
     );
   }
 

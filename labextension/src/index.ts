@@ -15,6 +15,7 @@ import { IStatusBar } from '@jupyterlab/statusbar';
 import { Actions } from './actions';
 import { cells } from './cells';
 import { Clusters, IClusters } from './clusters';
+import { Files } from './files';
 import { icon } from './icon';
 import { Panel } from './panel/panel';
 import { Server } from './server';
@@ -50,7 +51,8 @@ const panel: JupyterFrontEndPlugin<void> = {
     notebooks: INotebookTracker | null,
     statusBar: IStatusBar | null
   ) => {
-    const made = new Panel(clusters, new Actions(clusters.server, notebooks));
+    const files = new Files(clusters, app.serviceManager.contents, notebooks);
+    const made = new Panel(clusters, new Actions(clusters.server, notebooks), files);
     made.title.icon = icon;
     made.title.caption = 'mlcloud';
     app.shell.add(made, 'right', { rank: 600, type: 'mlcloud' });

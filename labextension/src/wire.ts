@@ -131,12 +131,40 @@ export interface IBoundary {
 /** One of the clusters that this server knows, up or not. */
 export interface IKnown {
   name: string;
-  kind: 'embedded' | 'url' | 'remote';
+  kind: 'embedded' | 'url' | 'remote' | 'file';
   up: boolean;
   /** Why it cannot be reached, and what to do; empty: there is nothing to say. */
   problem: string;
   /** It comes up or goes down at this moment: what is done; empty: nothing. */
   doing: string;
+}
+
+/** A node group of a file, with the offer that would be tried first. */
+export interface IFileGroup {
+  name: string;
+  min: number;
+  max: number | null;
+  offers: number;
+  instance_type: string;
+  gpu: string | null;
+  market: string;
+  zone: string;
+  usd_per_hour: string;
+  saving: number | null;
+}
+
+/** A `cluster.yaml` beside the notebook. Where it has problems, the rest may lack. */
+export interface IFile {
+  path: string;
+  cluster: string;
+  cloud: string;
+  budget: string[];
+  problems: { line: number | null; field: string; text: string }[];
+  groups: IFileGroup[];
+  notes: string[];
+  simulated: boolean;
+  /** What differs from the cluster of that name, which runs; null: none does. */
+  changes: string[] | null;
 }
 
 /** What a frame of `mlcloud/events` is. */

@@ -5,6 +5,8 @@
       WS   mlcloud/events                    all that changes in them
       ANY  mlcloud/clusters/<name>/v1/…      a gateway's routes
       POST mlcloud/clusters/<name>/up, down
+      GET  mlcloud/files                     `cluster.yaml` beside a notebook, what it would cost
+      POST mlcloud/files                     bring it up
 
 The token never reaches the page. Switched on by `etc/jupyter/jupyter_server_config.d/mlcloud.json`.
 """

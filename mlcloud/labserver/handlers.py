@@ -40,6 +40,7 @@ def routes(base_url: str, hub: Hub) -> list[tuple[str, type[web.RequestHandler],
         for path, handler in [
             ("clusters", Known),
             (f"clusters/{name}/(up|down)", Acting),
+            (f"clusters/{name}/dismiss", Dismissing),
             (f"clusters/{name}/v1/(.*)", Forwarding),
             ("events", Events),
         ]
@@ -56,6 +57,11 @@ class Handler(APIHandler):
         """Answer as a gateway would."""
         self.set_status(next((s for kind, s in STATUS.items() if isinstance(error, kind)), 500))
         self.finish(json.dumps({"code": type(error).__name__, "message": str(error)}))
+
+    def say_begun(self, name: str, begun: bool) -> None:
+        self.set_status(202 if begun else 409)
+        body = {} if begun else {"code": "Conflict", "message": f"{name}: another window was first"}
+        self.finish(json.dumps(body))
 
 
 class Known(Handler):
@@ -82,9 +88,16 @@ class Acting(Handler):
         except MLCloudError as error:
             self.refuse(error)
             return
-        self.set_status(202 if begun else 409)
-        body = {} if begun else {"code": "Conflict", "message": f"{name}: another window was first"}
-        self.finish(json.dumps(body))
+        self.say_begun(name, begun)
+
+
+class Dismissing(Handler):
+    @web.authenticated
+    @authorized
+    async def post(self, name: str) -> None:
+        self.hub.dismiss(name)
+        self.set_status(204)
+        self.finish()
 
 
 class Forwarding(Handler):
@@ -95,12 +108,12 @@ class Forwarding(Handler):
             self.refuse(UsageError(f"{path[:200]!r} is no path of a gateway"))
             return
         try:
-            address = await places.reach(name, self.hub.settings)
-            answer = await self._send(address, path)
+            answer = await self._ask(name, path)
         except MLCloudError as error:
             self.refuse(error)
             return
         if answer.status_code == 401:
+            self.hub.ways.forget(name)
             self.hub.hasten(name)
             message = "the gateway does not take this server's token: it is looked for anew"
             self.refuse(ConnectionFailed(message))
@@ -112,6 +125,16 @@ class Forwarding(Handler):
         self.finish(answer.content or None)
 
     get = post = put = delete = web.authenticated(authorized(forward))
+
+    async def _ask(self, name: str, path: str) -> httpx.Response:
+        try:
+            try:
+                return await self._send(await self.hub.ways.reach(name), path)
+            except httpx.ConnectError:  # nothing was sent: it may be elsewhere by now
+                self.hub.ways.forget(name)
+                return await self._send(await self.hub.ways.reach(name), path)
+        except httpx.HTTPError as error:
+            raise ConnectionFailed(f"its gateway does not answer ({error!r})") from error
 
     async def _send(self, address: Address, path: str) -> httpx.Response:
         client = self.clients.get(address)
@@ -128,12 +151,9 @@ class Forwarding(Handler):
             headers["Content-Type"] = "application/json"
         query = f"?{self.request.query}" if self.request.query else ""
         url = f"{address.url}/v1/{path}{query}"
-        try:
-            return await client.request(
-                self.request.method or "GET", url, content=self.request.body, headers=headers
-            )
-        except httpx.HTTPError as error:
-            raise ConnectionFailed(f"its gateway does not answer ({error!r})") from error
+        return await client.request(
+            self.request.method or "GET", url, content=self.request.body, headers=headers
+        )
 
 
 class Events(WebSocketMixin, websocket.WebSocketHandler, JupyterHandler):

@@ -39,10 +39,13 @@ class Hub:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.ways = places.Ways(settings)
         self.known = Board()
         self.boards: dict[str, Board] = {}
         self._lines: dict[str, Line] = {}
         self._doing: dict[str, asyncio.Task[None]] = {}
+        self._coming: set[str] = set()
+        self.failed: dict[str, str] = {}  # why it did not come up or go down, until it does
         self._pages = 0
         self._finding: asyncio.Task[None] | None = None
 
@@ -61,6 +64,7 @@ class Hub:
             for line in self._lines.values():
                 line.close()
             self._lines.clear()
+            self._coming.clear()
             self.known.replace({})
             for board in self.boards.values():  # whoever comes next is shown nothing old
                 board.replace({})
@@ -86,6 +90,24 @@ class Hub:
         Two windows may press at once: the second is told of the first.
         """
         places.place(name, self.settings)
+        return self._begin(name, what, doing)
+
+    def act_anew(self, name: str, what: Callable[..., None], doing: str) -> bool:
+        """The same for a cluster that nobody here need know yet. Where it fails before it is one,
+        what went wrong stays on `known`, until `dismiss`."""
+        if name not in self.known.items:
+            self._coming.add(name)
+            self.known.put({name: _item(name, "file")})
+        return self._begin(name, what, doing)
+
+    def dismiss(self, name: str) -> None:
+        """What came of a file is read."""
+        doing = self._doing.get(name)
+        if name in self._coming and (doing is None or doing.done()):
+            self._coming.discard(name)
+            self.known.put({}, [name])
+
+    def _begin(self, name: str, what: Callable[..., None], doing: str) -> bool:
         running = self._doing.get(name)
         if running is not None and not running.done():
             return False
@@ -94,6 +116,7 @@ class Hub:
 
     async def _act(self, name: str, what: Callable[..., None], doing: str) -> None:
         loop = asyncio.get_running_loop()
+        self.failed.pop(name, None)
         self.say(name, doing=doing, problem="")
 
         def say(text: str) -> None:
@@ -103,7 +126,8 @@ class Hub:
             await asyncio.to_thread(what, name, self.settings, say)
         except Exception as error:
             log.warning("%s %s: %s", name, doing, error)
-            self.say(name, doing="", problem=places.explained(error))
+            self.failed[name] = places.explained(error)
+            self.say(name, doing="", problem=self.failed[name])
         else:
             self.say(name, doing="", problem="")
         self.hasten(name)
@@ -121,13 +145,16 @@ class Hub:
             self.board(name).replace({})
         for name, each in there.items():
             if name not in self._lines:
-                self.known.put({name: _known(each)})
+                coming = self.known.items.get(name) if name in self._coming else None
+                self._coming.discard(name)
+                self.known.put({name: {**(coming or _item(name, each.kind)), "kind": each.kind}})
                 self._lines[name] = Line(self, each)
-        self.known.put({}, [name for name in self.known.items if name not in there])
+        stay = there.keys() | self._coming
+        self.known.put({}, [name for name in self.known.items if name not in stay])
 
 
-def _known(place: places.Place) -> dict[str, Any]:
-    return {"name": place.name, "kind": place.kind, "up": False, "problem": "", "doing": ""}
+def _item(name: str, kind: places.Kind) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "up": False, "problem": "", "doing": ""}
 
 
 class Line:
@@ -156,7 +183,7 @@ class Line:
             except asyncio.CancelledError:
                 raise
             except Exception as error:
-                problem = _problem(error, self._place)
+                problem = self._hub.failed.get(self._place.name) or _problem(error, self._place)
             self._hub.board(self._place.name).replace({})
             acting = (self._hub.known.items.get(self._place.name) or {}).get("doing")
             if acting or not problem:
@@ -190,6 +217,7 @@ class Line:
                 frame = json.loads(text)
                 if frame["whole"]:
                     board.replace(frame["set"])
+                    self._hub.failed.pop(name, None)
                     self._hub.say(name, up=True, problem="")
                 else:
                     board.put(frame["set"], frame["gone"])

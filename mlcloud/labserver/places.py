@@ -4,6 +4,7 @@
     <host>       a gateway named by MLCLOUD_URL and MLCLOUD_TOKEN
     <name>       one that was brought up from here (`mlcloud up FILE`), through its tunnel
 
+`file` is what the panel calls one that shall come up from a file, and is none of these yet.
 A look starts nothing, and says why there is nothing to reach.
 """
 
@@ -15,14 +16,17 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from mlcloud.client.connection import Address
 from mlcloud.config import Settings
 from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound, UsageError
 
-Kind = Literal["embedded", "url", "remote"]
+if TYPE_CHECKING:
+    from mlcloud.cluster.specification import Specification
+
+Kind = Literal["embedded", "url", "remote", "file"]
 Say = Callable[[str], None]
 EMBEDDED = "embedded"
 
@@ -61,16 +65,34 @@ def place(name: str, settings: Settings) -> Place:
     raise NotFound(f"this server knows no cluster {name!r}; there are: {names}")
 
 
-async def reach(name: str, settings: Settings) -> Address:
-    """Where to send a request. Raises `NotFound`, `ConnectionFailed`."""
-    found = place(name, settings)
-    if found.kind == EMBEDDED:
-        address = found.look()  # a small file
-    else:
-        address = await asyncio.to_thread(found.look)
-    if address is None:
-        raise ConnectionFailed(f"the cluster {name!r} is not up: bring it up first")
-    return address
+class Ways:
+    """Where to send requests. An address that was looked up is kept until somebody forgets it: a
+    look at a certificate or through a tunnel is a connection of its own, for each request one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._kept: dict[str, Address] = {}
+
+    async def reach(self, name: str) -> Address:
+        """Raises `NotFound`, `ConnectionFailed`."""
+        kept = self._kept.get(name)
+        if kept is not None:
+            return kept
+        if name == EMBEDDED:
+            address = _noted(self._settings)  # a small file, written anew with each start
+        else:
+            found = place(name, self._settings)
+            address = await asyncio.to_thread(found.look)
+            if address is not None:
+                self._kept[name] = address
+        if address is None:
+            raise ConnectionFailed(f"the cluster {name!r} is not up: bring it up first")
+        return address
+
+    def forget(self, name: str) -> None:
+        """It did not answer there, or not to this token."""
+        self._kept.pop(name, None)
 
 
 # --- bring up, take down --------------------------------------------------------------------------
@@ -93,6 +115,37 @@ def up(name: str, settings: Settings, say: Say) -> None:
         from mlcloud.cluster.specification import Specification
 
         launching.up(Specification.model_validate(note.specification), settings, say)
+
+
+def up_as(specification: Specification, settings: Settings, say: Say) -> None:
+    """Bring up what a file describes, or let the cluster of that name take up what differs. Blocks.
+
+    Raises `SpecificationError`, `Conflict` for what needs `down` first, and what a cloud refuses.
+    """
+    from mlcloud.client import embedded_specification, launching
+    from mlcloud.client.planning import check_sold
+
+    if specification.cloud == "local":
+        say("the gateway is starting")
+        embedded_specification.up(specification)
+    else:
+        check_sold(specification)
+        launching.up(specification, settings, say)
+
+
+def name_of(specification: Specification) -> str:
+    """Under which its cluster is known here."""
+    return EMBEDDED if specification.cloud == "local" else specification.name
+
+
+def running(specification: Specification, settings: Settings) -> Specification | None:
+    """With what the cluster of that name runs; None where none does."""
+    from mlcloud.client import embedded_specification, launching
+
+    if specification.cloud == "local":
+        return embedded_specification.running()
+    found: Specification | None = launching.running(specification, settings)
+    return found
 
 
 def down(name: str, settings: Settings, say: Say) -> None:

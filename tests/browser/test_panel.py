@@ -127,6 +127,59 @@ def test_pictures_names_and_contrast(panel: Locator, artefacts: Path) -> None:
     opened(row(panel), False)
 
 
+def test_a_file_beside_the_notebook(panel: Locator, lab: Lab) -> None:
+    """It is shown as it is written, with its price or its problems; and nothing is begun unasked."""
+    page = panel.page
+    save = """text => window.jupyterapp.serviceManager.contents.save('cluster.yaml',
+      {type: 'file', format: 'text', content: text})"""
+    page.evaluate(save, "name: gpus\ncloud: aws\nreigons: [eu-central-1]\n")
+    file = panel.locator(".mlcloud-file", has_text="cluster.yaml")
+    expect(file).to_contain_text(re.compile("problems?$"), timeout=10_000)
+    assert file.get_by_role("button").count() == 0
+    opened(file)
+    said = panel.locator(".mlcloud-note.bad", has_text="reigons")
+    expect(said).to_contain_text("line 3, reigons: no such field; did you mean 'regions'?")
+    page.evaluate(
+        save,
+        "name: gpus\ncloud: aws\nregions: [eu-central-1]\nstore: s3://bucket/x\nbudget: 50/day\n"
+        "nodes:\n  - gpu: A10G:1\n    max: 4\n",
+    )
+    expect(file).to_contain_text("gpus on aws", timeout=10_000)
+    expect(file).to_contain_text(re.compile(r"from \$[\d.]+/h"))
+    expect(file).to_contain_text("at most 4 nodes · budget $50/day")
+    expect(panel.locator(".mlcloud-detail", has_text="a10g-1")).to_contain_text(
+        "spot in eu-central"
+    )
+    press(file, "Bring gpus up as cluster.yaml says, asks first")
+    asked = page.locator(".jp-Dialog")
+    expect(asked).to_contain_text("Bring gpus up on aws?")
+    expect(asked).to_contain_text(re.compile(r"a10g-1: 0 to 4 nodes, \$[\d.]+/h each \(g5"))
+    expect(asked).to_contain_text(re.compile(r"Bills while the cluster is up: the head \$[\d.]+/h"))
+    page.keyboard.press("Escape")
+    expect(asked).to_have_count(0)
+    expect(panel.locator(".mlcloud-cluster")).to_have_count(1)
+    page.evaluate("window.jupyterapp.serviceManager.contents.delete('cluster.yaml')")
+    expect(file).to_have_count(0, timeout=10_000)
+
+
+def test_a_file_changes_the_cluster_that_runs(panel: Locator, cluster: Embedded) -> None:
+    page = panel.page
+    path = "window.jupyterapp.serviceManager.contents"
+    content = "name: embedded\ncloud: local\nbudget: 40/day\n"
+    page.evaluate(
+        f"text => {path}.save('cluster.yaml', {{type: 'file', format: 'text', content: text}})",
+        content,
+    )
+    file = panel.locator(".mlcloud-file", has_text="cluster.yaml")
+    press(file, "Bring embedded up as cluster.yaml says, asks first")
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    expect(status(page)).to_have_text(re.compile(r"today of \$40$"), timeout=20_000)
+    expect(row(panel)).to_contain_text("idle", timeout=20_000)
+    cluster.connect().remove_budget()
+    page.evaluate(f"{path}.delete('cluster.yaml')")
+    expect(file).to_have_count(0, timeout=10_000)
+
+
 def test_keyboard_alone_parks_and_resumes(panel: Locator) -> None:
     page = panel.page
     opened(row(panel), False)

@@ -11,6 +11,7 @@ import { Widget } from '@lumino/widgets';
 import type { Actions } from '../actions';
 import type { Clusters } from '../clusters';
 import { button, h, say, short } from '../dom';
+import type { Files } from '../files';
 import type { IBoundary, ISavedState, ISession } from '../wire';
 import { Follower } from './follow';
 import { LogView } from './log';
@@ -22,7 +23,8 @@ import { summary } from '../summary';
 export class Panel extends Widget {
   constructor(
     private _clusters: Clusters,
-    private _actions: Actions
+    private _actions: Actions,
+    private _files: Files
   ) {
     super();
     this.id = 'mlcloud-panel';
@@ -39,12 +41,14 @@ export class Panel extends Widget {
     this.node.append(this._sum, this._line, this._tree.node, this._bottom);
     _clusters.changed.connect(this._later, this);
     _actions.changed.connect(this._draw, this);
+    _files.changed.connect(this._draw, this);
   }
 
   override dispose(): void {
     if (!this.isDisposed) {
       this._clusters.changed.disconnect(this._later, this);
       this._actions.changed.disconnect(this._draw, this);
+      this._files.changed.disconnect(this._draw, this);
       clearInterval(this._ticking);
       this._closeLog();
       this._tree.dispose();
@@ -56,6 +60,7 @@ export class Panel extends Widget {
     clearInterval(this._ticking);
     this._ticking = setInterval(() => this._draw(), 1000); // countdowns and idle times
     this._draw();
+    void this._files.read();
   }
 
   protected override onAfterHide(_: Message): void {
@@ -99,6 +104,7 @@ export class Panel extends Widget {
     return {
       clusters: this._clusters,
       actions: this._actions,
+      files: this._files,
       now: Date.now(),
       isOpen: (key, byDefault) => this._open.get(key) ?? byDefault,
       detail: (cluster, session) => this._detail(cluster, session),

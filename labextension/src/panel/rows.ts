@@ -3,8 +3,11 @@
 import { button, h, short } from '../dom';
 import type { Actions } from '../actions';
 import type { Clusters, Items } from '../clusters';
+import type { Files } from '../files';
+import { first, from, most } from '../offered';
 import type {
   IBoundary,
+  IFile,
   IJob,
   IKnown,
   INode,
@@ -47,6 +50,7 @@ export interface IDetail {
 export interface IView {
   clusters: Clusters;
   actions: Actions;
+  files: Files;
   isOpen(key: string, byDefault: boolean): boolean;
   detail(cluster: string, session: ISession): IDetail | null;
   log(cluster: string, kind: 'session' | 'job', name: string): void;
@@ -54,7 +58,10 @@ export interface IView {
 }
 
 export function rows(view: IView): IRow[] {
-  return (view.clusters.known ?? []).flatMap(known => cluster(view, known));
+  return [
+    ...(view.clusters.known ?? []).flatMap(known => cluster(view, known)),
+    ...(view.files.found ?? []).flatMap(each => file(view, each))
+  ];
 }
 
 function cluster(view: IView, known: IKnown): IRow[] {
@@ -65,7 +72,7 @@ function cluster(view: IView, known: IKnown): IRow[] {
   const busy = view.actions.busy(`up ${known.name}`) || view.actions.busy(`down ${known.name}`);
   const state = known.doing || (info ? info.state : known.problem ? 'not reached' : 'not up');
   const found: IRow[] = [
-    row('cluster', key, 1, TWO, { known, info, busy }, open, () => [
+    row('cluster', key, 1, TWO, () => ({ known, info, busy }), open, () => [
       line(
         h('span', { class: 'mlcloud-name' }, known.name),
         h('span', { class: 'mlcloud-money' }, info ? rate(info.usd_per_hour) : ''),
@@ -74,6 +81,13 @@ function cluster(view: IView, known: IKnown): IRow[] {
             ? button('Down', `Take ${known.name} down, asks first`, () => {
                 void view.actions.down(known.name, items?.sessions.size ?? 0);
               }, { name: 'act', off: busy })
+            : known.kind === 'file'
+              ? button(
+                  'Dismiss',
+                  `Dismiss what came of ${known.name}`,
+                  () => void view.actions.dismiss(known.name),
+                  { name: 'act', off: busy || known.doing !== '' }
+                )
             : known.kind !== 'url'
               ? button('Up', `Bring ${known.name} up`, () => void view.actions.up(known.name), {
                   name: 'act',
@@ -143,7 +157,7 @@ function group<T>(
 ): IRow[] {
   const key = `${of}/${title}`;
   const open = view.isOpen(key, true);
-  const head = row('group', key, 2, LINE, { count: all.length }, open, () => [
+  const head = row('group', key, 2, LINE, () => all.length, open, () => [
     line(
       h('span', { class: 'mlcloud-title' }, title),
       h('span', { class: 'mlcloud-count' }, all.length.toLocaleString('en-US'))
@@ -153,6 +167,71 @@ function group<T>(
     return [head];
   }
   return [head, ...(all.length ? all.flatMap(each) : [note(`${key}/none`, 3, none)])];
+}
+
+// --- files ------------------------------------------------------------------------------------
+
+function file(view: IView, each: IFile): IRow[] {
+  const key = `file/${each.path}`;
+  const open = view.isOpen(key, false);
+  const wrong = each.problems.length;
+  const there = view.clusters.known?.find(known => known.name === each.cluster);
+  const off = view.actions.busy(`up ${each.cluster}`) || Boolean(there?.doing);
+  const runs = each.changes !== null;
+  const name = each.path.split('/').pop()!;
+  const made = row('file', key, 1, TWO, () => [each, off], open, () => [
+    line(
+      h('span', { class: 'mlcloud-name', title: each.path }, name),
+      h('span', { class: 'mlcloud-money' }, from(each)),
+      buttons(
+        wrong || (runs && !each.changes!.length)
+          ? null
+          : button(
+              runs ? 'Apply' : 'Up',
+              runs
+                ? `Let ${each.cluster} be as ${each.path} says, asks first`
+                : `Bring ${each.cluster} up as ${each.path} says, asks first`,
+              () => void view.actions.upAs(each),
+              { name: 'up', off }
+            )
+      )
+    ),
+    wrong
+      ? h('div', { class: 'mlcloud-quiet bad' }, counted(wrong, 'problem'))
+      : quiet([
+          `${each.cluster} on ${each.cloud}`,
+          runs && (each.changes!.length ? `runs, ${counted(each.changes!.length, 'change')}` : 'runs as it says'),
+          most(each),
+          each.budget.length > 0 && `budget $${each.budget.join(', $')}`,
+          each.simulated && 'simulated prices'
+        ])
+  ]);
+  if (!open) {
+    return [made];
+  }
+  return [
+    made,
+    ...each.problems.map(({ line: at, field, text }, index) => {
+      const place = [at === null ? '' : `line ${at}`, field].filter(Boolean).join(', ');
+      return note(`${key}/problem/${index}`, 2, place ? `${place}: ${text}` : text, 'bad');
+    }),
+    ...each.groups.map(group =>
+      row('detail', `${key}/group/${group.name}`, 2, TWO, () => group, undefined, () => [
+        line(
+          h('span', {}, group.name),
+          h(
+            'span',
+            { class: 'mlcloud-quiet' },
+            group.max === null ? '' : `${group.min} to ${counted(group.max, 'node')}`
+          ),
+          h('span', { class: 'mlcloud-money' }, rate(group.usd_per_hour))
+        ),
+        quiet([first(group), counted(group.offers, 'offer')])
+      ])
+    ),
+    ...(each.changes ?? []).map((text, index) => note(`${key}/change/${index}`, 2, text)),
+    ...each.notes.map((text, index) => note(`${key}/note/${index}`, 2, text))
+  ];
 }
 
 // --- budgets ----------------------------------------------------------------------------------
@@ -168,7 +247,7 @@ function budgets(view: IView, of: string, items: Items): IRow[] {
       { name: 'budget' }
     );
   const found = all.map(([name, each]) =>
-    row('budget', `${key}/${name}`, 2, TWO, { each }, undefined, () => {
+    row('budget', `${key}/${name}`, 2, TWO, () => each, undefined, () => {
       const whose = each.session ?? each.user ?? each.job ?? null;
       const part = Math.min(1, Number(each.spent_usd) / Number(each.limit_usd));
       const bar = h('div', {
@@ -199,7 +278,7 @@ function budgets(view: IView, of: string, items: Items): IRow[] {
   );
   if (!items.budgets.has('')) {
     found.unshift(
-      row('budget', `${key}/none`, 2, LINE, {}, undefined, () => [
+      row('budget', `${key}/none`, 2, LINE, () => '', undefined, () => [
         line(h('span', { class: 'mlcloud-quiet' }, 'no budget'), buttons(set(null, '')))
       ])
     );
@@ -212,16 +291,16 @@ function budgets(view: IView, of: string, items: Items): IRow[] {
 function node(view: IView, of: string, each: INode): IRow[] {
   const key = `cluster/${of}/node/${each.id}`;
   const leaving = each.notice_deadline;
-  const left = leaving ? countdown(leaving, view.now) : '';
-  const busy = view.actions.busy(`preempt ${each.id}`);
+  const left = () => (leaving ? countdown(leaving, view.now) : '');
+  const busy = () => view.actions.busy(`preempt ${each.id}`);
   const use = each.use;
   return [
-    row('node', key, 3, TWO, { each, left, busy }, undefined, () => [
+    row('node', key, 3, TWO, () => [each, left(), busy()], undefined, () => [
       line(
         mark(leaving ? '!' : '▪', leaving ? 'bad' : ''),
         h('span', { class: 'mlcloud-name' }, each.instance_type),
         leaving
-          ? h('span', { class: 'mlcloud-badge bad' }, `goes in ${left}`)
+          ? h('span', { class: 'mlcloud-badge bad' }, `goes in ${left()}`)
           : h('span', { class: 'mlcloud-quiet' }, each.market),
         h('span', { class: 'mlcloud-money' }, rate(each.usd_per_hour)),
         buttons(
@@ -229,7 +308,7 @@ function node(view: IView, of: string, each: INode): IRow[] {
             'Preempt',
             `Take the node ${each.id} away, a drill, asks first`,
             () => void view.actions.preempt(of, each.id),
-            { name: 'preempt', off: busy || leaving !== null }
+            { name: 'preempt', off: busy() || leaving !== null }
           )
         )
       ),
@@ -253,17 +332,19 @@ function node(view: IView, of: string, each: INode): IRow[] {
 function session(view: IView, of: string, each: ISession): IRow[] {
   const key = `cluster/${of}/session/${each.name}`;
   const open = view.isOpen(key, false);
-  const idle = each.state === 'idle' && each.idle_since ? since(each.idle_since, view.now) : '';
   const { actions } = view;
-  const parking = actions.busy(`park ${each.name}`);
-  const resuming = actions.busy(`resume ${each.name}`);
-  const interrupting = actions.busy(`interrupt ${each.name}`);
-  // Which change every moment, and are not shown.
-  const { last_event: _, usd_per_hour, ...shown } = each;
-  const facts = { shown, usd_per_hour, idle, parking, resuming, interrupting };
-  const doing = parking ? 'parking' : resuming ? 'resuming' : each.state;
-  const found: IRow[] = [
-    row('session', key, 3, TWO, facts, open, () => [
+  const idle = () =>
+    each.state === 'idle' && each.idle_since ? since(each.idle_since, view.now) : '';
+  const under = (what: string) => actions.busy(`${what} ${each.name}`);
+  const facts = () => {
+    // Which changes every moment, and is not shown.
+    const { last_event: _, ...shown } = each;
+    return [shown, idle(), under('park'), under('resume'), under('interrupt')];
+  };
+  const made = row('session', key, 3, TWO, facts, open, () => {
+    const doing = under('park') ? 'parking' : under('resume') ? 'resuming' : each.state;
+    const rented = Number(each.usd_per_hour);
+    return [
       line(
         mark(MARKS[each.state] ?? '·', tone(each.state)),
         h('span', { class: 'mlcloud-name' }, each.name),
@@ -272,29 +353,25 @@ function session(view: IView, of: string, each: ISession): IRow[] {
           { class: `mlcloud-state ${tone(each.state)}` },
           doing + (each.queued ? ` +${each.queued}` : '')
         ),
-        h(
-          'span',
-          { class: 'mlcloud-money' },
-          Number(usd_per_hour) ? rate(usd_per_hour) : usd(each.usd)
-        ),
+        h('span', { class: 'mlcloud-money' }, rented ? rate(each.usd_per_hour) : usd(each.usd)),
         buttons(
           each.running
             ? button(
                 'Interrupt',
                 `Interrupt ${each.name}`,
                 () => void actions.interrupt(of, each.name, each.running!),
-                { name: 'interrupt', off: interrupting }
+                { name: 'interrupt', off: under('interrupt') }
               )
             : null,
           each.state === 'parked'
             ? button('Resume', `Resume ${each.name}`, () => void actions.resume(of, each.name), {
                 name: 'park',
-                off: resuming
+                off: under('resume')
               })
             : ['idle', 'busy', 'waiting'].includes(each.state) && !each.running
               ? button('Park', `Park ${each.name}`, () => void actions.park(of, each.name), {
                   name: 'park',
-                  off: parking
+                  off: under('park')
                 })
               : null,
           button('Attach', `Attach ${each.name} in the notebook`, () => {
@@ -306,19 +383,19 @@ function session(view: IView, of: string, each: ISession): IRow[] {
         each.instance_type
           ? `${each.instance_type} ${each.zone ?? ''}`.trim()
           : [each.gpu, `${each.cpus} CPU`].filter(Boolean).join(' · '),
-        idle && `idle ${idle}`,
+        idle() && `idle ${idle()}`,
         `${usd(each.usd)} so far`,
         `${each.safe_cells} of ${counted(each.finished_cells, 'cell')} safe`,
         short(each.detail)
       ])
-    ])
-  ];
-  return open ? [...found, ...detail(view, of, key, each)] : found;
+    ];
+  });
+  return open ? [made, ...detail(view, of, key, each)] : [made];
 }
 
 function detail(view: IView, of: string, key: string, each: ISession): IRow[] {
   const found = view.detail(of, each);
-  const head = row('detail', `${key}/log`, 4, LINE, {}, undefined, () => [
+  const head = row('detail', `${key}/log`, 4, LINE, () => '', undefined, () => [
     line(
       h('span', { class: 'mlcloud-quiet' }, 'what its last cell printed'),
       buttons(
@@ -357,7 +434,7 @@ function detail(view: IView, of: string, key: string, each: ISession): IRow[] {
 }
 
 function variable(key: string, each: IVariable): IRow {
-  return row('detail', `${key}/variable/${each.name}`, 4, LINE, { each }, undefined, () => [
+  return row('detail', `${key}/variable/${each.name}`, 4, LINE, () => each, undefined, () => [
     line(
       h('code', {}, short(each.name, 60)),
       h('span', { class: `mlcloud-quiet ${each.how === 'lost' ? 'bad' : ''}` }, each.how),
@@ -369,7 +446,7 @@ function variable(key: string, each: IVariable): IRow {
 function boundary(view: IView, of: string, key: string, session: ISession, each: IBoundary): IRow {
   const code = each.code.trim().split('\n')[0] ?? '';
   const busy = view.actions.busy(`restore ${session.name}`);
-  return row('detail', `${key}/step/${each.step}`, 4, LINE, { each, busy }, undefined, () => [
+  return row('detail', `${key}/step/${each.step}`, 4, LINE, () => [each, busy], undefined, () => [
     line(
       h('span', {}, `checkpoint ${each.step}`),
       h(
@@ -396,7 +473,7 @@ function job(view: IView, of: string, each: IJob): IRow[] {
   const key = `cluster/${of}/job/${each.id}`;
   const busy = view.actions.busy(`cancel ${each.id}`);
   return [
-    row('job', key, 3, TWO, { each, busy }, undefined, () => {
+    row('job', key, 3, TWO, () => [each, busy], undefined, () => {
       const part = each.items ? (each.done + each.failed) / each.items : 0;
       const bar = h('progress', {
         value: part,
@@ -443,7 +520,7 @@ function row(
   key: string,
   level: number,
   height: number,
-  facts: unknown,
+  facts: () => unknown,
   open: boolean | undefined,
   draw: () => (Node | string)[]
 ): IRow {
@@ -452,7 +529,7 @@ function row(
     key,
     level,
     height,
-    facts: () => JSON.stringify(facts) + String(open),
+    facts: () => JSON.stringify(facts()) + String(open),
     draw: () => [twisty(open), h('div', { class: 'mlcloud-cell' }, ...draw())]
   };
   return open === undefined ? made : { ...made, open };
@@ -461,7 +538,7 @@ function row(
 function note(key: string, level: number, text: string, tone = 'quiet'): IRow {
   const words = short(text);
   const lines = Math.min(6, Math.max(1, Math.ceil(words.length / 42)));
-  return row('note', key, level, 10 + 16 * lines, { words }, undefined, () => [
+  return row('note', key, level, 10 + 16 * lines, () => words, undefined, () => [
     h('div', { class: `mlcloud-note ${tone}` }, words)
   ]);
 }

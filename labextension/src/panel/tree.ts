@@ -3,12 +3,15 @@
  *
  *   show(rows) ─► offsets ─► the rows in view, each drawn anew only where its `facts` differ
  *
+ * While it is drawn, the page is not asked for its layout: where it is scrolled to, and how high it
+ * is, are told by events.
+ *
  * Keys as in the ARIA practices' tree (https://www.w3.org/WAI/ARIA/apg/patterns/treeview): arrows,
  * Home, End, Page keys; Right opens and Left closes or goes to the parent; Enter opens or closes.
  * One row is in the Tab order, and after it its buttons. The row with the focus stays in the page.
  */
 
-import { h } from '../dom';
+import { h, patch } from '../dom';
 
 const BEYOND = 200; // pixels drawn above and below
 
@@ -39,16 +42,21 @@ export class Tree {
   ) {
     this._body = h('div', { class: 'mlcloud-tree-body', role: 'presentation' });
     this.node = h('div', { class: 'mlcloud-tree', role: 'tree', 'aria-label': name }, this._body);
-    this.node.addEventListener('scroll', () => this.draw(), { passive: true });
+    this.node.addEventListener('scroll', () => this._scrolled(), { passive: true });
     this.node.addEventListener('keydown', event => this._key(event));
     this.node.addEventListener('focusin', event => this._focused(event.target as HTMLElement));
     this.node.addEventListener('click', event => this._click(event));
-    this._sized = new ResizeObserver(() => this.draw());
+    this._sized = new ResizeObserver(entries => {
+      this._height = entries[entries.length - 1]!.contentRect.height;
+      this._top = this.node.scrollTop; // the layout is made: this costs nothing
+      this._later();
+    });
     this._sized.observe(this.node);
   }
 
   dispose(): void {
     this._sized.disconnect();
+    cancelAnimationFrame(this._frame);
   }
 
   show(rows: IRow[]): void {
@@ -81,8 +89,10 @@ export class Tree {
 
   /** The rows in view. */
   draw(): void {
-    const first = this._indexAt(this.node.scrollTop - BEYOND);
-    const last = this._indexAt(this.node.scrollTop + this.node.clientHeight + BEYOND);
+    cancelAnimationFrame(this._frame);
+    this._frame = 0;
+    const first = this._indexAt(this._top - BEYOND);
+    const last = this._indexAt(this._top + this._height + BEYOND);
     const wanted = new Set<string>();
     for (let index = first; index <= last && index < this._rows.length; index++) {
       wanted.add(this._rows[index]!.key);
@@ -118,15 +128,29 @@ export class Tree {
     this._activeAt = index;
     const top = this._tops[index]!;
     const bottom = top + this._rows[index]!.height;
-    if (top < this.node.scrollTop) {
-      this.node.scrollTop = top;
-    } else if (bottom > this.node.scrollTop + this.node.clientHeight) {
-      this.node.scrollTop = bottom - this.node.clientHeight;
+    if (top < this._top) {
+      this._scroll(top);
+    } else if (bottom > this._top + this._height) {
+      this._scroll(bottom - this._height);
     }
     this.draw();
     if (focus) {
       this._drawn.get(key)?.element.focus({ preventScroll: true });
     }
+  }
+
+  private _scroll(top: number): void {
+    this.node.scrollTop = this._top = top;
+  }
+
+  private _scrolled(): void {
+    this._top = this.node.scrollTop;
+    this._later();
+  }
+
+  /** Once in the next frame, however often it is asked for. */
+  private _later(): void {
+    this._frame ||= requestAnimationFrame(() => this.draw());
   }
 
   private _drawRow(index: number): HTMLElement {
@@ -154,14 +178,14 @@ export class Tree {
     if (drawn.facts !== facts) {
       const at = this._focusedButton(element);
       drawn.facts = facts;
-      element.replaceChildren(...row.draw());
-      if (at !== null) {
+      patch(element, row.draw());
+      if (at !== null && this._focusedButton(element) !== at) {
         const again = [...element.querySelectorAll('button')].find(each => each.name === at);
         (again ?? element).focus({ preventScroll: true });
       }
     }
-    for (const each of element.querySelectorAll('button')) {
-      each.tabIndex = row.key === this._active ? 0 : -1;
+    for (const each of element.getElementsByTagName('button')) {
+      set(each, 'tabindex', row.key === this._active ? 0 : -1);
     }
     return element;
   }
@@ -198,7 +222,7 @@ export class Tree {
       return;
     }
     const onRow = (event.target as HTMLElement).role === 'treeitem';
-    const page = Math.max(1, Math.floor(this.node.clientHeight / row.height) - 1);
+    const page = Math.max(1, Math.floor(this._height / row.height) - 1);
     const steps: Record<string, number> = {
       ArrowDown: 1,
       ArrowUp: -1,
@@ -262,6 +286,9 @@ export class Tree {
   private _drawn = new Map<string, IDrawn>();
   private _active = '';
   private _activeAt = 0;
+  private _top = 0;
+  private _height = 0;
+  private _frame = 0;
   private _sized: ResizeObserver;
 }
 

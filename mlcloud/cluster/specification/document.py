@@ -45,6 +45,11 @@ def lines_of(path: str | File) -> dict[Path, int]:
     return _read(_text(path), str(path))[1]
 
 
+def lines_in(text: str, *, source: str = "") -> dict[Path, int]:
+    """The line of each field in a text."""
+    return _read(text, source)[1]
+
+
 def _text(path: str | File) -> str:
     file = File(path).expanduser()
     try:
