@@ -128,7 +128,7 @@ def test_pictures_names_and_contrast(panel: Locator, artefacts: Path) -> None:
 
 
 def test_a_file_beside_the_notebook(panel: Locator, lab: Lab) -> None:
-    """It is shown as it is written, with its price or its problems; and nothing is begun unasked."""
+    """It is shown as it is written, with its price or its problems; nothing is begun unasked."""
     page = panel.page
     save = """text => window.jupyterapp.serviceManager.contents.save('cluster.yaml',
       {type: 'file', format: 'text', content: text})"""
