@@ -121,8 +121,12 @@ class Budgets:
     def _refuse_from_now(self, budget: InForce, why: str) -> None:
         """Until it is raised, or its next period begins: what was kept back for stopping would
         else be spent on starting again."""
-        budget.stopped, budget.stopped_in = why, _period(budget.limit)
         log.warning("budget: %s", why)
+        self._shut(budget, why, _period(budget.limit))
+        self.to_record = True
+
+    def _shut(self, budget: InForce, why: str, period: str) -> None:
+        budget.stopped, budget.stopped_in = why, period
         with self._services.engine.begin() as connection:
             stopped = json.dumps([budget.stopped, budget.stopped_in])
             changed = db.budgets.update().where(db.budgets.c.whose == budget.whose)
@@ -131,17 +135,21 @@ class Budgets:
     def plain(self) -> list[list[Any]]:
         """For the store's record."""
         kept: list[list[Any]] = [
-            [each.whose, each.text, list(each.alerts)] for each in self._all.values()
+            [each.whose, each.text, list(each.alerts), each.stopped, each.stopped_in]
+            for each in self._all.values()
         ]
         return [*kept, *([_TOLD, text, []] for text in self.told)]
 
     def recall(self, recorded: list[list[Any]]) -> None:
         """Those of the record, where the table has none: it was lost with its disk."""
-        self.told = [limit for whose, limit, _ in recorded if whose == _TOLD]
-        if not self._all:
-            for whose, limit, alerts in recorded:
-                if whose != _TOLD:
-                    self.put(whose, limit, tuple(alerts))
+        self.told = [limit for whose, limit, *_ in recorded if whose == _TOLD]
+        if self._all:
+            return
+        for whose, limit, alerts, *stopped in recorded:
+            if whose != _TOLD:
+                self.put(whose, limit, tuple(alerts))
+                if any(stopped):
+                    self._shut(self._all[whose], *stopped)
 
     def infos(self) -> list[BudgetInfo]:
         found = []
