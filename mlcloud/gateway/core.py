@@ -139,7 +139,8 @@ class Gateway:
         self.sessions.services.buying = self.budgets.buying.asking
         self.sessions.services.given = self.specified.given
         self.budgets.recall(self.record.budgets())
-        self.repricing = Repricing(settings, self.sessions)
+        endpoints = self.specified.present(settings).endpoints
+        self.repricing = Repricing(settings, self.sessions, endpoints)
         self.specified.begin(self)
         self.jobs = Jobs(
             self.sessions.services, self.budgets, self.store, signer, self.lease.cluster

@@ -58,6 +58,7 @@ class Played:
     current: Any = None
     queue: list[Any] = field(default_factory=list)
     pending: dict[str, int] = field(default_factory=dict)
+    story: Any = None
 
     @property
     def request(self) -> SessionRequest:
