@@ -40,6 +40,7 @@ from mlcloud.cluster.headspec import HeadSpec
 from mlcloud.cluster.offers import Cooldown, Offer, OfferKey, Shape, key_of, walk
 from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.cluster.records import now
+from mlcloud.cost.prices import OnDemand
 from mlcloud.errors import (
     CloudCredentialsExpired,
     CloudRefused,
@@ -144,13 +145,18 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
             self._wait(node_type, stopped.why, stopped.until)
         tried: list[str] = []
         most = ceiling.read(self._root)
-        left = None if most is None else most.left(instances)
+        left, too_dear, dear = None, "", None
+        if most is not None:
+            # A price of spot may rise while a node is billed its least time; not above this.
+            dearest = OnDemand(self.cloud.offers()).of
+            left, too_dear = most.left(instances, node_type, dearest)
         until = time.monotonic() + TRYING_S
         for offer in self._ranked(node_config, instances):
             if isinstance(self.cloud, CloudWithMachines) and not self.cloud.free(offer):
                 continue
-            if most is not None and left is not None and most.least(offer) >= left:
-                self._wait(node_type, f"{most.why} for {offer}", None)
+            if left is not None and most is not None and most.least(offer, dearest(offer)) >= left:
+                dear = dear or offer
+                continue  # one that costs more now may cost less at most
             if len(tried) >= TRIES or time.monotonic() > until:
                 break
             if self._cools(offer):
@@ -160,6 +166,8 @@ class OfferProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
                 self._waiting.pop(node_type, None)
                 return
             tried.append(f"{offer.zone} {offer.market}: {failure}")
+        if dear is not None and not tried:
+            self._wait(node_type, f"{too_dear} for {dear}", None)
         if not tried:
             self._wait(node_type, *self._next(node_config, instances))
         raise NoCapacity(f"no offer for {node_type} could be had: {'; '.join(tried)}")

@@ -98,6 +98,29 @@ def on_demand_usd_per_hour(offer: Offer, offers: Iterable[Offer]) -> Decimal | N
     return min((other.usd_per_hour for other in in_zone or same), default=None)
 
 
+class OnDemand:
+    """`on_demand_usd_per_hour` for many of them."""
+
+    def __init__(self, offers: Iterable[Offer]) -> None:
+        self._lowest: dict[tuple[str, ...], Decimal] = {}
+        for each in offers:
+            if each.market == "on-demand":
+                for key in _keys(each):
+                    known = self._lowest.get(key, each.usd_per_hour)
+                    self._lowest[key] = min(known, each.usd_per_hour)
+
+    def of(self, offer: Offer) -> Decimal | None:
+        if offer.market == "on-demand":
+            return offer.usd_per_hour
+        found = (self._lowest.get(key) for key in _keys(offer))
+        return next((price for price in found if price is not None), None)
+
+
+def _keys(offer: Offer) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    where = (offer.cloud, offer.region, offer.instance_type)
+    return (*where, offer.zone), where
+
+
 #: Of the spot prices of a zone, one after the other; each zone begins somewhere else.
 _MOVES = tuple(map(Decimal, ("1", "1.1", "1.25", "1.15", "1", "0.9", "0.85", "0.95")))
 

@@ -21,11 +21,11 @@ from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import HEAD
 from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.records import now
-from mlcloud.cost.least import Least
+from mlcloud.cost.least import Least, dollars
 from mlcloud.cost.ledger import Entry, ExecutionSpan, Ledger, NodeSpan, Placement, PriceChange
 from mlcloud.cost.meter import Bill as MeterBill
 from mlcloud.cost.meter import execution_cost, spent, to_usd, usd_per_hour_now
-from mlcloud.cost.prices import on_demand_usd_per_hour
+from mlcloud.cost.prices import OnDemand
 from mlcloud.cost.shares import Sums, day_of, midnight
 from mlcloud.cost.spent import Whose
 from mlcloud.gateway import db, entries
@@ -42,7 +42,7 @@ class Billing:
 
     def __init__(self, engine: Engine, offers: list[Offer], least: Least | None = None) -> None:
         self._engine = engine
-        self._offers = offers
+        self._on_demand = OnDemand(offers)
         self.least = least or Least()
         self.settled = Settled(engine)
         self.ledger = Ledger()
@@ -77,7 +77,7 @@ class Billing:
                         offer=instance.offer,
                         started_at=instance.launched_at,
                         ended_at=billed,
-                        on_demand_usd_per_hour=on_demand_usd_per_hour(instance.offer, self._offers),
+                        on_demand_usd_per_hour=self._on_demand.of(instance.offer),
                     )
                 )
         self._enter(changed)
@@ -148,7 +148,20 @@ class Billing:
         if not self.ledger.knows(node_id) or self.ledger.node(node_id).ended_at is not None:
             return Decimal(0)
         node = self.ledger.node(node_id)
-        return self.least.owed(node.offer, self.price_of(node_id), node.started_at, ends_at)
+        # Its price may rise until then, but not above what the machine costs on demand.
+        most = max(self.price_of(node_id), node.on_demand_usd_per_hour or Decimal(0))
+        return self.least.owed(node.offer, most, node.started_at, ends_at)
+
+    def sold(self, offers: list[Offer]) -> None:
+        """What the cloud sells has changed."""
+        self._on_demand = OnDemand(offers)
+
+    def least_of(self, offer: Offer, seconds: float) -> Decimal:
+        """What a node costs that is bought now and runs so long, at most: its cloud's least time
+        is billed all the same, and a price of spot may rise to on-demand's meanwhile."""
+        dear = self._on_demand.of(offer) or Decimal(0)
+        time = max(self.least.of(offer), timedelta(seconds=seconds))
+        return dollars(max(dear, offer.usd_per_hour), time)
 
     def _enter(self, changed: Sequence[NodeSpan | PriceChange]) -> None:
         if changed:

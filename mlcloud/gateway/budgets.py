@@ -7,7 +7,8 @@
                  sessions: checkpointed, parked · cluster: all of its sessions parked and its nodes
                  given back, those that start up too
     a new cell ─► refused while a budget that covers it is spent, or too little for its node
-    a new node ─► not bought for more than the cluster's budget leaves (`cluster.ceiling`)
+    a new node ─► not bought for more than budgets leave, the cluster's and those of who asks for
+                  it (`buying`)
 
 `--max-cost` is a budget of one execution, and lives with it; the others are in the table `budgets`,
 and with the nodes in the store's record, so that a new head goes on with them.
@@ -19,6 +20,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -26,14 +28,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select
 
-from mlcloud.cluster import ceiling
-from mlcloud.cluster.ceiling import Ceiling
 from mlcloud.cluster.records import now
-from mlcloud.cost.budgets import ALERTS, Limit, Look, check_scope, look
-from mlcloud.cost.least import RULES
+from mlcloud.cost.budgets import ALERTS, Limit, Look, check_scope
+from mlcloud.cost.budgets import look as look_at
 from mlcloud.errors import BudgetExceeded, MLCloudError, UsageError
 from mlcloud.gateway import db, hosting
 from mlcloud.gateway.billing import is_worker
+from mlcloud.gateway.buying import Buying
 from mlcloud.gateway.payers import CLUSTER, Payers, job_scope
 from mlcloud.models import BudgetInfo, SessionState
 from mlcloud.units import format_usd, format_usd_per_hour
@@ -84,12 +85,15 @@ class Budgets:
         self.to_record = False  # one was set, and the store does not know
         self.told: list[str] = []  # by the specification, which a user may have changed since
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ceiling: bool | None = None  # whether launches are limited; None: not known yet
+        self.buying = Buying(self, self._services, LOOK_S + STOP_S)
         with self._services.engine.connect() as connection:
             for row in connection.execute(select(db.budgets)):
                 kept = self._keep(row.whose, row.limit, tuple(json.loads(row.alerts)))
                 if row.stopped:
                     kept.stopped, kept.stopped_in = json.loads(row.stopped)
+
+    def __iter__(self) -> Iterator[InForce]:
+        return iter(list(self._all.values()))
 
     # --- setting ----------------------------------------------------------------------------------
 
@@ -117,8 +121,12 @@ class Budgets:
     def _refuse_from_now(self, budget: InForce, why: str) -> None:
         """Until it is raised, or its next period begins: what was kept back for stopping would
         else be spent on starting again."""
-        budget.stopped, budget.stopped_in = why, _period(budget.limit)
         log.warning("budget: %s", why)
+        self._shut(budget, why, _period(budget.limit))
+        self.to_record = True
+
+    def _shut(self, budget: InForce, why: str, period: str) -> None:
+        budget.stopped, budget.stopped_in = why, period
         with self._services.engine.begin() as connection:
             stopped = json.dumps([budget.stopped, budget.stopped_in])
             changed = db.budgets.update().where(db.budgets.c.whose == budget.whose)
@@ -127,22 +135,26 @@ class Budgets:
     def plain(self) -> list[list[Any]]:
         """For the store's record."""
         kept: list[list[Any]] = [
-            [each.whose, each.text, list(each.alerts)] for each in self._all.values()
+            [each.whose, each.text, list(each.alerts), each.stopped, each.stopped_in]
+            for each in self._all.values()
         ]
         return [*kept, *([_TOLD, text, []] for text in self.told)]
 
     def recall(self, recorded: list[list[Any]]) -> None:
         """Those of the record, where the table has none: it was lost with its disk."""
-        self.told = [limit for whose, limit, _ in recorded if whose == _TOLD]
-        if not self._all:
-            for whose, limit, alerts in recorded:
-                if whose != _TOLD:
-                    self.put(whose, limit, tuple(alerts))
+        self.told = [limit for whose, limit, *_ in recorded if whose == _TOLD]
+        if self._all:
+            return
+        for whose, limit, alerts, *stopped in recorded:
+            if whose != _TOLD:
+                self.put(whose, limit, tuple(alerts))
+                if any(stopped):
+                    self._shut(self._all[whose], *stopped)
 
     def infos(self) -> list[BudgetInfo]:
         found = []
         for each in self._all.values():
-            seen = self._look(each)
+            seen = self.look(each)
             found.append(
                 BudgetInfo(
                     **self.payers.fields(each.whose),
@@ -152,7 +164,7 @@ class Budgets:
                     period=each.limit.period or "all",
                     ends_at=each.limit.ends(now()),
                     alerts=list(each.alerts),
-                    refuses=each.stopped if self._is_stopped(each) else "",
+                    refuses=each.stopped if self.is_stopped(each) else "",
                     reserve_usd=seen.reserve,
                 )
             )
@@ -173,9 +185,9 @@ class Budgets:
             whose = budget.whose
             if not (budget.of_all or whose in scopes):
                 continue
-            if self._is_stopped(budget):
+            if self.is_stopped(budget):
                 raise BudgetExceeded(budget.stopped)
-            seen = self._look(budget)
+            seen = self.look(budget)
             if seen.stop:
                 raise BudgetExceeded(self._why(budget, seen))
             whole, part = self.payers.to_start(session, LOOK_S + STOP_S)
@@ -205,9 +217,9 @@ class Budgets:
         budget = self._all.get(whose)
         if budget is None:
             return ""
-        if self._is_stopped(budget):
+        if self.is_stopped(budget):
             return budget.stopped
-        seen = self._look(budget)
+        seen = self.look(budget)
         return self._why(budget, seen) if seen.stop else ""
 
     # --- watching ---------------------------------------------------------------------------------
@@ -223,7 +235,7 @@ class Budgets:
                     self._look_at_cell(session)
                 for budget in list(self._all.values()):
                     self._look_at(budget, bought)
-                self._limit_launches()
+                self.buying.limit()
             except MLCloudError as error:
                 log.warning("budgets could not be looked at: %s", error)
 
@@ -236,7 +248,7 @@ class Budgets:
             return
         spent = self._services.billing.spent_by(execution.id)
         rate = self._services.billing.per_hour(session.id)
-        seen = look(Limit(limit), ALERTS, spent, rate, LOOK_S + 1)
+        seen = look_at(Limit(limit), ALERTS, spent, rate, LOOK_S + 1)
         if not seen.stop:
             return
         why = (
@@ -247,63 +259,30 @@ class Budgets:
         session.spawn(_interrupt(session, execution))
 
     def _look_at(self, budget: InForce, bought: bool) -> None:
-        seen = self._look(budget)
+        seen = self.look(budget)
         period = _period(budget.limit)
         for alert in seen.passed:
             if (period, alert) not in budget.told:
                 budget.told.add((period, alert))
                 self._alert(budget, seen, alert)
-        if (seen.stop or self._is_stopped(budget)) and not budget.stopping:
+        if (seen.stop or self.is_stopped(budget)) and not budget.stopping:
             spending = [each for each in self.payers.covered(budget.whose) if _spends(each)]
             cells = list(self.payers.executions(budget.whose))
             if spending or cells or (bought and budget.of_all):
                 budget.stopping = True
-                if not self._is_stopped(budget):
+                if not self.is_stopped(budget):
                     self._refuse_from_now(budget, self._why(budget, seen))
                 task = asyncio.create_task(self._stop(budget, spending, cells))
                 task.add_done_callback(lambda _: setattr(budget, "stopping", False))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def _limit_launches(self) -> None:
-        """Tell who buys nodes what the cluster's budget leaves; and where there is none, once."""
-        root = self._services.cluster.cloud.root
-        lefts = [(self._left(each), each) for each in self._all.values() if each.of_all]
-        if not lefts:
-            if self._ceiling is not False:
-                ceiling.write(root, None)
-                self._ceiling = False
-            return
-        left, budget = min(lefts, key=lambda each: each[0])  # of several limits the nearest
-        least = self._services.billing.least
-        self._ceiling = True
-        ceiling.write(
-            root,
-            Ceiling(
-                usd=left,
-                at=now(),
-                least_s={
-                    cloud: max(rule.least.total_seconds(), LOOK_S + STOP_S)
-                    for cloud, rule in RULES.items()
-                },
-                else_s=max(least.simulated.total_seconds(), LOOK_S + STOP_S),
-                why=f"of the cluster's budget of {budget.limit} too little is left",
-            ),
-        )
-
-    def _left(self, budget: InForce) -> Decimal:
-        """What may be bought with it."""
-        if self._is_stopped(budget):
-            return Decimal(0)
-        seen = self._look(budget)
-        return max(Decimal(0), budget.limit.usd - seen.spent - seen.reserve)
-
-    def _is_stopped(self, budget: InForce) -> bool:
+    def is_stopped(self, budget: InForce) -> bool:
         if budget.stopped and budget.stopped_in != _period(budget.limit):
             budget.stopped = ""
         return bool(budget.stopped)
 
-    def _look(self, budget: InForce) -> Look:
+    def look(self, budget: InForce) -> Look:
         whose, payers = budget.whose, self.payers
         spent = payers.spent(whose, budget.limit.starts(now()))
         rate = payers.per_hour(whose)
@@ -311,7 +290,7 @@ class Budgets:
         pending = max((sum(each.pending.values()) for each in covered), default=0)
         stop_s = LOOK_S + STOP_S + pending / BYTES_A_SECOND
         owed = payers.owed(whose, stop_s)
-        return look(budget.limit, budget.alerts, spent, rate, stop_s, owed)
+        return look_at(budget.limit, budget.alerts, spent, rate, stop_s, owed)
 
     # --- what follows -----------------------------------------------------------------------------
 
@@ -344,7 +323,7 @@ class Budgets:
         self, budget: InForce, sessions: list[Session], cells: list[tuple[Session, Execution]]
     ) -> None:
         if budget.of_all:
-            self._limit_launches()  # before anybody asks for a node in place of those that go
+            self.buying.limit()  # before anybody asks for a node in place of those that go
         stops = [self._stop_session(each, budget.stopped) for each in sessions]
         stops += [self._stop_cell(session, each, budget.stopped) for session, each in cells]
         await asyncio.gather(*stops)

@@ -136,9 +136,11 @@ class Gateway:
         self.budgets = Budgets(self.sessions)
         self.costs = CostReports(self.billing, self.engine, self.store, self.traffic)
         self.sessions.services.refuse = self.budgets.refuse
+        self.sessions.services.buying = self.budgets.buying.asking
         self.sessions.services.given = self.specified.given
         self.budgets.recall(self.record.budgets())
-        self.repricing = Repricing(settings, self.sessions)
+        endpoints = self.specified.present(settings).endpoints
+        self.repricing = Repricing(settings, self.sessions, endpoints)
         self.specified.begin(self)
         self.jobs = Jobs(
             self.sessions.services,

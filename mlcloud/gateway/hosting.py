@@ -54,6 +54,13 @@ async def bring_up(
     `request`: for this, not for what the session asks for; `quiet`: nobody waits for it. Raises
     `NoSuchResources` where the specification has no such node any more.
     """
+    with session.services.buying(request or session.host_request, session):
+        return await _bring_up(session, avoid, node_type, request, quiet)
+
+
+async def _bring_up(
+    session: Session, avoid: str, node_type: str, request: HostRequest | None, quiet: bool
+) -> LiveHost:
     from ray.exceptions import RayError
 
     session.services.cluster.require(request or session.host_request)

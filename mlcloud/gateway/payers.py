@@ -218,9 +218,7 @@ class Payers:
         if there:
             return _NOTHING, max(there) * share
         costs = [
-            offer.usd_per_hour
-            * Decimal(str(max(billing.least.of(offer).total_seconds(), least_s)))
-            / 3600
+            billing.least_of(offer, least_s)
             for offer in self._services.cluster.cloud.offers()
             if _fits(offer, kind) and (kind.market != "on-demand" or offer.market == "on-demand")
         ]

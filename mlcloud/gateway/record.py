@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select
 
 from mlcloud.cost.ledger import NodeSpan, PriceChange
 from mlcloud.errors import Conflict, Damaged, StepExists
-from mlcloud.gateway import db, entries, lease
+from mlcloud.gateway import books, db, entries, lease
 from mlcloud.gateway.snapshots import KIND as SNAPSHOTS
 from mlcloud.models import ExecutionState, SessionState
 from mlcloud.store import ChunkRef, Signer, Store
@@ -55,7 +55,7 @@ class Record:
         self._engine, self._store, self._signer = engine, store, signer
         self.cluster = cluster
         self._lock = threading.Lock()
-        self._nodes: tuple[list[Any], list[Any]] = ([], [])
+        self._nodes: tuple[list[Any], list[Any], books.Books] = ([], [], {})
         self._checked: dict[str, float] = {}  # sessions, and when each was found to be ours
 
     # --- writing ----------------------------------------------------------------------------------
@@ -89,6 +89,7 @@ class Record:
                 )
             ).all()
             spans = _spans(connection, session_id, entry)
+            moved = books.traffic(connection, session_id)
             usage = connection.execute(
                 select(db.usage).where(db.usage.c.execution_id.in_([e.id for e in executions]))
             ).all()
@@ -101,6 +102,7 @@ class Record:
                     "events": [_plain(each) for each in events],
                     "usage": [_plain(each) for each in usage],
                     "ledger": [each[1:] for each in spans],
+                    "traffic": moved,
                 }
             )
             body["chunks"] = [str(ref) for ref in self._store.put_buffers([packed])]
@@ -166,19 +168,22 @@ class Record:
     def write_nodes(
         self, nodes: Iterable[NodeSpan | PriceChange], budgets: list[list[Any]]
     ) -> None:
-        """What nodes cost, and the budgets, where that has changed."""
+        """What nodes cost, the budgets and the other books, where that has changed."""
         plain = [[type(each).__name__, entries.to_plain(each)] for each in nodes]
-        if (plain, budgets) == self._nodes:
+        with self._engine.connect() as connection:
+            kept = books.read(connection)
+        if (plain, budgets, kept) == self._nodes:
             return
         name = f"cluster-{self.cluster}"
         step = (self._store.latest(KIND, name) or 0) + 1
-        refs = self._store.put_buffers([msgpack.packb(plain)])
-        chunks = [str(ref) for ref in refs]
-        body = {"cluster": self.cluster, "chunks": chunks, "budgets": budgets}
+        chunks, more = (
+            list(map(str, self._store.put_buffers([msgpack.packb(each)]))) for each in (plain, kept)
+        )
+        body = {"cluster": self.cluster, "chunks": chunks, "budgets": budgets, "books": more}
         self._commit(name, step, body)
         if step > 2:
             self._store.discard(KIND, name, step - 2)  # each has all of them
-        self._nodes = (plain, budgets)
+        self._nodes = (plain, budgets, kept)
 
     # --- sessions that are over -------------------------------------------------------------------
 
@@ -218,7 +223,9 @@ class Record:
             session = self._read(session_id, last)["session"]
             with self._engine.connect() as connection:
                 ledger = [each[1:] for each in _spans(connection, session_id)]
-            packed = msgpack.packb({"executions": [], "events": [], "ledger": ledger})
+                moved = books.traffic(connection, session_id)
+            kept = {"executions": [], "events": [], "ledger": ledger, "traffic": moved}
+            packed = msgpack.packb(kept)
             body = {"cluster": self.cluster, "session": session, "folded": True}
             body["chunks"] = [str(ref) for ref in self._store.put_buffers([packed])]
             self._commit(session_id, last + 1, body)
@@ -267,7 +274,16 @@ class Record:
             if step is not None and self._read(session_id, step)["cluster"] == self.cluster:
                 self._load(session_id, step, taken=False)
                 count += 1
+        self._fill_books()
         return count
+
+    def _fill_books(self) -> None:
+        name = f"cluster-{self.cluster}"
+        step = self._store.latest(KIND, name)
+        chunks = [] if step is None else self._read(name, step).get("books", [])
+        if chunks:
+            with self._engine.begin() as connection:
+                books.fill(connection, msgpack.unpackb(self._chunks(chunks)))
 
     def let_go_of_lost(self) -> None:
         """Sessions of this database that another cluster has taken up meanwhile are closed here."""
@@ -339,6 +355,7 @@ class Record:
         executions: dict[str, dict[str, Any]] = {}
         events: list[dict[str, Any]] = []
         ledger: list[list[str]] = []
+        moved: dict[int, list[Any]] = {}
         usage: dict[str, dict[str, Any]] = {}
         session: dict[str, Any] = {}
         for step in self._store.steps(KIND, session_id):
@@ -354,6 +371,7 @@ class Record:
                 events += packed["events"]
                 usage.update({each["execution_id"]: each for each in packed.get("usage", [])})
                 ledger += packed["ledger"]
+                moved.update({each[0]: each for each in packed.get("traffic", [])})
         safe = set(self._store.steps(SNAPSHOTS, session_id))
         for each in executions.values():
             # Its end was on its way to the record when the head died; its state is there.
@@ -389,6 +407,7 @@ class Record:
                 table = _TABLES[name]
                 for row in rows:
                     connection.execute(insert(table).values(_from_plain(table, row)))
+            books.take_traffic(connection, session_id, list(moved.values()))
             here = {(kind, entry) for _, kind, entry in _spans(connection, session_id)}
             rows = [entries.row_of(*each) for each in ledger if tuple(each) not in here]
             if rows:

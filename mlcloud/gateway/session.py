@@ -20,7 +20,8 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -107,6 +108,10 @@ class Services:
     )
     # What the cluster's specification gives to each session (`specified.py`).
     given: Callable[[], Given] = Given
+    #: While a session, or jobs by their keys, wait for nodes (`buying`).
+    buying: Callable[[HostRequest, Session | Sequence[str]], AbstractContextManager[None]] = (
+        lambda request, whose: nullcontext()
+    )
 
 
 class Session:

@@ -119,6 +119,7 @@ class Specified:
             self.specification = wanted
             gateway.settings = in_force.overlay(wanted, gateway.settings, in_force.FIELDS)
             await gateway.cluster.respecify(gateway.settings, wanted)
+            gateway.billing.sold(gateway.cluster.cloud.offers())
             gateway.sessions.respecify(gateway.settings.idle_timeout.total_seconds())
             self._put_budgets(gateway, wanted)
             self._leave_regions(gateway, wanted)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
 
 from mlcloud import errors
-from mlcloud.gateway import db, lease
+from mlcloud.cost.ledger import NodeSpan, Placement
+from mlcloud.gateway import books, db, entries, lease
+from mlcloud.gateway.billing import Billing
+from mlcloud.gateway.budgets import Budgets
 from mlcloud.gateway.lease import Lease
 from mlcloud.gateway.record import Fenced, Record
 from mlcloud.gateway.snapshots import SnapshotLog
 from mlcloud.store import Signer, Store
+from tests.cost.test_meter import offer
 from tests.live import Embedded, Running, events, until
 
 KEY = b"k" * 32
@@ -78,6 +84,47 @@ def test_an_empty_database_is_filled_again(head: Callable[[str], Head], tmp_path
     assert again.journal() == [1, 2, 3, 4, 5]
     again.event(6)
     assert again.record.rebuild() == 0, "one that is not empty is left alone"
+
+
+def test_what_jobs_cost_and_what_was_moved_is_in_the_record(
+    head: Callable[[str], Head], tmp_path: Path
+) -> None:
+    """A head whose disk is new has a job's budget where it was, shut if it was."""
+    first = head("one")
+    first.begin()
+    at = datetime(2026, 11, 27, tzinfo=timezone.utc)
+    node = NodeSpan("i-1", offer("3.6"), at, at + timedelta(seconds=100))
+    work = Placement("job:j", "i-1", Decimal("0.5"), at, at + timedelta(seconds=100))
+    with first.engine.begin() as connection:
+        entries.add(node, connection)
+        entries.add(work, connection)
+        connection.execute(insert(db.charged).values(whose="job:j", of="e-1"))
+        row = {"day": 20_000, "session_id": "s-1", "out": 7, "across": 0, "puts": 3, "gets": 1}
+        connection.execute(insert(db.traffic).values(row))
+    first.event(1)
+    first.record.write_nodes([node], [["job:j", "1", [0.5], "it is spent", ""]])
+    steps = first.store.steps("records", "cluster-one")
+    first.record.write_nodes([node], [["job:j", "1", [0.5], "it is spent", ""]])
+    assert first.store.steps("records", "cluster-one") == steps, "nothing has changed"
+    (tmp_path / "one.db").unlink()
+
+    again = head("one")
+    assert again.record.rebuild() == 1
+    with again.engine.connect() as connection:
+        assert books.read(connection)["charged"] == [["job:j", "e-1"]]
+        assert connection.execute(select(db.traffic)).one() == tuple(row.values())
+    billing = Billing(again.engine, [])
+    billing.recall(again.record.nodes(), [])
+    assert billing.spent("job:j") == Decimal("0.05")
+    assert billing.spent() == Decimal("0.1")
+    sessions: Any = type("Sessions", (), {"__iter__": lambda self: iter(())})()
+    sessions.services = SimpleNamespace(engine=again.engine, billing=billing)
+    budgets = Budgets(sessions)
+    budgets.recall(again.record.budgets())
+    assert budgets.refusal("job:j") == "it is spent"
+    assert budgets.payers.spent("job:j", None) == Decimal("0.05")
+    # What is here already knows better.
+    assert head("one").record.rebuild() == 0
 
 
 def test_of_two_heads_with_one_session_one_is_fenced_off(head: Callable[[str], Head]) -> None:

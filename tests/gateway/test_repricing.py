@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 from collections.abc import Callable
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.local import LocalCloud
+from mlcloud.cluster.offers import Offer
 from mlcloud.config import Settings
 from mlcloud.cost import catalogue
 from mlcloud.cost.ledger import PriceChange
 from mlcloud.gateway import entries, repricing
 from mlcloud.gateway.repricing import Repricing
-from tests.cost.price_apis import serving
+from tests.cost import test_refresh_azure as azure
+from tests.cost import test_refresh_gcp as gcp
+from tests.cost.price_apis import Answer, serving
 from tests.cost.test_meter import at
 from tests.cost.test_refresh_aws import history
-from tests.gateway.test_reserve import World
+from tests.gateway.test_reserve import Played, World
 from tests.live import Embedded, until
 
 FIRST = Decimal("0.0289")
@@ -104,3 +110,107 @@ def test_a_price_counts_from_when_the_cloud_says(
         assert [
             e for e in found if isinstance(e, PriceChange)
         ] == world.billing.ledger.price_changes
+
+
+def _played(world: World, sold: Offer) -> tuple[Played, list[str]]:
+    """A session on a node that runs for as long as the cluster."""
+    told: list[str] = []
+    session = world.session("s-1", "ada")
+    session.story = lambda kind, text: told.append(f"{kind}: {text}")
+    world.place(session, world.launch(sold), "1")
+    return session, told
+
+
+def _sold(cloud: str, region: str, instance_type: str, home: Path) -> Offer:
+    found = catalogue.offers(
+        cloud, [region], instance_types=[instance_type], markets=["spot"], home=home
+    )
+    return found[0]
+
+
+@pytest.mark.parametrize("cloud", ["azure", "gcp"])
+def test_a_gateway_asks_each_clouds_own_list(
+    cloud: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the cloud's answer to the meter, the budget and the session that is told; asked as
+    seldom as prices move there, and a list that does not answer changes nothing."""
+    monkeypatch.setenv("MLCLOUD_HOME", str(tmp_path))
+    monkeypatch.setenv("GOOGLE_API_KEY", "AIza-not-a-real-key")
+    if cloud == "azure":
+        name = "Standard_D16s_v3"
+        sold = _sold("azure", "westeurope", name, tmp_path)
+        spot = {"skuName": "D16s v3 Spot", "meterName": "D16s v3 Spot"}
+        page = azure.page([azure.item(name, 0.9, **spot), azure.item(name, 9.0)])
+        since, price = timedelta(0), Decimal("0.9")  # of a meter that is years old: from its launch
+    else:
+        sold = _sold("gcp", "europe-west4", "e2-standard-4", tmp_path)
+        page = gcp.page(gcp.PARTS)
+        # Google does not say since when: from now on. 4 cores and 16 GiB.
+        since, price = timedelta(seconds=100), Decimal("0.056")
+    assert sold.usd_per_hour != price
+    answers = [page, Answer(status=503), Answer(status=503)]
+    world = World(tmp_path, [sold])
+    clock = SimpleNamespace(monotonic=lambda: world.clock, time=lambda: world.clock)
+    with world.running(), serving(lambda _, number: answers[min(number, 2)]) as server:
+        monkeypatch.setattr(repricing, "now", world.now)
+        monkeypatch.setattr(repricing, "time", clock)
+        settings = Settings(price_moves=timedelta(0))
+        book = Repricing(settings, world, {cloud: f"{server.url}/list"})  # type: ignore[arg-type]
+        _, told = _played(world, sold)
+        world.budgets.put("s-1", "100")
+        world.clock = 100.0
+        assert asyncio.run(book.look()) == 1
+        (change,) = world.billing.ledger.price_changes
+        assert (change.usd_per_hour, change.at) == (price, at(0) + since)
+        assert world.billing.price_of("i-0") == price
+        assert len(told) == 1
+        assert told[0].startswith(f"price: the price of its node is ${price:f}")
+        # The budget has it at once: for the seconds that a stop takes.
+        budget = world.budgets._all["s-1"]
+        reserve = world.budgets.look(budget).reserve
+        world.clock += 10
+        old = sold.usd_per_hour * Decimal(since.total_seconds()) / 3600
+        new = price * (110 - Decimal(since.total_seconds())) / 3600
+        assert abs(world.billing.spent("s-1") - old - new) < Decimal("1E-8")
+        assert reserve >= price * Decimal(repricing.LOOK_S) / 3600
+
+        asked = len(server.asked)
+        assert asyncio.run(book.look()) == 0
+        assert len(server.asked) == asked, "not every second"
+        world.clock += repricing.LEAST_S[cloud]
+        assert asyncio.run(book.look()) == 0
+        assert len(server.asked) > asked
+        assert world.billing.price_of("i-0") == price
+        assert len(told) == 1
+
+
+def test_prices_that_cannot_be_asked_for_are_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A head on Google Cloud whose identity may not read the price list."""
+    monkeypatch.setenv("MLCLOUD_HOME", str(tmp_path))
+    for name in ("GOOGLE_API_KEY", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    sold = _sold("gcp", "europe-west4", "e2-standard-4", tmp_path)
+    world = World(tmp_path, [sold])
+    with world.running():
+        every = timedelta(milliseconds=20)
+        settings = Settings(price_moves=timedelta(0), price_refresh=every)
+        monkeypatch.setitem(repricing.LEAST_S, "gcp", 0.0)
+        book = Repricing(settings, world)  # type: ignore[arg-type]
+        _, told = _played(world, sold)
+
+        async def some_time() -> None:
+            running = asyncio.create_task(book.run())
+            await asyncio.sleep(0.5)
+            running.cancel()
+
+        asyncio.run(some_time())
+    ours = [each for each in caplog.records if each.name == repricing.log.name]
+    warned = [each.getMessage() for each in ours]
+    assert len(warned) == 1
+    assert "Google Cloud's prices need an API key in GOOGLE_API_KEY" in warned[0]
+    assert told == []
+    assert world.billing.ledger.price_changes == []

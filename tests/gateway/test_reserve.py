@@ -30,7 +30,7 @@ from mlcloud.cost.advice import Facts, advise
 from mlcloud.cost.ledger import ExecutionSpan, Placement
 from mlcloud.cost.shares import day_of
 from mlcloud.errors import BudgetExceeded
-from mlcloud.gateway import advising, billing, budgets, db, payers
+from mlcloud.gateway import advising, billing, budgets, buying, db, payers
 from mlcloud.gateway.billing import Billing
 from mlcloud.gateway.budgets import STOP_S, Budgets
 from mlcloud.models import SessionRequest
@@ -43,6 +43,11 @@ def sold(cloud: str, price: str) -> Offer:
     return replace(offer(price), cloud=cloud, simulated=False)
 
 
+def twin(of: Offer, times: str = "3") -> Offer:
+    """The same machine on demand: what its price on spot may rise to."""
+    return replace(of, market="on-demand", usd_per_hour=of.usd_per_hour * Decimal(times))
+
+
 @dataclass
 class Played:
     """A session as the budgets see it."""
@@ -53,6 +58,7 @@ class Played:
     current: Any = None
     queue: list[Any] = field(default_factory=list)
     pending: dict[str, int] = field(default_factory=dict)
+    story: Any = None
 
     @property
     def request(self) -> SessionRequest:
@@ -88,6 +94,7 @@ class World:
         self.sessions: list[Played] = []
         engine = self.engine = _empty_database()
         self.billing = Billing(engine, offers)
+        self.offers = offers
         cloud = SimpleNamespace(
             root=root, offers=lambda: offers, instances=lambda: list(self.nodes.values())
         )
@@ -117,6 +124,10 @@ class World:
             connection.execute(insert(db.sessions).values(**row, request=request))
         return made
 
+    def sold(self, of: Offer) -> None:
+        self.offers += [of, twin(of)]
+        self.billing.sold(self.offers)
+
     def launch(self, of: Offer) -> str:
         name = f"i-{len(self.nodes)}"
         self.nodes[name] = Instance(name, "cpu2", of, launched_at=self.now())
@@ -145,6 +156,7 @@ def _clock(now: Any) -> Iterator[None]:
         mock.patch.object(billing, "now", now),
         mock.patch.object(budgets, "now", now),
         mock.patch.object(payers, "now", now),
+        mock.patch.object(buying, "now", now),
     ):
         yield
 
@@ -167,28 +179,30 @@ steps = st.lists(
 @given(limit=st.decimals("0.001", "3", places=3), steps=steps, stop_s=st.floats(0, STOP_S))
 def test_the_clusters_budget(limit: Decimal, steps: list[Any], stop_s: float) -> None:
     """Nodes are bought as Ray's autoscaler does, as far as the ceiling lets it; prices move; at the
-    stop all are given back, some before their cloud's least time."""
+    stop all are given back, some before their cloud's least time, in which spot's price may have
+    risen to that on demand."""
     with tempfile.TemporaryDirectory() as root:
         world = World(Path(root), [])
         with world.running():
             world.budgets.put("cluster", str(limit))
-            world.budgets._limit_launches()
+            world.budgets.buying.limit()
             rate = Decimal(0)
             for wait, what, cloud, price in steps:
                 stops = _stops(world, "cluster", wait, what)
                 rate = world.rate("cluster")
                 if stops:
                     break
-                world.budgets._limit_launches()
+                world.budgets.buying.limit()
                 world.clock += 0.01
                 alive = [each for each in world.nodes.values() if each.alive]
-                old = [each for each in alive if not _owes(world, each)]
                 if what == "launch":
-                    _buy(world, sold(cloud, price))
-                elif what == "price" and old:
-                    # What a rise makes of time that is owed already, nobody can keep back.
-                    rise = Decimal("1.5") * world.billing.price_of(old[0].id)
-                    world.billing.price(old[0].id, rise, source="test")
+                    _buy(world, replace(sold(cloud, price), instance_type=f"m{price}"))
+                elif what == "price" and alive:
+                    first = alive[len(world.nodes) % len(alive)]
+                    rise = Decimal("1.5") * world.billing.price_of(first.id)
+                    most = first.offer.usd_per_hour * 3
+                    world.billing.price(first.id, min(most, rise), source="test")
+                    rate = world.rate("cluster")  # what it costs now, for ten seconds
                 elif what == "end" and alive:
                     world.end(alive[0].id)
             world.clock += stop_s
@@ -203,20 +217,22 @@ def _stops(world: World, whose: str, wait: float, what: str) -> bool:
     for _ in range(30 if what == "quiet" else 1):
         world.clock += wait
         world.billing.see(list(world.nodes.values()))
-        if world.budgets._look(world.budgets._all[whose]).stop:
+        if world.budgets.look(world.budgets._all[whose]).stop:
             return True
     return False
 
 
-def _owes(world: World, node: Instance) -> bool:
-    return node.launched_at + world.billing.least.of(node.offer) > world.now()
-
-
-def _buy(world: World, of: Offer) -> None:
+def _buy(world: World, of: Offer, node_type: str = "cpu2") -> str | None:
+    """As the provider does."""
+    world.sold(of)
     most = ceiling.read(world.root)
-    assert most is not None
-    if most.least(of) < most.left(world.nodes.values()):
-        world.launch(of)
+    dearest = world.billing._on_demand.of
+    left = None
+    if most is not None:
+        left, _ = most.left(world.nodes.values(), node_type, dearest)
+    if most is None or left is None or most.least(of, dearest(of)) < left:
+        return world.launch(of)
+    return None
 
 
 @settings(max_examples=200, deadline=None)
@@ -261,6 +277,116 @@ def test_a_users_budget(
             assert spent + owed <= limit + INTERVAL_S * rate / 3600
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    limit=st.decimals("0.001", "3", places=3),
+    steps=steps,
+    stop_s=st.floats(0, STOP_S),
+    share=st.sampled_from([0.1, 0.5, 1.0]),
+    whose=st.sampled_from(["s-1", "user:ada", "job:j"]),
+)
+def test_what_is_bought_for_a_session_its_budget_pays(
+    limit: Decimal, steps: list[Any], stop_s: float, share: float, whose: str
+) -> None:
+    """Ray asks for a node and gets what there is: the offer that was reckoned with may be gone, and
+    others are dearer. Nobody else has a budget, and others ask for other types."""
+    with tempfile.TemporaryDirectory() as root:
+        world = World(Path(root), [])
+        with world.running():
+            session = world.session("s-1", "ada")
+            request: Any = SimpleNamespace(node_type=SimpleNamespace(name="cpu2"), share=share)
+            other: Any = SimpleNamespace(node_type=SimpleNamespace(name="cpu4"), share=1.0)
+            world.budgets.payers.charge("job:j", "s-1")
+            world.budgets.put(whose, str(limit))
+            rate = Decimal(0)
+            bought: list[str] = []
+            with world.budgets.buying.asking(other, world.session("s-2", "bob")):  # type: ignore[arg-type]
+                for wait, what, cloud, price in steps:
+                    if _stops(world, whose, wait, what):
+                        break
+                    world.budgets.buying.limit()
+                    if what == "launch" and not bought:
+                        with world.budgets.buying.asking(request, session):  # type: ignore[arg-type]
+                            world.clock += 0.01
+                            of = replace(sold(cloud, price), instance_type=f"m{price}")
+                            assert _buy(world, of, "cpu4") is not None, "nothing limits his"
+                            node = _buy(world, of)
+                        if node is not None:
+                            bought.append(node)
+                            world.place(session, node, str(share))
+                    elif what == "price" and bought:
+                        first = world.nodes[bought[0]]
+                        rise = Decimal("1.5") * world.billing.price_of(first.id)
+                        most = first.offer.usd_per_hour * 3
+                        world.billing.price(first.id, min(most, rise), source="test")
+                    rate = max(rate, world.rate(whose))
+            world.clock += stop_s
+            ends = world.now()
+            ids = frozenset({"s-1", "job:j"})
+            owed = world.billing.owed(ends, ids)
+            spent = world.billing.spent(ids)
+            for name in world.nodes:
+                world.end(name)
+            assert spent + owed <= limit + INTERVAL_S * rate / 3600
+
+
+def test_a_price_may_rise_while_a_node_is_billed_its_least_time(tmp_path: Path) -> None:
+    """Azure's five minutes of a node at $3.60 are $0.30, and $0.90 at what it costs on demand: two
+    of them may be had for $1.90, and when both prices have risen that was enough."""
+    world = World(tmp_path, [])
+    of = sold("azure", "3.6")
+    with world.running():
+        world.budgets.put("cluster", "1.90")
+        bought = []
+        for _ in range(6):
+            world.budgets.buying.limit()
+            world.clock += 0.01
+            bought.append(_buy(world, of))
+        nodes = [each for each in bought if each]
+        assert len(nodes) == 2
+        for each in nodes:
+            world.billing.price(each, Decimal("10.8"), source="test")
+        world.clock += 1
+        for each in nodes:
+            world.end(each)
+        assert Decimal("1.79") < world.billing.spent() <= Decimal("1.90")
+
+
+def test_of_several_who_ask_for_a_type_the_richest_sets_its_limit(tmp_path: Path) -> None:
+    world = World(tmp_path, [])
+    request: Any = SimpleNamespace(node_type=SimpleNamespace(name="cpu2"), share=0.5)
+    of = sold("azure", "3.6")  # $0.90 at least, should its price rise to that on demand
+    with world.running():
+        poor, rich, free = (world.session(name, name) for name in ("s-1", "s-2", "s-3"))
+        world.budgets.put("s-1", "0.40")
+        world.budgets.put("s-2", "0.46")
+        asking = world.budgets.buying.asking
+        world.budgets.buying.limit()
+        assert ceiling.read(tmp_path) is None, "nobody asks"
+        with asking(request, poor):  # type: ignore[arg-type]
+            world.clock += 1
+            assert _buy(world, of) is None
+            most = ceiling.read(tmp_path)
+            assert most is not None
+            assert most.types["cpu2"].why == "of the budget of session 's-1' of $0.40 too little " \
+                "is left"  # fmt: skip
+            with asking(request, rich):  # type: ignore[arg-type]
+                world.clock += 1
+                node = _buy(world, of)
+                assert node is not None
+                # Half of a node is his, and that one is not paid by anybody yet.
+                world.clock += 1
+                assert _buy(world, of) is None
+                world.budgets.buying.limit()
+                assert _buy(world, of) is None
+                with asking(request, free):  # type: ignore[arg-type]
+                    assert _buy(world, of) is not None
+            with asking(request, []):  # type: ignore[arg-type]
+                pass
+        world.budgets.buying.limit()
+        assert ceiling.read(tmp_path) is None
+
+
 def _may_start(world: World, session: Played) -> bool:
     try:
         world.budgets.refuse(session, {})  # type: ignore[arg-type]
@@ -288,12 +414,15 @@ def test_what_a_node_costs_at_least_is_asked_before_it_is_bought(tmp_path: Path)
         world.place(session, node)
         world.clock += 1
         # It is owed from its launch on, so a second one is not bought.
-        world.budgets._limit_launches()
+        world.budgets.buying.limit()
         most = ceiling.read(tmp_path)
         assert most is not None
-        assert most.least(sold("azure", "3.6")) >= most.left([])
+        left, why = most.left([])
+        assert left is not None
+        assert most.least(sold("azure", "3.6")) >= left
+        assert why == "of the budget of the cluster of $0.31 too little is left"
         world.budgets.put("cluster", "0.30")
-        assert world.budgets._look(world.budgets._all["cluster"]).stop
+        assert world.budgets.look(world.budgets._all["cluster"]).stop
         world.end(node)
         assert world.billing.spent() == Decimal("0.300000000")
 

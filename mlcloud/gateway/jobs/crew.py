@@ -142,18 +142,19 @@ class Crews:
 
     # --- coming -----------------------------------------------------------------------------------
 
-    def demand(self, shape: Shape, wanted: int) -> None:
-        """So many more are wanted than there are."""
+    def demand(self, shape: Shape, wanted: int, jobs: list[str]) -> None:
+        """So many more are wanted than there are, for these jobs."""
         live = sum(each.shape == shape for each in self.workers.values())
         under_way = self.starting.get(shape, 0)
         most = max(STARTS_AT_ONCE, live)
         for _ in range(min(wanted, most) - under_way):
             self.starting[shape] = self.starting.get(shape, 0) + 1
-            self._spawn(self._start(shape))
+            self._spawn(self._start(shape, jobs))
 
-    async def _start(self, shape: Shape) -> None:
+    async def _start(self, shape: Shape, jobs: list[str]) -> None:
         try:
-            worker = await self._bring_up(shape)
+            with self._services.buying(shape.request(self._services), jobs):
+                worker = await self._bring_up(shape)
         except (MLCloudError, Exception) as error:
             log.warning("no worker of %s could be started: %s", shape, error)
             self._failed(shape, error)

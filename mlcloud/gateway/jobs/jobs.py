@@ -390,6 +390,7 @@ class Jobs:
 
     def _share_out(self) -> None:
         wanted: dict[Shape, int] = {}
+        asking: dict[Shape, list[str]] = {}
         for job in self:
             if job.over or job.state is JobState.SCHEDULED:
                 continue
@@ -411,12 +412,13 @@ class Jobs:
                 missing -= 1
             if missing > 0:
                 wanted[shape] = wanted.get(shape, 0) + missing
+                asking.setdefault(shape, []).append(job.key)
                 if job.state is JobState.QUEUED:
                     job.detail = "waits for a worker"
             for worker in self.crews.of(job):
                 job.feed(self.crews, worker, self.result_wire)
         for shape, count in wanted.items():
-            self.crews.demand(shape, count)
+            self.crews.demand(shape, count, asking[shape])
 
     def _look_at_pins(self) -> None:
         """Items that one worker alone can run: it is theirs as soon as it is free."""
