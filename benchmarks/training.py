@@ -7,10 +7,15 @@
                          (aim: 1.2 times as long)
     one of four is gone  a node with a worker of an elastic training is killed, a spare one is up:
                          from the last step before to the first step after (aim: 15 s)
+    storm                a node with ranks of it is killed every `STORM_S`, without a notice, and a
+                         spare one is up: goodput, the share of the time in which steps were done
+                         that count, and how much that is of the bound (aim: 0.9). What cannot be
+                         avoided is, for each kill, `DETECTION_S`, the time in which plain actors
+                         of a placement group start and meet, half of what lies between two saves
     loss curve           of that training, beside one that nothing disturbed: the largest relative
                          difference of a step's loss
 
-    python benchmarks/training.py [--rounds 3] [--only throughput]
+    python benchmarks/training.py [--rounds 3] [--kills 5] [--only throughput]
 
 Nodes are processes of this machine.
 """
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -142,6 +148,10 @@ for line in sys.stdin:
     print(took, flush=True)
 """
 BLOCK = 10
+STORM_S = 60.0
+PAUSE_S = 0.1  # of a step of it: nodes are processes of one machine, so steps are not its work
+SAVE_S = 2.0  # as `fit` saves
+DETECTION_S = 0.5  # the cloud's records of this machine's nodes are read so often
 GANG = """
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
@@ -152,7 +162,7 @@ assert t.item() == 4
 """
 
 
-def fit(context: Any, log: str = "", pause: float = 0.0) -> None:
+def fit(context: Any, log: str = "", pause: float = 0.0, epochs: int = 15) -> None:
     import time
 
     import torch
@@ -166,7 +176,7 @@ def fit(context: Any, log: str = "", pause: float = 0.0) -> None:
     model = context.wrap(torch.nn.Linear(16, 1))
     opt = torch.optim.AdamW(model.parameters(), lr=0.02)
     state = {"model": model, "opt": opt}
-    for bx, by in context.batches(data, global_batch=48, epochs=15, state=state, every="2s"):
+    for bx, by in context.batches(data, global_batch=48, epochs=epochs, state=state, every="2s"):
         loss = (model(bx).squeeze(1) - by).square().mean()
         opt.zero_grad()
         context.backward(loss)
@@ -200,18 +210,10 @@ def start(home: Path, rounds: int) -> list[dict[str, Any]]:
     # Both nodes are up, and have had a worker before.
     mlcloud.session("warm", workers=4, namespace={}).run(GANG, quiet=True)
     mlcloud.attach("warm").close()
-    script = subprocess.Popen(
-        [sys.executable, "-c", ACTORS, str(home / "cloud" / "cluster.json")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert script.stdin is not None
-    assert script.stdout is not None
+    script = _ray_driver(home)
     actors, gangs = [], []
     for number in range(rounds):
-        print(29700 + number, file=script.stdin, flush=True)
-        actors.append(float(script.stdout.readline()))
+        actors.append(_ask(script, 29700 + number))
         time.sleep(2)
         began = time.perf_counter()
         session = mlcloud.session(f"start-{number}", workers=4, namespace={})
@@ -219,14 +221,43 @@ def start(home: Path, rounds: int) -> list[dict[str, Any]]:
         gangs.append(time.perf_counter() - began)
         session.close()
         time.sleep(2)
-    script.stdin.close()
-    script.wait(30)
+    script.communicate(timeout=30)
     ratio = statistics.median(g / a for g, a in zip(gangs, actors, strict=True))
     return [
         {"what": "s, four actors of a placement group", "value": statistics.median(actors)},
         {"what": "s, a session with four workers", "value": statistics.median(gangs)},
         {"what": "times the actors' (median of rounds)", "value": ratio, "aim": 1.2},
     ]
+
+
+def _ray_driver(home: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", ACTORS, str(home / "cloud" / "cluster.json")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _ask(script: subprocess.Popen[str], port: int) -> float:
+    """What four actors took."""
+    assert script.stdin is not None
+    assert script.stdout is not None
+    print(port, file=script.stdin, flush=True)
+    return float(script.stdout.readline())
+
+
+def _actors(home: Path, rounds: int) -> list[float]:
+    """On nodes that are up, and have had a worker before."""
+    mlcloud.session("warm-up", workers=4, namespace={}).run(GANG, quiet=True)
+    mlcloud.attach("warm-up").close()
+    script = _ray_driver(home)
+    took = []
+    for number in range(rounds):
+        took.append(_ask(script, 29800 + number))
+        time.sleep(2)
+    script.communicate(timeout=30)
+    return took
 
 
 def recovery(home: Path, rounds: int) -> list[dict[str, Any]]:
@@ -265,6 +296,56 @@ def recovery(home: Path, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
+def storm(home: Path, kills: int) -> list[dict[str, Any]]:
+    actors = _actors(home, 2)
+    log = home / "storm"
+    client = mlcloud.connect()
+    killed: list[float] = []
+    with ThreadPoolExecutor(1) as pool:
+        epochs = math.ceil((kills + 2) * STORM_S / PAUSE_S / 20)
+        done = pool.submit(
+            *(mlcloud.train, fit, (3, 4)),
+            session="storm",
+            quiet=True,
+            log=str(log),
+            pause=PAUSE_S,
+            epochs=epochs,
+        )
+        while len(_steps(log)) < 100 or _steps(log)[-1][2] < 4:
+            time.sleep(0.2)
+            assert not done.done(), done.exception()
+        for number in range(kills + 1):
+            killed.append(time.time())
+            if number < kills:
+                ranks = client.attach("storm").info.ranks
+                if ranks:
+                    client.cluster.preempt(ranks[-1 if number % 2 else 0].node, "0s")
+            time.sleep(max(0.0, killed[-1] + STORM_S - time.time()))
+        client.attach("storm").close()
+    rows = _steps(log)
+    # Undisturbed, its saves included: a step of the seconds before the first kill.
+    quiet = [at for at, _, _ in rows if at < killed[0]][20:]
+    step_s = (quiet[-1] - quiet[0]) / (len(quiet) - 1)
+    at_step = [_step_at(rows, each) for each in killed]
+    useful_s = (at_step[-1] - at_step[0]) * step_s
+    goodput = useful_s / (killed[-1] - killed[0])
+    gaps = [b - a for (a, _, _), (b, _, _) in pairwise(rows) if b - a > 3 and a > killed[0] - 1]
+    lost_s = DETECTION_S + statistics.median(actors) + SAVE_S / 2
+    bound = 1 - lost_s / STORM_S
+    print(json.dumps({"gaps": gaps, "actors": actors, "step": step_s}), flush=True)
+    return [
+        {"what": f"kills, {STORM_S:g} s apart", "value": kills},
+        {"what": "s, from a kill to the next step (median)", "value": statistics.median(gaps)},
+        {"what": "goodput", "value": goodput},
+        {"what": "goodput, the bound", "value": bound},
+        {"what": "of the bound", "value": goodput / bound, "aim": 0.9},
+    ]
+
+
+def _step_at(rows: list[tuple[float, int, int]], when: float) -> int:
+    return [step for at, step, _ in rows if at <= when][-1]
+
+
 def _steps(log: Path) -> list[tuple[float, int, int]]:
     if not log.exists():
         return []
@@ -275,7 +356,8 @@ def _steps(log: Path) -> list[tuple[float, int, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["throughput", "start", "recovery"])
+    parser.add_argument("--only", choices=["throughput", "start", "recovery", "storm"])
+    parser.add_argument("--kills", type=int, default=5, help="of the storm")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mlcloud-bench-") as folder:
@@ -284,7 +366,7 @@ def main() -> None:
             "MLCLOUD_HOME": folder,
             "MLCLOUD_MAX_NODES": "3",
             # All three at once are much for a small machine; only the recovery needs them.
-            "MLCLOUD_WARM_SPARES": "3" if options.only in (None, "recovery") else "0",
+            "MLCLOUD_WARM_SPARES": "3" if options.only in (None, "recovery", "storm") else "0",
             "MLCLOUD_NODE_IDLE": "10m",
         }
         load = os.getloadavg()[0]
@@ -294,10 +376,11 @@ def main() -> None:
                 ("throughput", lambda: throughput(max(options.rounds, 4))),
                 ("start", lambda: start(home, options.rounds)),
                 ("recovery", lambda: recovery(home, options.rounds)),
+                ("storm", lambda: storm(home, options.kills)),
             ):
                 if options.only in (None, name):
                     rows += part()
-                    print(json.dumps(rows[-3:]), flush=True)
+                    print(json.dumps(rows[-5:]), flush=True)
         finally:
             down(Settings())
     report("training", rows, load=load, cpus=os.cpu_count())

@@ -11,6 +11,10 @@ short on a busy machine, where their imports take longer. It does not wait for p
 given (`agent.AGENT_PORTS`), but of the dashboard agent's only that agent is told (Ray 2.60): so it
 is written down here before the raylet looks.
 
+The sockets of nodes of one machine are named by numbers, each the first for which there is no file:
+nodes that start at the same moment took the same ones, and one of them never joined. Here they are
+named by the process.
+
 A head also starts what nobody here may reach or needs, and offers no switch against it: a server
 for Ray Client (8 s of CPU, 90 MB), and without a dashboard still its process, for usage statistics
 that are switched off (5 s). Both are left out, and so are the commands of Ray Serve and Ray jobs.
@@ -18,6 +22,7 @@ that are switched off (5 s). Both are left out, and so are the commands of Ray S
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -45,6 +50,12 @@ def main() -> None:
             persist_port(session_dir, node_id, DASHBOARD_AGENT_LISTEN_PORT_NAME, port)
         return start_raylet(redis_address, gcs_address, node_id, *rest, **options)
 
+    prepare = node.Node._prepare_socket_file
+
+    def prepare_own(self: Any, socket_path: str | None, default_prefix: str) -> Any:
+        return prepare(self, socket_path, f"{default_prefix}.{os.getpid()}")
+
+    node.Node._prepare_socket_file = prepare_own
     services.start_raylet = start
     services.start_api_server = lambda *_, **__: ("", None)
     node.Node.start_ray_client_server = lambda _: None
