@@ -140,10 +140,13 @@ def name_of(specification: Specification) -> str:
 
 def running(specification: Specification, settings: Settings) -> Specification | None:
     """With what the cluster of that name runs; None where none does."""
-    from mlcloud.client import embedded_specification, launching
+    from mlcloud.client import embedded, launching
+    from mlcloud.client import embedded_specification as local
 
     if specification.cloud == "local":
-        return embedded_specification.running()
+        if embedded.running(settings) is None:
+            return None
+        return local.running() or local.of_settings()
     found: Specification | None = launching.running(specification, settings)
     return found
 

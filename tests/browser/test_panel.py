@@ -165,13 +165,15 @@ def test_a_file_beside_the_notebook(panel: Locator, lab: Lab) -> None:
 def test_a_file_changes_the_cluster_that_runs(panel: Locator, cluster: Embedded) -> None:
     page = panel.page
     path = "window.jupyterapp.serviceManager.contents"
-    content = "name: embedded\ncloud: local\nbudget: 40/day\n"
+    content = f"{cluster.connect().cluster.to_yaml()}\nbudget: 40/day\n"
     page.evaluate(
         f"text => {path}.save('cluster.yaml', {{type: 'file', format: 'text', content: text}})",
         content,
     )
     file = panel.locator(".mlcloud-file", has_text="cluster.yaml")
-    press(file, "Bring embedded up as cluster.yaml says, asks first")
+    expect(file).to_contain_text("runs, 1 change", timeout=10_000)
+    press(file, "Let embedded be as cluster.yaml says, asks first")
+    expect(page.locator(".jp-Dialog")).to_contain_text("budget: – → 40/day (applied in place)")
     page.locator(".jp-Dialog .jp-mod-accept").click()
     expect(status(page)).to_have_text(re.compile(r"today of \$40$"), timeout=20_000)
     expect(row(panel)).to_contain_text("idle", timeout=20_000)
@@ -184,6 +186,7 @@ def test_keyboard_alone_parks_and_resumes(panel: Locator) -> None:
     page = panel.page
     opened(row(panel), False)
     page.evaluate("window.jupyterapp.commands.execute('mlcloud:open')")
+    expect(panel.locator("[role=treeitem]:focus")).to_have_count(1)
     page.keyboard.press("Home")
     for _ in range(20):
         if row(panel).evaluate("each => each === document.activeElement"):

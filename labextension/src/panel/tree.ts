@@ -77,6 +77,7 @@ export class Tree {
       const near = rows[Math.min(this._activeAt, rows.length - 1)];
       const had = this._drawn.get(this._active)?.element.contains(document.activeElement);
       this._active = near?.key ?? '';
+      this._activeAt = this._at.get(this._active) ?? 0;
       this.draw();
       if (had) {
         this._drawn.get(this._active)?.element.focus();
