@@ -163,17 +163,19 @@ set -eu
 umask 077
 export HOME
 cd "$folder"
+exec 9>start.lock  # at a boot several may come at once, and the second keeper would give up
+! command -v flock >/dev/null || flock 9
 pid=$(cat pid 2>/dev/null) || pid=
 {runs}
 [ ! -s pip.conf ] || export PIP_CONFIG_FILE="$folder/pip.conf"
 env {variables} {mark}={instance} {cluster_mark}={cluster_id} setsid nohup "$python" -m {module} \\
-  </dev/null >>"$folder/{log}" 2>&1 3>&- 4>&- &
+  </dev/null >>"$folder/{log}" 2>&1 3>&- 4>&- 9>&- &
 echo $! >pid
+sleep 0.2  # by then it shows its mark
 MLCLOUD_END
 }} >"$folder/start.sh"
 sh "$folder/start.sh" || fail 1 "{what} could not be started"
 pid=$(cat "$folder/pid")
-sleep 0.2
 kill -0 "$pid" 2>/dev/null || fail 1 "{what} ended at once: $(tail -n 1 "$folder/{log}")"
 echo "$pid" >&4
 """

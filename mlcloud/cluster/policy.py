@@ -218,13 +218,15 @@ def kind_of(job: Job, offers: Iterable[Offer]) -> tuple[float, ...]:
     return _kind(job, dear, min(spot.values(), default=dear))
 
 
-def prepare(job: Job, offers: Iterable[Offer]) -> SlackTable:
-    """The table of a live job, with what its first decision asks of it: some 10 ms of processor
+def prepare(
+    job: Job, offers: Iterable[Offer], history: Mapping[str, Sequence[Sighting]] | None = None
+) -> SlackTable:
+    """The table of a live job, with what its next decision asks of it: some 10 ms of processor
     time, for a thread, where `decide` alone takes 0.5 ms. Raises as `decide`."""
     dear, spot = _prices(offers)
     table = slack_table(*_kind(job, dear, min(spot.values(), default=dear)))
     if spot:
-        zones: dict[str, Sequence[Sighting]] = dict.fromkeys(spot, ())
+        zones = {zone: (history or {}).get(zone, ()) for zone in sorted(spot)}
         now = datetime.now(timezone.utc)
         rested = Progress(now, now + job.deadline, job.work)
         auto(_view(job, rested, lifetimes(zones, now), WAIT, dear, spot, table))

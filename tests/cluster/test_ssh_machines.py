@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import mlcloud
@@ -176,6 +177,63 @@ def test_one_node_on_one_machine(target: ssh.Target, machine: netns.Machine, key
         ssh.run(target, end)
     assert machine.pids() == []
     assert not (machine.home / ".mlcloud-node").exists()
+
+
+def test_a_head_starts_one_keeper_at_each_boot(tmp_path: Path) -> None:
+    """Several may try at once; a number that is another process's by now is no keeper; and a keeper
+    that is done is not started again."""
+    python = tmp_path / "python"
+    answers = f"-c) echo {__version__};; *) echo $$ >>{tmp_path}/kept; sleep 60;;"
+    python.write_text(f"#!/bin/sh\ncase $1 in {answers} esac\n")
+    (tmp_path / "shutdown").write_text("#!/bin/sh\n")  # not this computer's
+    for each in (python, tmp_path / "shutdown"):
+        each.chmod(0o755)
+    script = bootstrap.head(
+        cluster="one",
+        cluster_id="one-0",
+        instance="head-one-0",
+        files={"token": "secret"},
+        variables={"MLCLOUD_STORE": "s3://b/a b"},
+        runtime=Runtime(str(python)),
+        version=__version__,
+    )
+    (tmp_path / "head.sh").write_text(script)
+    boot = bootstrap.deserted("one", 10_000).replace("/var/lib/cloud", str(tmp_path))
+    (tmp_path / "boot.sh").write_text(boot)
+    here = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def run(name: str, count: int = 1) -> None:
+        running = [subprocess.Popen(["sh", str(tmp_path / name)], env=here) for _ in range(count)]
+        assert [each.wait(20) for each in running] == [0] * count
+
+    def started() -> list[int]:
+        return [int(line) for line in (tmp_path / "kept").read_text().split()]
+
+    folder = tmp_path / ".mlcloud-node" / "one-0" / "head"
+    try:
+        run("head.sh")
+        run("head.sh")
+        (first,) = started()
+        assert (folder / "start.sh").stat().st_mode & 0o077 == 0
+        os.killpg(first, signal.SIGKILL)
+        (folder / "pid").write_text(str(os.getpid()))  # as after a reboot
+        run("boot.sh", 4)
+        _, second = started()
+        os.killpg(second, signal.SIGKILL)
+        (folder / "start.sh").unlink()  # as the keeper does at its end
+        run("boot.sh")
+        assert len(started()) == 2
+    finally:
+        while left := _of_home(tmp_path):
+            for each in left:
+                each.kill()
+            time.sleep(0.05)
+
+
+def _of_home(home: Path) -> list[psutil.Process]:
+    """Those that live: one that waits to be reaped shows no environment."""
+    running = psutil.process_iter(["environ"])
+    return [each for each in running if (each.info["environ"] or {}).get("HOME") == str(home)]
 
 
 @needs_machines

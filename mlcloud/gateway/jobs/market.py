@@ -1,6 +1,7 @@
 """On which market a job's workers are asked for: as it was asked, or by its deadline.
 
-    every `STEP_S`: work left (measured, else as it took last time, else as the user expects)
+    every `STEP_S`: work left (measured, else as it took last time, else as the user expects), and
+                    what was seen of spot here (cluster.sightings)
                     ─► cluster.policy.decide ─► spot | on-demand | wait
 
 Without any idea of how long the work takes, half of the deadline is taken for it. Workers of
@@ -14,17 +15,21 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from mlcloud.cluster import policy
+from mlcloud.cluster.lifetimes import Sighting
 from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.offers import Shape as OfferShape
 from mlcloud.cluster.records import now
+from mlcloud.cluster.sightings import sightings
 from mlcloud.errors import MLCloudError
 from mlcloud.units import parse_duration
 
 if TYPE_CHECKING:
+    from mlcloud.gateway.embedded import EmbeddedCluster
     from mlcloud.gateway.jobs.job import Job
 
 log = logging.getLogger(__name__)
@@ -33,9 +38,26 @@ STEP_S = 30.0
 CHANGEOVER = timedelta(minutes=3)
 
 
-def _prepared(kind: policy.Job, offers: list[Offer]) -> None:
-    with contextlib.suppress(MLCloudError):  # to decide says it
-        policy.prepare(kind, offers)
+class _Looking:
+    """What a decision takes, worked out in a thread: what was seen of spot, and the table."""
+
+    def __init__(self, kind: policy.Job, offers: list[Offer], cluster: EmbeddedCluster) -> None:
+        self.kind, self.offers, self._cluster = kind, offers, cluster
+        self.history: Mapping[str, Sequence[Sighting]] = {}
+        self.thread = threading.Thread(target=self._look, name="a job's market", daemon=True)
+        self.thread.start()
+
+    def _look(self) -> None:
+        cluster = self._cluster
+        with contextlib.suppress(MLCloudError):  # to decide says it
+            self.history = sightings(
+                self.offers,
+                cluster.attempts.recent(),
+                cluster.cloud.instances(),
+                now(),
+                cluster.settings.offer_cooldown,
+            )
+            policy.prepare(self.kind, self.offers, self.history)
 
 
 class Market:
@@ -47,8 +69,8 @@ class Market:
         self.waits = False
         self.reason = ""
         self._at = 0.0
-        self._preparing: threading.Thread | None = None
-        self._kind: tuple[float, ...] = ()
+        self._looking: _Looking | None = None
+        self._decided = False
         deadline = job.request.deadline
         self.deadline = None if deadline is None else job.created_at + parse_duration(deadline)
         self._span = None if deadline is None else parse_duration(deadline)
@@ -60,48 +82,49 @@ class Market:
         job = self._job
         if self.deadline is None or job.over or job.request.market == "on-demand":
             return
-        if not at_once and time.monotonic() - self._at < STEP_S:
-            return
+        every_s = 1.0 if at_once else STEP_S
         try:
-            self._decide()
+            if self._looking is None and time.monotonic() - self._at >= every_s:
+                self._looking = self._begin()
+            if self._looking is not None and not self._looking.thread.is_alive():
+                looked, self._looking, self._at = self._looking, None, time.monotonic()
+                self._decide(looked)
+            elif not self._decided:
+                self.waits = True
         except MLCloudError as error:
             self.wanted, self.waits, self.reason = "on-demand", False, str(error)
-            self._at = time.monotonic()
+            self._at, self._decided = time.monotonic(), True
 
-    def _is_prepared(self, kind: policy.Job, offers: list[Offer]) -> bool:
-        """Its table takes some 10 ms, in which the gateway's loop is not to stand still: what was
-        decided last holds until the next look, and a job that is new waits for it."""
-        if self._preparing is None or self._kind != policy.kind_of(kind, offers):
-            self._kind = policy.kind_of(kind, offers)
-            self._preparing = threading.Thread(
-                target=_prepared, args=(kind, offers), name="a job's market", daemon=True
-            )
-            self._preparing.start()
-        return not self._preparing.is_alive()
+    def _begin(self) -> _Looking:
+        """What it takes to decide is worked out in a thread: the gateway's loop does not wait. What
+        was decided last holds meanwhile, and a job that is new waits for it."""
+        job, span = self._job, self._span
+        assert span is not None
+        work, _ = self.work(span)
+        shape = OfferShape(**job.shape.request(job.services).node_type.node_config["shape"])
+        cluster = job.services.cluster
+        offers = [
+            each
+            for each in cluster.cloud.offers()
+            if each.dominates(shape) and (each.accelerator is None) == (shape.accelerator is None)
+        ]
+        kind = policy.Job(
+            work=min(work, span), deadline=span, changeover=min(CHANGEOVER, span / 20)
+        )
+        return _Looking(kind, offers, cluster)
 
-    def _decide(self) -> None:
+    def _decide(self, looked: _Looking) -> None:
         job, span = self._job, self._span
         assert span is not None
         assert self.deadline is not None
-        work, left = self.work(span)
-        changeover = min(CHANGEOVER, span / 20)
-        shape = OfferShape(**job.shape.request(job.services).node_type.node_config["shape"])
-        offers = [
-            each
-            for each in job.services.cluster.cloud.offers()
-            if each.dominates(shape) and (each.accelerator is None) == (shape.accelerator is None)
-        ]
-        kind = policy.Job(work=min(work, span), deadline=span, changeover=changeover)
-        if not self._is_prepared(kind, offers):
-            self.waits = job.started_at is None
-            return
-        self._at = time.monotonic()
+        _, left = self.work(span)
         found = policy.decide(
-            kind,
+            looked.kind,
             policy.Progress(now=now(), deadline=self.deadline, work_left=left, on=self._on()),
-            {},
-            offers,
+            looked.history,
+            looked.offers,
         )
+        self._decided = True
         before = (self.wanted, self.waits)
         self.waits = found.action == "wait"
         if not self.waits:
