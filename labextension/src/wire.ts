@@ -139,6 +139,28 @@ export interface IKnown {
   doing: string;
 }
 
+/** One of `GET /v1/checkpoints`. */
+export interface ISeries {
+  name: string;
+  session: string | null;
+  job: string | null;
+  steps: number;
+  newest: number;
+  written_at: string;
+}
+
+/** One of `GET /v1/checkpoints/steps`. */
+export interface IStep {
+  step: number;
+  bytes: number;
+  new_bytes: number;
+  created_at: string | null;
+  metric: number | null;
+  complete: boolean;
+  fault: string;
+  problem: string;
+}
+
 /** A node group of a file, with the offer that would be tried first. */
 export interface IFileGroup {
   name: string;
