@@ -16,7 +16,7 @@ LABSOURCES := $(wildcard labextension/*.json labextension/yarn.lock labextension
   labextension/src/*/*.ts labextension/style/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint bench coverage lab clean
+.PHONY: help venv demo test test-slow lint bench coverage lab watch clean
 
 help:
 	@echo "make demo       train a model in %%remote cells on a spot node that is taken away"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench      the side-by-side measurements"
 	@echo "make coverage   which library classes survive a move (half an hour, gigabytes of packages)"
 	@echo "make lab        JupyterLab with mlcloud"
+	@echo "make watch      build its extension again with each change of its sources"
 	@echo "make venv       only install, into $(VENV) (PYTHON=... picks the interpreter)"
 	@echo "make clean      remove what the others made"
 
@@ -97,6 +98,11 @@ coverage: $(STAMP)
 
 lab: $(LABEXTENSION)
 	$(BIN)/jupyter lab notebooks
+
+# Beside a JupyterLab that runs: each change of a source is built, and there when the page is loaded.
+watch: $(STAMP)
+	$(BIN)/python labextension/hatch_build.py --develop
+	cd labextension && PATH="$(abspath $(BIN)):$$PATH" jlpm watch
 
 clean:
 	rm -rf labextension/node_modules labextension/lib mlcloud/labserver/labextension
