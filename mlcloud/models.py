@@ -436,8 +436,13 @@ class NodeInfo(Model):
     reason: str
     notice_deadline: datetime | None
     sessions: list[str]
-    idle_since: datetime | None = Field(None, description="Since when no session is on it.")
-    reserved: float = Field(0.0, description="The part of it that sessions hold, 0 to 1.")
+    jobs: list[str] = Field(
+        default_factory=list, description="Those whose workers are on it, by their names."
+    )
+    idle_since: datetime | None = Field(
+        None, description="Since when no session and no job's worker is on it."
+    )
+    reserved: float = Field(0.0, description="The part of it that they hold, 0 to 1.")
     cpus: float = Field(0.0, description="That it has.")
     memory_bytes: int = 0
     gpu: str | None = Field(None, description="What it has, as `A10G:1`.")

@@ -52,6 +52,7 @@ export interface INode {
   launched_at: string;
   notice_deadline: string | null;
   sessions: string[];
+  jobs?: string[];
   idle_since: string | null;
   reserved: number;
   cpus?: number;

@@ -137,7 +137,7 @@ def test_training_checkpoints(panel: Locator, session: Session) -> None:
     )
     series = panel.locator(".mlcloud-series", has_text=NAME)
     expect(series).to_contain_text("step 3", timeout=20_000)
-    expect(series).to_contain_text("session")
+    expect(series).to_contain_text("of a session")
     opened(series)
     end = panel.locator(".mlcloud-detail", has_text="step 3")
     expect(end).to_contain_text(re.compile(r"the end50 KB, \d+ B new|the end50 KB, [\d.]+ KB new"))

@@ -299,6 +299,7 @@ function node(view: IView, of: string, each: INode): IRow[] {
   const left = () => (leaving ? countdown(leaving, view.now) : '');
   const busy = () => view.actions.busy(`preempt ${each.id}`);
   const use = each.use;
+  const uses = [...each.sessions, ...(each.jobs ?? [])];
   return [
     row('node', key, 3, TWO, () => [each, left(), busy()], undefined, () => [
       line(
@@ -319,13 +320,13 @@ function node(view: IView, of: string, each: INode): IRow[] {
       ),
       quiet([
         each.zone,
+        uses.length ? `for ${uses.join(', ')}` : 'not used',
         use && `${use.cpus.toFixed(1)} of ${each.cpus} CPUs busy`,
         use && `memory ${bytes(use.memory)} of ${bytes(each.memory_bytes ?? 0)}`,
         ...(use?.gpus ?? []).map(
           gpu => `GPU ${Math.round(100 * gpu.busy)} %, ${bytes(gpu.memory)} of ${bytes(gpu.memory_there)}`
         ),
         `${Math.round(100 * each.reserved)} % reserved`,
-        each.sessions.length ? `for ${each.sessions.join(', ')}` : 'not used',
         leaving && 'its sessions move'
       ])
     ])
@@ -554,8 +555,7 @@ function series(view: IView, of: string, each: ISeries): IRow[] {
     quiet([
       `${age()} ago`,
       counted(each.steps, 'step'),
-      each.session ? 'session' : each.job ? 'job' : '',
-      each.session || each.job ? each.name : ''
+      each.session ? 'of a session' : each.job ? 'of a job' : ''
     ])
   ]);
   if (!open) {
