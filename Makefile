@@ -16,7 +16,7 @@ LABSOURCES := $(wildcard labextension/*.json labextension/yarn.lock labextension
   labextension/src/*/*.ts labextension/style/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint bench coverage lab clean
+.PHONY: help venv demo test test-slow lint bench coverage lab watch pictures clean
 
 help:
 	@echo "make demo       train a model in %%remote cells on a spot node that is taken away"
@@ -26,6 +26,8 @@ help:
 	@echo "make bench      the side-by-side measurements"
 	@echo "make coverage   which library classes survive a move (half an hour, gigabytes of packages)"
 	@echo "make lab        JupyterLab with mlcloud"
+	@echo "make watch      build its extension again with each change of its sources"
+	@echo "make pictures   the README's screenshots, into docs/"
 	@echo "make venv       only install, into $(VENV) (PYTHON=... picks the interpreter)"
 	@echo "make clean      remove what the others made"
 
@@ -97,6 +99,15 @@ coverage: $(STAMP)
 
 lab: $(LABEXTENSION)
 	$(BIN)/jupyter lab notebooks
+
+# The README's pictures, of a real cluster in a real browser.
+pictures: $(LABEXTENSION)
+	MLCLOUD_PICTURES=docs $(BIN)/python -m pytest -m slow tests/browser/test_pictures.py
+
+# Beside a JupyterLab that runs: each change of a source is built, and there when the page is loaded.
+watch: $(STAMP)
+	$(BIN)/python labextension/hatch_build.py --develop
+	cd labextension && PATH="$(abspath $(BIN)):$$PATH" jlpm watch
 
 clean:
 	rm -rf labextension/node_modules labextension/lib mlcloud/labserver/labextension

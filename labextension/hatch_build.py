@@ -3,7 +3,10 @@
     labextension/src ── jlpm install, tsc, jupyter-builder ─► mlcloud/labserver/labextension
                                                               └► share/jupyter/labextensions/…
 
-    python labextension/hatch_build.py      again, and into this Python's JupyterLab
+    python labextension/hatch_build.py             again, and into this Python's JupyterLab
+    python labextension/hatch_build.py --develop   the same with source maps, and linked there: then
+                                                   `jlpm watch` builds what is changed, and the page
+                                                   has it when it is loaded again
 
 Without Node, or with one that is too old, the package is built without it and works as before;
 `MLCLOUD_REQUIRE_BROWSER=1` (continuous integration) makes that an error.
@@ -36,21 +39,26 @@ def build(target_name: str = "", version: str = "") -> bool:
         BUILT.mkdir(parents=True, exist_ok=True)
         return False
     if not lacks and not fresh(BUILT / "package.json"):
-        # Beside this Python, or in the environment in which pip builds.
-        jlpm = shutil.which("jlpm", path=str(Path(sys.executable).parent)) or "jlpm"
-        # What it calls lies there too, and need not be on the path.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        for words in (["install"], ["build:prod"]):
-            told = subprocess.run(
-                [jlpm, *words],
-                cwd=HERE,
-                env={**os.environ, "PATH": path},
-                capture_output=True,
-                text=True,
-            )
-            if told.returncode:
-                raise RuntimeError(f"jlpm {words[0]} failed:\n{told.stdout}\n{told.stderr}")
+        run("install")
+        run("build:prod")
     return True
+
+
+def run(script: str) -> None:
+    """A script of `package.json`. Raises RuntimeError with all it said."""
+    # Beside this Python, or in the environment in which pip builds.
+    jlpm = shutil.which("jlpm", path=str(Path(sys.executable).parent)) or "jlpm"
+    # What it calls lies there too, and need not be on the path.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    told = subprocess.run(
+        [jlpm, script],
+        cwd=HERE,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if told.returncode:
+        raise RuntimeError(f"jlpm {script} failed:\n{told.stdout}\n{told.stderr}")
 
 
 def missing() -> str:
@@ -76,13 +84,34 @@ def fresh(built: Path) -> bool:
     return all(file.stat().st_mtime <= since for file in files if file.is_file())
 
 
-def install() -> None:
-    """What is built, in the place where this Python's JupyterLab looks."""
+def installed() -> Path:
+    """Where this Python's JupyterLab looks, with nothing there."""
     there = Path(sys.prefix) / "share" / "jupyter" / "labextensions" / "mlcloud"
+    if there.is_symlink():
+        there.unlink()
     shutil.rmtree(there, ignore_errors=True)
+    there.parent.mkdir(parents=True, exist_ok=True)
+    return there
+
+
+def install() -> None:
+    there = installed()
     shutil.copytree(BUILT, there)
     shutil.copy(HERE / "install.json", there)
 
 
-if __name__ == "__main__" and build():
-    install()
+def develop() -> None:
+    """Raises RuntimeError where it cannot be built."""
+    if lacks := missing():
+        raise RuntimeError(f"the JupyterLab extension cannot be built: {lacks}")
+    run("install")
+    run("build")
+    installed().symlink_to(BUILT)
+    print("built and linked; `jlpm watch` in labextension builds it again with each change")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--develop"]:
+        develop()
+    elif build():
+        install()

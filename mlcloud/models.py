@@ -325,6 +325,33 @@ class Boundary(Model):
     left_out: dict[str, str] = Field(description="Names that could not be saved, and why.")
 
 
+class SeriesInfo(Model):
+    """One series of training checkpoints in the cluster's store: `GET /v1/checkpoints`."""
+
+    name: str = Field(description="As `mlcloud.Checkpoints(store, name)` takes it.")
+    session: str | None = Field(
+        description="Whose loop saved it; None: nobody's who is known here."
+    )
+    job: str | None = Field(description="The same of a job.")
+    steps: int = Field(description="How many there are.")
+    newest: int = Field(description="The newest step.")
+    written_at: datetime = Field(description="When that was written, by the store's clock.")
+
+
+class CheckpointStep(Model):
+    """One step of `GET /v1/checkpoints/steps`. Where `fault` says why it is no use, the rest is
+    unknown."""
+
+    step: int
+    bytes: int
+    new_bytes: int = Field(description="What had to be uploaded for it.")
+    created_at: datetime | None
+    metric: float | None
+    complete: bool = Field(description="The loop had come to its end.")
+    fault: str = Field(description="Empty, `damaged`, `sealed` or `unreadable`.")
+    problem: str
+
+
 class Variable(Model):
     """One name of a session, and what a move would do to it."""
 
@@ -409,8 +436,13 @@ class NodeInfo(Model):
     reason: str
     notice_deadline: datetime | None
     sessions: list[str]
-    idle_since: datetime | None = Field(None, description="Since when no session is on it.")
-    reserved: float = Field(0.0, description="The part of it that sessions hold, 0 to 1.")
+    jobs: list[str] = Field(
+        default_factory=list, description="Those whose workers are on it, by their names."
+    )
+    idle_since: datetime | None = Field(
+        None, description="Since when no session and no job's worker is on it."
+    )
+    reserved: float = Field(0.0, description="The part of it that they hold, 0 to 1.")
     cpus: float = Field(0.0, description="That it has.")
     memory_bytes: int = 0
     gpu: str | None = Field(None, description="What it has, as `A10G:1`.")

@@ -52,6 +52,7 @@ export interface INode {
   launched_at: string;
   notice_deadline: string | null;
   sessions: string[];
+  jobs?: string[];
   idle_since: string | null;
   reserved: number;
   cpus?: number;
@@ -137,6 +138,28 @@ export interface IKnown {
   problem: string;
   /** It comes up or goes down at this moment: what is done; empty: nothing. */
   doing: string;
+}
+
+/** One of `GET /v1/checkpoints`. */
+export interface ISeries {
+  name: string;
+  session: string | null;
+  job: string | null;
+  steps: number;
+  newest: number;
+  written_at: string;
+}
+
+/** One of `GET /v1/checkpoints/steps`. */
+export interface IStep {
+  step: number;
+  bytes: number;
+  new_bytes: number;
+  created_at: string | null;
+  metric: number | null;
+  complete: boolean;
+  fault: string;
+  problem: string;
 }
 
 /** A node group of a file, with the offer that would be tried first. */

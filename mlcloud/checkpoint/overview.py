@@ -16,22 +16,33 @@ from mlcloud.widgets.series import Line, Series
 
 if TYPE_CHECKING:
     from mlcloud.checkpoint.checkpoints import Checkpoints
+    from mlcloud.store import Store
 
 CURVE = 100
 
 
 def overview(checkpoints: Checkpoints, last: int | None) -> Series:
     """The series, with its newest `last` steps."""
-    from mlcloud.checkpoint.step import KIND, info_of
-
     if last is not None and last < 1:
         raise errors.UsageError(f"last={last}: how many of the newest steps are wanted?")
     store, name = checkpoints.store, checkpoints.name
     steps = checkpoints.steps()
     shown = steps if last is None else steps[-last:]
     others = _spread(steps[: len(steps) - len(shown)], CURVE - len(shown))
-    lines = []
-    wanted = [*others, *shown]
+    lines = lines_of(store, name, [*others, *shown])
+    if lines and all(line.fault == "sealed" for line in lines):
+        raise errors.Sealed(lines[-1].problem)
+    first = shown[0] if shown else 0
+    curve = [(each.step, each.metric) for each in lines if each.metric is not None]
+    now = datetime.now(timezone.utc)
+    newest = [each for each in lines if each.step >= first]
+    return Series(name, store.url, len(steps), newest, curve, now)
+
+
+def lines_of(store: Store, name: str, steps: Sequence[int]) -> list[Line]:
+    """These steps of a series, each from its manifest; one that cannot be read says why, one that
+    was removed meanwhile is left out."""
+    from mlcloud.checkpoint.step import KIND, info_of
 
     def read(step: int) -> Manifest | errors.StoreError:
         try:
@@ -39,8 +50,9 @@ def overview(checkpoints: Checkpoints, last: int | None) -> Series:
         except errors.StoreError as error:
             return error
 
-    for step, made in zip(wanted, store.each(read, wanted), strict=True):
-        if isinstance(made, errors.NoCheckpoint):  # removed since it was listed
+    lines = []
+    for step, made in zip(steps, store.each(read, steps), strict=True):
+        if isinstance(made, errors.NoCheckpoint):
             continue
         try:
             if isinstance(made, errors.StoreError):
@@ -53,13 +65,7 @@ def overview(checkpoints: Checkpoints, last: int | None) -> Series:
         lines.append(
             Line(step, info.bytes, info.new_bytes, info.created, info.metric, info.complete)
         )
-    if lines and all(line.fault == "sealed" for line in lines):
-        raise errors.Sealed(lines[-1].problem)
-    first = shown[0] if shown else 0
-    curve = [(each.step, each.metric) for each in lines if each.metric is not None]
-    now = datetime.now(timezone.utc)
-    newest = [each for each in lines if each.step >= first]
-    return Series(name, store.url, len(steps), newest, curve, now)
+    return lines
 
 
 _FAULTS = {errors.Damaged: "damaged", errors.Sealed: "sealed"}

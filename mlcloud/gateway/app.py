@@ -28,6 +28,7 @@ from mlcloud.environment import index
 from mlcloud.gateway import (
     advising,
     auth,
+    checkpoints,
     db,
     environments,
     imds,
@@ -49,6 +50,7 @@ from mlcloud.models import (
     Boundary,
     BudgetInfo,
     BudgetRequest,
+    CheckpointStep,
     ClusterInfo,
     CompleteAnswer,
     CompleteRequest,
@@ -73,6 +75,7 @@ from mlcloud.models import (
     SavedState,
     SecretInfo,
     SecretsRequest,
+    SeriesInfo,
     SessionInfo,
     SessionRequest,
     ShapeRequest,
@@ -373,6 +376,19 @@ def user_routes(gateway: Gateway, stop: Callable[[], None]) -> APIRouter:
             gateway.budgets.put(whose, request.limit, tuple(request.alerts))
         log_change("budget.set", f"{request.session or whose}: {request.limit}")
         return gateway.budgets.infos()
+
+    @routes.get("/checkpoints")
+    async def list_checkpoints() -> list[SeriesInfo]:
+        """The training checkpoints in the cluster's store, the newest series first."""
+        return await checkpoints.series(gateway)
+
+    @routes.get("/checkpoints/steps")
+    def list_steps(
+        series: Annotated[str, Query(max_length=1000)],
+        last: Annotated[int, Query(ge=1, le=1000)] = 20,
+    ) -> list[CheckpointStep]:
+        """The newest steps of a series, the newest first."""
+        return checkpoints.steps(gateway.store, series, last)
 
     @routes.get("/advice")
     async def get_advice(own: Machines = ()) -> AdviceReport:

@@ -376,6 +376,7 @@ class Gateway:
         for session in self.sessions:
             for instance in set(session.host.instances) if session.host is not None else ():
                 held.setdefault(instance, []).append(session.request.name)
+        working = self.jobs.on_nodes()
         return [
             NodeInfo(
                 id=each.id,
@@ -390,7 +391,8 @@ class Gateway:
                 reason=each.reason,
                 notice_deadline=each.notice.deadline if each.notice else None,
                 sessions=held.get(each.id, []),
-                idle_since=self._idle_since(each) if each.id not in held else None,
+                jobs=working.get(each.id, []),
+                idle_since=self._idle_since(each) if each.id not in held | working else None,
                 reserved=self._reserved(each.id),
                 cpus=each.offer.cpus,
                 memory_bytes=each.offer.memory_bytes,
@@ -445,6 +447,7 @@ class Gateway:
 
     async def spend(self, since: datetime, step_s: int) -> Spend:
         names = {each.id: each.request.name for each in self.sessions}
+        names |= {each.key: f"job {each.request.name} {each.id[:6]}" for each in self.jobs}
         return await self.spending.series(since, step_s, now(), lambda key: names.get(key, key))
 
     def _attempts(self) -> list[AttemptInfo]:

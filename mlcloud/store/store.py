@@ -205,6 +205,18 @@ class Store(Chunks):
         parts = [path.removeprefix(folder + "/").rpartition("/") for path in paths]
         return sorted({name for name, _, file in parts if name and _STEP_FILE.fullmatch(file)})
 
+    def committed(self, kind: str) -> Iterator[tuple[str, int, float]]:
+        """Every committed step of a kind: its name, its number, and when it was written, in seconds
+        of the store's own clock. Lists files, and reads none."""
+        folder = manifests.folder_of(kind, "_").rpartition("/")[0]
+        with self._doing("read"):
+            found = list(self._backend.times(folder))
+        for path, _, at in found:
+            name, _, file = path.removeprefix(folder + "/").rpartition("/")
+            step = _STEP_FILE.fullmatch(file)
+            if name and step:
+                yield name, int(step.group(1)), at
+
     def verify(
         self, kind: str | None = None, name: str | None = None, step: int | None = None
     ) -> list[str]:

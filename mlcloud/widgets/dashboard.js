@@ -188,10 +188,10 @@ class View {
         each.gpu ? "not seen" : "none");
       // A node whose sessions all stand still is idle too.
       const on = info.sessions.filter(one => one.node === each.id);
-      const still = on.length && on.every(one => one.state === "idle" && one.idle_since);
+      const still = on.length && !each.jobs?.length && on.every(one => one.state === "idle" && one.idle_since);
       const since = still ? Math.min(...on.map(one => (Date.now() - new Date(one.idle_since)) / 1000)) : 0;
-      const names = each.sessions.join(", ");
-      used.className = each.sessions.length && !leaving && !(still && since > 60) ? "" : "warn";
+      const names = [...each.sessions, ...(each.jobs ?? [])].join(", ");
+      used.className = names && !leaving && !(still && since > 60) ? "" : "warn";
       say(used, (names ? (still && since > 60 ? `⚠ ${names}: idle for ${lasting(since)}` : names)
         : `⚠ idle for ${lasting(idle)}, and bills`) + leaving);
     });

@@ -132,7 +132,7 @@ def head(info: ClusterInfo, spend: Spend | None, at: datetime) -> list[str]:
 def tables(info: ClusterInfo) -> list[Table]:
     """What is not empty of nodes, sessions, and offers that could not be had."""
     now = datetime.now(timezone.utc)
-    nodes = ("node", "type", "market", "zone", "$/h", "reserved", *MEASURED, "sessions")
+    nodes = ("node", "type", "market", "zone", "$/h", "reserved", *MEASURED, "used by")
     sessions = ("session", "state", "on", "cells safe", "spent", "$/h")
     tried = ("tried", "for", "offer", "result")
     failed = [each for each in info.attempts if each.what != "launched"]
@@ -167,7 +167,7 @@ def _node(node: NodeInfo, now: datetime) -> tuple[str, ...]:
         f"${node.usd_per_hour:f}",
         f"{node.reserved:.0%}",
         *_measured(node),
-        ", ".join(node.sessions) or since,
+        ", ".join([*node.sessions, *node.jobs]) or since,
     )
 
 

@@ -61,7 +61,7 @@ def press(row: Locator, name: str) -> None:
 def opened(row: Locator, yes: bool = True) -> None:
     """Its details are shown, or not, whatever was before."""
     if row.get_attribute("aria-expanded") != str(yes).lower():
-        row.locator(".mlcloud-name").click()
+        row.locator(".mlcloud-name, .mlcloud-title").click()
     expect(row).to_have_attribute("aria-expanded", str(yes).lower())
 
 
@@ -85,11 +85,11 @@ def test_what_runs_and_what_it_costs(panel: Locator, session: Session, artefacts
     expect(row(panel)).to_contain_text("idle", timeout=5_000)
 
 
-def test_variables_checkpoints_and_a_log_that_grows(panel: Locator, session: Session) -> None:
+def test_variables_snapshots_and_a_log_that_grows(panel: Locator, session: Session) -> None:
     opened(row(panel))
     details = panel.locator(".mlcloud-detail")
     expect(details.filter(has_text="weights").first).to_contain_text("saved", timeout=20_000)
-    expect(details.filter(has_text="checkpoint").first).to_be_visible(timeout=10_000)
+    expect(details.filter(has_text="snapshot").first).to_be_visible(timeout=10_000)
     session.run("print('first line')")
     panel.get_by_role("button", name=f"Show the log of {NAME}").click()
     log = panel.get_by_role("log")
@@ -125,6 +125,25 @@ def test_pictures_names_and_contrast(panel: Locator, artefacts: Path) -> None:
         "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
     )
     opened(row(panel), False)
+
+
+def test_training_checkpoints(panel: Locator, session: Session) -> None:
+    """Read when they are looked at, and again while a loop goes on saving."""
+    group = panel.locator(".mlcloud-group", has_text="Checkpoints")
+    opened(group)
+    session.run(
+        "import mlcloud\nstate = {'at': 0, 'frozen': bytes(50_000)}\n"
+        "for at in mlcloud.resumable(range(3), state=state, every=1):\n    state['at'] = at"
+    )
+    series = panel.locator(".mlcloud-series", has_text=NAME)
+    expect(series).to_contain_text("step 3", timeout=20_000)
+    expect(series).to_contain_text("of a session")
+    opened(series)
+    end = panel.locator(".mlcloud-detail", has_text="step 3")
+    expect(end).to_contain_text(re.compile(r"the end50 KB, \d+ B new|the end50 KB, [\d.]+ KB new"))
+    opened(series, False)
+    opened(group, False)
+    expect(series).to_have_count(0)
 
 
 def test_a_file_beside_the_notebook(panel: Locator, lab: Lab) -> None:

@@ -4,7 +4,9 @@ what is told, and that the gateway's token stays on the server."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -137,6 +139,14 @@ def test_a_job_is_followed_and_its_log_is_read(server: Server, cluster: Embedded
         job = remote(quiet=True)(_speaks).submit(3)
         key = f"job/{job.id}"
         events.until(lambda: events.item(key), "the job is told")
+
+        def node() -> dict[str, Any] | None:
+            """The one that its worker is on."""
+            items = events.items["embedded"]
+            nodes = [item for name, item in items.items() if name.startswith("node/")]
+            return next((each for each in nodes if job.name in each["jobs"]), None)
+
+        assert events.until(node, "its node is told", 90)["idle_since"] is None
         assert job.result(90) == 9
         events.until(lambda: events.item(key)["state"] == "done", "its end is told")  # type: ignore[index]
         log = server.get(f"clusters/embedded/v1/jobs/{job.id}/logs?after=0").json()
@@ -145,6 +155,7 @@ def test_a_job_is_followed_and_its_log_is_read(server: Server, cluster: Embedded
 
 def _speaks(number: int) -> int:
     print("squaring", number)
+    time.sleep(1)
     return number**2
 
 

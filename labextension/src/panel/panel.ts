@@ -10,15 +10,20 @@ import { Widget } from '@lumino/widgets';
 
 import type { Actions } from '../actions';
 import type { Clusters } from '../clusters';
-import { button, h, say, short } from '../dom';
+import { button, h, say } from '../dom';
 import type { Files } from '../files';
-import type { IBoundary, ISavedState, ISession } from '../wire';
+import type { IBoundary, ISavedState, ISeries, ISession, IStep } from '../wire';
 import { Follower } from './follow';
 import { LogView } from './log';
+import { Reading } from './reading';
+import type { IRead } from './reading';
 import { rows } from './rows';
-import type { IDetail, IView } from './rows';
+import type { ISaved, IView } from './rows';
 import { Tree } from './tree';
 import { summary } from '../summary';
+
+const CHECKPOINTS_MS = 5000; // a store is listed as often, at most
+const STEPS = 20; // of a series, shown
 
 export class Panel extends Widget {
   constructor(
@@ -108,42 +113,53 @@ export class Panel extends Widget {
       now: Date.now(),
       isOpen: (key, byDefault) => this._open.get(key) ?? byDefault,
       detail: (cluster, session) => this._detail(cluster, session),
+      series: cluster => this._series(cluster),
+      steps: (cluster, series) => this._stepsOf(cluster, series),
       log: (cluster, kind, name) => this._showLog(cluster, kind, name)
     };
   }
 
-  // --- a session that is open -------------------------------------------------------------------
+  // --- what is open -----------------------------------------------------------------------------
 
-  private _detail(cluster: string, session: ISession): IDetail | null {
-    const key = `${cluster}/${session.id}`;
+  private _detail(cluster: string, session: ISession): IRead<ISaved> {
     // What is saved changes with each safe cell, and with where it is.
     const version = `${session.safe_cells} ${session.finished_cells} ${session.state}`;
-    const before = this._details.get(key);
-    if (before?.version !== version) {
-      this._details.set(key, { version, detail: before?.detail ?? null });
-      void this._read(cluster, session.name).then(detail => {
-        if (this._details.get(key)?.version === version) {
-          this._details.set(key, { version, detail });
-          this._draw();
-        }
-      });
-    }
-    return this._details.get(key)?.detail ?? null;
-  }
-
-  private async _read(cluster: string, session: string): Promise<IDetail> {
-    const path = `sessions/${encodeURIComponent(session)}`;
+    const path = `sessions/${encodeURIComponent(session.name)}`;
     const ask = <T>(rest: string) =>
       this._clusters.server.gateway<T>(cluster, 'GET', `${path}/${rest}`);
-    try {
+    return this._saved.get(`${cluster}/${session.id}`, version, async () => {
       const [state, history] = await Promise.all([
         ask<ISavedState>('state'),
         ask<IBoundary[]>('history')
       ]);
-      return { state, history, problem: '' };
-    } catch (error) {
-      return { state: null, history: null, problem: short((error as Error).message) };
-    }
+      return { state, history };
+    });
+  }
+
+  private _series(cluster: string): IRead<ISeries[]> {
+    const { server } = this._clusters;
+    return this._checkpoints.get(cluster, this._worked(cluster), () =>
+      server.gateway<ISeries[]>(cluster, 'GET', 'checkpoints')
+    );
+  }
+
+  private _stepsOf(cluster: string, series: ISeries): IRead<IStep[]> {
+    const query = new URLSearchParams({ series: series.name, last: String(STEPS) });
+    const version = `${series.steps} ${series.newest} ${series.written_at}`;
+    return this._steps.get(`${cluster}/${series.name}`, version, () =>
+      this._clusters.server.gateway<IStep[]>(cluster, 'GET', `checkpoints/steps?${query}`)
+    );
+  }
+
+  /** Another text whenever somebody may have saved: while something runs, and at its end. */
+  private _worked(cluster: string): string {
+    const items = this._clusters.items.get(cluster);
+    const sessions = [...(items?.sessions.values() ?? [])].map(
+      each => `${each.name} ${each.last_event}`
+    );
+    const jobs = [...(items?.jobs?.values() ?? [])].map(each => `${each.id} ${each.last_log}`);
+    const running = [...(items?.sessions.values() ?? [])].some(each => each.running);
+    return [...sessions, ...jobs, running ? Math.floor(Date.now() / CHECKPOINTS_MS) : ''].join();
   }
 
   // --- a log ------------------------------------------------------------------------------------
@@ -187,7 +203,9 @@ export class Panel extends Widget {
   private _line: HTMLElement;
   private _bottom: HTMLElement;
   private _open = new Map<string, boolean>();
-  private _details = new Map<string, { version: string; detail: IDetail | null }>();
+  private _saved = new Reading<ISaved>(() => this._draw());
+  private _checkpoints = new Reading<ISeries[]>(() => this._draw(), CHECKPOINTS_MS);
+  private _steps = new Reading<IStep[]>(() => this._draw());
   private _log: { view: LogView; follower: Follower } | null = null;
   private _ticking: ReturnType<typeof setInterval> | undefined;
 }

@@ -12,11 +12,14 @@ import type {
   IKnown,
   INode,
   ISavedState,
+  ISeries,
   ISession,
+  IStep,
   IVariable
 } from '../wire';
 import { bytes, counted, countdown, rate, since, usd } from '../words';
 import { standing } from '../summary';
+import type { IRead } from './reading';
 import type { IRow } from './tree';
 
 const LINE = 26;
@@ -39,11 +42,10 @@ const MARKS: Record<string, string> = {
 const OVER = ['done', 'failed', 'cancelled'];
 const VARIABLES = 200; // of a session, shown
 
-/** What was read of a session that is open. */
-export interface IDetail {
-  state: ISavedState | null;
-  history: IBoundary[] | null;
-  problem: string;
+/** What is saved of a session. */
+export interface ISaved {
+  state: ISavedState;
+  history: IBoundary[];
 }
 
 /** What the rows are made from, beside the state. */
@@ -52,7 +54,9 @@ export interface IView {
   actions: Actions;
   files: Files;
   isOpen(key: string, byDefault: boolean): boolean;
-  detail(cluster: string, session: ISession): IDetail | null;
+  detail(cluster: string, session: ISession): IRead<ISaved>;
+  series(cluster: string): IRead<ISeries[]>;
+  steps(cluster: string, series: ISeries): IRead<IStep[]>;
   log(cluster: string, kind: 'session' | 'job', name: string): void;
   now: number;
 }
@@ -144,6 +148,7 @@ function cluster(view: IView, known: IKnown): IRow[] {
       )
     );
   }
+  found.push(...checkpoints(view, known.name));
   return found;
 }
 
@@ -294,6 +299,7 @@ function node(view: IView, of: string, each: INode): IRow[] {
   const left = () => (leaving ? countdown(leaving, view.now) : '');
   const busy = () => view.actions.busy(`preempt ${each.id}`);
   const use = each.use;
+  const uses = [...each.sessions, ...(each.jobs ?? [])];
   return [
     row('node', key, 3, TWO, () => [each, left(), busy()], undefined, () => [
       line(
@@ -314,13 +320,13 @@ function node(view: IView, of: string, each: INode): IRow[] {
       ),
       quiet([
         each.zone,
+        uses.length ? `for ${uses.join(', ')}` : 'not used',
         use && `${use.cpus.toFixed(1)} of ${each.cpus} CPUs busy`,
         use && `memory ${bytes(use.memory)} of ${bytes(each.memory_bytes ?? 0)}`,
         ...(use?.gpus ?? []).map(
           gpu => `GPU ${Math.round(100 * gpu.busy)} %, ${bytes(gpu.memory)} of ${bytes(gpu.memory_there)}`
         ),
         `${Math.round(100 * each.reserved)} % reserved`,
-        each.sessions.length ? `for ${each.sessions.join(', ')}` : 'not used',
         leaving && 'its sessions move'
       ])
     ])
@@ -405,28 +411,25 @@ function detail(view: IView, of: string, key: string, each: ISession): IRow[] {
       )
     )
   ]);
-  if (!found) {
-    return [head, note(`${key}/reading`, 4, 'reading …')];
+  if (found.problem || !found.value) {
+    return [head, unread(key, 4, found)];
   }
-  if (found.problem) {
-    return [head, note(`${key}/problem`, 4, found.problem, 'bad')];
-  }
-  const { state, history } = found;
-  const variables = state?.variables ?? [];
+  const { state, history } = found.value;
+  const { variables } = state;
   const all = variables.reduce((sum, one) => sum + (one.bytes ?? 0), 0);
   return [
     head,
     note(
       `${key}/sum`,
       4,
-      `${counted(variables.length, 'variable')}, ${bytes(state?.bytes ?? all)} saved` +
-        (state?.files ? `, with ${counted(state.files, 'file')}` : '')
+      `${counted(variables.length, 'variable')}, ${bytes(state.bytes || all)} saved` +
+        (state.files ? `, with ${counted(state.files, 'file')}` : '')
     ),
     ...variables.slice(0, VARIABLES).map(one => variable(key, one)),
     ...(variables.length > VARIABLES
       ? [note(`${key}/more`, 4, `and ${variables.length - VARIABLES} more: %mlcloud state`)]
       : []),
-    ...(history ?? [])
+    ...history
       .slice(-10)
       .reverse()
       .map(one => boundary(view, of, key, each, one))
@@ -448,7 +451,7 @@ function boundary(view: IView, of: string, key: string, session: ISession, each:
   const busy = view.actions.busy(`restore ${session.name}`);
   return row('detail', `${key}/step/${each.step}`, 4, LINE, () => [each, busy], undefined, () => [
     line(
-      h('span', {}, `checkpoint ${each.step}`),
+      h('span', {}, `snapshot ${each.step}`),
       h(
         'code',
         { class: 'mlcloud-quiet' },
@@ -458,7 +461,7 @@ function boundary(view: IView, of: string, key: string, session: ISession, each:
       buttons(
         button(
           'Restore',
-          `Put ${session.name} back to checkpoint ${each.step}, asks first`,
+          `Put ${session.name} back to snapshot ${each.step}, asks first`,
           () => void view.actions.restore(of, session.name, each.step),
           { name: 'restore', off: busy }
         )
@@ -513,6 +516,89 @@ function job(view: IView, of: string, each: IJob): IRow[] {
   ];
 }
 
+// --- checkpoints ------------------------------------------------------------------------------
+
+/** Those in the cluster's store. Nothing is read while they are not looked at. */
+function checkpoints(view: IView, of: string): IRow[] {
+  const key = `cluster/${of}/Checkpoints`;
+  const open = view.isOpen(key, false);
+  const found = open ? view.series(of) : null;
+  const count = found?.value?.length ?? null;
+  const head = row('group', key, 2, LINE, () => count, open, () => [
+    line(
+      h('span', { class: 'mlcloud-title' }, 'Checkpoints'),
+      h('span', { class: 'mlcloud-count' }, count === null ? '' : count.toLocaleString('en-US'))
+    )
+  ]);
+  if (!found) {
+    return [head];
+  }
+  if (found.problem || !found.value) {
+    return [head, unread(key, 3, found)];
+  }
+  const none = 'None in its store: mlcloud.resumable saves there, or mlcloud.Checkpoints.';
+  return [
+    head,
+    ...(count ? found.value.flatMap(each => series(view, of, each)) : [note(`${key}/none`, 3, none)])
+  ];
+}
+
+function series(view: IView, of: string, each: ISeries): IRow[] {
+  const key = `cluster/${of}/series/${each.name}`;
+  const open = view.isOpen(key, false);
+  const age = () => since(each.written_at, view.now);
+  const head = row('series', key, 3, TWO, () => [each, age()], open, () => [
+    line(
+      h('span', { class: 'mlcloud-name', title: each.name }, each.session ?? each.job ?? each.name),
+      h('span', { class: 'mlcloud-money' }, `step ${each.newest.toLocaleString('en-US')}`)
+    ),
+    quiet([
+      `${age()} ago`,
+      counted(each.steps, 'step'),
+      each.session ? 'of a session' : each.job ? 'of a job' : ''
+    ])
+  ]);
+  if (!open) {
+    return [head];
+  }
+  const found = view.steps(of, each);
+  if (found.problem || !found.value) {
+    return [head, unread(key, 4, found)];
+  }
+  const more = each.steps - found.value.length;
+  return [
+    head,
+    ...found.value.map(one => step(view, key, one)),
+    ...(more > 0 ? [note(`${key}/more`, 4, `and ${counted(more, 'earlier step')}`)] : [])
+  ];
+}
+
+function step(view: IView, of: string, each: IStep): IRow {
+  const key = `${of}/step/${each.step}`;
+  const number = each.step.toLocaleString('en-US');
+  if (each.fault) {
+    return note(key, 4, `step ${number} is ${each.fault}: ${each.problem}`, 'bad');
+  }
+  const age = () => (each.created_at ? since(each.created_at, view.now) : '');
+  return row('detail', key, 4, LINE, () => [each, age()], undefined, () => [
+    line(
+      h('span', {}, `step ${number}`),
+      h(
+        'span',
+        { class: 'mlcloud-quiet' },
+        [
+          age(),
+          each.metric === null ? '' : `metric ${Number(each.metric.toPrecision(4))}`,
+          each.complete ? 'the end' : ''
+        ]
+          .filter(Boolean)
+          .join(' · ')
+      ),
+      h('span', { class: 'mlcloud-money' }, `${bytes(each.bytes)}, ${bytes(each.new_bytes)} new`)
+    )
+  ]);
+}
+
 // --- small ------------------------------------------------------------------------------------
 
 function row(
@@ -541,6 +627,13 @@ function note(key: string, level: number, text: string, tone = 'quiet'): IRow {
   return row('note', key, level, 10 + 16 * lines, () => words, undefined, () => [
     h('div', { class: `mlcloud-note ${tone}` }, words)
   ]);
+}
+
+/** What is still read, or cannot be. */
+function unread(of: string, level: number, found: IRead<unknown>): IRow {
+  return found.problem
+    ? note(`${of}/problem`, level, found.problem, 'bad')
+    : note(`${of}/reading`, level, 'reading …');
 }
 
 function line(...parts: (Node | null)[]): HTMLElement {

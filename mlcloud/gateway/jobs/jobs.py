@@ -175,6 +175,14 @@ class Jobs:
             raise NotFound(f"no job {job_id!r}; `mlcloud jobs` lists them")
         return job
 
+    def on_nodes(self) -> dict[str, list[str]]:
+        """The names of the jobs whose workers are on a node, by the node."""
+        found: dict[str, list[str]] = {}
+        for job in self._all.values():
+            for node in {p.node_id for p in self._services.billing.open_placements(job.key)}:
+                found.setdefault(node, []).append(job.request.name)
+        return found
+
     def find(self, job_id: str) -> Job:
         """As `get`; also one that only the store has. Blocks."""
         if job_id not in self._all and self.keeping.load(job_id):
