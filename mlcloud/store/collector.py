@@ -15,9 +15,11 @@ whatever their clocks say:
 Either the collector's list has the manifest, and its chunks stay; or the writer finds another step
 than at its first look, waits until the sweep is over, and looks whether its chunks are all there.
 If not, its manifest goes again (`Collected`) and it saves once more. A writer that died before it
-looked is found by the collector: what was committed while it removed is looked at in the end. What
-is left is a writer that slept through all of `grace` and the sweep, and died between its last two
-requests: nobody was told of that step, and a reader notices that it is damaged.
+looked is found by the collector: what was committed while it removed is looked at in the end, and
+taken back where chunks are missing. So a writer looks whether its manifest is still there, too:
+somebody else may have put its chunks since. What is left is a writer that slept through all of
+`grace` and the sweep, and died between its last two requests: nobody was told of that step, and a
+reader notices that it is damaged.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from mlcloud import errors
@@ -54,6 +57,14 @@ class Phase:
     at: float = 0.0  # they were marked
     began: float = 0.0  # this step
     grace_s: float = 0.0
+
+
+class Checked(Enum):
+    """Of the chunks that a writer names."""
+
+    QUIET = "nobody swept since they were there"
+    THERE = "there was a sweep, and they are there"
+    GONE = "some of them went, or may go yet"
 
 
 @dataclass(frozen=True)
@@ -130,16 +141,16 @@ class Collector:
         seen = self.seen
         return seen is not None and seen.phase != "done" and hash_ in seen.condemned
 
-    def check(self, since: int, raw: bytes) -> bool:
+    def check(self, since: int, raw: bytes) -> Checked:
         """After a commit: whether all chunks it names are there. They were at step `since`."""
         now = self.look()
         if now.step == since and now.phase != "sweeping":
-            return True
+            return Checked.QUIET
         refs = manifests.refs_in(raw)
         now = self.settled(refs)
         if now.phase == "sweeping" and any(ref.hash in now.condemned for ref in refs):
-            return False  # it goes on, and may remove them yet
-        return not self._store.missing(refs)
+            return Checked.GONE  # it goes on, and may remove them yet
+        return Checked.GONE if self._store.missing(refs) else Checked.THERE
 
     # --- what collectors do -----------------------------------------------------------------------
 
@@ -186,15 +197,14 @@ class Collector:
         ]
         freed = 0
         for at in range(0, len(doomed), BATCH):
-            if self.look().step != mine:
-                raise errors.Conflict("another process has taken over this sweep")
+            self._go_on(mine)
             for size in self._store.remove_chunks(doomed[at : at + BATCH]):
                 freed += size
-        self._take_back(phase.condemned)
+        self._take_back(phase.condemned, mine)
         self._commit("done", (), 0.0, self._store.now(), 0.0)
         return Pruned(len(doomed), freed)
 
-    def _take_back(self, condemned: frozenset[str]) -> None:
+    def _take_back(self, condemned: frozenset[str], mine: int) -> None:
         """Manifests that came while chunks of theirs went: their writers have died, or do it too.
 
         Nobody named these chunks when they were condemned, so whoever does came later.
@@ -202,7 +212,12 @@ class Collector:
         for path, raw in self._store.read_manifests():
             refs = manifests.refs_in(raw)
             if any(ref.hash in condemned for ref in refs) and self._store.missing(refs):
+                self._go_on(mine)
                 self._store.remove_manifest(path)
+
+    def _go_on(self, mine: int) -> None:
+        if self.look().step != mine:
+            raise errors.Conflict("another process has taken over this sweep")
 
     def _named(self) -> set[str]:
         # The raw text, whether or not it is valid: a damaged manifest still protects.

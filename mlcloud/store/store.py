@@ -38,7 +38,7 @@ from mlcloud import errors
 from mlcloud.store import manifest as manifests
 from mlcloud.store import sealing
 from mlcloud.store.chunks import Chunks, chunk_path
-from mlcloud.store.collector import GRACE_S, Collector, Pruned
+from mlcloud.store.collector import GRACE_S, Checked, Collector, Pruned
 from mlcloud.store.collector import KIND as SWEEPS
 from mlcloud.store.keys import KeySource
 from mlcloud.store.manifest import ChunkRef, Manifest, Sign, Verify
@@ -128,21 +128,32 @@ class Store(Chunks):
                         f"step {step} of {kind} {name!r} is already committed in the store at "
                         f"{self.url}; a committed step is never replaced"
                     ) from error
-        if since is not None and not self._collector.check(since, raw):
-            with self._doing("commit to"):
-                self._backend.delete(path)
+        if since is not None and not self._stays(since, path, raw):
             raise errors.Collected(
                 f"step {step} of {kind} {name!r} was not committed: chunks of it, which nobody "
                 f"named any more, were removed from the store at {self.url} meanwhile; save again"
             )
         return replace(stored, body=made.body)
 
+    def _stays(self, since: int, path: str, raw: bytes) -> bool:
+        """Whether a manifest that was just created is there, with all that it names."""
+        checked = self._collector.check(since, raw)
+        if checked is Checked.QUIET:
+            return True
+        with self._doing("commit to"):
+            # Its chunks may be there for another's sake, put when a sweep had taken it back.
+            if not self._is_ours(path, raw):
+                return False
+            if checked is Checked.GONE:
+                self._backend.delete(path)
+        return checked is Checked.THERE
+
     def keeps(self, since: int, body: dict[str, Any]) -> bool:
         """Whether all chunks that `body` names are there; `since` as for `commit`.
 
         For who puts chunks, and has somebody else commit them: while it can still put them again.
         """
-        return self._collector.check(since, manifests.canonical(body))
+        return self._collector.check(since, manifests.canonical(body)) is not Checked.GONE
 
     def begin(self) -> int:
         """What `commit` is to be told of the time before something was put (`since`)."""
