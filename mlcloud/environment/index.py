@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 FILE = "pip.conf"
 _PLACEHOLDER = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -24,14 +24,17 @@ def names(urls: Iterable[str]) -> list[str]:
 
 
 def pip_conf(urls: Iterable[str], values: Mapping[str, str]) -> str:
-    """A configuration of pip's with these indexes, the first asked first. Raises `KeyError` for a
-    value that is missing."""
+    """A configuration of pip's with these indexes, the first asked first; one over plain HTTP is
+    meant so. Raises `KeyError` for a value that is missing."""
     told = [_PLACEHOLDER.sub(lambda found: quote(values[found[1]], safe=""), url) for url in urls]
     if not told:
         return ""
     lines = ["[global]", f"index-url = {told[0]}"]
     if told[1:]:
         lines += ["extra-index-url =", *(f"    {url}" for url in told[1:])]
+    plain = [urlsplit(url).netloc.rpartition("@")[2] for url in told if url.startswith("http:")]
+    if plain:
+        lines += ["trusted-host =", *(f"    {host}" for host in dict.fromkeys(plain))]
     return "\n".join([*lines, ""])
 
 

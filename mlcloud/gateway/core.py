@@ -19,7 +19,9 @@ from mlcloud import __version__
 from mlcloud.cluster.attempts import Attempt
 from mlcloud.cluster.clouds.base import Instance
 from mlcloud.cluster.clouds.headed import Headed
+from mlcloud.cluster.clouds.local import HEAD
 from mlcloud.cluster.headspec import HeadSpec
+from mlcloud.cluster.notices.clouds import ENDPOINTS
 from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.cluster.records import now
 from mlcloud.config import Settings
@@ -180,6 +182,18 @@ class Gateway:
             asyncio.create_task(self.repricing.run()),
         ]
 
+        rented = self.cluster.cloud.name in ENDPOINTS
+        if rented:
+            # A head that was started again on the same machine is as old as the first one there.
+            records = self.cluster.cloud.instances()
+            heads = [each.launched_at for each in records if each.node_type == HEAD]
+            age = self.farewell.of_age(min(heads, default=now()), self._end)
+            self._tasks.append(asyncio.create_task(age))
+
+    async def _end(self) -> None:
+        await self.down()
+        self._on_idle()
+
     def used(self) -> None:
         self._last_used = time.monotonic()
 
@@ -229,8 +243,7 @@ class Gateway:
                 continue
             if left <= 0:
                 log.info("nobody has used this gateway for %.0f s: it ends", limit)
-                await self.down()
-                self._on_idle()
+                await self._end()
                 return
             await asyncio.sleep(min(left, 5.0))
 

@@ -4,6 +4,9 @@
                                      │                         └─► record, ledger, index: written
                                      └─► until the end they are written every other second
 
+A rented head that is as old as nodes may become is told so by nobody but itself (`of_age`): it
+saves, and ends as one that nobody uses.
+
 A head that is at risk saves once. What is in the store then is what `record.rebuild` reads: the
 index of sessions, their journals, what nodes cost, budgets. Nothing else is done: whether nodes
 outlive their head is their dead man's business, and who brings up the new head is the user.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AGAIN_S = 2.0
+LOOK_S = 30.0  # at an age that may have been changed
+AGE_NOTICE_S = 120.0
 LEFT_OVER_S = 1.0  # for the record, after the sessions have saved
 LEAST_S = 2.0
 
@@ -58,6 +64,25 @@ class Farewell:
         self._begin(
             f"the cloud takes the head node back in {in_s or 0:.0f} s: saving now", in_s or 0
         )
+
+    async def of_age(self, since: datetime, end: Callable[[], Awaitable[None]]) -> None:
+        """Returns when the machine, rented `since` then, has become too old, and `end` is done."""
+        while True:
+            lifetime = self._gateway.settings.node_lifetime
+            left = (since + lifetime - now()).total_seconds() if lifetime else LOOK_S
+            if lifetime and left <= 0:
+                log.warning("the head node is as old as it may become: it ends")
+                await end()
+                return
+            ahead = min(AGE_NOTICE_S, lifetime.total_seconds() / 4)
+            if lifetime and left <= ahead and self.deadline is None:
+                self.deadline = since + lifetime
+                self._begin(
+                    f"the head node is as old as it may become (max_lifetime) in {left:.0f} s: "
+                    "saving now",
+                    left,
+                )
+            await asyncio.sleep(max(0.05, min(LOOK_S, left - ahead if left > ahead else left)))
 
     def _begin(self, text: str, seconds: float) -> None:
         log.warning("%s", text)

@@ -290,10 +290,12 @@ def test_machines_that_have_nothing_yet(lab: Any, tmp_path: Path) -> None:
     two = lab("a", "b")
     bridge = f"{two.machines['a'].address.rpartition('.')[0]}.1"
     wheel_of(project(tmp_path / "sounds", name="sounds"), tmp_path / "wheels")
+    tones = wheel_of(project(tmp_path / "tones", name="tones"), tmp_path / "more")
+    tones.rename(tmp_path / "wheels" / tones.name)
     private = Index(tmp_path / "wheels", "build", "pw-9sKdQ2vLxW", bridge)
     runtime = Runtime(
         requirements=("sounds",),
-        options=("--no-deps", "--trusted-host", bridge),
+        options=("--no-deps",),
         variables={"PYTHONPATH": packages},
         indexes=True,
     )
@@ -308,10 +310,17 @@ def test_machines_that_have_nothing_yet(lab: Any, tmp_path: Path) -> None:
         session.run(
             "import sys, mlcloud, sounds\nwhere = [sys.prefix, mlcloud.__file__, sounds.__file__]"
         )
+        # So does what a session asks for itself, and what a cell installs.
+        session.close()
+        own = mlcloud.connect("lab").session("t", environment=["tones"], namespace={})
+        own.run("import tones\nversion = tones.VERSION")
+        assert own["version"] == "1.0"
+        own.run("where = __import__('os').environ['PIP_CONFIG_FILE']")
+        assert own["where"].endswith(f"/{index.FILE}")
     made = two.machines["b"].home / ".mlcloud-node"
     assert all(each.startswith(f"{made}/venv-") for each in namespace["where"])
     # The head and its node each asked the index themselves.
-    assert len([each for each in private.asked if each.startswith("/files/")]) == 2
+    assert len([each for each in private.asked if each.startswith("/files/sounds")]) == 2
     assert lines.seen > 0
     assert lines.found == []
     kept = found_in(tmp_path, *(each.folder for each in two.machines.values()), of="pw-9sKdQ2vLxW")

@@ -26,14 +26,16 @@ ENCODED = "p%40ss%2Fw%3Ard%209%24Kq"
 
 
 def test_pip_is_told_by_a_file_of_its_owners(tmp_path: Path) -> None:
-    urls = ["https://${USER}:${PW}@one.example/simple", "https://two.example/simple"]
+    urls = ["https://${USER}:${PW}@one.example/simple", "http://${USER}@two.example:81/simple"]
     assert index.names(urls) == ["USER", "PW"]
     text = index.pip_conf(urls, {"USER": USER, "PW": PASSWORD})
     assert text.splitlines() == [
         "[global]",
         f"index-url = https://build:{ENCODED}@one.example/simple",
         "extra-index-url =",
-        "    https://two.example/simple",
+        "    http://build@two.example:81/simple",
+        "trusted-host =",
+        "    two.example:81",
     ]
     path = tmp_path / index.FILE
     path.touch(mode=0o644)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -13,11 +16,12 @@ import pytest
 import mlcloud
 from mlcloud.cluster.clouds.local import HEAD, LocalCloud
 from mlcloud.cluster.records import now
+from mlcloud.gateway import farewell
+from mlcloud.gateway.farewell import Farewell
 from tests.live import Embedded, stories, until
 
-pytestmark = pytest.mark.cluster
 
-
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_the_head_says_farewell(own_cluster: Callable[..., Embedded]) -> None:
     embedded = own_cluster(node_idle="30s")
@@ -54,6 +58,52 @@ def test_the_head_says_farewell(own_cluster: Callable[..., Embedded]) -> None:
     assert found["kept"][-1] == -1
     assert again.attach("s").cost >= spent
     assert [each.limit for each in again.budgets()] == ["7/day"]
+
+
+def test_a_rented_head_becomes_so_old_and_no_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It saves before its end; a lifetime that was changed meanwhile counts, and 0 is none."""
+    monkeypatch.setattr(farewell, "LOOK_S", 0.05)
+    monkeypatch.setattr(farewell, "AGAIN_S", 0.05)
+    monkeypatch.setattr(farewell, "LEAST_S", 0.05)
+    saved: list[float] = []
+
+    async def record() -> None:
+        saved.append(loop.time())
+
+    gateway: Any = SimpleNamespace(
+        settings=SimpleNamespace(node_lifetime=timedelta(0)),
+        sessions=[],
+        cluster=SimpleNamespace(detail=""),
+        store=SimpleNamespace(url="file:///s"),
+        record_everything=record,
+    )
+    loop = asyncio.new_event_loop()
+
+    async def live() -> tuple[float, bool]:
+        its = Farewell(gateway)
+        ended = asyncio.Event()
+
+        async def end() -> None:
+            ended.set()
+
+        task = asyncio.create_task(its.of_age(now() - timedelta(seconds=10), end))
+        await asyncio.sleep(0.3)
+        assert not saved
+        gateway.settings = SimpleNamespace(node_lifetime=timedelta(seconds=11))
+        began = loop.time()
+        await asyncio.sleep(0.4)
+        assert saved, "it saves before its end"
+        assert "everything is in the store at file:///s" in gateway.cluster.detail
+        early = ended.is_set()
+        await asyncio.wait_for(task, 5)
+        assert ended.is_set()
+        await its.close()
+        return loop.time() - began, early
+
+    took, early = loop.run_until_complete(live())
+    loop.close()
+    assert not early
+    assert 0.5 < took < 2
 
 
 def recorded(embedded: Embedded, session_id: str) -> int:

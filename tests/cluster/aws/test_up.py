@@ -216,6 +216,28 @@ def test_a_cluster_that_nobody_uses(region: rented.Region) -> None:
 
 
 @pytest.mark.slow
+def test_a_cluster_as_old_as_it_may_become(region: rented.Region) -> None:
+    """Its nodes end, and its head too while it is in use: saved, by its keeper."""
+    made = cluster(region, max_lifetime="90s", idle={"session": "10m", "node": "10m"})
+    made.up()
+    client = mlcloud.connect("lab")
+    session = client.session("s", namespace={})
+    session.run("answer = 41", durable=True)
+    (head,) = (each for each in region.running if each is not machine_of(region, session))
+    told = "the head node is as old as it may become (max_lifetime)"
+    until(lambda: told in client.cluster.status().info.detail or head.ended.is_set(), "said", 120)
+    until(lambda: region.running == [], "all machines end", 120)
+    assert region.why_ended(head) == "Client.InstanceInitiatedShutdown"
+    launching.tunnels["lab"].close()
+    cluster(region).up()
+    again = mlcloud.connect("lab").session("s", namespace={})
+    again.run("answer += 1")
+    assert again["answer"] == 42
+    made.down()
+    assert region.left() == []
+
+
+@pytest.mark.slow
 def test_a_head_that_boots_again(region: rented.Region) -> None:
     """Its keeper starts with it: the gateway takes up its sessions, the node that knew the old one
     is given back, and it ends as it would have."""
