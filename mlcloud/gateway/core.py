@@ -152,6 +152,7 @@ class Gateway:
             self.lease.cluster,
             keep=settings.jobs_keep,
             keep_runs=settings.schedule_keep,
+            remove_every_s=settings.prune_every.total_seconds(),
         )
         self.comeback = Comeback(self.sessions, settings.spot_return)
         self.farewell = Farewell(self)

@@ -28,6 +28,7 @@ LOG_BYTES = 1_000_000  # of one item
 PIECE_CHARS = 8_000
 HOLD_S = 3.0
 READ = 2**16
+MOST_READS = 16  # at once: a child may write without an end
 NO_ITEM = -1  # threads that go on between two
 
 Piece = list[Any]  # item, stream, text
@@ -147,14 +148,15 @@ class _Pipe:
 
     def read(self) -> str:
         found = ""
-        while True:
+        for _ in range(MOST_READS):
             try:
                 data = os.read(self.end, READ)
             except BlockingIOError:
-                return found
+                break
             found += self._decoder.decode(data)
             if len(data) < READ:
-                return found
+                break
+        return found
 
 
 class Printing(io.TextIOBase):

@@ -56,7 +56,6 @@ class Task:
     simulated: bool = False
     mean_time_to_preemption_s: float = context.DEFAULT_MEAN_TIME_TO_PREEMPTION_S
     code: packed.Code | None = None
-    failure: dict[str, Any] | None = None
 
 
 @dataclass

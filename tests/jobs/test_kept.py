@@ -162,3 +162,15 @@ def test_a_gateway_that_comes_back_finds_it(kept_cluster: Embedded) -> None:
     kept_cluster.kill_gateway()
     second = remote(use).submit(value, 2).result(WAIT_S)
     assert (second[0], second[1:]) == (first[0], (2, 8))
+
+
+@pytest.mark.slow
+def test_a_node_that_is_taken_back_says_what_is_lost() -> None:
+    job = remote(engine).submit(4)
+    value = job.result(WAIT_S)
+    client = mlcloud.connect()
+    client.cluster.preempt(job.info.places[-1], notice=1)
+    until(lambda: job.info.kept == 0, "it is lost with its node", WAIT_S)
+    with pytest.raises(errors.ResultLost, match=r"its node was (taken back|lost)"):
+        remote(use).submit(value, 1).result(WAIT_S)
+    assert job.rerun().result(WAIT_S).type == value.type

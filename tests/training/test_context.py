@@ -141,6 +141,7 @@ def refuse(rank: int, folder: str) -> Any:
             next(context.batches(data, global_batch=batch, state={}))
         except errors.UsageError as error:
             said.append(str(error))
+    torch.distributed.barrier()  # the other one may be connecting still
     return said
 
 

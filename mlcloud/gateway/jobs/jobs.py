@@ -68,6 +68,7 @@ class Jobs:
         *,
         keep: timedelta = timedelta(0),
         keep_runs: int = 100,
+        remove_every_s: float = 0.0,
     ) -> None:
         self._services, self._budgets = services, budgets
         self._all: dict[str, Job] = {}
@@ -79,7 +80,7 @@ class Jobs:
             ready=self._wake,
         )
         self.keeping = Keeping(services.engine, store, signer, cluster)
-        self.removal = Removal(self, keep, keep_runs)
+        self.removal = Removal(self, keep, keep_runs, remove_every_s)
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
 

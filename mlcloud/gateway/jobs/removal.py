@@ -28,26 +28,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 3600.0
 FIRST_S = 60.0  # after the gateway has started
 REMOVED = "removed"  # the state of what is left of a row
 
 
 class Removal:
-    """Of one gateway. `keep` 0: jobs stay; `runs`: of each schedule, so many."""
+    """Of one gateway. `keep` 0: jobs stay. `runs` of each schedule stay. `every_s` 0: never."""
 
-    def __init__(self, jobs: Jobs, keep: timedelta, runs: int) -> None:
-        self._jobs, self._keep, self._runs = jobs, keep, runs
+    def __init__(self, jobs: Jobs, keep: timedelta, runs: int, every_s: float) -> None:
+        self._jobs, self._keep, self._runs, self._every_s = jobs, keep, runs, every_s
 
     async def run(self) -> None:
-        await asyncio.sleep(FIRST_S)
+        if not self._every_s:
+            return
+        await asyncio.sleep(min(self._every_s, FIRST_S))
         while True:
             try:
                 for job in self.due():
                     await self.remove(job)
             except MLCloudError as error:
                 log.warning("jobs that are old could not be removed, tried again later: %s", error)
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(self._every_s)
 
     def due(self) -> list[Job]:
         """What the rules say."""
