@@ -106,6 +106,7 @@ pictures: $(LABEXTENSION)
 
 # Beside a JupyterLab that runs: each change of a source is built, and there when the page is loaded.
 watch: $(STAMP)
+	rm -f $(LABEXTENSION)
 	$(BIN)/python labextension/hatch_build.py --develop
 	cd labextension && PATH="$(abspath $(BIN)):$$PATH" jlpm watch
 

@@ -38,7 +38,7 @@ def build(target_name: str = "", version: str = "") -> bool:
         print(f"mlcloud goes without its JupyterLab extension: {lacks}", file=sys.stderr)
         BUILT.mkdir(parents=True, exist_ok=True)
         return False
-    if not lacks and not fresh(BUILT / "package.json"):
+    if not lacks and (developed() or not fresh(BUILT / "package.json")):
         run("install")
         run("build:prod")
     return True
@@ -72,6 +72,11 @@ def missing() -> str:
     if found is None or (int(found[1]), int(found[2])) < OLDEST:
         return f"{wanted} is needed, {node} is {said or 'of no version'}"
     return ""
+
+
+def developed() -> bool:
+    """Whether what is there was built for development: larger, and with its sources."""
+    return any((BUILT / "static").glob("*.map"))
 
 
 def fresh(built: Path) -> bool:

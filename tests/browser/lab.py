@@ -167,6 +167,10 @@ class Lab:
                 pytest.fail(f"{self.module} did not start:\n{self._log.read()[-3000:]}")
             time.sleep(0.1)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def end_kernels(self) -> None:
         for session in self.http.get("/api/sessions").json():
             self.http.delete(f"/api/sessions/{session['id']}")

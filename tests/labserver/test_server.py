@@ -30,7 +30,7 @@ def exp(session: Callable[..., Session]) -> Session:
 
 def test_nobody_asks_without_the_servers_token(server: Server, cluster: Embedded) -> None:
     cluster.connect()
-    for path in ("clusters", "clusters/embedded/v1/cluster"):
+    for path in ("clusters", "clusters/embedded/v1/cluster", "files"):
         assert httpx.get(f"{server.url}/mlcloud/{path}", trust_env=False).status_code == 403
     with pytest.raises(InvalidStatus) as refused:
         connect(f"{server.url.replace('http', 'ws', 1)}/mlcloud/events")
