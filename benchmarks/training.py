@@ -146,7 +146,7 @@ for line in sys.stdin:
     for each in actors:
         ray.kill(each)
     remove_placement_group(group)
-    print(took, flush=True)
+    print("took", took, flush=True)
 """
 BLOCK = 10
 STORM_S = 60.0
@@ -245,7 +245,10 @@ def _ask(script: subprocess.Popen[str], port: int) -> float:
     assert script.stdin is not None
     assert script.stdout is not None
     print(port, file=script.stdin, flush=True)
-    return float(script.stdout.readline())
+    for line in script.stdout:
+        if line.startswith("took "):  # Ray tells of nodes there too
+            return float(line.split()[1])
+    raise RuntimeError("the actors' driver has ended")
 
 
 def _actors(home: Path, rounds: int, port: int) -> list[float]:
