@@ -11,7 +11,8 @@
                          spare one is up: goodput, the share of the time in which steps were done
                          that count, and how much that is of the bound (aim: 0.9). What cannot be
                          avoided is, for each kill, `DETECTION_S`, the time in which plain actors
-                         of a placement group start and meet, half of what lies between two saves
+                         of a placement group start and meet while a node is replaced, and half of
+                         what lies between two saves
     loss curve           of that training, beside one that nothing disturbed: the largest relative
                          difference of a step's loss
 
@@ -145,7 +146,7 @@ for line in sys.stdin:
     for each in actors:
         ray.kill(each)
     remove_placement_group(group)
-    print(took, flush=True)
+    print("took", took, flush=True)
 """
 BLOCK = 10
 STORM_S = 60.0
@@ -244,20 +245,36 @@ def _ask(script: subprocess.Popen[str], port: int) -> float:
     assert script.stdin is not None
     assert script.stdout is not None
     print(port, file=script.stdin, flush=True)
-    return float(script.stdout.readline())
+    for line in script.stdout:
+        if line.startswith("took "):  # Ray tells of nodes there too
+            return float(line.split()[1])
+    raise RuntimeError("the actors' driver has ended")
 
 
 def _actors(home: Path, rounds: int, port: int) -> list[float]:
-    """On nodes that are up, and have had a worker before."""
+    """On nodes that are up, and have had a worker before. As in a storm, another node is killed at
+    the same moment, so that the one which replaces it starts meanwhile, on the same processors."""
     mlcloud.session("warm-up", workers=4, namespace={}).run(GANG, quiet=True)
     mlcloud.attach("warm-up").close()
     script = _ray_driver(home)
     took = []
+    cluster = mlcloud.connect().cluster
     for number in range(rounds):
+        up = _up()
+        cluster.preempt(up[-1], "0s")
         took.append(_ask(script, port + number))
-        time.sleep(2)
+        while len(set(_up()) - {up[-1]}) < len(up):
+            time.sleep(0.5)
+        time.sleep(3)
     script.communicate(timeout=30)
     return took
+
+
+def _up() -> list[str]:
+    """The nodes that are heard of, by when they came."""
+    nodes = mlcloud.connect().cluster.status().info.nodes
+    nodes = [each for each in nodes if each.ended_at is None and each.use is not None]
+    return [each.id for each in sorted(nodes, key=lambda each: each.launched_at)]
 
 
 def recovery(home: Path, rounds: int) -> list[dict[str, Any]]:
@@ -322,7 +339,7 @@ def storm(home: Path, kills: int) -> list[dict[str, Any]]:
                     client.cluster.preempt(ranks[-1 if number % 2 else 0].node, "0s")
             time.sleep(max(0.0, killed[-1] + STORM_S - time.time()))
         client.attach("storm").close()
-    actors += _actors(home, 2, 29810)
+    actors += _actors(home, 1, 29810)
     rows = _steps(log)
     # Undisturbed, its saves included: a step of the seconds before the first kill.
     quiet = [at for at, _, _ in rows if at < killed[0]][20:]

@@ -183,7 +183,7 @@ class Items:
         self.out.pop(item, None)
         self.states[item] = WAITING
         if item in self.pins:
-            self._pinned[self.pins[item]].append(item)
+            self._pinned.setdefault(self.pins[item], deque()).append(item)
             return
         if alone:
             self.alone.add(item)

@@ -27,7 +27,6 @@ from mlcloud.errors import (
     JobFailed,
     MLCloudError,
     NotFound,
-    ResultLost,
     UsageError,
 )
 from mlcloud.gateway import environments, mounting, vault
@@ -37,6 +36,7 @@ from mlcloud.gateway.jobs.items import FAILED, Items
 from mlcloud.gateway.jobs.job import Job, own_error
 from mlcloud.gateway.jobs.keeping import Keeping
 from mlcloud.gateway.jobs.kept import KEEP, kept_in
+from mlcloud.gateway.jobs.pins import Pins
 from mlcloud.gateway.jobs.remembered import PACKAGES, local, noted, then
 from mlcloud.gateway.jobs.removal import REMOVED, Removal
 from mlcloud.gateway.payers import CLUSTER
@@ -80,6 +80,7 @@ class Jobs:
             ready=self._wake,
         )
         self.keeping = Keeping(services.engine, store, signer, cluster)
+        self._pins = Pins(self.crews, self.result_wire)
         self.removal = Removal(self, keep, keep_runs, remove_every_s)
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -336,12 +337,7 @@ class Jobs:
                 job.fail(_lost_result(needed, other))
                 return
         if waited and not job.needs:
-            try:
-                worker = self._keeper(job.code["needs"])
-            except JobFailed as lost:
-                job.fail(lost)
-                return
-            job.pin = None if worker is None else worker.name
+            self._pins.function(job)
         for item, jobs in [*job.items.needs.items()]:
             for needed in [*jobs]:
                 other = self._all.get(needed)
@@ -356,28 +352,7 @@ class Jobs:
                         job._end_if_all()
             if not jobs:
                 job.items.needs.pop(item, None)
-                self._pin(job, item)
-
-    def _keeper(self, refs: list[Any]) -> Worker | None:
-        """The worker that has what these results cannot bring. Raises `ResultLost`."""
-        return self.crews.kept.worker([*ref, self.result_wire(*ref)] for ref in refs)
-
-    def _pin(self, job: Job, item: int) -> None:
-        if job.items.is_ended(item):
-            return
-        wire = job.items.wire(item)
-        try:
-            worker = self._keeper(wire[1] if len(wire) > 1 else [])
-            if job.pin is not None and worker is not None and worker.name != job.pin:
-                raise ResultLost(
-                    "its function and its arguments need results that are kept in two workers, so "
-                    "nothing can have both: make them in one call"
-                )
-        except JobFailed as error:
-            job.lost_pins(error, [item])
-            return
-        if worker is not None and job.pin is None:
-            job.items.pin(item, worker.name)
+                self._pins.item(job, item)
 
     # --- workers ----------------------------------------------------------------------------------
 
@@ -404,7 +379,7 @@ class Jobs:
             if job.over or job.state is JobState.SCHEDULED:
                 continue
             self._settle_needs(job)
-        self._look_at_pins()
+        self._pins.look(self)
         self.crews.look()
         for job in self:
             if job.over or job.state is JobState.SCHEDULED:
@@ -428,37 +403,6 @@ class Jobs:
                 job.feed(self.crews, worker, self.result_wire)
         for shape, count in wanted.items():
             self.crews.demand(shape, count, asking[shape])
-
-    def _look_at_pins(self) -> None:
-        """Items that one worker alone can run: it is theirs as soon as it is free."""
-        needed: set[str] = set()
-        for job in self:
-            for name in job.waits_for():
-                worker = self.crews.workers.get(name)
-                if worker is None:
-                    self._lose_pins(job, name)
-                    continue
-                needed.add(name)
-                if worker.job is None and not worker.leaving:
-                    self.crews.assign(worker, job)
-                elif worker.job is not job and job.state is JobState.QUEUED:
-                    job.detail = "waits for the worker that keeps a result which it needs"
-        self.crews.needed = needed
-
-    def _lose_pins(self, job: Job, worker: str) -> None:
-        """That worker is gone."""
-        items = job.items.unpin(worker)
-        refs = job.code["needs"] if job.pin == worker else []
-        refs = refs or [ref for item in items for ref in job.items.wire(item)[1]]
-        lost = ResultLost(f"{worker}, which alone could run it, is gone")
-        try:
-            self._keeper(refs)
-        except ResultLost as error:
-            lost = error
-        if job.pin == worker:
-            job.fail(lost)
-        else:
-            job.lost_pins(lost, items)
 
     def give(self, job: Job, values: Mapping[str, str]) -> None:
         """Values of its secrets. Raises `NotFound` for one that it does not have."""
