@@ -24,6 +24,8 @@ import type { IRow } from './tree';
 
 const LINE = 26;
 const TWO = 44;
+const LETTER = 6.4; // pixels of a note's letter, with what is lost where a line wraps
+const INDENTS: Record<number, number> = { 1: 4, 2: 8, 3: 16, 4: 34 }; // as in the style
 const MARKS: Record<string, string> = {
   starting: '◌',
   idle: '○',
@@ -605,7 +607,7 @@ function row(
   kind: string,
   key: string,
   level: number,
-  height: number,
+  height: IRow['height'],
   facts: () => unknown,
   open: boolean | undefined,
   draw: () => (Node | string)[]
@@ -623,8 +625,11 @@ function row(
 
 function note(key: string, level: number, text: string, tone = 'quiet'): IRow {
   const words = short(text);
-  const lines = Math.min(6, Math.max(1, Math.ceil(words.length / 42)));
-  return row('note', key, level, 10 + 16 * lines, () => words, undefined, () => [
+  const height = (width: number) => {
+    const there = Math.max(80, width - 24 - (INDENTS[level] ?? 34));
+    return 10 + 16 * Math.min(10, Math.max(1, Math.ceil((words.length * LETTER) / there)));
+  };
+  return row('note', key, level, height, () => words, undefined, () => [
     h('div', { class: `mlcloud-note ${tone}` }, words)
   ]);
 }

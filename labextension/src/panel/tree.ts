@@ -18,7 +18,8 @@ const BEYOND = 200; // pixels drawn above and below
 export interface IRow {
   key: string;
   level: number;
-  height: number;
+  /** In pixels; of a text that wraps, what it takes at the tree's width. */
+  height: number | ((width: number) => number);
   /** Undefined: it has nothing below it. */
   open?: boolean;
   /** What it is drawn from: where this is the same, it is not drawn again. Asked of rows in view. */
@@ -47,9 +48,15 @@ export class Tree {
     this.node.addEventListener('focusin', event => this._focused(event.target as HTMLElement));
     this.node.addEventListener('click', event => this._click(event));
     this._sized = new ResizeObserver(entries => {
-      this._height = entries[entries.length - 1]!.contentRect.height;
+      const { width, height } = entries[entries.length - 1]!.contentRect;
+      this._height = height;
       this._top = this.node.scrollTop; // the layout is made: this costs nothing
-      this._later();
+      if (width && width !== this._width) {
+        this._width = width;
+        this.show(this._rows);
+      } else {
+        this._later();
+      }
     });
     this._sized.observe(this.node);
   }
@@ -64,10 +71,11 @@ export class Tree {
     this._at = new Map(rows.map((row, index) => [row.key, index]));
     this._tops = [];
     let top = 0;
-    for (const row of rows) {
+    for (const { height } of rows) {
       this._tops.push(top);
-      top += row.height;
+      top += typeof height === 'number' ? height : height(this._width);
     }
+    this._tops.push(top);
     const height = `${top}px`;
     if (this._body.style.height !== height) {
       this._body.style.height = height;
@@ -128,7 +136,7 @@ export class Tree {
     this._active = key;
     this._activeAt = index;
     const top = this._tops[index]!;
-    const bottom = top + this._rows[index]!.height;
+    const bottom = this._tops[index + 1]!;
     if (top < this._top) {
       this._scroll(top);
     } else if (bottom > this._top + this._height) {
@@ -171,7 +179,7 @@ export class Tree {
     if (element.style.top !== top) {
       element.style.top = top;
     }
-    const height = `${row.height}px`;
+    const height = `${this._tops[index + 1]! - this._tops[index]!}px`;
     if (element.style.height !== height) {
       element.style.height = height;
     }
@@ -223,7 +231,8 @@ export class Tree {
       return;
     }
     const onRow = (event.target as HTMLElement).role === 'treeitem';
-    const page = Math.max(1, Math.floor(this._height / row.height) - 1);
+    const tall = this._tops[this._activeAt + 1]! - this._tops[this._activeAt]!;
+    const page = Math.max(1, Math.floor(this._height / tall) - 1);
     const steps: Record<string, number> = {
       ArrowDown: 1,
       ArrowUp: -1,
@@ -283,12 +292,14 @@ export class Tree {
   private _body: HTMLElement;
   private _rows: IRow[] = [];
   private _at = new Map<string, number>();
+  /** Where each row begins, and where the last one ends. */
   private _tops: number[] = [];
   private _drawn = new Map<string, IDrawn>();
   private _active = '';
   private _activeAt = 0;
   private _top = 0;
   private _height = 0;
+  private _width = 260;
   private _frame = 0;
   private _sized: ResizeObserver;
 }
