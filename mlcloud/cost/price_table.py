@@ -53,6 +53,10 @@ def show(
         names = {o.accelerator for o in sold if o.accelerator}
         wanted = shape.accelerator
         hint = suggest(wanted, names) if wanted and wanted not in names else ""
+        if not hint and (clouds or regions):
+            places = "".join(f" --cloud {each}" for each in clouds)
+            places += "".join(f" --region {each}" for each in regions)
+            hint = f"; to ask what is sold there: mlcloud prices refresh{places}"
         raise UsageError(f"the catalogue has nothing with {shape} there{hint}")
     lines = list(_cheapest_zones(fitting))
     shown = lines[:limit]

@@ -527,10 +527,10 @@ def test_an_unknown_region_and_type_come_with_the_nearest() -> None:
 
 def test_what_is_sold_elsewhere_only_says_where() -> None:
     assert sold(nodes=[{"gpu": "H100:8"}, {"instance_type": "p5.48xlarge"}]) == [
-        "nodes[0].gpu: H100:8 is not sold in eu-central-1; it is in us-east-1, which `regions` "
-        "does not allow",
-        "nodes[1].instance_type: p5.48xlarge is not sold in eu-central-1; it is in us-east-1, "
-        "which `regions` does not allow",
+        f"{field}: the price list has no {what} in eu-central-1; it has it in us-east-1, which "
+        "`regions` does not allow. To ask AWS whether it is sold there: mlcloud prices refresh "
+        "--cloud aws --region eu-central-1"
+        for field, what in (("nodes[0].gpu", "H100:8"), ("nodes[1].instance_type", "p5.48xlarge"))
     ]
 
 

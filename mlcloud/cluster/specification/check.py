@@ -161,9 +161,12 @@ def _gpu(
 
 
 def _elsewhere(what: str, regions: set[str], specification: Specification) -> str:
+    here = specification.node_regions
+    asked = " ".join(f"--region {region}" for region in here)
     return (
-        f"{what} is not sold in {', '.join(specification.node_regions)}; it is in "
-        f"{_listed(regions)}, which `regions` does not allow"
+        f"the price list has no {what} in {', '.join(here)}; it has it in {_listed(regions)}, "
+        f"which `regions` does not allow. To ask {_NAMES.get(specification.cloud, specification.cloud)} "
+        f"whether it is sold there: mlcloud prices refresh --cloud {specification.cloud} {asked}"
     )
 
 
