@@ -161,12 +161,12 @@ def _gpu(
 
 
 def _elsewhere(what: str, regions: set[str], specification: Specification) -> str:
-    here = specification.node_regions
+    here, cloud = specification.node_regions, specification.cloud
     asked = " ".join(f"--region {region}" for region in here)
     return (
         f"the price list has no {what} in {', '.join(here)}; it has it in {_listed(regions)}, "
-        f"which `regions` does not allow. To ask {_NAMES.get(specification.cloud, specification.cloud)} "
-        f"whether it is sold there: mlcloud prices refresh --cloud {specification.cloud} {asked}"
+        f"which `regions` does not allow. To ask {_NAMES.get(cloud, cloud)} whether it is sold "
+        f"there: mlcloud prices refresh --cloud {cloud} {asked}"
     )
 
 
