@@ -196,6 +196,7 @@ def test_a_file_changes_the_cluster_that_runs(panel: Locator, cluster: Embedded)
     page.locator(".jp-Dialog .jp-mod-accept").click()
     expect(status(page)).to_have_text(re.compile(r"today of \$40$"), timeout=20_000)
     expect(row(panel)).to_contain_text("idle", timeout=20_000)
+    assert "A10G:1" in cluster.connect().cluster.status().info.offers, "as it was, but for that"
     cluster.connect().remove_budget()
     page.evaluate(f"{path}.delete('cluster.yaml')")
     expect(file).to_have_count(0, timeout=10_000)

@@ -16,6 +16,7 @@ import mlcloud
 from mlcloud.client.cluster import Status
 from mlcloud.client.embedded_specification import of_settings, variables
 from mlcloud.cluster.specification import Specification, specify
+from mlcloud.cost.prices import local_offers
 from mlcloud.errors import (
     Conflict,
     ConnectionFailed,
@@ -168,3 +169,11 @@ def test_the_embedded_cluster_by_a_specification(
     with pytest.raises(NotFound, match="is not up"):
         mlcloud.Cluster("try", **fields).changes()
     assert mlcloud.connect().cluster.status().info.store != f"file://{store}"
+
+
+def test_the_default_cluster_is_itself_again_by_its_own_yaml() -> None:
+    offers = local_offers()
+    groups = of_settings().nodes
+    assert {each.gpu for each in offers if not any(g.takes(each) for g in groups)} == set()
+    (asks,) = mlcloud.Cluster("a", cloud="local", nodes=[{"cpus": 2}]).specification.nodes
+    assert {each.gpu for each in offers if asks.takes(each)} == {None}

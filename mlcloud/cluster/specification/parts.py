@@ -155,8 +155,14 @@ class NodeGroup(Part):
             return False
         if self.instance_type is not None:
             return offer.instance_type == self.instance_type
-        # Nobody wants to pay for a GPU that was not asked for.
-        return offer.dominates(self.shape) and (self.gpu is not None or offer.accelerator is None)
+        # Nobody wants to pay for a GPU that was not asked for. On this computer nobody pays: there
+        # a group that asks for nothing is for whatever its cells ask for.
+        asked = self.gpu is not None or (offer.cloud == "local" and self._is_any)
+        return offer.dominates(self.shape) and (asked or offer.accelerator is None)
+
+    @property
+    def _is_any(self) -> bool:
+        return self.cpus is None and self.memory is None
 
     def __str__(self) -> str:
         return self.instance_type or str(self.shape)
