@@ -38,6 +38,8 @@ def _let_go(connection: Connection, job: str, body: dict[str, Any]) -> None:
     """Called wherever garbage is collected: what asks the gateway is a thread of its own."""
 
     def tell() -> None:
+        if not connection.answers():
+            return  # a cluster that is gone holds nothing, and is not to be started for that
         try:
             connection.post(f"/v1/jobs/{job}/hold", body)
         except errors.MLCloudError:
