@@ -53,7 +53,8 @@ def main() -> None:
     prepare = node.Node._prepare_socket_file
 
     def prepare_own(self: Any, socket_path: str | None, default_prefix: str) -> Any:
-        return prepare(self, socket_path, f"{default_prefix}.{os.getpid()}")
+        # No longer than Ray's own: a socket's path has 107 bytes.
+        return prepare(self, socket_path, f"{default_prefix[0]}{os.getpid()}")
 
     node.Node._prepare_socket_file = prepare_own
     services.start_raylet = start
