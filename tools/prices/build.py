@@ -601,9 +601,7 @@ def _azure_burn(machines: Machines) -> Iterator[tuple[str, str, Decimal, str]]:
                 yield name, region, cells[name] if listed_too else _round(usd), source
 
 
-def _azure_karpenter(
-    prices: Prices, machines: Machines
-) -> Iterator[tuple[str, str, Decimal]]:
+def _azure_karpenter(prices: Prices, machines: Machines) -> Iterator[tuple[str, str, Decimal]]:
     """The prices of Linux in Karpenter's table, which mixes systems and offers.
 
     Its rows of eastus and westus2 have to be what the other sources say. A region's price of each
@@ -631,7 +629,9 @@ def _azure_karpenter(
                 yield name, region, usd
             else:
                 home = prices.get(("azure", name, "eastus", "on-demand"))
-                found[region][_azure_family(name)][name] = usd / (home.usd if home else cells["eastus"])
+                found[region][_azure_family(name)][name] = usd / (
+                    home.usd if home else cells["eastus"]
+                )
     for region, families in found.items():
         multiples = {family: median(cells.values()) for family, cells in families.items()}
         for family, cells in families.items():
