@@ -16,6 +16,7 @@ from mlcloud.cluster.offers import Offer
 from mlcloud.cluster.planning import Plan, machines, plan
 from mlcloud.cluster.specification import Specification, specify
 from mlcloud.cluster.startup import Startup
+from mlcloud.cost import catalogue
 from mlcloud.errors import CredentialsMissing, NoSuchResources
 from tests.cluster.offers_on_sale import AS_OF, offer, on_sale
 
@@ -70,6 +71,32 @@ def test_what_it_comes_to() -> None:
     assert first.usd == price * (2 + Decimal("0.05"))
     assert first.effective_usd_per_hour == first.usd / 2
     assert made(hours=2).offers[2].saving is None  # on demand
+
+
+@pytest.mark.parametrize(
+    ("region", "gpu", "first"),
+    [
+        ("westeurope", "T4:1", "Standard_NC4as_T4_v3"),
+        ("westeurope", "A100:8", "Standard_ND96asr_v4"),
+        ("centralindia", "T4:1", "Standard_NC4as_T4_v3"),
+        ("centralindia", "A100-80GB:1", "Standard_NC24ads_A100_v4"),
+    ],
+)
+def test_azures_gpus_in_europe_and_india_can_be_planned_with_what_is_shipped(
+    region: str, gpu: str, first: str
+) -> None:
+    wanted = cluster(cloud="azure", regions=[region], store="az://b@a", nodes=[{"gpu": gpu}])
+    found = plan(wanted, catalogue.offers("azure", [region], refreshed=False), today=AS_OF)
+    assert found.best is not None
+    assert (found.best.offer.instance_type, found.best.offer.market) == (first, "spot")
+    listed = next(row for row in found.offers if row.offer.market == "on-demand")
+    assert listed.offer.instance_type == first
+    assert not listed.offer.estimated
+    assert found.best.offer.estimated
+    for row in (found.best, listed):
+        assert row.offer.as_of == date(2023, 12, 18)
+        assert row.offer.source
+        assert row.record()["price_as_of"] == "2023-12-18"
 
 
 def test_whoever_knows_more_of_the_price_decides_the_order() -> None:

@@ -113,7 +113,7 @@ def test_pages_are_followed_and_both_markets_found(tmp_path: Path) -> None:
         (T4, "on-demand"): Decimal("0.658"),
         (T4, "spot"): Decimal("0.1866"),
     }
-    offers = catalogue.offers("azure", ["westeurope"], accelerator="T4", home=tmp_path)
+    offers = catalogue.offers("azure", ["westeurope"], instance_types=[T4], home=tmp_path)
     assert {o.zone for o in offers} == {"westeurope-1", "westeurope-2", "westeurope-3"}
     assert {o.source for o in offers} == {
         "Azure Retail Prices API, https://prices.azure.com/api/retail/prices"

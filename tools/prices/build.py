@@ -20,6 +20,7 @@ import argparse
 import csv
 import gzip
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from decimal import Decimal
@@ -55,6 +56,21 @@ SOURCES = {
     "sky-aws-9": ("2025-09-09", f"{SKYPILOT}2c3d7ea7/catalogs/v9/aws/vms.csv"),
     "sky-gcp": ("2025-09-09", f"{SKYPILOT}006059e0/catalogs/v8/gcp/vms.csv"),
     "sky-azure": ("2024-11-01", f"{SKYPILOT}098741e7/catalogs/v6/azure/vms.csv"),
+    "karpenter-azure": (
+        "2023-12-18",
+        "Azure's Retail Prices API as in https://github.com/Azure/karpenter-provider-azure/blob/"
+        "0499866a/pkg/providers/pricing/zz_generated.pricing.go (Apache-2.0)",
+    ),
+    "burn-azure": (
+        "2026-05-25",
+        "https://github.com/tanrikuluozlem/burn/blob/00350543/internal/pricing/data/azure.yaml"
+        " (Apache-2.0)",
+    ),
+    "burn-azure-size": (
+        "2026-05-25",
+        "by size from its family's price in this region, "
+        "https://github.com/tanrikuluozlem/burn/blob/00350543/internal/pricing/data/azure.yaml",
+    ),
     "gcosts": (
         "2025-03-06",
         "https://github.com/Cyclenerd/google-cloud-pricing-cost-calculator/blob/0166a59e/pricing.yml"
@@ -157,6 +173,8 @@ AZURE_REGIONS = (
 AZURE_ZONELESS = ("northcentralus", "westus", "southindia")
 AZURE_GPU_GIB = {"T4": 16, "A100": 40, "A100-80GB": 80, "H100": 80}
 AZURE_LIKE = {"d": "D2s_v5", "e": "E2s_v5", "f": "F2s_v2"}
+#: What a region of today can cost against eastus; a price without it is of another meter.
+AZURE_RATIO = (Decimal("0.95"), Decimal("1.8"))
 
 
 class Price(NamedTuple):
@@ -513,10 +531,8 @@ def azure(
             int(row["vcpus"]), Decimal(row["memory_gib"]), gpu, int(row["count"]),
             Decimal(AZURE_GPU_GIB[gpu]),
         )  # fmt: skip
-        for pair in row["prices"].split():
-            region, _, usd = pair.partition("=")
-            price = Price(Decimal(usd), "sky-azure")
-            put(row["instance_type"], region, "on-demand", price)
+        for region, usd in _cells(row):
+            put(row["instance_type"], region, "on-demand", Price(usd, "sky-azure"))
     for letter, version, gib, sizes in (
         ("d", "v3", 4, (2, 4, 8, 16, 32, 48)),
         ("d", "v4", 4, (2, 4, 8, 16, 32, 48)),
@@ -548,6 +564,10 @@ def azure(
             spot = Decimal(str(each["spot_hourly_usd"]))
             put(name, "eastus", "spot", Price(spot, "cloudprice"))
             fractions[each["sku"]] = spot / usd
+    for name, region, usd, source in _azure_burn(machines):
+        put(name, region, "on-demand", Price(usd, source))
+    for name, region, usd in _azure_karpenter(prices, machines):
+        put(name, region, "on-demand", Price(usd, "karpenter-azure"))
     by_gpu = {"T4": "NC4as_T4_v3", "A100-80GB": "NC24ads_A100_v4", "H100": "NC40ads_H100_v5",
               "A100": "ND96asr_v4"}  # fmt: skip
     for (cloud, name, region, market), price in list(prices.items()):
@@ -557,6 +577,90 @@ def azure(
         like = by_gpu[gpu] if gpu else AZURE_LIKE[name.removeprefix("Standard_")[0].lower()]
         usd = _round(price.usd * fractions[like])
         put(name, region, "spot", Price(usd, "spot-azure", estimated=True))
+
+
+def _azure_burn(machines: Machines) -> Iterator[tuple[str, str, Decimal, str]]:
+    """A list of small D, E and F machines; the larger ones cost what their size is of the largest.
+
+    Each of a family is checked against the others: what a vCPU costs is the same in all of them.
+    """
+    listed: dict[tuple[str, str], dict[str, Decimal]] = defaultdict(dict)
+    for row in _readings("azure_burn.csv"):
+        for region, usd in _cells(row):
+            listed[_azure_family(row["instance_type"]), region][row["instance_type"]] = usd
+    for (family, region), cells in listed.items():
+        per_cpu = [usd / machines["azure", name][0] for name, usd in cells.items()]
+        if any(not _within(one, median(per_cpu)) for one in per_cpu):
+            raise SystemExit(f"not in proportion: {family} in {region}: {cells}")
+        largest = max(cells, key=lambda name: machines["azure", name][0])
+        for cloud, name in machines:
+            if cloud == "azure" and _azure_family(name) == family:
+                usd = cells[largest] * machines[cloud, name][0] / machines[cloud, largest][0]
+                listed_too = name in cells
+                source = "burn-azure" if listed_too else "burn-azure-size"
+                yield name, region, cells[name] if listed_too else _round(usd), source
+
+
+def _azure_karpenter(prices: Prices, machines: Machines) -> Iterator[tuple[str, str, Decimal]]:
+    """The prices of Linux in Karpenter's table, which mixes systems and offers.
+
+    Its rows of eastus and westus2 have to be what the other sources say. A region's price of each
+    size of a family is then the same multiple of eastus's; a cell is left out where its family's
+    does not agree, or where the multiple cannot be. A family of one size (ND) has to have about the
+    multiple of some other family in that region.
+    """
+    rows: dict[str, dict[str, Decimal]] = {}
+    for row in _readings("azure_karpenter.csv"):
+        name = row["instance_type"]
+        rows[name] = dict(_cells(row))
+        if row["count"]:
+            gpu = row["accelerator"]
+            machines["azure", name] = (
+                int(row["vcpus"]), Decimal(row["memory_gib"]), gpu, int(row["count"]),
+                Decimal(AZURE_GPU_GIB[gpu]),
+            )  # fmt: skip
+    found: dict[str, dict[str, dict[str, Decimal]]] = defaultdict(lambda: defaultdict(dict))
+    for name, cells in rows.items():
+        for region, usd in cells.items():
+            known = prices.get(("azure", name, region, "on-demand"))
+            if region in ("eastus", "westus2"):
+                if known and not _within(usd, known.usd):
+                    raise SystemExit(f"not Linux's price: {name} {region} {usd}, {known}")
+                yield name, region, usd
+            else:
+                home = prices.get(("azure", name, "eastus", "on-demand"))
+                found[region][_azure_family(name)][name] = usd / (
+                    home.usd if home else cells["eastus"]
+                )
+    for region, families in found.items():
+        multiples = {family: median(cells.values()) for family, cells in families.items()}
+        for family, cells in families.items():
+            others = [of for other, of in multiples.items() if other != family]
+            for name, multiple in cells.items():
+                agreed = (
+                    _within(multiple, multiples[family])
+                    if len(cells) > 1
+                    else any(_within(multiple, of, Decimal("0.1")) for of in others)
+                )
+                if agreed and AZURE_RATIO[0] <= multiple <= AZURE_RATIO[1]:
+                    yield name, region, rows[name][region]
+                else:
+                    print(f"left out: {name} in {region}: {multiple:.3f} of eastus")
+
+
+def _azure_family(name: str) -> str:
+    """`Standard_D4s_v5` is of `Dns_v5`, `Standard_ND96asr_v4` of `NDnasr_v4`."""
+    return re.sub(r"^Standard_([A-Z]+)\d+", r"\1n", name)
+
+
+def _cells(row: dict[str, str]) -> Iterator[tuple[str, Decimal]]:
+    for pair in row["prices"].split():
+        region, _, usd = pair.partition("=")
+        yield region, Decimal(usd)
+
+
+def _within(one: Decimal, other: Decimal, part: Decimal = Decimal("0.01")) -> bool:
+    return abs(one / other - 1) <= part
 
 
 # --- all of them ----------------------------------------------------------------------------------
