@@ -23,9 +23,10 @@ from mlcloud.client.session import Session, main_namespace
 from mlcloud.client.spending import Spending, When
 from mlcloud.config import Settings
 from mlcloud.cost.budgets import Budget
+from mlcloud.cost_models import AdviceReport, BudgetInfo
 from mlcloud.errors import UsageError
 from mlcloud.job_models import JobId
-from mlcloud.models import AdviceReport, BudgetInfo, SessionInfo, SessionRequest
+from mlcloud.models import SessionInfo, SessionRequest
 
 if TYPE_CHECKING:
     from mlcloud.client.jobs import JobList

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcloud.client.connection import Connection
+from mlcloud.cluster_models import ClusterInfo, Notice
 from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound
-from mlcloud.models import ClusterInfo, Notice, SessionInfo
+from mlcloud.models import SessionInfo
 from mlcloud.units import format_usd, format_usd_per_hour, parse_duration
 
 if TYPE_CHECKING:

@@ -17,8 +17,10 @@ from typing import Any
 import anywidget
 import traitlets
 
+from mlcloud.cluster_models import ClusterInfo, NodeInfo
 from mlcloud.cost.budgets import whose
-from mlcloud.models import ClusterInfo, NodeInfo, SessionInfo, Spend
+from mlcloud.cost_models import Spend
+from mlcloud.models import SessionInfo
 from mlcloud.units import format_seconds, format_usd, format_usd_per_hour
 from mlcloud.widgets.page import source
 from mlcloud.widgets.tables import TABLE, escaped, table
