@@ -328,9 +328,9 @@ def connect(
         found = fixed(target, token or settings.token, fingerprint or settings.fingerprint)
         connection = Connection(found, embedded=False)
     else:
-        from mlcloud.client import launching
+        from mlcloud.client import elsewhere
 
-        connection = launching.connect(target, settings)
+        connection = elsewhere.connect(target, settings)
     environments.check_basics(connection)
     _default = Client(connection)
     return _default
