@@ -19,7 +19,7 @@ from typing import Any
 
 from mlcloud.cluster.clouds import tags
 from mlcloud.cluster.clouds.base import CloudSettings, CloudThatPlans, LaunchRequest
-from mlcloud.cluster.offers import Offer, OfferBook
+from mlcloud.cluster.offers import Offer, require
 from mlcloud.cluster.shapes import NodeType
 from mlcloud.cluster.specification import Head, NodeGroup, Specification
 from mlcloud.cluster.specification.places import IN_REGIONS
@@ -222,9 +222,7 @@ def plan(
             if group is None or group.takes(offer)
         ]
         if not found and group is not None:
-            OfferBook(may_be).require(
-                group.shape, "on-demand" if group.market == "on-demand" else None
-            )
+            require(may_be, group.shape, "on-demand" if group.market == "on-demand" else None)
         rows += sorted(found, key=_order)
     notes = list(_notes(specification, rows, may_be))
     return Plan(specification, hours, rows, notes, showing)
