@@ -36,7 +36,6 @@ from mlcloud.values.reducers import Classes
 from mlcloud.values.secrets import Secrets
 
 TELL_S = 0.02
-_NAMESPACE = "__mlcloud_job__"
 
 # Its number, the packed call, results of other jobs that it needs; and for a member of a population
 # the item whose checkpoint it begins with.
