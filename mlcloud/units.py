@@ -169,6 +169,11 @@ def format_seconds(seconds: float | timedelta) -> str:
     return f"{hours // 24} d {hours % 24:02d} h"
 
 
+def format_whole_seconds(seconds: float) -> str:
+    """As `format_seconds`, without fractions: `"12 s"`."""
+    return format_seconds(round(seconds)).replace(".0 s", " s")
+
+
 def format_usd(amount: Decimal) -> str:
     """`"$12.34"`, `"$0.31"`; below ten cents two significant digits (`"$0.0011"`), at least
     a hundredth of a cent (`"<$0.0001"`)."""

@@ -15,6 +15,7 @@ from mlcloud.units import (
     format_seconds,
     format_usd,
     format_usd_per_hour,
+    format_whole_seconds,
     parse_duration,
     parse_gpu,
     parse_size,
@@ -154,6 +155,13 @@ def test_memory_is_shown_as_it_is_sold() -> None:
 )
 def test_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (12.4, "12 s"), (59.9, "1 min 00 s"), (7205, "2 h 00 min")]
+)
+def test_whole_seconds(seconds: float, text: str) -> None:
+    assert format_whole_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(
