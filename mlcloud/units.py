@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 
 from mlcloud.errors import UsageError
@@ -146,6 +146,12 @@ def format_bytes(count: int, *, binary: bool = False) -> str:
         value, unit = value / step, prefix + suffix
     text = f"{value.quantize(Decimal('0.1'), ROUND_HALF_EVEN)}"
     return f"{text.removesuffix('.0')} {unit}"
+
+
+def parse_moment(text: str) -> datetime:
+    """A moment in ISO 8601, as clouds write it: with `Z`, which Python 3.10 does not take. Raises
+    `ValueError`."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 def format_seconds(seconds: float | timedelta) -> str:
