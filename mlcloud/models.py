@@ -29,7 +29,7 @@ TagValue = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f]*$")]
 
 
 class SessionState(str, Enum):
-    """The life of a session; drawn in `gateway/sessions.py`."""
+    """The life of a session; drawn in `gateway/session.py`."""
 
     STARTING = "starting"
     IDLE = "idle"

@@ -106,6 +106,7 @@ class Cluster:
 
     @property
     def name(self) -> str:
+        """As its specification has it; `NotFound` as there."""
         return self.specification.name
 
     def to_yaml(self) -> str:

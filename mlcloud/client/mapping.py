@@ -54,6 +54,7 @@ class ItemResult:
         return self._jobs._value(entry)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for it: what it raised, or None. Raises TimeoutError after `timeout` seconds."""
         try:
             self.result(timeout)
         except TimeoutError:
@@ -63,6 +64,7 @@ class ItemResult:
         return None
 
     def done(self) -> bool:
+        """Whether it has ended, or failed. Does not wait."""
         return self._jobs._entry_now(self.number) is not None
 
     def logs(self) -> str:
@@ -149,7 +151,8 @@ class Jobs(Handle):
         return all_results().__await__()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The `PartialFailure` that `result` would raise, None where nothing failed."""
+        """The `PartialFailure` that `result` would raise, None where nothing failed. Waits for all;
+        raises TimeoutError after `timeout` seconds."""
         try:
             self.result(timeout)
         except TimeoutError:
