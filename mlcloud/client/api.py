@@ -61,6 +61,7 @@ class Client:
 
     @property
     def url(self) -> str:
+        """Where its gateway was reached last."""
         return self._connection.address.url
 
     def look(self) -> Address | None:
@@ -69,6 +70,7 @@ class Client:
 
     @property
     def cluster(self) -> Cluster:
+        """The cluster behind it."""
         return Cluster.connected(self._connection)
 
     @property
@@ -192,6 +194,7 @@ class Client:
         return self._local(SessionInfo.model_validate(answer), None)
 
     def sessions(self) -> list[SessionInfo]:
+        """All sessions of the gateway, whosever they are."""
         return [SessionInfo.model_validate(each) for each in self._connection.get("/v1/sessions")]
 
     def jobs(self) -> JobList:

@@ -182,6 +182,7 @@ class Jobs(Handle):
             return super().wait(timeout)
 
     def cancel(self) -> bool:
+        """Stop it, wherever it is: nothing of it is sent any more. False where it had ended."""
         if self._feeder is not None:
             self._feeder.stop()
         return super().cancel()

@@ -303,6 +303,7 @@ class Reconciliation:
 
     @property
     def unexplained_usd(self) -> Decimal:
+        """Of all days, dollars: theirs less ours, less what is explained."""
         return sum((day.unexplained for day in self.days), Decimal(0))
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
