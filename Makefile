@@ -13,7 +13,7 @@ WORKERS ?= 2
 # JupyterLab's part of it is built with the install, and again when its sources have changed.
 LABEXTENSION := $(VENV)/.labextension
 LABSOURCES := $(wildcard labextension/*.json labextension/yarn.lock labextension/src/*.ts \
-  labextension/src/*/*.ts labextension/style/*)
+  labextension/src/*/*.ts labextension/src/*/*/*.ts labextension/style/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow lint bench coverage lab watch pictures clean

@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 
 from mlcloud.errors import UsageError
@@ -148,6 +148,12 @@ def format_bytes(count: int, *, binary: bool = False) -> str:
     return f"{text.removesuffix('.0')} {unit}"
 
 
+def parse_moment(text: str) -> datetime:
+    """A moment in ISO 8601, as clouds write it: with `Z`, which Python 3.10 does not take. Raises
+    `ValueError`."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
 def format_seconds(seconds: float | timedelta) -> str:
     """`"340 ms"`, `"12.4 s"`, `"3 min 12 s"`, `"2 h 05 min"`, `"3 d 04 h"`."""
     value = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
@@ -167,6 +173,11 @@ def format_seconds(seconds: float | timedelta) -> str:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     hours = round(value / 3600)
     return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def format_whole_seconds(seconds: float) -> str:
+    """As `format_seconds`, without fractions: `"12 s"`."""
+    return format_seconds(round(seconds)).replace(".0 s", " s")
 
 
 def format_usd(amount: Decimal) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
@@ -15,8 +15,10 @@ from mlcloud.units import (
     format_seconds,
     format_usd,
     format_usd_per_hour,
+    format_whole_seconds,
     parse_duration,
     parse_gpu,
+    parse_moment,
     parse_size,
 )
 
@@ -154,6 +156,21 @@ def test_memory_is_shown_as_it_is_sold() -> None:
 )
 def test_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_moments_as_clouds_write_them() -> None:
+    told = datetime(2026, 1, 31, 12, 0, 5, tzinfo=timezone.utc)
+    assert parse_moment("2026-01-31T12:00:05Z") == told
+    assert parse_moment("2026-01-31T04:00:05-08:00") == told
+    with pytest.raises(ValueError, match="soon"):
+        parse_moment("soon")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (12.4, "12 s"), (59.9, "1 min 00 s"), (7205, "2 h 00 min")]
+)
+def test_whole_seconds(seconds: float, text: str) -> None:
+    assert format_whole_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 /**
- * What the server's part sends, as the gateway's own models have it (`mlcloud/models.py`): money is
+ * What the server's part sends, as the gateway's own models have it (`mlcloud/*models.py`): money is
  * a decimal in a string, times are ISO 8601 with their zone.
  */
 

@@ -1,7 +1,8 @@
 """Checkpoints: named series of training states in a store, saved whole and restored in place.
 
-    save     state ─ codec ─► tree + blobs ─ packing ─► segments ─ store ─► chunks, then manifest
+    save     state ─ codec ─► tree + blobs ─ packing ─► segments ─ committing ─► chunks, manifest
     restore  newest manifest ─► chunks, all read and verified ─► codec ─► into the live objects
+    steps    which there are, which may go          export, import_from    other tools' files
 
 A damaged step is passed over for the one before it, with a warning. Of the user's state nothing is
 touched before it is clear that the step is there and fits; then large arrays are read to where they
@@ -21,52 +22,35 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
-
-import psutil
-from blake3 import blake3
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from mlcloud import errors
-from mlcloud.checkpoint import context, packing, randomness, restore, staging
+from mlcloud.checkpoint import context, packing, randomness, staging
 from mlcloud.checkpoint.codec import Encoder, plain
+from mlcloud.checkpoint.committing import Committer
 from mlcloud.checkpoint.keep import Keep, rule
 from mlcloud.checkpoint.listing import Difference, Row, differences, rows
 from mlcloud.checkpoint.reading import Reader
+from mlcloud.checkpoint.restore import apply
 from mlcloud.checkpoint.saving import Saving, await_series
-from mlcloud.checkpoint.segments import Known, Segment
+from mlcloud.checkpoint.segments import Known
 from mlcloud.checkpoint.staging import Stage
-from mlcloud.checkpoint.step import (
-    FORMAT,
-    INLINE,
-    KIND,
-    CheckpointInfo,
-    Loaded,
-    Target,
-    encode_note,
-    info_of,
-)
+from mlcloud.checkpoint.step import KIND, CheckpointInfo, Loaded, Target, encode_note, info_of
+from mlcloud.checkpoint.steps import Steps
 from mlcloud.store import Store, residency
-from mlcloud.store.manifest import Manifest, canonical
-from mlcloud.store.progress import shown
 from mlcloud.widgets.series import Series
 
 if TYPE_CHECKING:
     from mlcloud.checkpoint.distributed import StoreReader, StoreWriter
 
-#: A copy of the state may take so much of the memory that is free.
-STAGE_SHARE = 0.5
 
-T = TypeVar("T")
-
-
-class Checkpoints:
+class Checkpoints(Steps):
     """A series of checkpoints.
 
     Args:
@@ -93,18 +77,19 @@ class Checkpoints:
     ) -> None:
         if isinstance(store, str):
             residency.refuse_outside(store, "checkpoints")
-        self.store = Store(store) if isinstance(store, str) else store
-        self.name = name
-        self.keep = None if keep is None else rule(keep)
         if verify not in ("blake3", "xxh3"):
             raise errors.UsageError(f"verify is 'blake3' or 'xxh3', not {verify!r}")
+        super().__init__(
+            Store(store) if isinstance(store, str) else store,
+            name,
+            None if keep is None else rule(keep),
+            report,
+        )
         self._verify_by = verify
-        self._report = report
-        self._lock = threading.Lock()
         self._known = Known(self.store)
+        self._committer = Committer(self.store, name, self._known)
         self._stage = Stage()
         self._pending: Saving | None = None
-        self.store.steps(KIND, name)  # a wrong name or URL is found here, not after hours
 
     def __repr__(self) -> str:
         return f"Checkpoints({self.store.url!r}, {self.name!r})"
@@ -213,7 +198,7 @@ class Checkpoints:
         layout = packing.plan(encoder.blobs)
         content["blobs"] = layout.places
         buffers: Callable[[], Iterable[memoryview]]
-        here = wait or not self._fits(staging.size_of(layout))
+        here = wait or not self._stage.fits(staging.size_of(layout))
         if here:
             buffers = partial(packing.buffers, layout, encoder.blobs)
         else:
@@ -225,7 +210,12 @@ class Checkpoints:
 
         def write() -> CheckpointInfo:
             with self._lock:
-                return self._save(step, content, buffers, note, began, beside=not here)
+                made, new_bytes = self._committer.commit(
+                    step, content, buffers, note, began, beside=not here
+                )
+                self.tidy()
+                seconds = time.monotonic() - began
+                return replace(info_of(made), new_bytes=new_bytes, seconds=seconds)
 
         return self._start(step, write, began, here=here)
 
@@ -237,7 +227,7 @@ class Checkpoints:
         encoder = Encoder()
         encoder.encode(dict(state), "state")
         size = staging.size_of(packing.plan(encoder.blobs))
-        if self._fits(size):
+        if self._stage.fits(size):
             self._stage.prepare(size, pinned=staging.on_gpu(encoder.blobs))
 
     def wait(self) -> None:
@@ -245,11 +235,6 @@ class Checkpoints:
         pending = self._pending
         if pending is not None:
             pending.result()
-
-    def _fits(self, size: int) -> bool:
-        """Whether a copy of the state may be made; else the training waits for the whole save."""
-        more = size - self._stage.nbytes
-        return more <= 0 or more <= psutil.virtual_memory().available * STAGE_SHARE
 
     def _start(
         self, step: int, write: Callable[[], CheckpointInfo], began: float, *, here: bool
@@ -274,101 +259,11 @@ class Checkpoints:
                 stacklevel=4,
             )
 
-    def _save(
-        self,
-        step: int,
-        content: dict[str, Any],
-        buffers: Callable[[], Iterable[memoryview]],
-        note: dict[str, Any],
-        began: float,
-        *,
-        beside: bool,
-    ) -> CheckpointInfo:
-        def write() -> tuple[Manifest, int]:
-            since = self.store.begin()
-            body, segments = self._write(content, buffers(), since, beside=beside)
-            new = body["new_bytes"]
-            body |= {**note, "seconds": time.monotonic() - began}
-            try:
-                made = self.store.commit(KIND, self.name, step, body, since=since)
-            except errors.StepExists:
-                made, new = self._settle(step, body["digest"]), 0
-            self._known.learn(segments, since)
-            return made, new
-
-        try:
-            try:
-                made, new_bytes = write()
-            except errors.Collected:  # a prune came in between: what is missing goes again
-                self._known.forget()
-                made, new_bytes = write()
-        except errors.Damaged:
-            # The committed step cannot be loaded: ours takes its place.
-            self._known.forget()
-            self.store.discard(KIND, self.name, step)
-            made, new_bytes = write()
-        self.tidy()
-        seconds = time.monotonic() - began
-        return replace(info_of(made), new_bytes=new_bytes, seconds=seconds)
-
     @contextlib.contextmanager
     def alone(self) -> Iterator[Known]:
-        """For a save that does not go by `_save`: no other writes meanwhile."""
+        """For a save that does not go by `begin_save`: no other writes meanwhile."""
         with self._lock:
             yield self._known
-
-    def tidy(self) -> None:
-        """Remove what `keep` does not want."""
-        if self.keep is not None:
-            self._remove(self.keep)
-
-    def _write(
-        self,
-        content: dict[str, Any],
-        buffers: Iterable[memoryview],
-        since: int,
-        *,
-        beside: bool,
-    ) -> tuple[dict[str, Any], list[Segment]]:
-        """Upload the chunks; returns the body that names them."""
-        total = sum(size for _, _, size in content["blobs"])
-        with shown(f"saving {self.name}", total) as told:
-            segments = self._known.write(buffers, since, beside=beside, told=told)
-        refs = [ref for segment in segments for ref in segment.refs]
-        names = [[str(ref) for ref in segment.refs] for segment in segments]
-        inline: Any = {**content, "xxh3": [segment.text() for segment in segments]}
-        text = canonical(inline)
-        digest = blake3(canonical([names, blake3(text).hexdigest()])).hexdigest()
-        if len(text) > INLINE:
-            content_refs = self.store.put_buffers([text])
-            refs = refs + content_refs
-            inline = [str(ref) for ref in content_refs]
-        body = {
-            "format": FORMAT,
-            "segments": names,
-            "content": inline,
-            "digest": digest,
-            "bytes": sum(ref.size for ref in refs),
-            # The same content twice in one state is uploaded once.
-            "new_bytes": sum({ref.hash: ref.size for ref in refs if ref.new}.values()),
-        }
-        return body, segments
-
-    def _settle(self, step: int, digest: str) -> Manifest:
-        """The step that was committed first, if it holds the same; StepExists if it does not.
-
-        Raises Damaged when it cannot be loaded.
-        """
-        found = self.store.manifest(KIND, self.name, step)
-        problems = self.store.verify(KIND, self.name, step)
-        if problems:
-            raise errors.Damaged(problems[0])
-        if found.body.get("digest") == digest:
-            return found
-        raise errors.StepExists(
-            f"step {step} of {self.name!r} in the store at {self.store.url} was committed before, "
-            "with another state; the committed one is kept. Save a later step, or use another name"
-        )
 
     # --- torch.distributed.checkpoint -------------------------------------------------------------
 
@@ -453,34 +348,6 @@ class Checkpoints:
         self._ended()
         return read(step) if step is not None else self.newest(self.steps(), read)
 
-    def newest(self, steps: list[int], read: Callable[[int], T]) -> T:
-        """What `read` gives of the newest of the steps that is undamaged."""
-        if not steps:
-            raise errors.NoCheckpoint(f"no step of {self.name!r} in the store at {self.store.url}")
-        why: list[str] = []
-        for candidate in reversed(steps):
-            try:
-                loaded = read(candidate)
-            except (errors.Damaged, errors.NoCheckpoint) as error:
-                why.append(str(error))
-                continue
-            if why:
-                self.fell_back(steps[-1], candidate, why[0])
-            return loaded
-        raise errors.Damaged(
-            f"none of the {len(steps)} steps of {self.name!r} in the store at {self.store.url} can "
-            f"be loaded; the newest: {why[0]}"
-        )
-
-    def fell_back(self, newest: int, step: int, why: str) -> None:
-        """Tell that the newest step was passed over."""
-        warnings.warn(
-            f"checkpoint {self.name!r}: step {newest} cannot be loaded ({why}); "
-            f"going back to step {step}",
-            stacklevel=4,
-        )
-        context.report({"type": "fell_back", "from": newest, "to": step, "why": why}, self._report)
-
     def _read(
         self, step: int, only: Collection[Any] | None = None, into: Target | None = None
     ) -> Loaded:
@@ -496,22 +363,7 @@ class Checkpoints:
                     self._known.forget()
         return loaded
 
-    # --- looking and tidying ----------------------------------------------------------------------
-
-    def steps(self) -> list[int]:
-        """The committed steps, in order."""
-        return self.store.steps(KIND, self.name)
-
-    def info(self) -> list[CheckpointInfo]:
-        """The committed steps with sizes, times and metrics, in order, without damaged ones."""
-        return list(self._infos())
-
-    def _infos(self) -> Iterator[CheckpointInfo]:
-        for step in self.steps():
-            try:
-                yield info_of(self.store.manifest(KIND, self.name, step))
-            except (errors.Damaged, errors.NoCheckpoint) as error:
-                warnings.warn(f"checkpoint {self.name!r}: {error}", stacklevel=3)
+    # --- looking ----------------------------------------------------------------------------------
 
     def overview(self, last: int | None = 20) -> Series:
         """The newest `last` steps (None: all) with sizes, what was new, age and metric.
@@ -530,51 +382,6 @@ class Checkpoints:
             return {"text/plain": f"{self!r}\n{type(error).__name__}: {error}"}
         return {"text/plain": repr(series), "text/html": series._repr_html_()}
 
-    def verify(self, step: int | None = None) -> list[str]:
-        """Read every chunk of a step, or of all; returns what is wrong, in words."""
-        steps = self.steps() if step is None else [step]
-        return [
-            f"step {number}: {problem}"
-            for number in steps
-            for problem in self.store.verify(KIND, self.name, number)
-        ]
-
-    def prune(self, keep: int | Keep = 5, *, sweep: bool = False) -> list[int]:
-        """Remove all steps but those to `keep`, a number of the newest or a `Keep`; returns the
-        removed ones. Steps whose manifests cannot be read stay, unless they are older than the
-        newest `keep`.
-
-        Refused unless one of the kept steps can be loaded (the newest is read and verified).
-
-        This removes manifests; their chunks go with the store's next `prune`. `sweep=True` removes
-        every chunk of the store at once that no manifest names: whoever is saving to it meanwhile
-        may have to upload once more.
-        """
-        wanted = rule(keep)
-        with self._lock:
-            removed = self._remove(wanted, verify=True)
-            if sweep:
-                self.store.prune(grace_s=0)
-        return removed
-
-    def _remove(self, keep: Keep, *, verify: bool = False) -> list[int]:
-        steps = self.steps()
-        if keep.looks:
-            infos = list(self._infos())
-            kept = keep.of(infos)
-            removed = [each.step for each in infos if each.step not in kept]
-        else:  # no manifest need be read
-            kept = set(steps[-keep.last :])
-            removed = steps[: -keep.last]
-        if verify and removed and all(self.verify(step) for step in sorted(kept, reverse=True)):
-            raise errors.Damaged(
-                f"no step of {self.name!r} that would be kept in the store at "
-                f"{self.store.url} can be loaded, so the others are kept too"
-            )
-        for step in removed:
-            self.store.discard(KIND, self.name, step)
-        return removed
-
     def show(self, step: int | None = None) -> list[Row]:
         """What a step has in it: a line for each tensor, array and plain value."""
         return rows(self.load(step))
@@ -582,6 +389,8 @@ class Checkpoints:
     def diff(self, before: int, after: int) -> list[Difference]:
         """The names whose values differ between two steps, and by how much at most."""
         return differences(self.load(before), self.load(after))
+
+    # --- other tools' files -----------------------------------------------------------------------
 
     def export(
         self,
@@ -644,19 +453,6 @@ class Checkpoints:
 
 def _again(url: str, name: str, keep: Keep | None, verify: Any) -> Checkpoints:
     return Checkpoints(url, name, keep=keep, verify=verify)
-
-
-def apply(loaded: Loaded, state: dict[Any, Any], name: str) -> None:
-    """Put a step that was read into the objects of `state`, and the random generators back."""
-    where, targets = f"step {loaded.info.step} of {name!r}", state
-    if loaded.sharded:
-        from mlcloud.checkpoint import whole
-
-        targets = whole.stand_ins(state, loaded.state, where)
-    live = dict(targets)
-    restore.restore(targets, loaded.state, where)
-    state.update({key: value for key, value in targets.items() if live[key] is not value})
-    randomness.put_back(loaded.random)
 
 
 def _in_shards(state: Any) -> bool:

@@ -49,6 +49,7 @@ class Notice:
 
     @property
     def deadline(self) -> datetime | None:
+        """When the node goes; None: nobody says so."""
         with self._lock:
             return self._deadline
 
@@ -58,6 +59,7 @@ class Notice:
             return self._number
 
     def set(self, deadline: datetime) -> None:
+        """The node goes then. Raises `ValueError` for a time without a zone."""
         if deadline.tzinfo is None:
             raise ValueError("a notice's deadline needs a time zone (UTC)")
         with self._lock:
@@ -66,6 +68,7 @@ class Notice:
                 self._number += 1
 
     def clear(self) -> None:
+        """It stays after all."""
         with self._lock:
             self._deadline = None
 
@@ -75,6 +78,7 @@ class Notice:
             return self._saves
 
     def save(self) -> None:
+        """It may go one day: loops save at their next step."""
         with self._lock:
             self._saves += 1
 

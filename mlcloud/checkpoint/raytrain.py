@@ -31,9 +31,10 @@ from typing import Any
 
 from mlcloud import errors
 from mlcloud.checkpoint import randomness
-from mlcloud.checkpoint.checkpoints import Checkpoints, apply
+from mlcloud.checkpoint.checkpoints import Checkpoints
 from mlcloud.checkpoint.codec import plain
 from mlcloud.checkpoint.front import RANKS, Front, check, distributed, own_of
+from mlcloud.checkpoint.restore import apply
 from mlcloud.checkpoint.schedule import Every
 from mlcloud.checkpoint.step import Loaded
 

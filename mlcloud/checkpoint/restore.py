@@ -23,9 +23,23 @@ from mlcloud.checkpoint import estimators, listing, objects, randomness
 from mlcloud.checkpoint.arrays import is_array, sparse_parts, takes
 from mlcloud.checkpoint.codec import ObjectState, plain, same_tuple
 from mlcloud.checkpoint.places import is_loaded
+from mlcloud.checkpoint.step import Loaded
 
 #: By the id of a live object: what was saved of it, and what stands in its place now.
 _Applied = dict[int, tuple[Any, Any]]
+
+
+def apply(loaded: Loaded, state: dict[Any, Any], name: str) -> None:
+    """Put a step that was read into the objects of `state`, and the random generators back."""
+    where, targets = f"step {loaded.info.step} of {name!r}", state
+    if loaded.sharded:
+        from mlcloud.checkpoint import whole
+
+        targets = whole.stand_ins(state, loaded.state, where)
+    live = dict(targets)
+    restore(targets, loaded.state, where)
+    state.update({key: value for key, value in targets.items() if live[key] is not value})
+    randomness.put_back(loaded.random)
 
 
 def restore(state: dict[Any, Any], saved: dict[Any, Any], where: str) -> None:

@@ -32,9 +32,10 @@ from typing import Any, Generic, TypeVar
 
 from mlcloud import errors
 from mlcloud.checkpoint import context, objects, randomness
-from mlcloud.checkpoint.checkpoints import Checkpoints, apply
+from mlcloud.checkpoint.checkpoints import Checkpoints
 from mlcloud.checkpoint.codec import Encoder, plain
 from mlcloud.checkpoint.context import Loop, RunContext
+from mlcloud.checkpoint.restore import apply
 from mlcloud.checkpoint.saver import END, Saver
 from mlcloud.checkpoint.schedule import Every, Schedule
 from mlcloud.checkpoint.step import Loaded

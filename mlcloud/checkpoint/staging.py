@@ -21,10 +21,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
+
 from mlcloud.checkpoint.arrays import Blob
 from mlcloud.checkpoint.packing import Layout
 
 PAGE = 4096
+#: A copy of the state may take so much of the memory that is free.
+SHARE = 0.5
 #: A stage grows by so much: a state that gets a little larger needs no new one each time.
 STEP_BYTES = 32 * 2**20
 TOUCH_BYTES = 8 * 2**20
@@ -45,6 +49,11 @@ class Stage:
         """How much there is, touched or being touched."""
         memory = self._memory
         return memory.nbytes if memory is not None else 0
+
+    def fits(self, size: int) -> bool:
+        """Whether a copy of `size` bytes may be made; else the training waits for its save."""
+        more = size - self.nbytes
+        return more <= 0 or more <= psutil.virtual_memory().available * SHARE
 
     def prepare(self, size: int, *, pinned: bool = False) -> None:
         """Get memory for `size` bytes ready, beside what the caller does next."""

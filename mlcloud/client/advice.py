@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from mlcloud.models import AdviceInfo, AdviceReport
+from mlcloud.cost_models import AdviceInfo, AdviceReport
 from mlcloud.units import format_usd
 from mlcloud.widgets.tables import CELL, TABLE, table
 

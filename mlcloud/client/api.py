@@ -23,9 +23,10 @@ from mlcloud.client.session import Session, main_namespace
 from mlcloud.client.spending import Spending, When
 from mlcloud.config import Settings
 from mlcloud.cost.budgets import Budget
+from mlcloud.cost_models import AdviceReport, BudgetInfo
 from mlcloud.errors import UsageError
 from mlcloud.job_models import JobId
-from mlcloud.models import AdviceReport, BudgetInfo, SessionInfo, SessionRequest
+from mlcloud.models import SessionInfo, SessionRequest
 
 if TYPE_CHECKING:
     from mlcloud.client.jobs import JobList
@@ -60,6 +61,7 @@ class Client:
 
     @property
     def url(self) -> str:
+        """Where its gateway was reached last."""
         return self._connection.address.url
 
     def look(self) -> Address | None:
@@ -68,6 +70,7 @@ class Client:
 
     @property
     def cluster(self) -> Cluster:
+        """The cluster behind it."""
         return Cluster.connected(self._connection)
 
     @property
@@ -191,6 +194,7 @@ class Client:
         return self._local(SessionInfo.model_validate(answer), None)
 
     def sessions(self) -> list[SessionInfo]:
+        """All sessions of the gateway, whosever they are."""
         return [SessionInfo.model_validate(each) for each in self._connection.get("/v1/sessions")]
 
     def jobs(self) -> JobList:
@@ -327,9 +331,9 @@ def connect(
         found = fixed(target, token or settings.token, fingerprint or settings.fingerprint)
         connection = Connection(found, embedded=False)
     else:
-        from mlcloud.client import launching
+        from mlcloud.client import elsewhere
 
-        connection = launching.connect(target, settings)
+        connection = elsewhere.connect(target, settings)
     environments.check_basics(connection)
     _default = Client(connection)
     return _default

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlcloud.cost.budgets import whose
-from mlcloud.models import BudgetInfo
+from mlcloud.cost_models import BudgetInfo
 from mlcloud.units import format_usd
 from mlcloud.widgets.tables import table
 

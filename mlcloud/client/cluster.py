@@ -9,22 +9,20 @@ connect().cluster                    the one that is connected
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcloud.client.connection import Connection
-from mlcloud.errors import ConnectionFailed, MLCloudError, NotFound
-from mlcloud.models import ClusterInfo, Notice, SessionInfo
+from mlcloud.cluster_models import ClusterInfo, Notice
+from mlcloud.errors import ConnectionFailed, NotFound
+from mlcloud.models import SessionInfo
 from mlcloud.units import format_usd, format_usd_per_hour, parse_duration
 
 if TYPE_CHECKING:
     from mlcloud.cluster.planning import Plan
     from mlcloud.cluster.specification import ChangeList, Specification
-
-LAUNCHING = "mlcloud.client.launching"
 
 
 class Cluster:
@@ -108,6 +106,7 @@ class Cluster:
 
     @property
     def name(self) -> str:
+        """As its specification has it; `NotFound` as there."""
         return self.specification.name
 
     def to_yaml(self) -> str:
@@ -135,7 +134,9 @@ class Cluster:
 
             found = local.running()
         else:
-            found = self._launching("running")(self.specification)
+            from mlcloud.client import notes
+
+            found = notes.running(self.specification)
         if found is None:
             raise NotFound(f"cluster {self.name!r} is not up: there is nothing to compare with")
         return changes(found, self.specification)
@@ -160,10 +161,11 @@ class Cluster:
             if applied:
                 print(f"applied to the running cluster {self.name}:\n{applied!r}")
         else:
+            from mlcloud.client import launching
             from mlcloud.client.planning import check_sold
 
             check_sold(self.specification)
-            self._connection = self._launching("up")(self.specification)
+            self._connection = launching.up(self.specification)
         api.use(self._connection)
         return self.status()
 
@@ -175,7 +177,9 @@ class Cluster:
 
             down(Settings())
         elif self._specification is not None:
-            self._launching("down")(self._specification)
+            from mlcloud.client import launching
+
+            launching.down(self._specification)
         else:
             self._reached().post("/v1/down")
 
@@ -184,21 +188,6 @@ class Cluster:
         if self._specification is None:
             return self._connection is not None and self._connection.embedded
         return self._specification.cloud == "local"
-
-    def _launching(self, name: str) -> Callable[..., Any]:
-        """What brings up clusters on real clouds."""
-        try:
-            found: Callable[..., Any] | None = getattr(import_module(LAUNCHING), name, None)
-        except ModuleNotFoundError as error:
-            if error.name != LAUNCHING:
-                raise
-            found = None
-        if found is None:
-            raise MLCloudError(
-                f"this version cannot do that on {self.specification.cloud!r} yet; "
-                "cluster.plan() works, and cloud='local' rehearses it at no cost"
-            )
-        return found
 
     def _reached(self) -> Connection:
         """The connection to its gateway; one that is up is found, none is started."""
@@ -209,7 +198,9 @@ class Cluster:
 
             self._connection = local.connection()
         else:
-            self._connection = self._launching("connect")(self.specification)
+            from mlcloud.client import elsewhere
+
+            self._connection = elsewhere.connect(self.specification)
         if self._connection is None:
             raise ConnectionFailed(f"cluster {self.name!r} is not up: cluster.up() starts it")
         return self._connection

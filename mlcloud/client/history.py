@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlcloud.models import Boundary
+from mlcloud.saved_models import Boundary
 from mlcloud.units import format_bytes
 from mlcloud.widgets.tables import table
 

@@ -54,6 +54,7 @@ class ItemResult:
         return self._jobs._value(entry)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for it: what it raised, or None. Raises TimeoutError after `timeout` seconds."""
         try:
             self.result(timeout)
         except TimeoutError:
@@ -63,6 +64,7 @@ class ItemResult:
         return None
 
     def done(self) -> bool:
+        """Whether it has ended, or failed. Does not wait."""
         return self._jobs._entry_now(self.number) is not None
 
     def logs(self) -> str:
@@ -149,7 +151,8 @@ class Jobs(Handle):
         return all_results().__await__()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The `PartialFailure` that `result` would raise, None where nothing failed."""
+        """The `PartialFailure` that `result` would raise, None where nothing failed. Waits for all;
+        raises TimeoutError after `timeout` seconds."""
         try:
             self.result(timeout)
         except TimeoutError:
@@ -179,6 +182,7 @@ class Jobs(Handle):
             return super().wait(timeout)
 
     def cancel(self) -> bool:
+        """Stop it, wherever it is: nothing of it is sent any more. False where it had ended."""
         if self._feeder is not None:
             self._feeder.stop()
         return super().cancel()

@@ -29,8 +29,6 @@ from mlcloud.cluster.startup import Startup
 from mlcloud.errors import MLCloudError, UsageError
 from mlcloud.units import parse_duration
 
-CATALOGUE = "mlcloud.cost.catalogue"
-
 
 def plan(
     target: object = None,
@@ -114,7 +112,9 @@ def offers_of(specification: Specification) -> list[Offer]:
         from mlcloud.cluster.clouds.kubernetes import selling
 
         return selling.offers(specification)
-    found: list[Offer] | None = _from_catalogue("offers", specification.cloud, None)
+    from mlcloud.cost import catalogue
+
+    found = catalogue.offers(specification.cloud, None)
     if not found:
         raise MLCloudError(
             f"no prices of {specification.cloud} are known to this version: nothing can be ranked"
@@ -133,23 +133,16 @@ def check_sold(specification: Specification) -> None:
 
 def known_regions(cloud: str) -> Collection[str] | None:
     """The regions that a cloud has, as far as the catalogue tells."""
-    return _from_catalogue("regions", cloud) if cloud in IN_REGIONS else None
+    from mlcloud.cost import catalogue
 
-
-def _from_catalogue(name: str, *arguments: Any) -> Any:
-    """None where there is no catalogue, or none that knows this."""
-    try:
-        ask: Callable[..., Any] | None = getattr(import_module(CATALOGUE), name, None)
-    except ModuleNotFoundError as error:
-        if error.name != CATALOGUE:
-            raise
-        return None
-    return None if ask is None else ask(*arguments)
+    return catalogue.regions(cloud) if cloud in IN_REGIONS else None
 
 
 def specification_of(
     target: object, cloud: str | None, regions: Collection[str] | None
 ) -> Specification:
+    """What a plan is of: a file, a `Cluster`, a specification, or None and a cloud. Raises
+    `UsageError` for anything else."""
     found = getattr(target, "specification", target)
     if isinstance(found, (str, Path)):
         found = load(found)
@@ -171,8 +164,9 @@ def specification_of(
 def _anywhere(cloud: str, regions: tuple[str, ...]) -> Specification:
     """A cloud without a cluster: every region that its prices are known of, where none is named."""
     if not regions and cloud in IN_REGIONS:
-        offers = _from_catalogue("offers", cloud, None) or []
-        regions = tuple(sorted({offer.region for offer in offers}))
+        from mlcloud.cost import catalogue
+
+        regions = tuple(sorted({offer.region for offer in catalogue.offers(cloud, None)}))
         if not regions:
             raise MLCloudError(
                 f"no prices of {cloud} are known to this version: nothing can be ranked"

@@ -2,7 +2,7 @@
 
     up    who the head is, its service and policy, its script (a secret), the wheel (config maps)
           ─► RayCluster ─► the operator makes the head's pod ─► its gateway listens
-          of a cluster that is there: what differs is its gateway's to apply (`launching`), and all
+          of a cluster that is there: what differs is its gateway's to apply (`changing`), and all
           of this is told what runs then, for the next head
     down  the gateway saves and ends ─► all that carries the cluster's labels is removed
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from mlcloud.client import launching
+from mlcloud.client import elsewhere, notes
 from mlcloud.client.tunnel import free_port, is_free
 from mlcloud.cluster import ssh
 from mlcloud.config import Settings
@@ -31,7 +31,7 @@ def chosen(name: str | None, settings: Settings) -> str:
         name = settings.url
     if name is not None:
         return name
-    there = launching.known(settings)
+    there = notes.known(settings)
     if len(there) != 1:
         raise UsageError(f"which cluster? --cluster NAME; there are: {', '.join(there) or 'none'}")
     return there[0]
@@ -42,10 +42,10 @@ def target(where: str | None, name: str, settings: Settings) -> ssh.Target:
 
     Raises `NotFound`, naming what there is, and `Conflict` for a session that has no node now.
     """
-    note = launching.note_of(name, settings)
+    note = notes.note_of(name, settings)
     if where is None or where == "head":
         return note.target(settings)
-    connection = launching.connect(name, settings)
+    connection = elsewhere.connect(name, settings)
     nodes = connection.get("/v1/nodes")
     found = next((each for each in nodes if where in (each["id"], each["zone"])), None)
     found = found or next((each for each in nodes if where in each["sessions"]), None)

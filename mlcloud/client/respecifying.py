@@ -21,8 +21,8 @@ from mlcloud.cluster.specification import (
     specify,
     split,
 )
+from mlcloud.cluster_models import SpecificationInfo
 from mlcloud.errors import Conflict
-from mlcloud.models import SpecificationInfo
 
 PATH = "/v1/specification"
 #: What the head of a cluster elsewhere is told anew (`HeadRequest`), of what is to be in force.

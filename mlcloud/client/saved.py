@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from mlcloud.models import SavedState, SessionInfo, Variable
+from mlcloud.models import SessionInfo
+from mlcloud.saved_models import SavedState, Variable
 from mlcloud.units import format_bytes, format_seconds
 from mlcloud.widgets.tables import TABLE, table
 

@@ -33,7 +33,8 @@ from mlcloud.client.secrets import SessionSecrets
 from mlcloud.client.shipping import LocalSide, Row
 from mlcloud.cost.budgets import Limit
 from mlcloud.errors import UsageError
-from mlcloud.models import Boundary, ExecutionInfo, Rewound, SavedState, SessionInfo
+from mlcloud.models import ExecutionInfo, SessionInfo
+from mlcloud.saved_models import Boundary, Rewound, SavedState
 from mlcloud.values import pickling as values
 from mlcloud.values.messages import Group, Return, Shipment
 

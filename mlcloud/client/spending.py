@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcloud.client.connection import Connection
+from mlcloud.cost_models import CostRow, Costs, DataMoved
 from mlcloud.errors import UsageError
-from mlcloud.models import CostRow, Costs, DataMoved
 from mlcloud.units import format_usd, format_usd_per_hour, parse_duration
 from mlcloud.widgets.tables import table
 
@@ -303,6 +303,7 @@ class Reconciliation:
 
     @property
     def unexplained_usd(self) -> Decimal:
+        """Of all days, dollars: theirs less ours, less what is explained."""
         return sum((day.unexplained for day in self.days), Decimal(0))
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:

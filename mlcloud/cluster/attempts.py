@@ -8,11 +8,11 @@ when that offer is left alone.
 
 How long an offer is left alone follows from why it could not be had:
 
-    no capacity   the book's cool-down, twice as long each time in a row, an hour at most
+    no capacity   `offer_cooldown`, twice as long each time in a row, an hour at most
     quota         an hour: somebody must raise it; all zones of the region, for this type and market
     undersized    a day, in every zone: the type itself is not what its row says
     refused       an hour: the request itself is not taken
-    failed        the cool-down: it started, and never joined
+    failed        `offer_cooldown`: it started, and never joined
 """
 
 from __future__ import annotations

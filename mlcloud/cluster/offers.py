@@ -6,8 +6,8 @@
                     walk(): those that dominate the shape, cheapest first,
                             without the ones that are cooling down
                             │
-              the cloud launches the first; "no capacity" ──► OfferBook.cool(): skip it for
-                                                              a while, remember why, walk again
+              the cloud launches the first; "no capacity" ──► `attempts`: skip it for a while,
+                                                              remember why, walk again
 
 An offer *dominates* a shape when it has at least the CPUs and the memory, and at least as many of
 the very accelerator that was named. Where only the price decides, on-demand goes first at equal
@@ -23,14 +23,13 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from mlcloud.errors import NoSuchResources, UsageError
 from mlcloud.units import (
     format_bytes,
-    format_seconds,
     format_usd_per_hour,
     parse_gpu,
     parse_size,
@@ -41,9 +40,6 @@ Market = Literal["spot", "on-demand"]
 MARKETS: tuple[Market, ...] = ("spot", "on-demand")
 
 _RANK = operator.attrgetter("rank")
-
-#: How long an offer is left alone after the cloud had none of it.
-COOLDOWN = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -206,83 +202,32 @@ def _fitting(offers: Iterable[Offer], shape: Shape) -> list[Offer]:
     return large if shape.accelerator is None else [o for o in large if o.dominates(shape)]
 
 
-class OfferBook:
-    """A cluster's offers, with what the clouds had none of lately.
+def require(offers: Iterable[Offer], shape: Shape, market: Market | None = None) -> None:
+    """Raises `NoSuchResources`, naming what can be had, unless some offer fits `shape`."""
+    sold = sorted(offers, key=_RANK)
+    if not any(o.dominates(shape) and _allows(market, o) for o in sold):
+        raise NoSuchResources(_refusal(sold, shape, market))
 
-    `cool()` after a refused launch; `walk()` then passes over it until its time is up.
-    """
 
-    def __init__(self, offers: Iterable[Offer], *, cooldown: timedelta = COOLDOWN) -> None:
-        # In order already, each walk has little left to sort.
-        self.offers = tuple(sorted(offers, key=_RANK))
-        self.cooldown = cooldown
-        self._cooldowns: dict[OfferKey, Cooldown] = {}
-
-    def walk(self, shape: Shape, market: Market | None, now: datetime) -> list[Offer]:
-        """The offers to try now. Empty means that all that fit are cooling down.
-
-        Raises `NoSuchResources` where no offer fits, now or later.
-        """
-        self.require(shape, market)
-        return walk(self.offers, shape, market, self._cooldowns, now)
-
-    def require(self, shape: Shape, market: Market | None = None) -> None:
-        """Raises `NoSuchResources`, naming what can be had, unless some offer fits `shape`."""
-        if not any(o.dominates(shape) and _allows(market, o) for o in self.offers):
-            raise NoSuchResources(self._refusal(shape, market))
-
-    def cool(
-        self, offer: Offer, reason: str, now: datetime, *, lasts: timedelta | None = None
-    ) -> Cooldown:
-        """Leave `offer` alone for `lasts` (the book's `cooldown` by default). A longer cool-down
-        already there stays."""
-        cooldown = Cooldown(now + (self.cooldown if lasts is None else lasts), reason)
-        present = self._cooldowns.get(key_of(offer))
-        if present is None or present.until < cooldown.until:
-            self._cooldowns[key_of(offer)] = cooldown
-        return self._cooldowns[key_of(offer)]
-
-    def warm(self, offer: Offer) -> None:
-        """Take `offer` up again: it has just been had."""
-        self._cooldowns.pop(key_of(offer), None)
-
-    def cooling(self, now: datetime) -> dict[OfferKey, Cooldown]:
-        """What is left alone at `now`, and why."""
-        self._cooldowns = {k: c for k, c in self._cooldowns.items() if now < c.until}
-        return dict(self._cooldowns)
-
-    def explain(self, shape: Shape, market: Market | None, now: datetime) -> str:
-        """One line for each fitting offer that is cooling down, the soonest back first."""
-        cooling = self.cooling(now)
-        waiting = sorted(
-            (cooling[key_of(offer)].until, str(offer), cooling[key_of(offer)].reason)
-            for offer in walk(self.offers, shape, market, {}, now)
-            if key_of(offer) in cooling
-        )
-        return "\n".join(
-            f"{offer}: {reason}; tried again in {format_seconds(until - now)}"
-            for until, offer, reason in waiting
-        )
-
-    def _refusal(self, shape: Shape, market: Market | None) -> str:
-        sold = [o for o in self.offers if _allows(market, o)]
-        gpus = sorted({o.gpu for o in sold if o.gpu})
-        asked = f"{shape}{' on demand' if market == 'on-demand' else ''}"
-        if not sold:
-            return f"no offer for {asked}: the cluster has no such offers at all"
-        if shape.accelerator:
-            names = {o.accelerator for o in sold if o.accelerator}
-            if shape.accelerator.casefold() not in {name.casefold() for name in names}:
-                return (
-                    f"no offer for {asked}: this cluster has no {shape.accelerator}; "
-                    f"its GPUs are {', '.join(gpus) or 'none'}{suggest(shape.accelerator, names)}"
-                )
-        kinds = {
-            o.instance_type: f"{o.instance_type} ({o.gpu + ', ' if o.gpu else ''}{o.cpus:g} CPUs, "
-            f"{format_bytes(o.memory_bytes, binary=True)})"
-            for o in sorted(sold, key=lambda o: o.usd_per_hour)
-        }
-        return f"no offer for {asked}: this cluster has {', '.join(kinds.values())}"
+def _refusal(offers: Iterable[Offer], shape: Shape, market: Market | None) -> str:
+    sold = [o for o in offers if _allows(market, o)]
+    gpus = sorted({o.gpu for o in sold if o.gpu})
+    asked = f"{shape}{' on demand' if market == 'on-demand' else ''}"
+    if not sold:
+        return f"no offer for {asked}: the cluster has no such offers at all"
+    if shape.accelerator:
+        names = {o.accelerator for o in sold if o.accelerator}
+        if shape.accelerator.casefold() not in {name.casefold() for name in names}:
+            return (
+                f"no offer for {asked}: this cluster has no {shape.accelerator}; "
+                f"its GPUs are {', '.join(gpus) or 'none'}{suggest(shape.accelerator, names)}"
+            )
+    kinds = {
+        o.instance_type: f"{o.instance_type} ({o.gpu + ', ' if o.gpu else ''}{o.cpus:g} CPUs, "
+        f"{format_bytes(o.memory_bytes, binary=True)})"
+        for o in sorted(sold, key=lambda o: o.usd_per_hour)
+    }
+    return f"no offer for {asked}: this cluster has {', '.join(kinds.values())}"
 
 
 def _allows(market: Market | None, offer: Offer) -> bool:

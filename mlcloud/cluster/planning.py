@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
 from mlcloud.cluster.clouds import tags
 from mlcloud.cluster.clouds.base import CloudSettings, CloudThatPlans, LaunchRequest
-from mlcloud.cluster.offers import Offer, OfferBook
+from mlcloud.cluster.offers import Offer, require
+from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import NodeType
 from mlcloud.cluster.specification import Head, NodeGroup, Specification
 from mlcloud.cluster.specification.places import IN_REGIONS
@@ -132,7 +133,7 @@ class Plan:
             "image": settings.image or "the cloud's own",
             "disk_gb": settings.disk_gb,
             "ray": {"node_type": request.node_type, "resources": request.resources},
-            "tags": tags.of_node(settings, row.offer, request, _now()),
+            "tags": tags.of_node(settings, row.offer, request, now()),
             "max_lifetime_s": settings.lifetime_s,
             "request": body,
             **({"request_unknown": unknown} if unknown else {}),
@@ -199,7 +200,7 @@ def plan(
     `hours` of work are estimated. `history` has, by instance type, what this cluster's nodes took
     from asking to the first cell. Raises `NoSuchResources` where nothing fits a group.
     """
-    today = today or _now().date()
+    today = today or now().date()
     may_be = [offer for offer in offers if specification.allows(offer)]
     same: dict[tuple[str, str], list[Offer]] = {}
     for offer in may_be:
@@ -222,9 +223,7 @@ def plan(
             if group is None or group.takes(offer)
         ]
         if not found and group is not None:
-            OfferBook(may_be).require(
-                group.shape, "on-demand" if group.market == "on-demand" else None
-            )
+            require(may_be, group.shape, "on-demand" if group.market == "on-demand" else None)
         rows += sorted(found, key=_order)
     notes = list(_notes(specification, rows, may_be))
     return Plan(specification, hours, rows, notes, showing)
@@ -248,7 +247,7 @@ def machines(specification: Specification) -> list[Offer]:
             usd_per_hour=each.usd_per_hour,
             simulated=False,
             source="the cluster's specification",
-            as_of=_now().date(),
+            as_of=now().date(),
         )
         found.append(offer)
     return found
@@ -401,7 +400,3 @@ def _seconds(value: timedelta) -> str:
 
 def _written(value: Decimal | None) -> str | None:
     return None if value is None else f"{value.quantize(Decimal('0.000001')).normalize():f}"
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)

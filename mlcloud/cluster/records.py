@@ -27,6 +27,7 @@ _FIELDS = {each.name for each in fields(Instance)}
 
 
 def now() -> datetime:
+    """Time is UTC, everywhere."""
     return datetime.now(timezone.utc)
 
 

@@ -21,10 +21,10 @@ from mlcloud.cost import catalogue
 from mlcloud.cost.advice import Facts, SessionFacts, advise
 from mlcloud.cost.advice.own import read_own
 from mlcloud.cost.ledger import Ledger
+from mlcloud.cost_models import AdviceInfo, AdviceReport
 from mlcloud.errors import MLCloudError
 from mlcloud.gateway import entries
 from mlcloud.gateway.billing import is_worker
-from mlcloud.models import AdviceInfo, AdviceReport
 
 if TYPE_CHECKING:
     from mlcloud.gateway.core import Gateway

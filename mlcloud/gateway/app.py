@@ -1,6 +1,6 @@
 """The gateway's routes: `/v1/...` for users and agents, one WebSocket a session, `/healthz`.
 
-OpenAPI is the contract: every route is described by the models of `mlcloud/models.py`, every error
+OpenAPI is the contract: every route is described by models of `mlcloud/*models.py`, every error
 is an `ErrorBody` whose `code` is a class of `mlcloud.errors`.
 """
 
@@ -23,7 +23,17 @@ from starlette.exceptions import HTTPException
 
 from mlcloud import errors
 from mlcloud.cluster.records import now
+from mlcloud.cluster_models import (
+    ClusterInfo,
+    FailureReport,
+    Heartbeat,
+    NodeInfo,
+    Notice,
+    NoticeReport,
+    PreemptRequest,
+)
 from mlcloud.cost.budgets import Limit
+from mlcloud.cost_models import AdviceReport, BudgetInfo, BudgetRequest, Costs, Spend
 from mlcloud.environment import index
 from mlcloud.gateway import (
     advising,
@@ -46,40 +56,30 @@ from mlcloud.gateway.costs import MOST_ROWS
 from mlcloud.gateway.jobs import routes as job_routes
 from mlcloud.gateway.payers import scope
 from mlcloud.models import (
-    AdviceReport,
-    Boundary,
-    BudgetInfo,
-    BudgetRequest,
-    CheckpointStep,
-    ClusterInfo,
     CompleteAnswer,
     CompleteRequest,
-    Costs,
     ErrorBody,
     ExecutionInfo,
-    FailureReport,
-    ForkRequest,
     Health,
-    Heartbeat,
     InspectAnswer,
     InspectRequest,
     LogPage,
     NodeFacts,
-    NodeInfo,
-    Notice,
-    NoticeReport,
-    PreemptRequest,
-    RestoreRequest,
-    Rewound,
     RunRequest,
-    SavedState,
     SecretInfo,
     SecretsRequest,
-    SeriesInfo,
     SessionInfo,
     SessionRequest,
     ShapeRequest,
-    Spend,
+)
+from mlcloud.saved_models import (
+    Boundary,
+    CheckpointStep,
+    ForkRequest,
+    RestoreRequest,
+    Rewound,
+    SavedState,
+    SeriesInfo,
 )
 
 STATUS: list[tuple[type[errors.MLCloudError], int]] = [

@@ -31,12 +31,13 @@ from sqlalchemy import delete, insert, select
 from mlcloud.cluster.records import now
 from mlcloud.cost.budgets import ALERTS, Limit, Look, check_scope
 from mlcloud.cost.budgets import look as look_at
+from mlcloud.cost_models import BudgetInfo
 from mlcloud.errors import BudgetExceeded, MLCloudError, UsageError
 from mlcloud.gateway import db, hosting
 from mlcloud.gateway.billing import is_worker
 from mlcloud.gateway.buying import Buying
 from mlcloud.gateway.payers import CLUSTER, Payers, job_scope
-from mlcloud.models import BudgetInfo, SessionState
+from mlcloud.models import SessionState
 from mlcloud.units import format_usd, format_usd_per_hour
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from mlcloud.checkpoint.step import KIND
-from mlcloud.models import CheckpointStep, SeriesInfo
+from mlcloud.saved_models import CheckpointStep, SeriesInfo
 from mlcloud.store import Store
 
 if TYPE_CHECKING:

@@ -24,9 +24,11 @@ from mlcloud.cluster.headspec import HeadSpec
 from mlcloud.cluster.notices.clouds import ENDPOINTS
 from mlcloud.cluster.preemptions import Preemptions
 from mlcloud.cluster.records import now
+from mlcloud.cluster_models import AttemptInfo, ClusterInfo, NodeInfo, NodeUse
 from mlcloud.config import Settings
 from mlcloud.cost.least import Least
 from mlcloud.cost.ledger import NodeSpan, PriceChange
+from mlcloud.cost_models import Spend
 from mlcloud.errors import MLCloudError, NotFound, StoreError
 from mlcloud.gateway.billing import Billing, is_worker
 from mlcloud.gateway.budgets import Budgets
@@ -52,7 +54,7 @@ from mlcloud.gateway.traffic import Traffic
 from mlcloud.gateway.upkeep import Upkeep
 from mlcloud.gateway.usage import UsageTable
 from mlcloud.gateway.vault import Vault
-from mlcloud.models import AttemptInfo, ClusterInfo, ExecutionInfo, NodeInfo, NodeUse, Spend
+from mlcloud.models import ExecutionInfo
 from mlcloud.store import Signer, Store, load_or_create_key
 
 log = logging.getLogger(__name__)

@@ -23,13 +23,13 @@ from sqlalchemy import Engine, select
 from mlcloud.cluster.records import now
 from mlcloud.cost.estimates import DataSeen, estimates
 from mlcloud.cost.shares import NO_AMOUNT, Amount, Share, Sums, day_of, midnight, shares
+from mlcloud.cost_models import CostEstimate, CostNode, CostRow, Costs, DataMoved
 from mlcloud.errors import UsageError
 from mlcloud.gateway import db
 from mlcloud.gateway.billing import Billing
 from mlcloud.gateway.jobs import tables as job_tables
 from mlcloud.gateway.payers import job_scope
 from mlcloud.gateway.traffic import Moved, Traffic, data_usd, total
-from mlcloud.models import CostEstimate, CostNode, CostRow, Costs, DataMoved
 from mlcloud.store import Store
 from mlcloud.units import suggest
 

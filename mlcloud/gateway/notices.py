@@ -27,9 +27,9 @@ from mlcloud.cluster.notices.notice import LIFETIME
 from mlcloud.cluster.records import now
 
 if TYPE_CHECKING:
+    from mlcloud.cluster_models import NoticeReport
     from mlcloud.gateway.embedded import EmbeddedCluster
     from mlcloud.gateway.sessions import Sessions
-    from mlcloud.models import NoticeReport
 
 log = logging.getLogger(__name__)
 OURS = (LIFETIME, "region")  # a node that this cluster gives back itself

@@ -154,9 +154,9 @@ def routes(store: Store) -> APIRouter:
 
     @router.post("/missing")
     async def missing_objects(names: ObjectNames) -> ObjectNames:
-        refs = [_ref(name) for name in names.names]
+        refs = [ChunkRef.of_short(name) for name in names.names]
         missing = await asyncio.to_thread(store.wanted, refs)
-        return ObjectNames(names=[f"{ref.hash}:{ref.size}" for ref in missing])
+        return ObjectNames(names=[ref.short for ref in missing])
 
     @router.head("/{digest}")
     async def has_object(digest: Digest) -> Response:
@@ -175,8 +175,3 @@ def routes(store: Store) -> APIRouter:
         await objects.put(digest, request)
 
     return router
-
-
-def _ref(name: str) -> ChunkRef:
-    digest, _, size = name.partition(":")
-    return ChunkRef(digest, int(size))

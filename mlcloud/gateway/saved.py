@@ -12,7 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from mlcloud.gateway.snapshots import cannot_survive
-from mlcloud.models import SavedState, Variable
+from mlcloud.saved_models import SavedState, Variable
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session

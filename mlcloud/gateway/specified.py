@@ -37,6 +37,7 @@ from mlcloud.cluster.specification import (
     specify,
     split,
 )
+from mlcloud.cluster_models import PackagesRequest, SpecificationInfo, SpecificationRequest
 from mlcloud.config import Settings
 from mlcloud.environment import index
 from mlcloud.errors import Conflict
@@ -45,12 +46,7 @@ from mlcloud.gateway.billing import is_worker
 from mlcloud.gateway.given import Given
 from mlcloud.gateway.notices import Leaving
 from mlcloud.gateway.payers import CLUSTER
-from mlcloud.models import (
-    EnvironmentSpec,
-    PackagesRequest,
-    SpecificationInfo,
-    SpecificationRequest,
-)
+from mlcloud.models import EnvironmentSpec
 
 if TYPE_CHECKING:
     from mlcloud.gateway.core import Gateway

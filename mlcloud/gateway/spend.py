@@ -18,8 +18,8 @@ from typing import Protocol
 
 from mlcloud.cost.ledger import Ledger
 from mlcloud.cost.meter import charges, cluster_cost, to_usd
+from mlcloud.cost_models import Spend, SpendOf
 from mlcloud.errors import UsageError
-from mlcloud.models import Spend, SpendOf
 
 #: A node's or a session's end is entered within so much of it.
 SETTLED = timedelta(minutes=5)

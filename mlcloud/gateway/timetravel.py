@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlcloud.errors import Conflict, Damaged, MLCloudError, NotFound
 from mlcloud.gateway import restoring
-from mlcloud.models import Boundary, Rewound
+from mlcloud.saved_models import Boundary, Rewound
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Session

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 
 from mlcloud.board import Board
 from mlcloud.cluster.records import now
-from mlcloud.models import ClusterInfo
+from mlcloud.cluster_models import ClusterInfo
 
 if TYPE_CHECKING:
     from mlcloud.gateway.core import Gateway

@@ -36,7 +36,6 @@ from mlcloud.values.reducers import Classes
 from mlcloud.values.secrets import Secrets
 
 TELL_S = 0.02
-_NAMESPACE = "__mlcloud_job__"
 
 # Its number, the packed call, results of other jobs that it needs; and for a member of a population
 # the item whose checkpoint it begins with.
@@ -340,10 +339,10 @@ class Runner:
         return self._store
 
     def _put(self, data: Any) -> list[str]:
-        return [f"{ref.hash}:{ref.size}" for ref in self._open().put_buffers([data])]
+        return [ref.short for ref in self._open().put_buffers([data])]
 
     def _get(self, names: list[str]) -> Any:
-        refs = [ChunkRef.parse(f"blake3:{name}") for name in names]
+        refs = [ChunkRef.of_short(name) for name in names]
         return self._open().get_buffer(refs)
 
 

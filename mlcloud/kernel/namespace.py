@@ -1,11 +1,12 @@
 """The session's side of the shared names: takes a `Shipment` in, tells a `Return` what changed.
 
     load(shipment)       look at the names it would replace: if one changed since the notebook last
-                         saw it, NameConflict and nothing done; else imports, deletions, unpickle
-                         everything, then bind everything
+                         saw it, NameConflict and nothing done (`accepting`); else imports,
+                         deletions, unpickle everything, then bind everything
     collect(shipment)    look at every shared name, those the cell binds, and new ones: another
                          digest is a new version; group names that share objects; return what the
                          notebook has not seen: groups up to `max_return` by value, else a preview
+                         (`returning`)
 
 What a version is, and how a change is found, is `versions`; `dump` writes the whole namespace down
 for a snapshot, and reads it back.
@@ -15,21 +16,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import types
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlcloud import errors
 from mlcloud.kernel import dump
+from mlcloud.kernel.accepting import Acceptance
 from mlcloud.kernel.choice import Choice, Chosen
 from mlcloud.kernel.dump import Dumped
 from mlcloud.kernel.imports import imported, is_importable
 from mlcloud.kernel.mentions import EVERYTHING, used_by
 from mlcloud.kernel.recipes import CellRun, Recipes
+from mlcloud.kernel.returning import Returning
 from mlcloud.kernel.tracking import ALL, CHEAP_S, Later, Tracking
 from mlcloud.kernel.versions import Versions
-from mlcloud.values import messages, userdata
+from mlcloud.values import userdata
 from mlcloud.values.digests import Known
 from mlcloud.values.messages import (
     Group,
@@ -43,7 +45,7 @@ from mlcloud.values.messages import (
 )
 from mlcloud.values.pickled import Ref
 from mlcloud.values.preview import describe
-from mlcloud.values.scan import Scan, label, unpack
+from mlcloud.values.scan import Scan, unpack
 
 __all__ = ["Dumped", "RemoteSide"]
 
@@ -57,7 +59,6 @@ class _Run:
     before: set[str] = field(default_factory=set)
     loaded: dict[str, int] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
-    left: set[str] = field(default_factory=set)  # deletions not made: the cell binds the name
 
 
 @contextlib.contextmanager
@@ -121,9 +122,10 @@ class RemoteSide:
         self._tracking.let_go()
         if shipment.epoch not in (None, self.epoch) and not self.follows:
             raise errors.Conflict("the session's kernel was started anew: prepare the cell again")
-        run = _Run()
-        groups = self._accepted(shipment, run) if shipment.groups else []
-        imports, deletes = self._accepted_names(shipment, run)
+        accepted = Acceptance(shipment, self._versions, follows=self.follows)
+        groups = accepted.groups()
+        imports, deletes = accepted.names()
+        run = _Run(loaded=accepted.loaded, kept=accepted.kept)
         modules = [(entry, imported(entry)) for entry in imports]
         refs: list[Any] = []
         verified = Known()  # memory whose content's name is known: it need not be hashed again
@@ -145,104 +147,6 @@ class RemoteSide:
         self._runs[shipment.id] = run
         while len(self._runs) > PENDING:
             del self._runs[next(iter(self._runs))]
-
-    def _accepted(self, shipment: Shipment, run: _Run) -> list[Group]:
-        """The groups to load: not those that are here already, nor those the user gave up."""
-        versions = self._versions
-        keys = [key for group in shipment.groups for key in group.keys if versions.has(key)]
-        scan = versions.refresh(keys, hash_new=True)
-        accepted, clashes = [], []
-        for group in shipment.groups:
-            if all(self._is_in_step(key, shipment) for key in group.keys):
-                accepted.append(group)  # it has seen all of this side's, and sends something else
-                continue
-            if all(self._holds(key, group) for key in group.keys):
-                run.loaded.update({key: versions.entry(key).version for key in group.keys})
-                continue
-            if all(self._came_from(key, group, shipment) for key in group.keys):
-                # Sent before, and changed here since: the notebook only missed what came of it.
-                run.loaded.update({key: versions.entry(key).loaded for key in group.keys})
-                continue
-            newer = [key for key in group.keys if self._is_newer(key, group, shipment, scan)]
-            if not newer or not set(group.keys).isdisjoint(shipment.force):
-                accepted.append(group)
-            elif set(group.keys) <= set(shipment.optional):
-                continue  # the cell is about to bind it: what is here now is in nobody's way
-            elif shipment.keep_remote:
-                run.kept.update(newer)
-                if not any(map(class_id, newer)):  # loading would replace the class
-                    accepted.append(group)
-            elif self.follows:
-                accepted.append(group)  # as rank 0 does, which the notebook knows
-            else:
-                clashes += [
-                    label(scan.value(key), key) if versions.has(key) else key for key in newer
-                ]
-        if clashes:
-            raise messages.name_conflict(clashes)
-        return accepted
-
-    def _is_in_step(self, key: str, shipment: Shipment) -> bool:
-        """Whether the notebook has seen this side's present value."""
-        entry = self._versions.entries.get(key)
-        return entry is not None and entry.version == shipment.known.get(key, 0)
-
-    def _holds(self, key: str, group: Group) -> bool:
-        """Whether what the notebook sends is what this side has, unchanged."""
-        entry = self._versions.entries.get(key)
-        if entry is None or not self._versions.has(key):
-            return False
-        if entry.source == group.digest and entry.loaded == entry.version:
-            return True
-        same = entry.kind == "value" and entry.digest == group.digests[key]
-        return same and len(group.keys) == 1
-
-    def _came_from(self, key: str, group: Group, shipment: Shipment) -> bool:
-        """Whether this side's value grew out of this very group from this very notebook."""
-        entry = self._versions.entries.get(key)
-        if entry is None or not self._versions.has(key) or key in shipment.force:
-            return False
-        return entry.source == group.digest and entry.sender == shipment.sender
-
-    def _is_newer(self, key: str, group: Group, shipment: Shipment, scan: Scan) -> bool:
-        """Whether this side has a value that the notebook has not seen."""
-        if not self._versions.has(key):
-            return False  # gone here, changed there: the change is what there is to keep
-        entry = self._versions.entries.get(key)
-        if entry is not None and entry.version <= shipment.known.get(key, 0):
-            return False
-        mine = scan.pickled.get(key)
-        if mine is None or (entry is not None and entry.kind == "remote"):
-            return True
-        return mine.digest != group.digests[key]
-
-    def _accepted_names(self, shipment: Shipment, run: _Run) -> tuple[list[Import], list[str]]:
-        """The imports and deletions to do: they too must not replace a value unseen."""
-        clashes = []
-        for entry in shipment.imports:
-            mine = self.namespace.get(entry.name)
-            known = self._versions.entries.get(entry.name)
-            seen = known is not None and known.version <= shipment.known.get(entry.name, 0)
-            if mine is None or isinstance(mine, types.ModuleType) or seen:
-                continue
-            if shipment.keep_remote:
-                run.kept.add(entry.name)
-            elif entry.name not in shipment.force:
-                clashes.append(entry.name)
-        for name in shipment.deletes:
-            known = self._versions.entries.get(name)
-            if name not in self.namespace or known is None:
-                continue
-            self._versions.refresh([name])
-            if known.version > shipment.known.get(name, 0):
-                if name in shipment.optional:
-                    run.left.add(name)
-                    continue
-                (run.kept.add if shipment.keep_remote else clashes.append)(name)
-        if clashes:
-            raise messages.name_conflict(clashes)
-        imports = [entry for entry in shipment.imports if entry.name not in run.kept]
-        return imports, [name for name in shipment.deletes if name not in run.kept | run.left]
 
     def _unpack(
         self, group: Group, resolve: ResolveBlob | None, refs: list[Any], known: Known
@@ -340,7 +244,8 @@ class RemoteSide:
 
         `mentioned`: the names in the cell's code; by default it may have changed anything.
         """
-        scan = self.look(mentioned, self._later(shipment))
+        returning = Returning(shipment, self._versions, self._tracking)
+        scan = self.look(mentioned, returning.later())
         run = self._runs.pop(shipment.id, None) or _Run(before=set(self.namespace))
         new = {
             name
@@ -359,8 +264,7 @@ class RemoteSide:
             out = None if out is None else out | {shipment.result}
         asked = bound | new | (out or set())
         seen = {**shipment.known, **run.loaded}
-        mine = {key for key in self._versions.entries if self._is_due(key, scan, seen)}
-        mine |= {name for name in asked if name in self.namespace}
+        mine = returning.due(scan, seen) | {name for name in asked if name in self.namespace}
         since = self._versions.now()
         self._versions.refresh(
             mine,
@@ -376,136 +280,12 @@ class RemoteSide:
             wanted = out
         wanted -= set(shipment.temporary) - {shipment.result}
         forced = (out or set()) - {shipment.result}
-        self._report(scan, mine, shipment, seen, wanted, forced, since, back)
+        returning.fill(back, scan, mine, seen, wanted, forced, since)
         stays = {info.name for info in back.remote}
         for name in [*shipment.temporary, *filter(None, [shipment.result])]:
             if name not in stays:  # a result that does stay is what its RemoteValue names
                 self._versions.forget(name)
         return back
-
-    def _later(self, shipment: Shipment) -> Later:
-        entries, rebound = self._versions.entries, self._versions.is_rebound
-
-        def is_new(key: str) -> bool:
-            return key not in entries or key in shipment.binds or rebound(key)
-
-        wanted = {*(shipment.out or ()), *filter(None, [shipment.result])}
-        return Later(self._stayed, is_new, shipment.max_return, wanted)
-
-    def _stayed(self, key: str) -> bool:
-        """Whether this value is only described to notebooks."""
-        entry = self._versions.entries.get(key)
-        return entry is not None and entry.kind == "remote"
-
-    def _is_due(self, key: str, scan: Scan, seen: dict[str, int]) -> bool:
-        """Whether a shared key must be compared: it was looked at, is no value, or is news."""
-        if key in scan.pickled or key in scan.failed or not self._versions.has(key):
-            return True
-        if key in scan.deferred:
-            return True
-        entry = self._versions.entries[key]
-        return entry.kind == "module" or entry.version > seen.get(key, 0)
-
-    def _report(
-        self,
-        scan: Scan,
-        mine: set[str],
-        shipment: Shipment,
-        seen: dict[str, int],
-        wanted: set[str],
-        out: set[str],
-        since: int,
-        back: Return,
-    ) -> None:
-        """Fill `back` with the groups that have something unseen. `since`: the clock before."""
-        entries = self._versions.entries
-
-        def unseen(key: str) -> bool:
-            return entries[key].version > seen.get(key, 0)
-
-        classes = {
-            key
-            for key in scan.with_classes(name for name in wanted if name in scan.pickled)
-            | (seen.keys() & scan.pickled.keys())
-            if class_id(key) and key in scan.pickled
-        }
-        ready: list[set[str]] = []
-        mine = scan.with_classes(mine)
-        for group in scan.groups(key for key in (*scan.pickled, *scan.failed) if key in mine):
-            keys = set(group & (wanted | classes))
-            names = {key for key in keys if class_id(key) is None}
-            why = names and self._stays(scan, group, names, shipment.max_return, out)
-            if not why:
-                self._versions.regroup(group, scan, since)
-                if any(map(unseen, keys)):
-                    ready.append(keys)
-                continue
-            # What did not change is the same on both sides: the notebook keeps its own value.
-            self._describe(scan, set(filter(unseen, names)), why, back)
-            ready.append(
-                {
-                    key
-                    for key in keys - names
-                    if unseen(key) and scan.pickled[key].size <= shipment.max_return
-                }
-            )
-        for name in scan.deferred.keys() & mine & wanted:
-            if unseen(name):
-                why = entries[name].why or _too_large(None, shipment.max_return)
-                self._describe(scan, {name}, why, back)
-        ready = [keys for keys in ready if keys]
-        merged = self._with_aliases(scan, ready)
-        for packed in scan.pack(merged):
-            back.groups.append(packed)
-            for key in packed.keys:
-                entry = entries[key]
-                entry.kind, entry.digest = "value", scan.pickled[key].digest
-                back.versions[key] = entry.version
-            back.bindings.update({name: entries[name].binding for name in packed.names})
-        for name in sorted(wanted & entries.keys()):
-            entry = entries[name]
-            if entry.kind == "gone" and name in seen and unseen(name):
-                back.deleted.append(name)
-                back.versions[name] = entry.version
-            elif entry.kind == "module" and unseen(name) and entry.digest:
-                _, module, *submodules = entry.digest.split(" ")
-                back.imports.append(Import(name, module, submodules))
-                back.versions[name] = entry.version
-
-    @staticmethod
-    def _with_aliases(scan: Scan, ready: list[set[str]]) -> list[set[str]]:
-        """Classes join the names they share objects with."""
-        keys = [key for names in ready for key in names]
-        return [set(group) for group in scan.groups(keys)]
-
-    def _stays(
-        self, scan: Scan, group: frozenset[str], names: set[str], limit: int, out: set[str]
-    ) -> str:
-        """Why a group stays in the session, or "" if it comes back."""
-        failed = sorted(key for key in scan.with_classes(group) if key in scan.failed)
-        if failed:
-            return str(scan.failed[failed[0]])
-        if names <= out:
-            return ""
-        devices = sorted({place for name in names for place in scan.pickled[name].devices})
-        if devices:
-            return f"it is on {devices[0]}"
-        size = sum(scan.pickled[name].size for name in names)
-        if size > limit:
-            return _too_large(size, limit)
-        others = set[str]().union(*map(self._tracking.sharing, names)) - group
-        stay = sorted(key for key in others if key in self.namespace and self._stayed(key))
-        return f"it shares objects with `{stay[0]}`, which stays" if stay else ""
-
-    def _describe(self, scan: Scan, names: set[str], why: str, back: Return) -> None:
-        for name in sorted(names):
-            entry = self._versions.entries[name]
-            entry.kind, entry.digest, entry.why = "remote", None, why
-            pickled = scan.pickled.get(name)
-            nbytes = pickled.size if pickled else self._tracking.size(name)
-            value = self.namespace[name]
-            back.remote.append(describe(name, value, binding=entry.binding, nbytes=nbytes, why=why))
-            back.versions[name] = entry.version
 
     def fetch(self, name: str, binding: int | None = None) -> Group:
         """One value by itself, whatever its size: what `RemoteValue.get()` asks for."""
@@ -633,9 +413,3 @@ class RemoteSide:
         if news:
             for entry in self._versions.entries.values():
                 entry.version = self._versions.tick()
-
-
-def _too_large(size: int | None, limit: int) -> str:
-    """Why a value stays where it is."""
-    much = f"over {limit:,}" if size is None else f"{size:,}"
-    return f"{much} bytes, more than --max-return"

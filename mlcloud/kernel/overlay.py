@@ -191,11 +191,8 @@ def _fetch(folder: Path, field: dict[str, Any]) -> list[Path]:
     found = []
     folder.mkdir(exist_ok=True)
     for wheel in field["wheels"]:
-        refs = []
-        for name in wheel["objects"]:
-            digest, _, size = name.partition(":")
-            refs.append(ChunkRef(digest, int(size)))
         try:
+            refs = [ChunkRef.of_short(name) for name in wheel["objects"]]
             data = Store(field["store"]).get_buffer(refs)
         except StoreError as error:
             raise OverlayFailed(f"the wheel {wheel['name']} could not be read: {error}") from error

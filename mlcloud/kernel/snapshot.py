@@ -239,7 +239,7 @@ class Snapshots:
         def blob(named: dict[str, Any]) -> Blob:
             refs = [ChunkRef.parse(text) for text in named["chunks"]]
             digest = _digest(named)
-            objects[digest] = [f"{ref.hash}:{ref.size}" for ref in refs]
+            objects[digest] = [ref.short for ref in refs]
             return Blob(digest, named["size"])
 
         def group(named: dict[str, Any]) -> Group:

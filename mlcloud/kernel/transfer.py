@@ -72,7 +72,7 @@ class Inbox:
         for blob in blobs:
             if blob.data is not None or id(blob) in self._fetched:
                 continue
-            refs = [_ref(name) for name in self._objects[blob.digest]]
+            refs = [ChunkRef.of_short(name) for name in self._objects[blob.digest]]
             blob.chunks = tuple(ref.hash for ref in refs)
             if whole(blob.chunks) != blob.digest or sum(ref.size for ref in refs) != blob.size:
                 raise Damaged(f"object {blob.digest} does not consist of the chunks named for it")
@@ -111,11 +111,6 @@ def send(answer: Return | Group, store: Store, tell: Tell | None = None) -> dict
             meter.add(chunks[-1].size)
         # Named by what was stored: a thread of the user's may write to it even now.
         blob.digest = whole([ref.hash for ref in chunks])
-        objects[blob.digest] = [f"{ref.hash}:{ref.size}" for ref in chunks]
+        objects[blob.digest] = [ref.short for ref in chunks]
     meter.end()
     return {"wire": answer.to_wire(INLINE_BYTES), "objects": objects}
-
-
-def _ref(name: str) -> ChunkRef:
-    digest, _, size = name.partition(":")
-    return ChunkRef(digest, int(size))

@@ -43,13 +43,13 @@ class Place:
 
 def places(settings: Settings) -> list[Place]:
     """All that are known now. Reads two folders of this home."""
-    from mlcloud.client import launching
+    from mlcloud.client import notes
 
     found = [Place(EMBEDDED, "embedded", lambda: _noted(settings))]
     if settings.url and "://" in settings.url:
         host = urlsplit(settings.url).netloc
         found.append(Place(host, "url", lambda: _by_url(settings)))
-    for name in launching.known(settings):
+    for name in notes.known(settings):
         if name != EMBEDDED:
             found.append(Place(name, "remote", partial(_tunnelled, name, settings)))
     return found
@@ -100,7 +100,7 @@ class Ways:
 
 def up(name: str, settings: Settings, say: Say) -> None:
     """Start it, or find it running. Blocks, for minutes where machines are rented."""
-    from mlcloud.client import embedded, launching
+    from mlcloud.client import embedded, launching, notes
 
     kind = place(name, settings).kind
     if kind == "embedded":
@@ -109,7 +109,7 @@ def up(name: str, settings: Settings, say: Say) -> None:
     elif kind == "url":
         raise UsageError(f"who runs {settings.url} starts it: from here it is only found")
     else:
-        note = launching.note_of(name, settings)
+        note = notes.note_of(name, settings)
         if note.specification is None:
             raise UsageError(f"{name} has no specification here: `mlcloud up FILE` in a terminal")
         from mlcloud.cluster.specification import Specification
@@ -140,14 +140,14 @@ def name_of(specification: Specification) -> str:
 
 def running(specification: Specification, settings: Settings) -> Specification | None:
     """With what the cluster of that name runs; None where none does."""
-    from mlcloud.client import embedded, launching
+    from mlcloud.client import embedded, notes
     from mlcloud.client import embedded_specification as local
 
     if specification.cloud == "local":
         if embedded.running(settings) is None:
             return None
         return local.running() or local.of_settings()
-    found: Specification | None = launching.running(specification, settings)
+    found: Specification | None = notes.running(specification, settings)
     return found
 
 
@@ -189,9 +189,9 @@ def _by_url(settings: Settings) -> Address:
 
 
 def _tunnelled(name: str, settings: Settings) -> Address:
-    from mlcloud.client import launching
+    from mlcloud.client import elsewhere
 
-    return launching.address(name, settings)
+    return elsewhere.address(name, settings)
 
 
 def explained(error: BaseException) -> str:

@@ -48,6 +48,7 @@ from mlcloud.store.failures import (
     says_only_no,
 )
 from mlcloud.store.options import Options
+from mlcloud.units import parse_moment
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -369,7 +370,7 @@ class ConditionalBackend(Backend):
             if isinstance(found, int | float):  # memory
                 found = datetime.fromtimestamp(found, timezone.utc)
             if isinstance(found, str):  # GCS, in older versions of its client
-                found = datetime.fromisoformat(found.replace("Z", "+00:00"))
+                found = parse_moment(found)
             if not isinstance(found, datetime):
                 raise OSError(errno.ENOTSUP, "it does not say when a file was written", path)
             if found.tzinfo is None:

@@ -62,8 +62,19 @@ class ChunkRef:
     def __str__(self) -> str:
         return f"blake3:{self.hash}:{self.size}"
 
+    @property
+    def short(self) -> str:
+        """`hash:size`, as the wire names chunks."""
+        return f"{self.hash}:{self.size}"
+
+    @classmethod
+    def of_short(cls, text: str) -> ChunkRef:
+        """What `short` gave. Raises Damaged."""
+        return cls.parse(f"blake3:{text}")
+
     @classmethod
     def parse(cls, text: str) -> ChunkRef:
+        """What `str` gave. Raises Damaged."""
         match = _REF.fullmatch(text)
         if match is None:
             raise errors.Damaged(f"{text[:100]!r} is no reference to a chunk")

@@ -10,14 +10,14 @@ from typing import Any, Literal
 from mlcloud.errors import UsageError
 
 Mode = Literal["min", "max"]
-STATES = ("running", "done", "stopped", "failed")
 
 
 @dataclass
 class Trial:
     """One configuration and what came of it.
 
-    `values`: what was told, or reported last; `rungs`: the steps and values it was ranked at.
+    `state`: "running", "done", "stopped" or "failed". `values`: what was told, or reported last;
+    `rungs`: the steps and values it was ranked at.
     """
 
     number: int

@@ -12,9 +12,10 @@ from typing import Any
 
 from mlcloud import errors
 from mlcloud.checkpoint import context, entries, randomness
-from mlcloud.checkpoint.checkpoints import Checkpoints, apply
+from mlcloud.checkpoint.checkpoints import Checkpoints
 from mlcloud.checkpoint.codec import plain
 from mlcloud.checkpoint.front import RANKS, Front, check, share
+from mlcloud.checkpoint.restore import apply
 from mlcloud.checkpoint.saver import END, NOTICE
 from mlcloud.checkpoint.schedule import Every
 from mlcloud.training.result import History

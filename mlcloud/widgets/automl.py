@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from mlcloud.units import format_seconds
+from mlcloud.units import format_whole_seconds
 from mlcloud.widgets.loop import curve_svg
 from mlcloud.widgets.tables import escaped, table
 
@@ -37,8 +37,8 @@ def bundle(
     ]
     both = table(HEADS, rows, numbers=HEADS[1:])
     facts = [f"{asked.target}: {asked.task}"]
-    whole, past = _whole(asked.seconds), _whole(min(spent, asked.seconds))
-    facts.append(_whole(spent) if done else f"{past} of {whole}")
+    whole, past = map(format_whole_seconds, (asked.seconds, min(spent, asked.seconds)))
+    facts.append(format_whole_seconds(spent) if done else f"{past} of {whole}")
     if lines:
         facts.append(f"best loss {lines[0].loss:.4g} ({lines[0].learner})")
     head = f"{'●' if done else '◌'} {' · '.join(facts)}"
@@ -50,10 +50,6 @@ def bundle(
             f"{both['text/html'] if lines else ''}</div>"
         ),
     }
-
-
-def _whole(seconds: float) -> str:
-    return format_seconds(round(seconds)).replace(".0 s", " s")
 
 
 class Display:

@@ -17,9 +17,11 @@ from typing import Any
 import anywidget
 import traitlets
 
+from mlcloud.cluster_models import ClusterInfo, NodeInfo
 from mlcloud.cost.budgets import whose
-from mlcloud.models import ClusterInfo, NodeInfo, SessionInfo, Spend
-from mlcloud.units import format_seconds, format_usd, format_usd_per_hour
+from mlcloud.cost_models import Spend
+from mlcloud.models import SessionInfo
+from mlcloud.units import format_usd, format_usd_per_hour, format_whole_seconds
 from mlcloud.widgets.page import source
 from mlcloud.widgets.tables import TABLE, escaped, table
 
@@ -204,4 +206,4 @@ def _spent(session: SessionInfo) -> str:
 
 
 def _ago(since: datetime, now: datetime) -> str:
-    return format_seconds(max(0, round((now - since).total_seconds()))).replace(".0 s", " s")
+    return format_whole_seconds(max(0.0, (now - since).total_seconds()))

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 from mlcloud.checkpoint import context
-from mlcloud.units import format_seconds, format_usd
+from mlcloud.units import format_usd, format_whole_seconds
 from mlcloud.widgets.tables import escaped
 
 T = TypeVar("T")
@@ -193,8 +193,8 @@ class Seen:
         of = f" of {self.total:,}" if self.total is not None else ""
         facts = [f"{self.name} {self.done:,}{of}"]
         left = self.left_s if self.state == "running" else None
-        spent = _whole(self.seconds)
-        facts.append(spent if left is None else f"{spent}, {_whole(left)} left")
+        spent = format_whole_seconds(self.seconds)
+        facts.append(spent if left is None else f"{spent}, {format_whole_seconds(left)} left")
         if self.usd_per_hour:
             cost = format_usd(self.cost(self.seconds))
             if left is not None:
@@ -336,7 +336,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _whole(seconds: float) -> str:
-    return format_seconds(round(seconds)).replace(".0 s", " s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from mlcloud.units import format_bytes, format_seconds, format_usd
+from mlcloud.units import format_bytes, format_usd, format_whole_seconds
 from mlcloud.widgets.tables import escaped, table
 
 if TYPE_CHECKING:
@@ -97,13 +97,9 @@ def _cells(number: int, row: Row) -> tuple[str, ...]:
         f"${offer.usd_per_hour:,.4f}",
         "–" if saving is None else f"{saving:.0%}",
         format_usd(row.usd),
-        "no quota" if row.lacking else _seconds(row.startup.total.total_seconds()),
+        "no quota" if row.lacking else format_whole_seconds(row.startup.total.total_seconds()),
         "simulated" if offer.simulated else _age(row),
     )
-
-
-def _seconds(value: float) -> str:
-    return format_seconds(round(value)).replace(".0 s", " s")
 
 
 def _age(row: Row) -> str:

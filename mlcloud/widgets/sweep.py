@@ -20,7 +20,7 @@ from decimal import Decimal
 from html import escape
 from typing import Any
 
-from mlcloud.units import format_seconds, format_usd
+from mlcloud.units import format_usd, format_whole_seconds
 from mlcloud.widgets.tables import escaped, table
 
 ROWS = 12  # of the table: the best, and those that run
@@ -68,7 +68,7 @@ class SweepView:
         found += [
             f"{count[each]} {each}" for each in ("running", "stopped", "failed") if count[each]
         ]
-        found.append(format_seconds(round(self.seconds)).replace(".0 s", " s"))
+        found.append(format_whole_seconds(self.seconds))
         cost = format_usd(self.usd)
         if self.limit_usd is not None:
             cost += f" of {format_usd(self.limit_usd)}"

@@ -195,7 +195,7 @@ def test_the_stage_is_one_and_stays(ckpts: Checkpoints) -> None:
 def test_without_room_for_a_copy_the_training_waits(
     ckpts: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlcloud.checkpoint.checkpoints.STAGE_SHARE", 0.0)
+    monkeypatch.setattr("mlcloud.checkpoint.staging.SHARE", 0.0)
     weights = torch.ones(3_000_000)
     saving = ckpts.save({"w": weights}, 1, wait=False)
     assert saving.done()

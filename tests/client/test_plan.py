@@ -43,15 +43,15 @@ def file(tmp_path: Path) -> Path:
 def catalogue(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """A price list of AWS in the place where the package has its own."""
     asked: list[tuple[Any, ...]] = []
-    module = types.ModuleType("mlcloud.cost.catalogue")
 
     def offers(cloud: str, regions: Any = None) -> list[Any]:
         asked.append((cloud, regions))
         return on_sale() if cloud == "aws" else []
 
-    module.offers = offers  # type: ignore[attr-defined]
-    module.regions = lambda cloud: ["eu-central-1", "us-east-1"]  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "mlcloud.cost.catalogue", module)
+    monkeypatch.setattr("mlcloud.cost.catalogue.offers", offers)
+    monkeypatch.setattr(
+        "mlcloud.cost.catalogue.regions", lambda cloud: ["eu-central-1", "us-east-1"]
+    )
     return asked
 
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_planned(file: Path) -> None:
 
 
 def test_a_cloud_whose_prices_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlcloud.client.planning.CATALOGUE", "mlcloud.cost.nowhere")
+    monkeypatch.setattr("mlcloud.cost.catalogue.offers", lambda cloud, regions: [])
     with pytest.raises(MLCloudError, match="no prices of aws are known to this version"):
         mlcloud.plan(cloud="aws", gpu="A10G")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlcloud.cluster.offers import Cooldown, Market, Offer, OfferBook, Shape, key_of, walk
+from mlcloud.cluster.offers import Cooldown, Market, Offer, Shape, key_of, require, walk
 from mlcloud.errors import NoSuchResources, UsageError
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -98,54 +98,23 @@ def test_only_what_dominates_the_shape(shape: Shape, expected: list[str]) -> Non
 
 def test_what_had_no_capacity_is_passed_over_until_its_time_is_up() -> None:
     first, second = offer(zone="z-a", price="1"), offer(zone="z-b", price="2")
-    book = OfferBook([first, second], cooldown=timedelta(minutes=5))
-    book.cool(first, "no capacity in z-a", NOW)
+    minutes = timedelta(minutes=1)
+    cooling = {key_of(first): Cooldown(NOW + 5 * minutes, "no capacity in z-a")}
 
-    assert book.walk(Shape(), None, NOW) == [second]
-    assert book.walk(Shape(), None, NOW + timedelta(minutes=4, seconds=59)) == [second]
-    assert book.walk(Shape(), None, NOW + timedelta(minutes=5)) == [first, second]
-    assert book.cooling(NOW + timedelta(minutes=5)) == {}
+    assert walk([first, second], Shape(), None, cooling, NOW) == [second]
+    assert walk([first, second], Shape(), None, cooling, NOW + 4.9 * minutes) == [second]
+    assert walk([first, second], Shape(), None, cooling, NOW + 5 * minutes) == [first, second]
 
 
 def test_the_other_market_of_the_same_machine_does_not_cool_down() -> None:
     spot, on_demand = offer(market="spot"), offer(market="on-demand", price="3")
-    book = OfferBook([spot, on_demand])
-    book.cool(spot, "no capacity", NOW)
-    assert book.walk(Shape(), None, NOW) == [on_demand]
-
-
-def test_everything_cooling_is_explained_and_is_not_the_same_as_nothing_on_sale() -> None:
-    first, second = offer(zone="z-a"), offer(zone="z-b")
-    book = OfferBook([first, second])
-    book.cool(first, "vCPU quota 0", NOW, lasts=timedelta(hours=1))
-    book.cool(second, "no capacity", NOW, lasts=timedelta(minutes=2))
-
-    assert book.walk(Shape(), "spot", NOW) == []
-    assert book.explain(Shape(), "spot", NOW).splitlines() == [
-        "m spot z-b ($1.00/h): no capacity; tried again in 2 min 00 s",
-        "m spot z-a ($1.00/h): vCPU quota 0; tried again in 1 h 00 min",
-    ]
-    with pytest.raises(NoSuchResources):
-        book.walk(Shape.parse(gpu="T4"), "spot", NOW)
-
-
-def test_a_shorter_cooldown_does_not_cut_a_longer_one() -> None:
-    book = OfferBook([T4])
-    book.cool(T4, "quota", NOW, lasts=timedelta(hours=1))
-    kept = book.cool(T4, "no capacity", NOW, lasts=timedelta(minutes=1))
-    assert kept == Cooldown(NOW + timedelta(hours=1), "quota")
-
-
-def test_what_was_had_is_warm_again() -> None:
-    book = OfferBook([T4])
-    book.cool(T4, "no capacity", NOW)
-    book.warm(T4)
-    assert book.walk(Shape(), None, NOW) == [T4]
+    cooling = {key_of(spot): Cooldown(NOW + timedelta(minutes=5), "no capacity")}
+    assert walk([spot, on_demand], Shape(), None, cooling, NOW) == [on_demand]
 
 
 def test_a_gpu_that_is_not_sold_names_those_that_are_and_a_close_one() -> None:
     with pytest.raises(NoSuchResources) as caught:
-        OfferBook([T4, A10G, FOUR_T4]).require(Shape.parse(gpu="A10:1"))
+        require([T4, A10G, FOUR_T4], Shape.parse(gpu="A10:1"))
     assert str(caught.value) == (
         "no offer for A10:1, 1 CPU: this cluster has no A10; "
         "its GPUs are A10G:1, T4:1, T4:4; did you mean 'A10G'?"
@@ -154,7 +123,7 @@ def test_a_gpu_that_is_not_sold_names_those_that_are_and_a_close_one() -> None:
 
 def test_too_large_a_shape_names_what_is_sold() -> None:
     with pytest.raises(NoSuchResources) as caught:
-        OfferBook([T4, SMALL]).require(Shape.parse(cpus=64, gpu="T4"))
+        require([T4, SMALL], Shape.parse(cpus=64, gpu="T4"))
     assert str(caught.value) == (
         "no offer for T4:1, 64 CPUs: this cluster has small (1 CPUs, 1 GiB), "
         "t4 (T4:1, 4 CPUs, 16 GiB)"
@@ -163,7 +132,7 @@ def test_too_large_a_shape_names_what_is_sold() -> None:
 
 def test_a_market_that_is_not_sold() -> None:
     with pytest.raises(NoSuchResources, match="1 CPU on demand: the cluster has no such offers"):
-        OfferBook([T4]).require(Shape(), "on-demand")
+        require([T4], Shape(), "on-demand")
 
 
 @pytest.mark.parametrize("cpus", [0, -1, "many", "nan", "inf", True])

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 import mlcloud
 from mlcloud import cli
-from mlcloud.client import launching, reaching
+from mlcloud.client import elsewhere, launching, machines, notes, reaching
 from mlcloud.client.machines import SSHCluster
 from mlcloud.client.packages import Packages
 from mlcloud.cluster import ssh
@@ -97,7 +97,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             public = ssh.make_key(tmp_path / "key", "the user")
             there = stack.enter_context(netns.machines(*names, public_key=public))
             made = Lab(tmp_path, there, runtime)
-            stack.callback(lambda: "lab" in launching.known(Settings()) and made.down())
+            stack.callback(lambda: "lab" in notes.known(Settings()) and made.down())
             return made
 
         yield make
@@ -126,7 +126,7 @@ def test_a_cluster_on_two_machines(lab: Any, capsys: pytest.CaptureFixture[str])
         assert addresses <= {each.address, f"[::ffff:{each.address}]", "127.0.0.1", "[::1]"}
         assert addresses & {each.address, f"[::ffff:{each.address}]"}
 
-    tunnel = launching.tunnels["lab"]
+    tunnel = elsewhere.tunnels["lab"]
     killed = tunnel.pid
     os.kill(killed, signal.SIGKILL)
     session.run("answer += 1")
@@ -149,10 +149,10 @@ def test_a_cluster_on_two_machines(lab: Any, capsys: pytest.CaptureFixture[str])
 
     # No token is on any command line, the cluster's own keys neither.
     commands = b"".join(_command(int(each.name)) for each in Path("/proc").glob("[0-9]*"))
-    assert launching.note_of("lab", Settings()).token.encode() not in commands
+    assert notes.note_of("lab", Settings()).token.encode() not in commands
 
     # In the same network: no tunnel, the certificate is known instead.
-    found = launching.note_of("lab", Settings())
+    found = notes.note_of("lab", Settings())
     assert found.nodes_url.startswith(f"https://{two.machines['a'].address}:")
     with pytest.raises(ConnectionFailed, match="not the gateway that was asked for"):
         mlcloud.connect(found.nodes_url, token=found.token, fingerprint="0" * 64)
@@ -175,9 +175,9 @@ def test_a_specification_that_changes(
     """A machine comes, limits change, what cannot be is refused; a machine in use stays."""
     three = lab("a", "b", "c")
     a, b, c = three.machines.values()
-    made = launching.of_specification
+    made = machines.of_specification
     monkeypatch.setattr(
-        launching, "of_specification", lambda told: replace(made(told), runtime=HERE)
+        machines, "of_specification", lambda told: replace(made(told), runtime=HERE)
     )
 
     def cluster(*machines: netns.Machine, **fields: Any) -> mlcloud.Cluster:
@@ -260,7 +260,7 @@ def test_machines_that_are_lost(lab: Any, capsys: pytest.CaptureFixture[str]) ->
 
     # The laptop sleeps for a while in the middle of a cell: nothing it prints is missed.
     head = three.machines["a"]
-    seen = launching.tunnels["lab"].pid
+    seen = elsewhere.tunnels["lab"].pid
     with contextlib.ExitStack() as sleeping:
         threading.Timer(2, sleeping.enter_context, (head.out_of_reach(),)).start()
         threading.Timer(22, sleeping.close).start()
@@ -268,7 +268,7 @@ def test_machines_that_are_lost(lab: Any, capsys: pytest.CaptureFixture[str]) ->
         session.run("import time\nfor i in range(30): print('tick', i, flush=True); time.sleep(1)")
     ticks = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tick")]
     assert ticks == [f"tick {number}" for number in range(30)]
-    assert launching.tunnels["lab"].pid != seen
+    assert elsewhere.tunnels["lab"].pid != seen
 
     gateway = next(pid for pid in head.pids() if b"mlcloud.gateway" in _command(pid))
     os.kill(gateway, signal.SIGKILL)

@@ -21,7 +21,7 @@ import pytest
 
 import mlcloud
 from mlcloud import __version__
-from mlcloud.client import launching
+from mlcloud.client import notes
 from mlcloud.client.machines import of_specification
 from mlcloud.client.tunnel import Tunnel
 from mlcloud.cluster import bootstrap, nodefile, onlyhere, ssh
@@ -566,12 +566,12 @@ def test_a_cluster_yaml_that_cannot_come_up_is_noted_and_cleared(
     cluster = mlcloud.Cluster.from_yaml(text)
     with pytest.raises(CloudRefused, match="setup: this failed: echo no driver"):
         cluster.up()
-    assert launching.known(Settings()) == ["lab"]
+    assert notes.known(Settings()) == ["lab"]
     assert "mlcloud cluster lab" in (machine.home / ".ssh/authorized_keys").read_text()
     with pytest.raises(Conflict, match=r"setup.*no driver.*true \(for nodes launched"):
         mlcloud.Cluster.from_yaml(text.replace("echo no driver >&2; false", "'true'")).up()
     cluster.down()
-    assert launching.known(Settings()) == []
+    assert notes.known(Settings()) == []
     assert "mlcloud cluster lab" not in (machine.home / ".ssh/authorized_keys").read_text()
     assert not (machine.home / ".mlcloud-node").exists()
     assert machine.pids() == []

@@ -9,13 +9,13 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import replace
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from mlcloud.cluster.offers import Cooldown, Offer, OfferBook, OfferKey, Shape, key_of, walk
+from mlcloud.cluster.offers import Cooldown, Offer, OfferKey, Shape, key_of, walk
 from mlcloud.cost import catalogue
 from mlcloud.cost.prices import local_offers, on_demand_usd_per_hour
 from mlcloud.cost.quotes import Found, Part, Quote, quotes_path, write_quotes
@@ -322,7 +322,7 @@ def test_spot_prices_differ_by_zone_once_they_are_refreshed(tmp_path: Path) -> N
         quote("g5.xlarge", "eu-central-1c", "spot", "0.47"),
     )
     offers = catalogue.offers("aws", ["eu-central-1"], accelerator="A10G", home=tmp_path)
-    (first, second, *rest) = OfferBook(offers).walk(Shape.parse(gpu="A10G"), "spot", NOW)
+    (first, second, *rest) = walk(offers, Shape.parse(gpu="A10G"), "spot", {}, NOW)
     assert (first.zone, first.usd_per_hour) == ("eu-central-1c", Decimal("0.47"))
     assert (second.zone, second.usd_per_hour) == ("eu-central-1a", Decimal("0.61"))
     spots = [o for o in rest if o.market == "spot" and o.instance_type == "g5.xlarge"]
@@ -377,15 +377,15 @@ def test_a_price_of_zero_in_the_file_is_not_believed(tmp_path: Path) -> None:
 def test_a_decision_over_5000_offers_takes_at_most_10_ms(
     shipped: list[Offer], gpu: str | None, cooling: int
 ) -> None:
-    book = OfferBook(shipped[:: len(shipped) // 5000][:5000])
-    assert len(book.offers) == 5000
-    for offer in book.offers[:cooling]:
-        book.cool(offer, "no capacity", NOW)
+    sold = shipped[:: len(shipped) // 5000][:5000]
+    assert len(sold) == 5000
+    until = Cooldown(NOW + timedelta(minutes=5), "no capacity")
+    cooldowns = {key_of(offer): until for offer in sold[:cooling]}
     shape = Shape.parse(gpu=gpu)
     took = []
     for _ in range(10):
         begun = time.process_time()
-        walked = book.walk(shape, "spot", NOW)
+        walked = walk(sold, shape, "spot", cooldowns, NOW)
         took.append(time.process_time() - begun)
     assert walked
     assert min(took) <= 0.010, took

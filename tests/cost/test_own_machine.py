@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from mlcloud.cluster.offers import OfferBook, Shape
+from mlcloud.cluster.offers import Shape
 from mlcloud.cost.own_machine import own_machine
 from mlcloud.errors import UsageError
 
@@ -46,7 +46,6 @@ def test_it_is_an_offer_like_the_others() -> None:
         accelerator_count=1,
         as_of=date(2026, 1, 1),
     )
-    assert OfferBook([offer]).offers == (offer,)
     assert offer.dominates(Shape.parse(8, "32GB", "RTX4090:1"))
     assert offer.usd_per_hour == box.usd_per_hour
     assert offer.estimated

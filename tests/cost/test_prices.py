@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from mlcloud.cluster.offers import OfferBook, Shape, key_of
+from mlcloud.cluster.offers import Shape, key_of, walk
 from mlcloud.cost.prices import ZONES, local_offers, on_demand_usd_per_hour
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -34,7 +34,7 @@ def test_the_catalogue_is_the_same_every_time() -> None:
     ("gpu", "kind"), [(None, "local.cpu2"), ("T4:1", "local.t4"), ("A10G:1", "local.a10g")]
 )
 def test_spot_is_a_third_of_on_demand_and_differs_by_zone(gpu: str | None, kind: str) -> None:
-    walked = OfferBook(local_offers()).walk(Shape.parse(gpu=gpu), None, NOW)
+    walked = walk(local_offers(), Shape.parse(gpu=gpu), None, {}, NOW)
     mine = [o for o in walked if o.instance_type == kind]
     assert [o.market for o in mine] == ["spot"] * 3 + ["on-demand"] * 3
     assert len({o.usd_per_hour for o in mine[:3]}) == 3

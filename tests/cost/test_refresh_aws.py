@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from mlcloud.cluster.offers import OfferBook, Shape
+from mlcloud.cluster.offers import Shape, walk
 from mlcloud.cost import catalogue
 from mlcloud.cost.quotes import quotes_path
 from mlcloud.cost.refresh import Outcome, current, refresh
@@ -172,7 +172,7 @@ def test_on_demand_by_region_and_spot_by_zone(tmp_path: Path) -> None:
     for zone in catalogue.zones("aws", REGION):
         assert found["g5.xlarge", zone, "on-demand"] == Decimal("1.258")
     offers = catalogue.offers("aws", [REGION], accelerator="A10G", home=tmp_path)
-    (first, *_) = OfferBook(offers).walk(Shape.parse(gpu="A10G"), "spot", NOW)
+    (first, *_) = walk(offers, Shape.parse(gpu="A10G"), "spot", {}, NOW)
     assert (first.instance_type, first.zone) == ("g5.xlarge", "eu-central-1b")
     assert first.source == "AWS EC2, DescribeSpotPriceHistory Linux/UNIX"
     assert not first.estimated

@@ -12,10 +12,10 @@ import pytest
 from mlcloud.cluster.offers import Offer
 from mlcloud.cost import meter
 from mlcloud.cost.ledger import ExecutionSpan, Ledger, NodeSpan, Placement
+from mlcloud.cost_models import Spend
 from mlcloud.errors import UsageError
 from mlcloud.gateway import spend as module
 from mlcloud.gateway.spend import Spending, floor
-from mlcloud.models import Spend
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)

@@ -11,16 +11,10 @@ import pytest
 pytest.importorskip("anywidget")
 
 import mlcloud
+from mlcloud.cluster_models import AttemptInfo, ClusterInfo, NodeInfo
+from mlcloud.cost_models import BudgetInfo, Spend
 from mlcloud.errors import UsageError
-from mlcloud.models import (
-    AttemptInfo,
-    BudgetInfo,
-    ClusterInfo,
-    NodeInfo,
-    SessionInfo,
-    SessionState,
-    Spend,
-)
+from mlcloud.models import SessionInfo, SessionState
 from mlcloud.widgets.dashboard import NO_CLUSTER, Dashboard
 
 NOW = datetime.now(timezone.utc)

@@ -18,7 +18,7 @@ import { LogView } from './log';
 import { Reading } from './reading';
 import type { IRead } from './reading';
 import { rows } from './rows';
-import type { ISaved, IView } from './rows';
+import type { ISaved, IView } from './rows/view';
 import { Tree } from './tree';
 import { summary } from '../summary';
 

@@ -17,7 +17,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 
 from mlcloud.cluster.clouds import reach, sold
 from mlcloud.cluster.clouds.base import (
@@ -34,10 +34,6 @@ from mlcloud.errors import UsageError
 
 #: How long a machine may be missing from the lists after it was launched.
 UNSEEN = timedelta(seconds=60)
-
-
-def utc() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 class NamedMachines(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):

@@ -24,6 +24,7 @@ from datetime import datetime
 from mlcloud.cluster.notices import notice
 from mlcloud.cluster.notices.notice import Notice, Source
 from mlcloud.cluster.notices.service import Answer, Endpoint, NoAnswer, Service, found
+from mlcloud.units import parse_moment
 
 ENDPOINT = "http://169.254.169.254"
 POLL_S = 5.0
@@ -99,11 +100,7 @@ class Ec2Notices(Source):
 
 
 def _interruption(answer: Answer, action: str, at: str) -> Notice:
-    return Notice(f"{action} {at}", action, answer.until(_time(at)))
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 takes no Z
+    return Notice(f"{action} {at}", action, answer.until(parse_moment(at)))
 
 
 def _event(answer: Answer | None, event: dict[str, str]) -> Notice | None:

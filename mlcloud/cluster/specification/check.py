@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
-from mlcloud.cluster.offers import Offer, OfferBook
+from mlcloud.cluster.offers import Offer, require
 from mlcloud.cluster.specification.model import Specification
 from mlcloud.cluster.specification.parts import NodeGroup
 from mlcloud.cluster.specification.places import IN_REGIONS
@@ -105,7 +105,7 @@ def _group(
             )
     field = "gpu" if group.gpu else "memory" if group.memory and not group.cpus else "cpus"
     try:
-        OfferBook(at_all).require(group.shape, "on-demand" if group.market == "on-demand" else None)
+        require(at_all, group.shape, "on-demand" if group.market == "on-demand" else None)
     except NoSuchResources as error:
         return field, _first(str(error))
     if group.instance_type is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlcloud.client import launching, renting
+from mlcloud.client import head_files, launching, notes, renting
 from mlcloud.cluster import bootstrap, ssh
 from mlcloud.cluster.clouds import at_head, reach
 from mlcloud.cluster.clouds.base import CloudWithLeftovers, LaunchRequest
@@ -83,7 +83,7 @@ def test_a_head_that_lets_nobody_in(
     cloud = renting.cloud_from_here(wanted)
     assert [each for each in cloud.instances() if each.alive] == []
     with pytest.raises(NotFound):
-        launching.note_of("gpus", Settings())
+        notes.note_of("gpus", Settings())
     # What was made around it is found, and goes.
     said: list[str] = []
     renting.sweep(wanted.model_dump(mode="json"), said.append)
@@ -151,7 +151,7 @@ def test_nodes_are_told_what_they_need(
     folder.mkdir()
     made = renting.rent(wanted, folder, lambda _: None)
     assert made.settings["MLCLOUD_NODE_LIFETIME"] == "604800s"
-    runtime = launching._with_wheel(made)[0].runtime
+    runtime = head_files.with_wheel(made)[0].runtime
     assert runtime.extras == ("aws",)
     spec = HeadSpec("gpus", "gpus-1", made.cloud, "10.0.0.5", made.cloud_settings, runtime=runtime)
     file = tmp_path / "head.json"

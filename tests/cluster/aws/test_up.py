@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import mlcloud
-from mlcloud.client import launching, renting
+from mlcloud.client import elsewhere, notes, renting
 from mlcloud.client.leftovers import leftovers
 from mlcloud.cluster import bootstrap
 from mlcloud.cluster.clouds.aws.policies import head_policy
@@ -47,7 +47,7 @@ def region(
         try:
             yield made
         finally:
-            for tunnel in launching.tunnels.values():
+            for tunnel in elsewhere.tunnels.values():
                 tunnel.close()
             if request.session.testsfailed > failed:
                 print(made.logs(), file=sys.stderr)
@@ -119,7 +119,7 @@ def test_a_cluster_from_up_to_down(region: rented.Region) -> None:
     (launch,) = region.door.calls("RunInstances")[1:]
     assert launch["InstanceMarketOptions.MarketType"] == "spot"
     # Who reads a machine's user data finds no key of the store's, and no token of anybody's.
-    secrets = [launching.note_of("lab", Settings()).token, "PRIVATE KEY", "of-the-role"]
+    secrets = [notes.note_of("lab", Settings()).token, "PRIVATE KEY", "of-the-role"]
     assert not [each for each in secrets if each in worker.user_data]
 
     # Taken back with a notice: gone before the end, and nothing runs twice.
@@ -185,7 +185,7 @@ def test_a_cluster_from_up_to_down(region: rented.Region) -> None:
     assert region.left() == []
     until(lambda: region.running == [], "its machines end", 20)
     until(lambda: processes() == [], "no process is left")
-    assert launching.known(Settings()) == []
+    assert notes.known(Settings()) == []
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_a_cluster_that_nobody_uses(region: rented.Region) -> None:
     session = client.session("s", namespace={})
     session.run("answer = 42", durable=True)
     head = machine_of(region, session)
-    launching.tunnels["lab"].close()
+    elsewhere.tunnels["lab"].close()
     began = time.monotonic()
     until(lambda: region.running == [], "all machines end", 120)
     timed("ended", began)
@@ -228,7 +228,7 @@ def test_a_cluster_as_old_as_it_may_become(region: rented.Region) -> None:
     until(lambda: told in client.cluster.status().info.detail or head.ended.is_set(), "said", 120)
     until(lambda: region.running == [], "all machines end", 120)
     assert region.why_ended(head) == "Client.InstanceInitiatedShutdown"
-    launching.tunnels["lab"].close()
+    elsewhere.tunnels["lab"].close()
     cluster(region).up()
     again = mlcloud.connect("lab").session("s", namespace={})
     again.run("answer += 1")
@@ -257,7 +257,7 @@ def test_a_head_that_boots_again(region: rented.Region) -> None:
     assert session["answer"] == 42
     assert machine_of(region, session) is not node
     until(node.ended.is_set, "the node of before ends", 30)
-    launching.tunnels["lab"].close()
+    elsewhere.tunnels["lab"].close()
     until(lambda: region.running == [], "all machines end when nobody uses them", 180)
     (start,) = head.home.glob(".mlcloud-node/lab-*/head/gateway.db")
     assert not start.with_name("start.sh").exists(), "not at a next boot"
@@ -290,6 +290,6 @@ def test_what_a_laptop_left_that_crashed(
     until(lambda: region.why_ended(head) == "Client.InstanceInitiatedShutdown", "EC2 knows")
     assert region.left() != []
     with pytest.raises(NotFound):
-        launching.note_of("lab", Settings())
+        notes.note_of("lab", Settings())
     assert leftovers(made).remove() == []
     assert region.left() == []

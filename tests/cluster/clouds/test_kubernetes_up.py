@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import mlcloud
-from mlcloud.client import launching, podded, renting
+from mlcloud.client import launching, notes, podded, renting
 from mlcloud.cluster import ssh
 from mlcloud.cluster.clouds.kubernetes import manifest
 from mlcloud.cluster.headspec import Runtime
@@ -102,7 +102,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
             yield made
         finally:
             print(made.logs())  # for who looks at a failure
-            if "pods" in launching.known(Settings()):
+            if "pods" in notes.known(Settings()):
                 launching.down("pods", Settings(), made.said.append)
             made.kubelet.close()
 
@@ -135,7 +135,7 @@ def test_a_cell_in_a_pod(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in (head, worker):
         own = {at.rpartition(":")[0].strip("[]").removeprefix("::ffff:") for at in each.listening()}
         assert own <= {each.address, "127.0.0.1"}
-    token = launching.note_of("pods", Settings()).token
+    token = notes.note_of("pods", Settings()).token
     for plural in ("rayclusters", "services", "networkpolicies", "configmaps", "pods"):
         assert token not in repr(world.server.all(plural)), plural
 
@@ -190,7 +190,7 @@ def _changed_while_it_runs(world: World, session: mlcloud.Session) -> None:
         Conflict, match=r"(?s)store .*needs down and up.*was applied: idle\.session"
     ):
         world.up(world.specification(**more, store="s3://bucket/other", idle={"session": "9m"}))
-    runs = launching.running(world.specification())
+    runs = notes.running(world.specification())
     assert runs.idle.session.total_seconds() == 540
     assert runs.store == "s3://bucket/runs"
     # A head made anew begins with what runs now.
@@ -215,14 +215,14 @@ def test_a_head_that_was_lost_and_one_that_slept(world: World) -> None:
     until(lambda: "safe to cell 1" in repr(client.cluster.status()), "it is safe")
     (old,) = _pods(world, "worker")
     world.server.lose(*_pods(world, "head"))
-    fingerprint = launching.note_of("pods", Settings()).fingerprint
+    fingerprint = notes.note_of("pods", Settings()).fingerprint
     until(lambda: _answers(client), "another head listens", 60)
     # What the old one knew is in the store: sessions, and what was set since `up`.
     assert [each.name for each in client.sessions()] == ["one"]
     assert [each.limit for each in client.budgets()] == ["20/day"]
     assert _kept(40) == 42
     assert old not in _pods(world, "worker")
-    assert launching.note_of("pods", Settings()).fingerprint == fingerprint
+    assert notes.note_of("pods", Settings()).fingerprint == fingerprint
 
     client.cluster.down()
     until(lambda: not world.server.all("rayclusters"), "the head gives itself back", 30)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlcloud.client import launching, podded, reaching
+from mlcloud.client import launching, notes, podded, reaching
 from mlcloud.cluster.headspec import Runtime
 from mlcloud.cluster.specification import Specification, specify
 from mlcloud.config import Settings
@@ -201,24 +201,24 @@ def test_a_second_up_finds_it_and_changes_what_it_can(server: ApiServer) -> None
 
 def test_a_cluster_of_that_name_elsewhere_is_not_forgotten(server: ApiServer) -> None:
     """Another namespace would be another cluster, and nobody would end the first one."""
-    note = launching.Note(
+    note = notes.Note(
         "pods", "pods-1", "kubernetes", {"host": "pods"}, [], 0,
         specification=wanted(server).model_dump(mode="json"),
     )  # fmt: skip
-    launching._write(note, _made(Settings()))
+    notes.write(note, _made(Settings()))
     other = wanted(server).model_copy(update={"network": {"namespace": "other"}})
     with pytest.raises(
         Conflict, match=r"(?s)network\.namespace .*lab .*other.*Nothing was changed"
     ):
         launching.up(other, Settings(), lambda _: None)
-    assert launching.note_of("pods", Settings()) == note
+    assert notes.note_of("pods", Settings()) == note
     assert server.all("secrets") == {}
 
 
 def test_a_shell_in_a_pod_is_kubectls(server: ApiServer) -> None:
     up(server)
-    note = launching.Note("pods", "pods-1", "kubernetes", {"host": "pods"}, [], 0)
-    launching._write(note, _made(Settings()))
+    note = notes.Note("pods", "pods-1", "kubernetes", {"host": "pods"}, [], 0)
+    notes.write(note, _made(Settings()))
     with pytest.raises(UsageError, match=r"kubectl exec .*ray\.io/cluster=pods"):
         reaching.target(None, "pods", Settings())
 

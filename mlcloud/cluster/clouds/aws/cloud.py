@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
 from mlcloud.cluster.clouds import reach, tags
@@ -43,16 +43,13 @@ from mlcloud.cluster.clouds.base import (
 )
 from mlcloud.cluster.clouds.local import HEAD
 from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.records import now
 from mlcloud.errors import UsageError
 
 ATTEMPTS = 7
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 20.0
 #: EC2 may not list for a while what it has just launched.
 LISTED_WITHIN = timedelta(minutes=5)
-
-
-def utc_now() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
@@ -70,7 +67,7 @@ class AwsCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
         offers: Iterable[Offer],
         *,
         buckets: Iterable[str] | None = None,
-        now: Callable[[], datetime] = utc_now,
+        now: Callable[[], datetime] = now,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.settings = settings

@@ -20,8 +20,9 @@ from mlcloud.cluster.clouds.azure import body, leftovers
 from mlcloud.cluster.clouds.azure.api import URL, Arm
 from mlcloud.cluster.clouds.azure.network import Network
 from mlcloud.cluster.clouds.base import CloudSettings, Instance, LaunchRequest, Leftover
-from mlcloud.cluster.clouds.named import NamedMachines, utc
+from mlcloud.cluster.clouds.named import NamedMachines
 from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.records import now
 from mlcloud.errors import CloudRefused, Conflict, MLCloudError, NotFound
 
 #: How long `launch` waits for the operation to tell a refusal; a machine that takes longer counts
@@ -42,7 +43,7 @@ class AzureCloud(NamedMachines):
         offers: Iterable[Offer],
         *,
         credential: Any = None,
-        now: Callable[[], datetime] = utc,
+        now: Callable[[], datetime] = now,
         pause_s: float = 2.0,
         accepted_s: float = ACCEPTED_S,
     ) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -205,11 +204,6 @@ class Compute:
             session.mount(scheme, HTTPAdapter(max_retries=retry))
         self._session = session
         return session
-
-
-def when(text: str) -> datetime:
-    """A moment as Google writes it."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 def _error_of(response: Any) -> dict[str, Any]:

@@ -20,11 +20,13 @@ from typing import Any
 from mlcloud.cluster.clouds import sold, tags
 from mlcloud.cluster.clouds.base import CloudSettings, Instance, LaunchRequest, Leftover
 from mlcloud.cluster.clouds.gcp import body, leftovers
-from mlcloud.cluster.clouds.gcp.api import URL, Compute, when
+from mlcloud.cluster.clouds.gcp.api import URL, Compute
 from mlcloud.cluster.clouds.gcp.network import Network
-from mlcloud.cluster.clouds.named import NamedMachines, utc
+from mlcloud.cluster.clouds.named import NamedMachines
 from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.records import now
 from mlcloud.errors import CloudRefused, Conflict, NotFound
+from mlcloud.units import parse_moment
 
 #: How long `launch` waits for the operation to tell a refusal. Those come within seconds; a
 #: machine that takes longer counts as accepted.
@@ -51,7 +53,7 @@ class GcpCloud(NamedMachines):
         offers: Iterable[Offer],
         *,
         credentials: Any = None,
-        now: Callable[[], datetime] = utc,
+        now: Callable[[], datetime] = now,
         pause_s: float = 0.5,
         accepted_s: float = ACCEPTED_S,
     ) -> None:
@@ -117,12 +119,12 @@ class GcpCloud(NamedMachines):
         spot = found.get("scheduling", {}).get("provisioningModel") == "SPOT"
         made = found.get("creationTimestamp")
         launched_at = tags.read_time(labels.get(tags.LAUNCHED)) or (
-            when(made) if made else self._now()
+            parse_moment(made) if made else self._now()
         )
         ended_at, reason = None, ""
         if found.get("status") in leftovers.STOPPED:
             stopped = found.get("lastStopTimestamp") or found.get("lastSuspendedTimestamp")
-            ended_at = when(stopped) if stopped else self._now()
+            ended_at = parse_moment(stopped) if stopped else self._now()
             reason = (self._why(str(found["selfLink"])) or ("stopped", None))[0]
         return Instance(
             id=str(found["name"]),
@@ -163,7 +165,7 @@ class GcpCloud(NamedMachines):
             if str(each.get("targetLink", "")).endswith(path):
                 ended = each.get("endTime") or each.get("insertTime")
                 kind = str(each["operationType"])
-                return _WHY.get(kind, kind), when(ended) if ended else None
+                return _WHY.get(kind, kind), parse_moment(ended) if ended else None
         return None
 
     # --- the end ----------------------------------------------------------------------------------

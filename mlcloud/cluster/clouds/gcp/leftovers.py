@@ -16,9 +16,10 @@ from typing import Any
 
 from mlcloud.cluster.clouds import tags
 from mlcloud.cluster.clouds.base import Leftover
-from mlcloud.cluster.clouds.gcp.api import Compute, when
+from mlcloud.cluster.clouds.gcp.api import Compute
 from mlcloud.cluster.clouds.gcp.network import described
 from mlcloud.errors import NotFound
+from mlcloud.units import parse_moment
 
 YOUNG = timedelta(minutes=10)
 STOPPED = {"TERMINATED", "STOPPED", "SUSPENDED"}
@@ -98,7 +99,7 @@ def _networking(
 
 def _young(each: Mapping[str, Any], now: datetime) -> bool:
     made = each.get("creationTimestamp")
-    return made is not None and now - when(made) < YOUNG
+    return made is not None and now - parse_moment(made) < YOUNG
 
 
 def _disk_price(instance: Mapping[str, Any]) -> Decimal:

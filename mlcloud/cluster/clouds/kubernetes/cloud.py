@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -32,6 +32,7 @@ from mlcloud.cluster.clouds.base import (
 from mlcloud.cluster.clouds.kubernetes import beside, manifest, placing, pods
 from mlcloud.cluster.clouds.kubernetes.api import Api
 from mlcloud.cluster.offers import Offer
+from mlcloud.cluster.records import now
 from mlcloud.errors import CloudRefused, NoCapacity, NotFound, UsageError
 
 #: What `leftovers` looks for, in the order in which it is removed.
@@ -39,10 +40,6 @@ SWEPT = (
     "raycluster", "pod", "service", "network-policy", "secret", "config-map", "role-binding",
     "role", "service-account",
 )  # fmt: skip
-
-
-def _utc() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 class KubernetesCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeftovers):
@@ -57,7 +54,7 @@ class KubernetesCloud(Cloud, CloudWithCredentials, CloudThatPlans, CloudWithLeft
         settings: CloudSettings,
         offers: Iterable[Offer],
         *,
-        now: Callable[[], datetime] = _utc,
+        now: Callable[[], datetime] = now,
     ) -> None:
         sold.require_names(settings.network, manifest.NETWORK, "kubernetes")
         placing.kind(settings.network.get("provider"))

@@ -18,6 +18,7 @@ from mlcloud.cluster.clouds.base import CloudSettings, Instance
 from mlcloud.cluster.clouds.kubernetes import placing
 from mlcloud.cluster.clouds.kubernetes.waiting import trouble
 from mlcloud.cluster.offers import Market, Offer
+from mlcloud.units import parse_moment
 
 #: How long a pod may wait for a node: a cluster's own autoscaler needs some minutes to bring one.
 PENDING = timedelta(minutes=7)
@@ -57,12 +58,8 @@ def instance(
     )
 
 
-def when(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
 def _made(pod: Mapping[str, Any]) -> datetime:
-    return when(pod["metadata"]["creationTimestamp"])
+    return parse_moment(pod["metadata"]["creationTimestamp"])
 
 
 def _offer(
@@ -112,4 +109,4 @@ def _end(
         if each.get("state", {}).get("terminated", {}).get("finishedAt")
     ]
     reason = str(status.get("reason") or status["phase"])
-    return (max(map(when, ends)) if ends else launched_at), _WHY.get(reason, reason)
+    return (max(map(parse_moment, ends)) if ends else launched_at), _WHY.get(reason, reason)
