@@ -43,7 +43,14 @@ from mlcloud.cluster.records import write_json
 from mlcloud.config import Settings
 from mlcloud.environment import index
 from mlcloud.environment.wheels import own_wheel
-from mlcloud.errors import Conflict, ConnectionFailed, MLCloudError, NotFound, UsageError
+from mlcloud.errors import (
+    ClusterDown,
+    Conflict,
+    ConnectionFailed,
+    MLCloudError,
+    NotFound,
+    UsageError,
+)
 from mlcloud.store import load_or_create_key
 
 Say = Callable[[str], None]
@@ -131,6 +138,8 @@ def connect(target: Any, settings: Settings | None = None) -> Connection:
     tunnel = _tunnel(note, settings)
 
     def find() -> Address:
+        if note.name not in known(settings):
+            raise ClusterDown(f"cluster {note.name!r} was taken down: `mlcloud up FILE` makes it")
         direct = _direct(note)
         return _answering(direct or Address(tunnel.open(), note.token), note.name)
 

@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from mlcloud import errors
-from mlcloud.client.jobs import POLL_S, Handle, Peer, failure
+from mlcloud.client.jobs import POLL_S, Handle, Peer, failure, is_down
 from mlcloud.client.kept import Hold
 from mlcloud.job_models import ENDED, JobInfo, JobState
 from mlcloud.values import packed
@@ -456,7 +456,11 @@ class Feeder:
 
     def _send(self, batch: list[Any], needs: dict[int, list[str]], *, last: bool) -> None:
         body = {"first": self._sent, "items": batch, "needs": needs, "last": last}
-        self._peer.send("POST", f"/v1/jobs/{self._job_id}/items", body)
+        # In the background: it brings no cluster up.
+        try:
+            self._peer.send("POST", f"/v1/jobs/{self._job_id}/items", body, start=False)
+        except errors.ClusterDown as error:
+            raise is_down(self._job_id) from error
         self._sent += len(batch)
         if last:
             self.total = self._sent

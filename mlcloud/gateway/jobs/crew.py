@@ -165,10 +165,11 @@ class Crews:
         self._ready()
 
     async def _bring_up(self, shape: Shape) -> Worker:
-        from ray.exceptions import RayError
-
         services = self._services
         await services.cluster.joined()
+        # Not before: Ray reads at its first import which address a driver is to use.
+        from ray.exceptions import RayError
+
         request = shape.request(services)
         last: Exception | None = None
         for _ in range(START_TRIES):

@@ -110,6 +110,15 @@ class Jobs:
         await self.crews.close(keep=keep)
         await self.keeping.write_all(self)
 
+    #: Nobody is to wait for news any more: the server takes no further requests.
+    ending = False
+
+    def let_go(self) -> None:
+        """Answer whoever waits, with what there is."""
+        self.ending = True
+        for job in self:
+            job.changed()
+
     def busy(self) -> bool:
         """Whether something is to be done that nobody else would do."""
         return any(not job.over for job in self) or bool(self.crews.kept)
