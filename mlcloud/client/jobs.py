@@ -27,7 +27,7 @@ import msgpack
 from mlcloud import errors
 from mlcloud.client.connection import Connection, error_named
 from mlcloud.client.errors import rebuilt
-from mlcloud.client.kept import Hold, of_wire
+from mlcloud.client.kept import Hold, job_in, of_wire
 from mlcloud.client.objects import Inbox, _fetch, put
 from mlcloud.client.secrets import find
 from mlcloud.client.wire import Wire
@@ -92,7 +92,7 @@ class Peer:
 
     def value(self, wire: Any) -> Any:
         if isinstance(wire, dict):  # it cannot be pickled, and stayed where it is
-            return of_wire(wire, self.hold(str(wire["kept"][0])))
+            return of_wire(wire, self.hold(job_in(wire)))
         # From our own job over the authenticated channel: the user's own object.
         return packed.unpack(wire, self.namespace, self.classes, self.get)
 
@@ -387,8 +387,11 @@ class Job(Handle):
 
     A `concurrent.futures.Future`: `result`, `exception`, `done`, `add_done_callback`, and it can be
     awaited. As an argument of another `.submit` it stands for its result, and is waited for on the
-    cluster. Of a generator, iterating gives what it yields as it comes.
+    cluster. Of a generator, iterating gives what it yields as it comes, also after it has failed:
+    what came before that is there.
     """
+
+    _hold: Hold | None = None  # of what it yielded and workers keep, as long as this is there
 
     @property
     def __mlcloud_ref__(self) -> tuple[str, str, int]:
@@ -428,6 +431,8 @@ class Job(Handle):
             after = answer["after"]
             for _, kind, value, _ in answer["entries"]:
                 if kind == "part":
+                    if isinstance(value, dict):
+                        self._hold = self._peer.hold(self.id)
                     yield self._peer.value(value)
                 elif kind == "error":
                     raise self._peer.error(value, f"{self.id} ({self.name})")

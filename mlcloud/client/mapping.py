@@ -25,7 +25,7 @@ from mlcloud import errors
 from mlcloud.client.jobs import POLL_S, Handle, Peer, failure, is_down
 from mlcloud.client.kept import Hold
 from mlcloud.job_models import ENDED, JobInfo, JobState
-from mlcloud.values import packed
+from mlcloud.values import packed, refs
 from mlcloud.widgets.loop import Seen, _Surface, _surface
 
 __all__ = ["ItemResult", "Jobs"]
@@ -238,6 +238,8 @@ class Jobs(Handle):
             after = answer["after"]
             for number, kind, value, more in answer["entries"]:
                 if number == item and kind == "part":
+                    if isinstance(value, dict):
+                        self._hold = self._peer.hold(self.id)
                     found[more[0]] = self._peer.value(value)
             if not answer["more"]:
                 return [found[each] for each in sorted(found)]
@@ -426,9 +428,9 @@ class Feeder:
             for item in islice(self._items, room):
                 found = self._pack(item)
                 if found.needs:
-                    refs = packed.named(found.needs)
-                    needs[self._sent + len(batch)] = packed.jobs_of(refs)
-                    batch.append([found.wire, refs])
+                    named = refs.named(found.needs)
+                    needs[self._sent + len(batch)] = refs.jobs_of(named)
+                    batch.append([found.wire, named])
                 else:
                     batch.append([found.wire])
                 size += _size(found.wire)

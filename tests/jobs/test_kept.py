@@ -96,6 +96,56 @@ def test_it_is_a_remote_value_and_calls_with_it_run_where_it_is() -> None:
     assert remote(closes_over).submit(1).result(WAIT_S)[:2] == (first[0], 6)
 
 
+def engines(count: int, fails: bool = False) -> Iterator[Any]:
+    for size in range(count):
+        yield Engine(size)
+        yield size
+    if fails:
+        raise ValueError("out of engines")
+
+
+def test_so_is_what_a_generator_yields() -> None:
+    job = remote(engines).submit(2)
+    first, zero, second, one = job
+    assert (zero, one) == (0, 1)
+    assert isinstance(first, RemoteValue)
+    assert "an engine of size 1" in repr(second)
+    with pytest.raises(errors.NotPicklable, match="lock"):
+        first.get()
+    assert job.info.kept == 2
+    both = [remote(use).submit(each, 10).result(WAIT_S) for each in (first, second, second)]
+    assert [each[1:] for each in both] == [(1, 0), (1, 10), (2, 10)]
+    assert len({each[0] for each in both}) == 1
+    closes_over = (lambda kept: lambda x: kept.times(x))(second)
+    assert remote(closes_over).submit(1).result(WAIT_S)[1:] == (3, 1)
+    whole = job.result(WAIT_S)
+    assert (whole[1], whole[3]) == (0, 1)
+    assert remote(use).map([whole[0], whole[2]], [1, 1]).result(WAIT_S)[1][1:] == (4, 1)
+    (items,) = remote(engines).map([1]).result(WAIT_S)
+    assert remote(use).submit(items[0], 1).result(WAIT_S)[1:] == (1, 0)
+    id_ = job.id
+    del job, first, second, whole, closes_over
+    gc.collect()
+    client = mlcloud.connect()
+    until(lambda: client.attach(id_).info.kept == 0, "it is let go of")
+
+
+def test_what_a_generator_yielded_before_it_failed_is_not_lost() -> None:
+    job = remote(engines).submit(1, fails=True)
+    values = iter(job)
+    kept = next(values)
+    assert next(values) == 0
+    with pytest.raises(ValueError, match="out of engines"):
+        next(values)
+    pid, *used = remote(use).submit(kept, 7).result(WAIT_S)
+    assert used == [1, 0]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: job.info.kept == 0, "its worker is gone", WAIT_S)
+    lost = r"value 0 that item 0 of job \S+ yielded .*attach\('j-\w+'\)"
+    with pytest.raises(errors.ResultLost, match=lost):
+        remote(use).submit(kept, 1).result(WAIT_S)
+
+
 def test_others_run_elsewhere_meanwhile() -> None:
     jobs = remote(engine, max_workers=2).map([1, 2])
     values = jobs.result(WAIT_S)
