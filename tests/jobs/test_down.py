@@ -13,9 +13,9 @@ import pytest
 
 import mlcloud
 from mlcloud import errors
+from tests.jobs.calls import WAIT_S
 from tests.live import Embedded, until
 
-WAIT_S = 120.0
 QUIET_S = 2.0  # a feed that found no gateway looked for it every half second
 
 

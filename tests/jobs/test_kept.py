@@ -15,29 +15,11 @@ import pytest
 
 import mlcloud
 from mlcloud import errors
-from mlcloud.client.functions import RemoteFunction
 from mlcloud.client.remote_value import RemoteValue
+from tests.jobs.calls import WAIT_S, remote
 from tests.live import Embedded, until
 
-WAIT_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def kept_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    options = {"max_nodes": "3", "node_idle": "60s", "offer_cooldown": "5s"}
-    with Embedded(tmp_path_factory.mktemp("kept"), **options) as embedded:
-        embedded.connect()
-        yield embedded
-
-
-@pytest.fixture(autouse=True)
-def _connected(kept_cluster: Embedded) -> None:
-    kept_cluster.connect()
-
-
-def remote(function: Any, **options: Any) -> RemoteFunction[Any, Any]:
-    made: RemoteFunction[Any, Any] = mlcloud.remote(**{"quiet": True, **options})(function)
-    return made
+pytestmark = pytest.mark.usefixtures("connected")
 
 
 class Engine:
@@ -179,7 +161,7 @@ def test_unused_for_its_time_it_goes() -> None:
         remote(use).submit(value, 1).result(WAIT_S)
 
 
-def test_a_worker_that_dies_says_what_is_lost(kept_cluster: Embedded) -> None:
+def test_a_worker_that_dies_says_what_is_lost(jobs_cluster: Embedded) -> None:
     job = remote(engine).submit(3)
     value = job.result(WAIT_S)
     pid, *_ = remote(use).submit(value, 1).result(WAIT_S)
@@ -205,11 +187,11 @@ def test_a_worker_that_dies_says_what_is_lost(kept_cluster: Embedded) -> None:
 
 
 @pytest.mark.slow
-def test_a_gateway_that_comes_back_finds_it(kept_cluster: Embedded) -> None:
+def test_a_gateway_that_comes_back_finds_it(jobs_cluster: Embedded) -> None:
     job = remote(engine).submit(4)
     value = job.result(WAIT_S)
     first = remote(use).submit(value, 1).result(WAIT_S)
-    kept_cluster.kill_gateway()
+    jobs_cluster.kill_gateway()
     second = remote(use).submit(value, 2).result(WAIT_S)
     assert (second[0], second[1:]) == (first[0], (2, 8))
 
