@@ -29,6 +29,10 @@ class ConnectionFailed(MLCloudError):
     """The gateway could not be reached or started."""
 
 
+class ClusterDown(ConnectionFailed):
+    """The cluster was taken down, or has ended, and what asked for it starts none."""
+
+
 class AuthenticationFailed(MLCloudError):
     """The gateway refused the token (HTTP 401)."""
 

@@ -35,8 +35,7 @@ from nbclient import NotebookClient
 
 import mlcloud
 from mlcloud.client.api import Client
-from mlcloud.client.connection import Connection
-from mlcloud.client.embedded import down, find, running
+from mlcloud.client.embedded import connection, down, running
 from mlcloud.client.session import Session
 from mlcloud.config import Settings
 
@@ -455,10 +454,7 @@ class Running:
 
 def another(session: Session) -> Session:
     """The same session as a second notebook sees it."""
-    connection = Connection(
-        lambda: find(Settings()), embedded=True, look=lambda: running(Settings())
-    )
-    return Client(connection).attach(session.name)
+    return Client(connection(Settings())).attach(session.name)
 
 
 def events(session: Session, after: int = 0) -> list[dict[str, Any]]:

@@ -318,11 +318,7 @@ def connect(
     if target is None:
         from mlcloud.client import embedded
 
-        connection = Connection(
-            lambda: embedded.find(settings),
-            embedded=True,
-            look=lambda: embedded.running(settings),
-        )
+        connection = embedded.connection(settings)
         # One by URL, though it be the same gateway, would not find it again after its end.
         if _default is not None and _default.is_same(connection):
             connection.close()

@@ -47,7 +47,8 @@ class Address:
 
 class Connection:
     """`find` gives the gateway's present address, starting it where that is ours to do; `look`
-    gives it, or None, and starts nothing.
+    gives it, or None, and starts nothing; `recover` (as `find`) gives it to who waits: it starts no
+    cluster, and raises `ClusterDown` where that is needed.
 
     `cluster` is the name of the cluster, if it was found by that; empty: the embedded one, or one
     by its URL."""
@@ -58,11 +59,13 @@ class Connection:
         *,
         embedded: bool,
         look: Callable[[], Address | None] | None = None,
+        recover: Callable[[], Address] | None = None,
         cluster: str = "",
     ) -> None:
         self._find = find
         self.cluster = cluster
         self._look = look
+        self._recover = recover or find
         self.embedded = embedded
         self.address = find()
         self._http = self._open()
@@ -78,11 +81,14 @@ class Connection:
             trust_env=False,
         )
 
-    def reopen(self) -> None:
-        """Find the gateway again after it was lost. Raises `ConnectionFailed`. From any thread."""
+    def reopen(self, *, start: bool = True) -> None:
+        """Find the gateway again after it was lost. Raises `ConnectionFailed`. From any thread.
+
+        `start` False: a cluster that is down stays so, and `ClusterDown` is raised.
+        """
         with self._finding:
             self._close_lanes()
-            address = self._find()
+            address = self._find() if start else self._recover()
             if address != self.address:
                 self.address = address
                 # Not closed: another thread may be in the middle of finding out that it is dead.
@@ -163,8 +169,10 @@ class Connection:
         missing_ok: bool = False,
         timeout: float | None = None,
         content: bytes | None = None,
+        start: bool = True,
     ) -> httpx.Response:
-        """One request; a lost gateway is found again. Raises what the gateway raised."""
+        """One request; a lost gateway is found again (`start`: as of `reopen`). Raises what the
+        gateway raised."""
         options: dict[str, Any] = {"json": json, "params": params}
         if content is not None:
             options["content"] = content
@@ -181,7 +189,7 @@ class Connection:
                         f"the gateway at {self.address.url} does not answer ({error}); "
                         f"{'run the cell again' if self.embedded else 'is it running?'}"
                     ) from error
-                self.reopen()
+                self.reopen(start=start)
         if missing_ok and response.status_code == 404:
             return response
         if response.is_error:

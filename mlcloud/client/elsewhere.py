@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 
 from mlcloud.client.connection import Address, Connection
-from mlcloud.client.notes import Note, note_of
+from mlcloud.client.notes import Note, known, note_of
 from mlcloud.client.portforward import PortForward
 from mlcloud.client.tunnel import Tunnel
 from mlcloud.config import Settings
-from mlcloud.errors import ConnectionFailed
+from mlcloud.errors import ClusterDown, ConnectionFailed
 
 #: This process's, by the cluster's name.
 tunnels: dict[str, Tunnel | PortForward] = {}
@@ -34,6 +34,8 @@ def connect(target: Any, settings: Settings | None = None) -> Connection:
     tunnel = tunnel_of(note, settings)
 
     def find() -> Address:
+        if note.name not in known(settings):
+            raise ClusterDown(f"cluster {note.name!r} was taken down: `mlcloud up FILE` makes it")
         direct = _direct(note)
         return _answering(direct or Address(tunnel.open(), note.token), note.name)
 
@@ -50,17 +52,17 @@ def address(name: str, settings: Settings | None = None) -> Address:
 
 def tunnel_of(note: Note, settings: Settings) -> Tunnel | PortForward:
     """This process's to that cluster's head; it need not be open."""
-    known = tunnels.get(note.name)
+    opened = tunnels.get(note.name)
     if note.cloud == "kubernetes":
         from mlcloud.client import podded
 
-        if not isinstance(known, PortForward) or known.closed:
-            known = tunnels[note.name] = podded.way(_specification(note))
-        return known
+        if not isinstance(opened, PortForward) or opened.closed:
+            opened = tunnels[note.name] = podded.way(_specification(note))
+        return opened
     target = note.target(settings)
-    if known is None or known.closed or (known.target, known.far) != (target, note.port):
-        known = tunnels[note.name] = Tunnel(target, note.port)
-    return known
+    if opened is None or opened.closed or (opened.target, opened.far) != (target, note.port):
+        opened = tunnels[note.name] = Tunnel(target, note.port)
+    return opened
 
 
 def name_of(target: Any) -> str:

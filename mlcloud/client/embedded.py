@@ -2,6 +2,7 @@
 
     connection file, answered ──► use it
     else: take the start lock ─► look again ─► start a child ─► wait until it listens ─► use it
+    who only waits (`recover`)    └► are there nodes? without any, the cluster is down: no child
 
 The child is its own session: closing the notebook does not end it. Ending it is `down()`, which
 also works when the gateway is dead and only its nodes are left.
@@ -21,12 +22,22 @@ from pathlib import Path
 
 import httpx
 
-from mlcloud.client.connection import Address
+from mlcloud.client.connection import Address, Connection
 from mlcloud.cluster.clouds.local import LocalCloud, importable
 from mlcloud.cluster.in_force import read_record, write_record
 from mlcloud.config import ALREADY_RUNNING, Settings
 from mlcloud.environment.index import FILE as PIP_CONF
-from mlcloud.errors import ConnectionFailed
+from mlcloud.errors import ClusterDown, ConnectionFailed
+
+
+def connection(settings: Settings) -> Connection:
+    """To the gateway of this home, which is started where there is none."""
+    return Connection(
+        lambda: find(settings),
+        embedded=True,
+        look=lambda: running(settings),
+        recover=lambda: recover(settings),
+    )
 
 
 def find(settings: Settings) -> Address:
@@ -37,6 +48,25 @@ def find(settings: Settings) -> Address:
     settings.make_folders()
     with _locked(settings.start_lock_file):
         return running(settings) or _start(settings)
+
+
+def recover(settings: Settings) -> Address:
+    """The gateway's address; one that died is started again as long as nodes of it are up.
+
+    Raises `ClusterDown` where none is: what calls this waits for something, and starts no cluster.
+    """
+    address = running(settings)
+    if address is not None:
+        return address
+    if settings.home.is_dir():
+        settings.make_folders()
+        with _locked(settings.start_lock_file):  # whoever takes it down now is waited for
+            address = running(settings)
+            if address is not None:
+                return address
+            if any(each.alive for each in LocalCloud(settings.cloud_root).instances()):
+                return _start(settings)
+    raise ClusterDown("the embedded cluster is down: `mlcloud.connect()` brings it up again")
 
 
 def running(settings: Settings) -> Address | None:

@@ -44,7 +44,7 @@ def running() -> Specification | None:
 def connection() -> Connection | None:
     """To the embedded cluster, if it is up."""
     settings = Settings()
-    return _connection(settings) if embedded.running(settings) is not None else None
+    return embedded.connection(settings) if embedded.running(settings) is not None else None
 
 
 def up(specification: Specification) -> tuple[Connection, ChangeList]:
@@ -62,7 +62,7 @@ def up(specification: Specification) -> tuple[Connection, ChangeList]:
         )
     packages = packages_of(specification)
     if embedded.running(settings) is not None:
-        found = _connection(settings)
+        found = embedded.connection(settings)
         return found, respecifying.change(found, specification, packages=packages)
     settings.make_folders()
     index.write(settings.home / index.FILE, packages.pip_conf)
@@ -76,16 +76,8 @@ def up(specification: Specification) -> tuple[Connection, ChangeList]:
         },
     )
     try:
-        return _connection(settings), ChangeList(())
+        return embedded.connection(settings), ChangeList(())
     except MLCloudError:
         (settings.home / index.FILE).unlink(missing_ok=True)
         settings.record_file.unlink(missing_ok=True)  # else no plain `connect()` would start either
         raise
-
-
-def _connection(settings: Settings) -> Connection:
-    return Connection(
-        lambda: embedded.find(settings),
-        embedded=True,
-        look=lambda: embedded.running(settings),
-    )

@@ -27,7 +27,7 @@ import msgpack
 from mlcloud import errors
 from mlcloud.client.connection import Connection, error_named
 from mlcloud.client.errors import rebuilt
-from mlcloud.client.kept import Hold, of_wire
+from mlcloud.client.kept import Hold, job_in, of_wire
 from mlcloud.client.objects import Inbox, _fetch, put
 from mlcloud.client.secrets import find
 from mlcloud.client.wire import Wire
@@ -40,6 +40,8 @@ from mlcloud.values.secrets import Secrets
 from mlcloud.widgets.tables import escaped
 
 if TYPE_CHECKING:
+    import httpx
+
     from mlcloud.client.api import Client
 
 __all__ = ["Job", "JobList"]
@@ -90,7 +92,7 @@ class Peer:
 
     def value(self, wire: Any) -> Any:
         if isinstance(wire, dict):  # it cannot be pickled, and stayed where it is
-            return of_wire(wire, self.hold(str(wire["kept"][0])))
+            return of_wire(wire, self.hold(job_in(wire)))
         # From our own job over the authenticated channel: the user's own object.
         return packed.unpack(wire, self.namespace, self.classes, self.get)
 
@@ -110,17 +112,32 @@ class Peer:
         answer = {"exception": told["records"], "own": told["own"], "rendered": told["lines"]}
         return rebuilt(done, answer, self.value, session=where)
 
-    def send(self, method: str, path: str, body: dict[str, Any]) -> Any:
+    def send(self, method: str, path: str, body: dict[str, Any], *, start: bool = True) -> Any:
         """A request whose body is msgpack."""
         content = msgpack.packb(body)
-        return self.connection.request(method, path, content=content).json()
+        return self.connection.request(method, path, content=content, start=start).json()
+
+    def ask(self, job: str, what: str = "", **options: Any) -> httpx.Response:
+        """How a job stands. Raises `ClusterDown`: nobody who waits starts a cluster."""
+        try:
+            return self.connection.request("GET", f"/v1/jobs/{job}{what}", start=False, **options)
+        except errors.ClusterDown as error:
+            raise is_down(job) from error
 
     def results(self, job: str, order: str, after: int, wait_s: float) -> dict[str, Any]:
         query = {"order": order, "after": after, "wait_s": wait_s}
-        path = f"/v1/jobs/{job}/results"
-        answer = self.connection.request("GET", path, params=query, timeout=wait_s + 60)
+        answer = self.ask(job, "/results", params=query, timeout=wait_s + 60)
         found: dict[str, Any] = msgpack.unpackb(answer.content, strict_map_key=False)
         return found
+
+
+def is_down(job: str) -> errors.ClusterDown:
+    """What who waits for a job is told."""
+    return errors.ClusterDown(
+        f"the cluster of job {job} is down, and waiting does not start it. What the job has "
+        "finished is kept: `mlcloud.connect()`, or `up()` of its Cluster, brings the cluster up "
+        f"again, the job goes on where it was, and mlcloud.attach({job!r}) has its results"
+    )
 
 
 _peers: weakref.WeakKeyDictionary[Connection, Peer] = weakref.WeakKeyDictionary()
@@ -139,7 +156,7 @@ def new_id() -> str:
 
 
 class Feed:
-    """Follows jobs until they end. `watch` from any thread."""
+    """Follows jobs until they end, or their cluster is down. `watch` from any thread."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -188,12 +205,24 @@ class Feed:
             if not self._is_needed(None):
                 return
             try:
-                self._connection.reopen()
+                self._connection.reopen(start=False)
+            except errors.ClusterDown:
+                self._is_down()
+                return
             except errors.MLCloudError:
                 time.sleep(AGAIN_S)
 
+    def _is_down(self) -> None:
+        with self._lock:
+            jobs, self._jobs = self._jobs, {}
+            self._wire = self._thread = None
+        for job_id, handles in jobs.items():
+            for handle in list(handles):
+                handle._gone(is_down(job_id))
+
     def _is_needed(self, wire: Wire | None) -> bool:
         with self._lock:
+            self._jobs = {job: handles for job, handles in self._jobs.items() if handles}
             if self._jobs:
                 return True
             self._wire = self._thread = None
@@ -269,8 +298,7 @@ class Handle(concurrent.futures.Future[Any]):
     @property
     def info(self) -> JobInfo:
         """What the gateway knows of it, as of now."""
-        answer = self._peer.connection.get(f"/v1/jobs/{self.id}")
-        self._info = JobInfo.model_validate(answer)
+        self._info = JobInfo.model_validate(self._peer.ask(self.id).json())
         return self._info
 
     @property
@@ -309,8 +337,12 @@ class Handle(concurrent.futures.Future[Any]):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for its end, at most `timeout` seconds; whether it has ended. Raises nothing of
-        what it raised."""
+        what it raised, but `ClusterDown` where it cannot be waited for."""
         concurrent.futures.wait([self], timeout)
+        if self.done() and not self.cancelled():
+            error = concurrent.futures.Future.exception(self)
+            if isinstance(error, errors.ClusterDown):
+                raise error
         return self.done()
 
     def logs(self, *, item: int | None = None, follow: bool = False) -> str:
@@ -321,9 +353,8 @@ class Handle(concurrent.futures.Future[Any]):
         after = 0
         while True:
             query = {"after": after, "wait_s": POLL_S if follow else 0}
-            path = f"/v1/jobs/{self.id}/logs"
-            answer = self._peer.connection.get(path, params=query, timeout=POLL_S + 60)
-            page = JobLog.model_validate(answer)
+            answer = self._peer.ask(self.id, "/logs", params=query, timeout=POLL_S + 60)
+            page = JobLog.model_validate(answer.json())
             for piece in page.pieces:
                 after = piece.number
                 if item is None or piece.item == item:
@@ -356,8 +387,11 @@ class Job(Handle):
 
     A `concurrent.futures.Future`: `result`, `exception`, `done`, `add_done_callback`, and it can be
     awaited. As an argument of another `.submit` it stands for its result, and is waited for on the
-    cluster. Of a generator, iterating gives what it yields as it comes.
+    cluster. Of a generator, iterating gives what it yields as it comes, also after it has failed:
+    what came before that is there.
     """
+
+    _hold: Hold | None = None  # of what it yielded and workers keep, as long as this is there
 
     @property
     def __mlcloud_ref__(self) -> tuple[str, str, int]:
@@ -397,6 +431,8 @@ class Job(Handle):
             after = answer["after"]
             for _, kind, value, _ in answer["entries"]:
                 if kind == "part":
+                    if isinstance(value, dict):
+                        self._hold = self._peer.hold(self.id)
                     yield self._peer.value(value)
                 elif kind == "error":
                     raise self._peer.error(value, f"{self.id} ({self.name})")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlcloud import errors
 from mlcloud.client.remote_value import RemoteValue
+from mlcloud.values import refs
 from mlcloud.values.messages import RemoteInfo
 
 if TYPE_CHECKING:
@@ -49,18 +50,18 @@ def _let_go(connection: Connection, job: str, body: dict[str, Any]) -> None:
 
 
 class KeptResult(RemoteValue):
-    """What an item returned and no pickle can hold. As an argument of `.submit` or `.map` it is the
-    object itself: the call runs in the worker that has it."""
+    """What an item returned or yielded and no pickle can hold. As an argument of `.submit` or
+    `.map` it is the object itself: the call runs in the worker that has it."""
 
     __slots__ = ("_hold", "_item", "_job")
     _hold: Hold
     _item: int
-    _job: str
+    _job: str  # or `refs.part` of it
 
-    def __init__(self, info: RemoteInfo, hold: Hold, item: int) -> None:
+    def __init__(self, info: RemoteInfo, hold: Hold, job: str, item: int) -> None:
         super().__init__(info, hold.job, place=f"a worker of job {hold.job}")
         object.__setattr__(self, "_hold", hold)
-        object.__setattr__(self, "_job", hold.job)
+        object.__setattr__(self, "_job", job)
         object.__setattr__(self, "_item", item)
 
     @property
@@ -84,5 +85,10 @@ class KeptResult(RemoteValue):
 
 def of_wire(wire: dict[str, Any], hold: Hold) -> KeptResult:
     """The handle of a result's wire (`kernel/job_kept.py`)."""
-    _, item = wire["kept"]
-    return KeptResult(RemoteInfo.from_wire(wire["info"]), hold, int(item))
+    job, item = wire["kept"]
+    return KeptResult(RemoteInfo.from_wire(wire["info"]), hold, str(job), int(item))
+
+
+def job_in(wire: dict[str, Any]) -> str:
+    """The job that the result is of."""
+    return refs.job_of(str(wire["kept"][0]))

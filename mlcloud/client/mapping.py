@@ -22,10 +22,10 @@ from itertools import islice
 from typing import Any, Literal
 
 from mlcloud import errors
-from mlcloud.client.jobs import POLL_S, Handle, Peer, failure
+from mlcloud.client.jobs import POLL_S, Handle, Peer, failure, is_down
 from mlcloud.client.kept import Hold
 from mlcloud.job_models import ENDED, JobInfo, JobState
-from mlcloud.values import packed
+from mlcloud.values import packed, refs
 from mlcloud.widgets.loop import Seen, _Surface, _surface
 
 __all__ = ["ItemResult", "Jobs"]
@@ -242,6 +242,8 @@ class Jobs(Handle):
             after = answer["after"]
             for number, kind, value, more in answer["entries"]:
                 if number == item and kind == "part":
+                    if isinstance(value, dict):
+                        self._hold = self._peer.hold(self.id)
                     found[more[0]] = self._peer.value(value)
             if not answer["more"]:
                 return [found[each] for each in sorted(found)]
@@ -430,9 +432,9 @@ class Feeder:
             for item in islice(self._items, room):
                 found = self._pack(item)
                 if found.needs:
-                    refs = packed.named(found.needs)
-                    needs[self._sent + len(batch)] = packed.jobs_of(refs)
-                    batch.append([found.wire, refs])
+                    named = refs.named(found.needs)
+                    needs[self._sent + len(batch)] = refs.jobs_of(named)
+                    batch.append([found.wire, named])
                 else:
                     batch.append([found.wire])
                 size += _size(found.wire)
@@ -460,7 +462,11 @@ class Feeder:
 
     def _send(self, batch: list[Any], needs: dict[int, list[str]], *, last: bool) -> None:
         body = {"first": self._sent, "items": batch, "needs": needs, "last": last}
-        self._peer.send("POST", f"/v1/jobs/{self._job_id}/items", body)
+        # In the background: it brings no cluster up.
+        try:
+            self._peer.send("POST", f"/v1/jobs/{self._job_id}/items", body, start=False)
+        except errors.ClusterDown as error:
+            raise is_down(self._job_id) from error
         self._sent += len(batch)
         if last:
             self.total = self._sent

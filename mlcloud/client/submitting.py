@@ -21,7 +21,7 @@ from mlcloud.client.remote_value import RemoteValue
 from mlcloud.client.secrets import declared, find, missing_text
 from mlcloud.errors import SecretMissing, UsageError
 from mlcloud.job_models import JobInfo, JobRequest
-from mlcloud.values import packed
+from mlcloud.values import packed, refs
 from mlcloud.values.pickling import holds_secret
 from mlcloud.values.secrets import Secrets
 
@@ -47,11 +47,11 @@ def submit(
     found = _secrets(to, options)
     code = _code(to, function)
     item = _item(to, function, code)((args, kwargs))
-    refs = packed.named(item.needs)
+    named = refs.named(item.needs)
     body = {
         **opened(client, function, options, code, found, single=True),
-        "items": [[item.wire, refs] if refs else [item.wire]],
-        "needs": {0: packed.jobs_of(refs)} if refs else {},
+        "items": [[item.wire, named] if named else [item.wire]],
+        "needs": {0: refs.jobs_of(named)} if named else {},
         "last": True,
     }
     return Job(to, JobInfo.model_validate(to.send("POST", "/v1/jobs", body)))
@@ -107,7 +107,7 @@ def opened(
     """What makes the job."""
     body: dict[str, Any] = {
         "request": _request(client, function, options, single=single),
-        "code": {"wire": code.wire, "needs": packed.named(code.needs)},
+        "code": {"wire": code.wire, "needs": refs.named(code.needs)},
     }
     return {**body, "secrets": secrets} if secrets else body
 

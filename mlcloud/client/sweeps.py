@@ -250,10 +250,8 @@ class Sweep(Handle):
         return found
 
     def _seen(self, seen: int = -1, wait_s: float = 0.0) -> Mapping[str, Any]:
-        path = f"/v1/jobs/{self.id}/sweep"
         query = {"seen": seen, "wait_s": wait_s}
-        connection = self._peer.connection
-        answer = connection.request("GET", path, params=query, timeout=POLL_S + wait_s)
+        answer = self._peer.ask(self.id, "/sweep", params=query, timeout=POLL_S + wait_s)
         view: Mapping[str, Any] = msgpack.unpackb(answer.content, strict_map_key=False)
         return view
 

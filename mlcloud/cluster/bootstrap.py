@@ -26,6 +26,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from shlex import quote
 from typing import Any
 
@@ -97,35 +98,22 @@ if ! [ -e "$root/venv-{digest}/ready" ]; then
 fi
 """
 
-_FETCH = """  "$base" - <<'MLCLOUD_END' ||
+# For a node's join token alone: indexes may have passwords in them.
+_ASK = """
+# the head's {what}
+{python} - <<'MLCLOUD_END' ||
 import os, ssl, urllib.request
 os.chdir(os.path.expanduser("~/.mlcloud-node/{folder}"))
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 context.check_hostname = False
 context.load_verify_locations("gateway.crt")
 headers = {{"Authorization": "Bearer {token}"}}
-request = urllib.request.Request("{url}/v1/nodes/{instance}/wheel", headers=headers)
+request = urllib.request.Request("{url}/v1/nodes/{instance}/{what}", headers=headers)
 with urllib.request.urlopen(request, timeout=120, context=context) as answer:
-    with open("{wheel}", "wb") as file:
+    with open("{file}", "wb") as file:
         file.write(answer.read())
 MLCLOUD_END
-    fail 1 "the head does not give its wheel: $(tail -n 1 "$folder/bootstrap.log")"
-"""
-
-_INDEXES = """
-# its package indexes, which may have passwords in them
-{python} - <<'MLCLOUD_END' || fail 1 "the head does not tell its package indexes"
-import os, ssl, urllib.request
-os.chdir(os.path.expanduser("~/.mlcloud-node/{folder}"))
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-context.check_hostname = False
-context.load_verify_locations("gateway.crt")
-headers = {{"Authorization": "Bearer {token}"}}
-request = urllib.request.Request("{url}/v1/nodes/{instance}/indexes", headers=headers)
-with urllib.request.urlopen(request, timeout=60, context=context) as answer:
-    with open("pip.conf", "wb") as file:
-        file.write(answer.read())
-MLCLOUD_END
+  fail 1 "the head does not give its {what}: $(tail -n 1 "$folder/bootstrap.log")"
 """
 
 _CONFIGURED = """
@@ -208,14 +196,15 @@ def worker(
 ) -> str:
     """The script for a worker. `node` is what its agent reads (`nodefile.py`)."""
     gateway = node["gateway"]
-    asked = {
-        "folder": f"{cluster_id}/{instance}",
-        "token": node["join"],
-        "url": gateway["url"],
-        "instance": instance,
-    }
-    fetch = _FETCH.format(**asked, wheel=runtime.wheel)
-    indexes = _INDEXES.format(**asked, python=quote(runtime.python or "python3"))
+    ask = partial(
+        _ASK.format,
+        folder=f"{cluster_id}/{instance}",
+        token=node["join"],
+        url=gateway["url"],
+        instance=instance,
+    )
+    indexes = ask(python=quote(runtime.python or "python3"), what="indexes", file="pip.conf")
+    fetch = ask(python='"$base"', what="wheel", file=runtime.wheel)
     parts = [
         _BEGIN.format(cluster=cluster, cluster_id=cluster_id, folder=instance, root=ROOT),
         _file("gateway.crt", gateway["certificate"]),

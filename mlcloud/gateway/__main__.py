@@ -38,17 +38,29 @@ PORT_IN_USE = 4
 
 
 class Server(uvicorn.Server):
-    """Writes the connection file when it listens; what `down` removes is only our own."""
+    """Writes the connection file when it listens; what `down` removes is only our own. Who waits
+    for news of a job is let go of at the end: cut off, it would read that the gateway failed."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, connection: dict[str, object]):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        settings: Settings,
+        connection: dict[str, object],
+        gateway: Gateway,
+    ) -> None:
         super().__init__(config)
         self._settings = settings
         self._connection = connection
+        self._gateway = gateway
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             write_json(self._settings.connection_file, self._connection)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.jobs.let_go()
+        await super().shutdown(sockets)
 
 
 def main() -> int:
@@ -169,7 +181,7 @@ async def _serve(
     url, token = str(connection["url"]), str(connection["token"])
     gateway = Gateway(settings, url, token, on_idle=stop, nodes_url=private.url if private else "")
     app = make_app(gateway, stop=stop)
-    server = Server(uvicorn.Config(app, lifespan="on", **_OPTIONS), settings, connection)
+    server = Server(uvicorn.Config(app, lifespan="on", **_OPTIONS), settings, connection, gateway)
     beside = asyncio.create_task(private.serve(app)) if private else None
     await server.serve(sockets=[listener])
     if beside is not None:

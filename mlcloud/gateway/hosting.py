@@ -61,12 +61,13 @@ async def bring_up(
 async def _bring_up(
     session: Session, avoid: str, node_type: str, request: HostRequest | None, quiet: bool
 ) -> LiveHost:
-    from ray.exceptions import RayError
-
     session.services.cluster.require(request or session.host_request)
     if not session.services.cluster.up:
         session.status(f"starting the {session.services.cluster.name} cluster")
     hosts = await session.services.cluster.joined()
+    # Not before: Ray reads at its first import which address a driver is to use.
+    from ray.exceptions import RayError
+
     values = await session.services.vault.gather(session)
     for attempt in range(BRING_UP_TRIES):
         workers = await elastic.workers(session, avoid) if session.is_gang else None

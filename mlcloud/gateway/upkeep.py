@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mlcloud.checkpoint.step import KIND as CHECKPOINTS
 from mlcloud.config import Settings
-from mlcloud.errors import Conflict, Damaged, MLCloudError, NoCheckpoint
+from mlcloud.errors import Damaged, NoCheckpoint
 from mlcloud.gateway import inputs, retention
 from mlcloud.gateway.lease import Lease
 from mlcloud.gateway.record import Fenced, Record
+from mlcloud.gateway.recurring import recurring
 from mlcloud.gateway.snapshots import KIND as SNAPSHOTS
 from mlcloud.kernel.log import KIND as LOGS
 from mlcloud.store import Store
@@ -65,19 +66,8 @@ class Upkeep:
 
     async def run(self) -> None:
         """For ever; not at all with `prune_every` 0."""
-        if not self._every_s:
-            return
-        await asyncio.sleep(min(self._every_s, FIRST_S))
-        while True:
-            try:
-                await self.once()
-            except Conflict as error:
-                log.info("the store is not tidied now: %s", error)
-            except MLCloudError as error:
-                log.warning("the store could not be tidied, it is tried again later: %s", error)
-            except Exception:
-                log.exception("tidying the store failed, it is tried again later")
-            await asyncio.sleep(self._every_s)
+        failed = "the store could not be tidied"
+        await recurring(self.once, log, failed, every_s=self._every_s, first_s=FIRST_S)
 
     async def once(self) -> None:
         """One round. Raises `StoreError`, and `Conflict` where another process prunes."""

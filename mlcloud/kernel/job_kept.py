@@ -1,6 +1,7 @@
-"""What items returned that no pickle can hold: kept in the worker's process, and used there.
+"""What items returned or yielded and no pickle can hold: kept in the worker's process, used there.
 
     item ─► value ─► NotPicklable ─► keep ─► {"kept": [job, item], "info": …}, the result's wire
+                     what it yields  ─► keep ─► {"kept": [job#number, item], …}, that part's
     an item that has this result as an argument ─► comes to this worker ─► get ─► the object
 
 The gateway says how long (`gateway/jobs/kept.py`): a value goes with its worker, or by `drop`.
@@ -11,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlcloud.errors import NotPicklable, ResultLost
+from mlcloud.values import refs
 from mlcloud.values.preview import describe
 from mlcloud.values.secrets import Secrets
 
@@ -18,7 +20,7 @@ Key = tuple[str, int]
 
 
 class Kept:
-    """Of one worker, by job and item."""
+    """Of one worker, by job (or `refs.part` of it) and item."""
 
     def __init__(self) -> None:
         self._values: dict[Key, Any] = {}
@@ -40,7 +42,7 @@ class Kept:
         except KeyError:
             raise ResultLost(
                 f"the result of item {item} of job {job} is not in this worker any more: run it "
-                f"again, mlcloud.attach({job!r}).rerun()"
+                f"again, mlcloud.attach({refs.job_of(job)!r}).rerun()"
             ) from None
 
     def drop(self, keys: list[list[Any]]) -> None:

@@ -30,7 +30,7 @@ from mlcloud.kernel.job_output import Output
 from mlcloud.kernel.tracebacks import frames, strip
 from mlcloud.store import ChunkRef, Store
 from mlcloud.sweeps.reporting import TrialStopped
-from mlcloud.values import exceptions, packed
+from mlcloud.values import exceptions, packed, refs
 from mlcloud.values.pickling import holds_secret
 from mlcloud.values.reducers import Classes
 from mlcloud.values.secrets import Secrets
@@ -246,7 +246,7 @@ class Runner:
                     return
             finally:
                 context.set_current(None)
-            wire = self._result(task, number, value)
+            wire = self._result(task, task.job, number, value, "result")
         except BaseException as error:
             took = time.perf_counter() - began
             self._add(number, "error", self._packed_error(task, error), [took], now=True)
@@ -254,14 +254,14 @@ class Runner:
         took = time.perf_counter() - began
         self._add(number, "ok", wire, [took], now=took > TELL_S)
 
-    def _result(self, task: Task, number: int, value: Any) -> Any:
+    def _result(self, task: Task, job: str, number: int, value: Any, name: str) -> Any:
         """As it travels; what no pickle can hold stays here, and its address travels."""
         code = task.code
         assert code is not None
         try:
-            return self._packed(value, code, "result")
+            return self._packed(value, code, name)
         except NotPicklable as error:
-            return self.kept.keep(task.job, number, value, error, self.secrets)
+            return self.kept.keep(job, number, value, error, self.secrets)
 
     def _packed(self, value: Any, code: packed.Code, name: str) -> Any:
         """Raises `NotPicklable`, also for what holds the value of a secret."""
@@ -271,13 +271,12 @@ class Runner:
         return wire
 
     def _yielded(self, task: Task, number: int, values: Any, began: float) -> None:
-        code = task.code
-        assert code is not None
         count = 0
         if inspect.isasyncgen(values):
             values = _in_turn(values)
         for value in values:
-            wire = self._packed(value, code, "yielded")
+            place = refs.part(task.job, count)
+            wire = self._result(task, place, number, value, f"yielded[{count}]")
             self._add(number, "part", wire, [count], now=True)
             count += 1
         self._add(number, "ok", count, [time.perf_counter() - began], now=True)

@@ -44,16 +44,6 @@ class Packed:
     needs: list[Ref] = field(default_factory=list)
 
 
-def named(refs: list[Ref]) -> list[list[Any]]:
-    """[job, item] of each."""
-    return [[job, item] for _, job, item in refs]
-
-
-def jobs_of(refs: list[list[Any]]) -> list[str]:
-    """The jobs among these, each once."""
-    return sorted({str(job) for job, _ in refs})
-
-
 # --- values ---------------------------------------------------------------------------------------
 
 

@@ -20,10 +20,8 @@ import pytest
 import mlcloud
 from mlcloud import errors
 from mlcloud.job_models import JobRequest
+from tests.jobs.calls import OPTIONS, WAIT_S
 from tests.live import Embedded, until
-
-WAIT_S = 120.0
-OPTIONS = {"max_nodes": "3", "node_idle": "60s", "offer_cooldown": "5s"}
 
 
 def counted(x: int, folder: str, seconds: float = 0.05) -> int:

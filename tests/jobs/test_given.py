@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,12 @@ import pytest
 import mlcloud
 from mlcloud import errors
 from mlcloud.client import job_commands
-from mlcloud.client.functions import RemoteFunction
 from mlcloud.client.remote_value import RemoteValue
+from tests.jobs.calls import WAIT_S, remote
 from tests.live import Embedded, until
 
-WAIT_S = 120.0
+pytestmark = pytest.mark.usefixtures("connected")
 VALUE = "tk_" + "5f0e11aa97c34e20b1"  # so that it is not in this text
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    options = {"max_nodes": "3", "node_idle": "60s", "offer_cooldown": "5s"}
-    with Embedded(tmp_path_factory.mktemp("given"), **options) as embedded:
-        embedded.connect()
-        yield embedded
-
-
-@pytest.fixture(autouse=True)
-def _connected(cluster: Embedded) -> None:
-    cluster.connect()
-
-
-def remote(function: Any, **options: Any) -> RemoteFunction[Any, Any]:
-    made: RemoteFunction[Any, Any] = mlcloud.remote(**{"quiet": True, **options})(function)
-    return made
 
 
 def files_with(folder: Path, text: bytes) -> list[Path]:
@@ -51,7 +33,7 @@ def files_with(folder: Path, text: bytes) -> list[Path]:
 
 
 def test_a_secret_is_used_and_is_nowhere_else(
-    cluster: Embedded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    jobs_cluster: Embedded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("JOB_TOKEN", VALUE)
 
@@ -109,8 +91,8 @@ def test_a_secret_is_used_and_is_nowhere_else(
     # Again, from here: the gateway has forgotten it with the job's end.
     assert job.rerun().result(WAIT_S) == len(VALUE)
     until(lambda: mlcloud.connect().attach(job.id).info.state.value == "done", "it is done")
-    assert files_with(cluster.home, VALUE.encode()) == []
-    with sqlite3.connect(cluster.home / "gateway.db") as database:
+    assert files_with(jobs_cluster.home, VALUE.encode()) == []
+    with sqlite3.connect(jobs_cluster.home / "gateway.db") as database:
         dumped = "\n".join(database.iterdump())
     assert "JOB_TOKEN" in dumped
     assert VALUE not in dumped
@@ -186,7 +168,7 @@ def test_what_c_code_and_children_print_is_in_the_log_of_its_item() -> None:
 
 
 def test_costs_are_grouped_by_the_tags_of_jobs_and_stay_when_these_are_removed(
-    cluster: Embedded,
+    jobs_cluster: Embedded,
 ) -> None:
     def work(x: int) -> int:
         print("some text")
@@ -201,7 +183,7 @@ def test_costs_are_grouped_by_the_tags_of_jobs_and_stay_when_these_are_removed(
 
     new = remote(work).submit(old)  # it needs the old one's result
     assert new.result(WAIT_S) == 1
-    store = cluster.home / "store" / "manifests" / "jobs"
+    store = jobs_cluster.home / "store" / "manifests" / "jobs"
     until(lambda: (store / old.id).exists(), "it is in the store")
     assert [each.id for each in client.prune_jobs("1d")] == []
     told = job_commands.run(["prune", "--older", "0s", "--dry"])
@@ -237,7 +219,7 @@ def test_costs_are_grouped_by_the_tags_of_jobs_and_stay_when_these_are_removed(
 
 
 @pytest.mark.slow
-def test_a_rerun_has_the_packages_of_then(cluster: Embedded) -> None:
+def test_a_rerun_has_the_packages_of_then(jobs_cluster: Embedded) -> None:
     def version(x: int) -> str:
         from importlib import metadata
 
@@ -246,18 +228,18 @@ def test_a_rerun_has_the_packages_of_then(cluster: Embedded) -> None:
     job = remote(version).submit(1)
     now = job.result(WAIT_S)
     assert now != "1.15.0"
-    cluster.kill_gateway()
-    with sqlite3.connect(cluster.home / "gateway.db") as database:  # as if it ran years ago
+    jobs_cluster.kill_gateway()
+    with sqlite3.connect(jobs_cluster.home / "gateway.db") as database:  # as if it ran years ago
         ((text,),) = database.execute("select remembered from jobs where id = ?", [job.id])
         remembered = json.loads(text)
         assert remembered["packages"]["six"] == now
         remembered["packages"]["six"] = "1.15.0"
         values = [json.dumps(remembered), job.id]
         database.execute("update jobs set remembered = ? where id = ?", values)
-    again = cluster.connect().attach(job.id).rerun()
+    again = jobs_cluster.connect().attach(job.id).rerun()
     assert again.result(WAIT_S) == "1.15.0"
     assert again.rerun().result(WAIT_S) == "1.15.0"
-    assert cluster.connect().attach(job.id).rerun(packages="now").result(WAIT_S) == now
+    assert jobs_cluster.connect().attach(job.id).rerun(packages="now").result(WAIT_S) == now
 
     # With an environment of its own: what was resolved then is what it gets again.
     own = remote(version, environment=["six>=1.14,<1.16"]).submit(1)

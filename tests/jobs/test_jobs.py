@@ -12,32 +12,12 @@ from typing import Any
 
 import pytest
 
-import mlcloud
 from mlcloud import errors
-from mlcloud.client.functions import RemoteFunction
 from mlcloud.client.mapping import Jobs
+from tests.jobs.calls import WAIT_S, remote
 from tests.live import Embedded, open_notebook, until
 
-WAIT_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def jobs_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    home = tmp_path_factory.mktemp("jobs")
-    options = {"max_nodes": "3", "node_idle": "60s", "offer_cooldown": "5s"}
-    with Embedded(home, **options) as embedded:
-        embedded.connect()
-        yield embedded
-
-
-@pytest.fixture(autouse=True)
-def _connected(jobs_cluster: Embedded) -> None:
-    jobs_cluster.connect()
-
-
-def remote(function: Any, **options: Any) -> RemoteFunction[Any, Any]:
-    made: RemoteFunction[Any, Any] = mlcloud.remote(**{"quiet": True, **options})(function)
-    return made
+pytestmark = pytest.mark.usefixtures("connected")
 
 
 def double(x: Any) -> Any:

@@ -15,29 +15,11 @@ import pytest
 
 import mlcloud
 from mlcloud import errors
-from mlcloud.client.functions import RemoteFunction
 from mlcloud.client.remote_value import RemoteValue
+from tests.jobs.calls import WAIT_S, remote
 from tests.live import Embedded, until
 
-WAIT_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def kept_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    options = {"max_nodes": "3", "node_idle": "60s", "offer_cooldown": "5s"}
-    with Embedded(tmp_path_factory.mktemp("kept"), **options) as embedded:
-        embedded.connect()
-        yield embedded
-
-
-@pytest.fixture(autouse=True)
-def _connected(kept_cluster: Embedded) -> None:
-    kept_cluster.connect()
-
-
-def remote(function: Any, **options: Any) -> RemoteFunction[Any, Any]:
-    made: RemoteFunction[Any, Any] = mlcloud.remote(**{"quiet": True, **options})(function)
-    return made
+pytestmark = pytest.mark.usefixtures("connected")
 
 
 class Engine:
@@ -96,6 +78,56 @@ def test_it_is_a_remote_value_and_calls_with_it_run_where_it_is() -> None:
     assert remote(closes_over).submit(1).result(WAIT_S)[:2] == (first[0], 6)
 
 
+def engines(count: int, fails: bool = False) -> Iterator[Any]:
+    for size in range(count):
+        yield Engine(size)
+        yield size
+    if fails:
+        raise ValueError("out of engines")
+
+
+def test_so_is_what_a_generator_yields() -> None:
+    job = remote(engines).submit(2)
+    first, zero, second, one = job
+    assert (zero, one) == (0, 1)
+    assert isinstance(first, RemoteValue)
+    assert "an engine of size 1" in repr(second)
+    with pytest.raises(errors.NotPicklable, match="lock"):
+        first.get()
+    assert job.info.kept == 2
+    both = [remote(use).submit(each, 10).result(WAIT_S) for each in (first, second, second)]
+    assert [each[1:] for each in both] == [(1, 0), (1, 10), (2, 10)]
+    assert len({each[0] for each in both}) == 1
+    closes_over = (lambda kept: lambda x: kept.times(x))(second)
+    assert remote(closes_over).submit(1).result(WAIT_S)[1:] == (3, 1)
+    whole = job.result(WAIT_S)
+    assert (whole[1], whole[3]) == (0, 1)
+    assert remote(use).map([whole[0], whole[2]], [1, 1]).result(WAIT_S)[1][1:] == (4, 1)
+    (items,) = remote(engines).map([1]).result(WAIT_S)
+    assert remote(use).submit(items[0], 1).result(WAIT_S)[1:] == (1, 0)
+    id_ = job.id
+    del job, first, second, whole, closes_over
+    gc.collect()
+    client = mlcloud.connect()
+    until(lambda: client.attach(id_).info.kept == 0, "it is let go of")
+
+
+def test_what_a_generator_yielded_before_it_failed_is_not_lost() -> None:
+    job = remote(engines).submit(1, fails=True)
+    values = iter(job)
+    kept = next(values)
+    assert next(values) == 0
+    with pytest.raises(ValueError, match="out of engines"):
+        next(values)
+    pid, *used = remote(use).submit(kept, 7).result(WAIT_S)
+    assert used == [1, 0]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: job.info.kept == 0, "its worker is gone", WAIT_S)
+    lost = r"value 0 that item 0 of job \S+ yielded .*attach\('j-\w+'\)"
+    with pytest.raises(errors.ResultLost, match=lost):
+        remote(use).submit(kept, 1).result(WAIT_S)
+
+
 def test_others_run_elsewhere_meanwhile() -> None:
     jobs = remote(engine, max_workers=2).map([1, 2])
     values = jobs.result(WAIT_S)
@@ -129,7 +161,7 @@ def test_unused_for_its_time_it_goes() -> None:
         remote(use).submit(value, 1).result(WAIT_S)
 
 
-def test_a_worker_that_dies_says_what_is_lost(kept_cluster: Embedded) -> None:
+def test_a_worker_that_dies_says_what_is_lost(jobs_cluster: Embedded) -> None:
     job = remote(engine).submit(3)
     value = job.result(WAIT_S)
     pid, *_ = remote(use).submit(value, 1).result(WAIT_S)
@@ -155,11 +187,11 @@ def test_a_worker_that_dies_says_what_is_lost(kept_cluster: Embedded) -> None:
 
 
 @pytest.mark.slow
-def test_a_gateway_that_comes_back_finds_it(kept_cluster: Embedded) -> None:
+def test_a_gateway_that_comes_back_finds_it(jobs_cluster: Embedded) -> None:
     job = remote(engine).submit(4)
     value = job.result(WAIT_S)
     first = remote(use).submit(value, 1).result(WAIT_S)
-    kept_cluster.kill_gateway()
+    jobs_cluster.kill_gateway()
     second = remote(use).submit(value, 2).result(WAIT_S)
     assert (second[0], second[1:]) == (first[0], (2, 8))
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import mlcloud
-from tests.live import Embedded
+from tests.jobs.calls import WAIT_S
 
+pytestmark = pytest.mark.usefixtures("connected")
 pytest.importorskip("gymnasium")
-WAIT_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    with Embedded(tmp_path_factory.mktemp("simulators"), max_nodes="3") as embedded:
-        embedded.connect()
-        yield embedded
 
 
 def balanced(push: float, mode: str = "sync") -> dict[str, Any]:
@@ -37,7 +29,6 @@ def balanced(push: float, mode: str = "sync") -> dict[str, Any]:
     return {"push": push, "steps": 4 * steps / max(1, ends)}
 
 
-@pytest.mark.usefixtures("cluster")
 def test_vector_environments_run_by_map_and_give_what_they_give_here() -> None:
     remote: Any = mlcloud.remote(quiet=True, max_workers=2)(balanced)
     pushes = [0.0, 0.1, 0.3, 1.0]
@@ -46,7 +37,6 @@ def test_vector_environments_run_by_map_and_give_what_they_give_here() -> None:
     assert jobs.info.failed == 0
 
 
-@pytest.mark.usefixtures("cluster")
 def test_environments_in_processes_of_their_own() -> None:
     remote: Any = mlcloud.remote(quiet=True)(balanced)
     assert remote.submit(0.3, "async").result(WAIT_S) == balanced(0.3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,8 @@ from mlcloud import errors
 from mlcloud.client.sweeps import Sweep
 from tests.live import Embedded, open_notebook, until
 
+pytestmark = pytest.mark.usefixtures("connected")
 WAIT_S = 180.0
-OPTIONS = {"max_nodes": "3", "node_idle": "60s", "offer_cooldown": "5s"}
-
-
-@pytest.fixture(scope="module")
-def sweep_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    with Embedded(tmp_path_factory.mktemp("sweeps"), **OPTIONS) as embedded:
-        embedded.connect()
-        yield embedded
-
-
-@pytest.fixture(autouse=True)
-def _connected(sweep_cluster: Embedded) -> None:
-    sweep_cluster.connect()
 
 
 def swept(function: Any, space: Any, **options: Any) -> Sweep:
@@ -283,7 +270,7 @@ def saved(config: dict[str, Any]) -> dict[str, float]:
     return {"loss": state["total"]}
 
 
-def test_trials_outlive_their_node_and_the_gateway(sweep_cluster: Embedded, tmp_path: Path) -> None:
+def test_trials_outlive_their_node_and_the_gateway(jobs_cluster: Embedded, tmp_path: Path) -> None:
     space = {"x": [1, 2, 3], "folder": str(tmp_path)}
     sweep = swept(saved, space, algorithm="grid")
     until(
@@ -291,12 +278,12 @@ def test_trials_outlive_their_node_and_the_gateway(sweep_cluster: Embedded, tmp_
         "a trial is under way",
         timeout=WAIT_S,
     )
-    client = sweep_cluster.connect()
+    client = jobs_cluster.connect()
     client.cluster.preempt(sweep.info.places[0], notice=1)
     until(lambda: sweep.info.preempted > 0, "a trial runs again", timeout=WAIT_S)
     until(lambda: sweep.info.running > 0, "it goes on", timeout=WAIT_S)
-    sweep_cluster.kill_gateway()
-    sweep_cluster.connect()
+    jobs_cluster.kill_gateway()
+    jobs_cluster.connect()
     again = mlcloud.attach(sweep.id)
     best = again.result(WAIT_S)
     assert best.params["x"] == 1
@@ -306,8 +293,8 @@ def test_trials_outlive_their_node_and_the_gateway(sweep_cluster: Embedded, tmp_
     assert begun > 3  # what ran on the node began again, at its checkpoint
 
 
-def test_in_a_notebook_it_is_drawn(sweep_cluster: Embedded) -> None:
-    with open_notebook(sweep_cluster) as notebook:
+def test_in_a_notebook_it_is_drawn(jobs_cluster: Embedded) -> None:
+    with open_notebook(jobs_cluster) as notebook:
         notebook.ok("import mlcloud")
         shown = notebook.ok(
             "def f(config):\n"

@@ -34,6 +34,7 @@ from mlcloud.gateway.jobs import tables
 from mlcloud.gateway.jobs.kept import KeptResults, Key
 from mlcloud.models import EnvironmentSpec
 from mlcloud.units import parse_gpu, parse_size
+from mlcloud.values.refs import job_of
 
 if TYPE_CHECKING:
     from mlcloud.gateway.jobs.job import Job
@@ -165,10 +166,11 @@ class Crews:
         self._ready()
 
     async def _bring_up(self, shape: Shape) -> Worker:
-        from ray.exceptions import RayError
-
         services = self._services
         await services.cluster.joined()
+        # Not before: Ray reads at its first import which address a driver is to use.
+        from ray.exceptions import RayError
+
         request = shape.request(services)
         last: Exception | None = None
         for _ in range(START_TRIES):
@@ -261,9 +263,11 @@ class Crews:
                 self._services.vault.put(job.id, {n: has[n] for n in wanted if n in has})
                 job.took_up(worker, [item for name, item in held if name == job.id])
             for of, item in kept:
-                self.kept.note((of, item), worker, keep_s(of))
+                self.kept.note((of, item), worker, keep_s(job_of(of)))
             if job is None and kept:
-                worker.placement = self._open_placement(f"job:{kept[-1][0]}", worker.instance)
+                worker.placement = self._open_placement(
+                    f"job:{job_of(kept[-1][0])}", worker.instance
+                )
             self._attach(worker)
         self._ready()
 
@@ -301,7 +305,7 @@ class Crews:
         if not worker.over:
             self._note_job(worker, "")
             if keys := self.kept.of(worker):
-                self._open_bill(worker, f"job:{keys[-1][0]}")
+                self._open_bill(worker, f"job:{job_of(keys[-1][0])}")
 
     def _close_bill(self, worker: Worker) -> None:
         placement, worker.placement = worker.placement, None

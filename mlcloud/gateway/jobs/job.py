@@ -36,6 +36,7 @@ from mlcloud.gateway.jobs.market import Market
 from mlcloud.gateway.jobs.sweeping import Sweep, state_at_end
 from mlcloud.job_models import ENDED, JobInfo, JobRequest, JobState
 from mlcloud.units import parse_duration
+from mlcloud.values import refs
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Services
@@ -85,7 +86,9 @@ class Job:
         self.sweep = Sweep(self, request.sweep) if request.sweep is not None else None
         self.mean_s: float | None = None
         self.preempted = self.retried = 0
-        self.needs: set[str] = {job for job, _ in code["needs"]} if code else set()
+        needed = code["needs"] if code else []
+        self.needs: set[str] = set(refs.jobs_of(needed))
+        self.placed = not needed  # whether it is known where its function can run
         self.pin: str | None = None  # the one worker that has what its function needs
         self.keep_s = parse_duration(request.keep or KEEP).total_seconds()
         self.to_keep = True  # something is not in the store yet
@@ -122,7 +125,7 @@ class Job:
 
     def refers(self) -> set[str]:
         """Jobs whose results it needs."""
-        return {job for job, _ in self.code["needs"]} | self.items.refers
+        return {refs.job_of(job) for job, _ in self.code["needs"]} | self.items.refers
 
     def status(self, text: str) -> None:
         """What it waits for."""

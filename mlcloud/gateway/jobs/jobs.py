@@ -42,6 +42,7 @@ from mlcloud.gateway.jobs.removal import REMOVED, Removal
 from mlcloud.gateway.payers import CLUSTER
 from mlcloud.job_models import JobInfo, JobRequest, JobState, Rerun
 from mlcloud.units import format_usd, parse_duration, parse_size
+from mlcloud.values import refs
 
 if TYPE_CHECKING:
     from mlcloud.gateway.budgets import Budgets
@@ -109,6 +110,15 @@ class Jobs:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.crews.close(keep=keep)
         await self.keeping.write_all(self)
+
+    #: Nobody is to wait for news any more: the server takes no further requests.
+    ending = False
+
+    def let_go(self) -> None:
+        """Answer whoever waits, with what there is."""
+        self.ending = True
+        for job in self:
+            job.changed()
 
     def busy(self) -> bool:
         """Whether something is to be done that nobody else would do."""
@@ -316,7 +326,9 @@ class Jobs:
         return [job.info(self.crews) for job in self]
 
     def result_wire(self, job_id: str, item: int) -> Any:
-        """What an item returned. Raises `NotFound`."""
+        """What an item returned, as it travels. Raises `NotFound`."""
+        if refs.is_part(job_id):  # such are only referred to where a worker keeps them
+            return {"kept": [job_id, item]}
         entry = self.get(job_id).items.result(item)
         if entry is None or entry[1] != "ok":
             raise NotFound(f"item {item} of job {job_id} has no result")
@@ -328,7 +340,6 @@ class Jobs:
         """Jobs that it waits for and that have ended are waited for no more."""
         if job.over or self._adopting:  # where results are kept is not known yet
             return
-        waited = bool(job.needs)
         for needed in [*job.needs]:
             other = self._all.get(needed)
             if other is not None and other.state is JobState.DONE:
@@ -336,7 +347,8 @@ class Jobs:
             elif other is None or other.over:
                 job.fail(_lost_result(needed, other))
                 return
-        if waited and not job.needs:
+        if not job.needs and not job.placed:
+            job.placed = True
             self._pins.function(job)
         for item, jobs in [*job.items.needs.items()]:
             for needed in [*jobs]:
@@ -424,9 +436,9 @@ class Jobs:
             job = self._all.get(told["job"])
             if job is None:
                 continue
-            for item in kept_in(told["results"]):
-                if item < job.items.total and not job.items.is_ended(item):
-                    self.crews.kept.note((job.id, item), worker, job.keep_s)
+            for key in kept_in(job.id, told["results"]):
+                if key[1] < job.items.total and not job.items.is_ended(key[1]):
+                    self.crews.kept.note(key, worker, job.keep_s)
             job.told(worker, told["results"], told["logs"])
             if job.over:
                 self._wake()
@@ -520,7 +532,7 @@ class Jobs:
 def _needs_of(batch: list[Any], last: int) -> dict[int, list[str]]:
     first = last + 1 - len(batch)
     return {
-        first + place: sorted({job for job, _ in item[1]})
+        first + place: refs.jobs_of(item[1])
         for place, item in enumerate(batch)
         if len(item) > 1 and item[1]
     }

@@ -1,4 +1,5 @@
-"""Results that stay in their workers, since no pickle can hold them: where, and for how long.
+"""Results, and what generators yield, that stay in their workers, since no pickle can hold them:
+where, and for how long.
 
     told "ok", a wire {"kept": …} ─► note ─► its worker stays, and is the one that gets what uses it
     let go of by every notebook that held it, or not used for its job's `keep` ─► dropped
@@ -11,10 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlcloud.errors import ResultLost
+from mlcloud.values.refs import is_part, job_of, part
 
 if TYPE_CHECKING:
     from mlcloud.gateway.jobs.crew import Worker
@@ -22,17 +24,16 @@ if TYPE_CHECKING:
 KEEP = "15m"
 WHYS = 1000  # of values that are gone
 
-Key = tuple[str, int]  # a job and its item
+Key = tuple[str, int]  # a job, or `refs.part` of it, and its item
 
 
 @dataclass
 class Value:
-    """One of them. `holders`: notebooks that have a handle of it."""
+    """One of them."""
 
     worker: Worker
     keep_s: float
     until: float
-    holders: set[str] = field(default_factory=set)
 
 
 class KeptResults:
@@ -41,6 +42,7 @@ class KeptResults:
     def __init__(self, drop: Callable[[Worker, list[Key]], None]) -> None:
         self._drop = drop
         self._values: dict[Key, Value] = {}
+        self._holders: dict[str, set[str]] = {}  # notebooks that have handles, by job
         self._why: dict[Key, str] = {}
 
     def __bool__(self) -> bool:
@@ -50,9 +52,14 @@ class KeptResults:
         return [key for key, value in self._values.items() if value.worker is worker]
 
     def of_job(self, job: str) -> list[Key]:
-        return [key for key in self._values if key[0] == job]
+        return [key for key in self._values if job_of(key[0]) == job]
 
     def note(self, key: Key, worker: Worker, keep_s: float) -> None:
+        """It is in this worker. One that yielded the same before it was retried has it no more."""
+        old = self._values.get(key)
+        if old is not None and old.worker is not worker and not old.worker.over:
+            del self._values[key]
+            self._drop(old.worker, [key])
         self._values[key] = Value(worker, keep_s, time.monotonic() + keep_s)
 
     def used(self, worker: Worker) -> None:
@@ -89,24 +96,31 @@ class KeptResults:
         why = self._why.get(key, "it is gone with its worker")
         return (
             f"{_named(key)} cannot be pickled, so it was in its worker alone, and {why}. Make it "
-            f"again: mlcloud.attach({key[0]!r}).rerun()"
+            f"again: mlcloud.attach({job_of(key[0])!r}).rerun()"
         )
 
     # --- going ------------------------------------------------------------------------------------
 
     def hold(self, job: str, holder: str, *, held: bool) -> None:
         """A notebook has handles of this job's values, or has none any more."""
+        holders = self._holders.get(job, set())
+        if held:
+            holders.add(holder)
+            self._holders[job] = holders
+        elif holder in holders:
+            holders.discard(holder)
+            if not holders:
+                del self._holders[job]
+        else:
+            return  # a gateway before this one was told of it: `keep` bounds what is left
         for key in self.of_job(job):
             value = self._values[key]
             if held:
-                value.holders.add(holder)
                 value.until = max(value.until, time.monotonic() + 1.0)
                 self._why.pop(key, None)
-            elif holder in value.holders:
-                value.holders.discard(holder)
-                if not value.holders:
-                    value.until = 0.0
-                    self._why[key] = "no notebook referred to it any more"
+            elif not holders:
+                value.until = 0.0
+                self._why[key] = "no notebook referred to it any more"
 
     def look(self, needed: Callable[[Worker], bool]) -> None:
         """Now and then: what nobody has used for long."""
@@ -140,10 +154,15 @@ def is_kept(wire: Any) -> bool:
     return isinstance(wire, dict) and "kept" in wire
 
 
-def kept_in(entries: list[list[Any]]) -> Iterator[int]:
-    """The items whose results stay."""
-    return (item for item, kind, value, _ in entries if kind == "ok" and is_kept(value))
+def kept_in(job: str, entries: list[list[Any]]) -> Iterator[Key]:
+    """Which of the results that were told stay, and which of the parts."""
+    for item, kind, value, more in entries:
+        if kind in ("ok", "part") and is_kept(value):
+            yield (job if kind == "ok" else part(job, more[0])), item
 
 
 def _named(key: Key) -> str:
+    if is_part(key[0]):
+        job, _, number = key[0].partition("#")
+        return f"value {number} that item {key[1]} of job {job} yielded"
     return f"the result of item {key[1]} of job {key[0]}"

@@ -18,9 +18,10 @@ from sqlalchemy import delete, update
 
 from mlcloud.checkpoint.step import KIND as CHECKPOINTS
 from mlcloud.cluster.records import now
-from mlcloud.errors import Conflict, MLCloudError
+from mlcloud.errors import Conflict
 from mlcloud.gateway.jobs import tables
 from mlcloud.gateway.jobs.keeping import KIND as JOBS
+from mlcloud.gateway.recurring import recurring
 
 if TYPE_CHECKING:
     from mlcloud.gateway.jobs.job import Job
@@ -39,16 +40,12 @@ class Removal:
         self._jobs, self._keep, self._runs, self._every_s = jobs, keep, runs, every_s
 
     async def run(self) -> None:
-        if not self._every_s:
-            return
-        await asyncio.sleep(min(self._every_s, FIRST_S))
-        while True:
-            try:
-                for job in self.due():
-                    await self.remove(job)
-            except MLCloudError as error:
-                log.warning("jobs that are old could not be removed, tried again later: %s", error)
-            await asyncio.sleep(self._every_s)
+        failed = "jobs that are old are not removed"
+        await recurring(self.once, log, failed, every_s=self._every_s, first_s=FIRST_S)
+
+    async def once(self) -> None:
+        for job in self.due():
+            await self.remove(job)
 
     def due(self) -> list[Job]:
         """What the rules say."""

@@ -103,7 +103,7 @@ def routes(jobs: Jobs, log_change: Callable[[str, str], None]) -> APIRouter:
             else:
                 cursor, entries = job.items.as_told(after, PAGE_BYTES)
             left = until - time.monotonic()
-            if entries or job.over or left <= 0:
+            if entries or job.over or left <= 0 or jobs.ending:
                 break
             await job.news(left)
         answer = {
@@ -125,8 +125,10 @@ def routes(jobs: Jobs, log_change: Callable[[str, str], None]) -> APIRouter:
             raise UsageError(f"job {job_id} is no sweep")
         await asyncio.to_thread(job.sweep.read)
         until = time.monotonic() + wait_s
-        while job.sweep.version == seen and not job.over and time.monotonic() < until:
-            await job.news(max(0.0, until - time.monotonic()))
+        while job.sweep.version == seen and not (job.over or jobs.ending):
+            if (left := until - time.monotonic()) <= 0:
+                break
+            await job.news(left)
         info = job.info(jobs.crews).model_dump(mode="json")
         return Response(msgpack.packb({**job.sweep.view(), "job": info}), media_type=MSGPACK)
 
@@ -137,7 +139,7 @@ def routes(jobs: Jobs, log_change: Callable[[str, str], None]) -> APIRouter:
         while True:
             cursor, found = job.items.logs(after, LOG_PIECES)
             left = until - time.monotonic()
-            if found or job.over or left <= 0:
+            if found or job.over or left <= 0 or jobs.ending:
                 break
             after = cursor
             await job.news(left)
@@ -285,7 +287,7 @@ async def _follow(socket: WebSocket, jobs: Jobs, job_id: str, sending: asyncio.L
                 before = info
                 async with sending:
                     await socket.send_bytes(msgpack.packb(message))
-            if job.over:
+            if job.over or jobs.ending:
                 return
             waited = time.monotonic()
             await job.news(20.0)
