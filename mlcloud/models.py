@@ -701,6 +701,18 @@ class Heartbeat(Model):
     use: NodeUse | None = None
 
 
+class Warmth(Model):
+    """What a node is to keep ready: a process with these modules, as of an actor of so many
+    processors (`cluster/warmth.py`)."""
+
+    modules: list[str]
+    threads: int = Field(ge=1)
+
+
+class HeartbeatAnswer(Model):
+    warm: Warmth | None = None
+
+
 class RunRequest(Model):
     """`POST /v1/sessions/{name}/executions`: run plain code, without names of the caller's."""
 
