@@ -128,7 +128,7 @@ def test_ranks_that_begin_anew_are_copies_of_their_nodes_fork_server(
     running.watch.interrupt()
     assert isinstance(running.error(), KeyboardInterrupt)
     gang.run("assert steps == 4", quiet=True)
-    gang.close()
+    gang.park()
     until(lambda: not servers(), "it ends with the last gang", 60)
 
 
@@ -223,7 +223,7 @@ def test_a_notice_to_one_node_moves_all_ranks(three: tuple[Embedded, Session]) -
 def test_a_node_that_is_gone_takes_all_ranks_back_to_the_last_safe_step(
     three: tuple[Embedded, Session],
 ) -> None:
-    _, session = three
+    embedded, session = three
     session.run("for _ in range(3): step()", quiet=True, durable=True)
     where = "dist.all_gather_object(kernels, (os.getpid(), str(sys.stdout.folder)))"
     session.run(f"import sys\nkernels = [None] * 3\n{where}", quiet=True, durable=True)
@@ -236,7 +236,7 @@ def test_a_node_that_is_gone_takes_all_ranks_back_to_the_last_safe_step(
             f"for _ in range(20): step(); time.sleep(0.2)\n{where}",
         )
         running.printed("ready")
-        host_of(cluster, folder).kill()
+        host_of(embedded, folder).kill()
         assert running.error(300) is None
         assert not kernel.is_running()
     session.run("assert steps == 3 + 20 + 20, steps\nweights()", quiet=True)
