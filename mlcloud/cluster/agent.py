@@ -3,7 +3,8 @@
     agent ── starts ──► ray start --block          (same process group: they live and die together)
       │
       ├── watches the cloud's metadata (`notices`) ──► POST /v1/nodes/<id>/notice
-      ├── POST /v1/nodes/<id>/heartbeat every few seconds, with the notices that are in force
+      ├── POST /v1/nodes/<id>/heartbeat every few seconds, with the notices that are in force;
+      │      the answer says what to keep warm (`warmth`)
       ├── SIGTERM: the machine shuts down, so the sessions must leave; a notice like any other
       ├── as old as `lifetime_s`: a notice as well, and at its end the node ends itself
       └── no heartbeat answered for `dead_man_s`: nobody is left to stop this node: it ends itself
@@ -39,11 +40,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mlcloud.cluster import lean, machine, nodefile, notices, onlyhere, self_end
+from mlcloud.cluster import lean, machine, nodefile, notices, onlyhere, self_end, warmth
 from mlcloud.cluster.load import Load
 from mlcloud.cluster.notices import Notice
 from mlcloud.cluster.notices.clouds import ENDPOINTS
 from mlcloud.cluster.notices.notice import LIFETIME
+from mlcloud.cluster.warmth import ForkServer
 from mlcloud.errors import CloudRefused
 from mlcloud.processes import become_subreaper, end_descendants
 
@@ -80,7 +82,7 @@ class Told:
 
     def tell(self, notice: Notice, left: float | None) -> bool:
         """False where the gateway did not take it."""
-        if not _post(self._record, self._settings, "notice", _report(notice, left)):
+        if _post(self._record, self._settings, "notice", _report(notice, left)) is None:
             return False
         with self._lock:
             if notice.kind == notices.WITHDRAWN:
@@ -131,7 +133,10 @@ def main(record_path: str) -> int:
     if lacks is not None:
         _post(record, settings, "heartbeat", {"pid": os.getpid(), "ends": lacks})
         _leave(record, settings, lacks)
-    node = subprocess.Popen(ray_command(record, settings), env=ray_environment(record, settings))
+    server = ForkServer(Path(settings["ray_dir"]))
+    LEAVING.callback(server.stop)
+    environment = {**ray_environment(record, settings), warmth.VARIABLE: str(server.path)}
+    node = subprocess.Popen(ray_command(record, settings), env=environment)
     notices.Watcher(_sources(record, settings), told.tell, _log).start()
 
     load = Load(HEARTBEAT, gpus=bool(record["resources"].get("GPU")))
@@ -145,8 +150,11 @@ def main(record_path: str) -> int:
         if now >= next_heartbeat:
             next_heartbeat = now + HEARTBEAT
             body = {"pid": os.getpid(), "notices": told.in_force(), "use": load.latest}
-            if _post(record, settings, "heartbeat", body):
+            answer = _post(record, settings, "heartbeat", body)
+            if answer is not None:
                 last_answer = time.monotonic()
+                if record["node_type"] != "head":  # which has no sessions
+                    server.keep(answer.get("warm"), lean.restored(environment))
         if time.monotonic() - last_answer > float(settings["dead_man_s"]):
             _leave(record, settings, "nobody answered the heartbeats")
         if old_at is not None and now >= old_at:
@@ -299,10 +307,11 @@ def _lifetime_notice(record: dict[str, Any], settings: dict[str, Any]) -> float:
 
 def _post(
     record: dict[str, Any], settings: dict[str, Any], what: str, body: dict[str, Any]
-) -> bool:
+) -> dict[str, Any] | None:
+    """The answer; None where there was none, or a refusal."""
     gateway = _gateway(settings)
     if gateway is None:
-        return False
+        return None
     request = urllib.request.Request(
         f"{gateway['url']}/v1/nodes/{record['id']}/{what}",
         data=json.dumps(body).encode(),
@@ -312,14 +321,16 @@ def _post(
         },
     )
     try:
-        with urllib.request.urlopen(request, timeout=2, context=nodefile.pinned(settings)):
-            return True
+        context = nodefile.pinned(settings)
+        with urllib.request.urlopen(request, timeout=2, context=context) as answer:
+            told: dict[str, Any] = json.loads(answer.read() or b"{}")
+            return told
     except urllib.error.HTTPError as error:
         if error.code == GIVEN_UP and what == "heartbeat":
             _leave(record, settings, "this node was given up")
-        return False
-    except (OSError, http.client.HTTPException):
-        return False
+        return None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
 
 
 def _gateway(settings: dict[str, Any]) -> dict[str, str] | None:

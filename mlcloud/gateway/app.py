@@ -27,6 +27,7 @@ from mlcloud.cluster_models import (
     ClusterInfo,
     FailureReport,
     Heartbeat,
+    HeartbeatAnswer,
     NodeInfo,
     Notice,
     NoticeReport,
@@ -41,6 +42,7 @@ from mlcloud.gateway import (
     checkpoints,
     db,
     environments,
+    gangs,
     imds,
     logs,
     objects,
@@ -469,12 +471,13 @@ def node_routes(gateway: Gateway) -> APIRouter:
 
     routes = APIRouter(prefix="/v1/nodes/{node}", dependencies=[Depends(require_node)])
 
-    @routes.post("/heartbeat", status_code=204)
-    async def heartbeat(node: str, beat: Heartbeat) -> None:
+    @routes.post("/heartbeat")
+    async def heartbeat(node: str, beat: Heartbeat) -> HeartbeatAnswer:
         if not await asyncio.to_thread(gateway.heard, node, beat.ends):
             raise HTTPException(410, f"the node {node} has been given up")
         gateway.used_by(node, beat.use)
         gateway.notices.in_force(node, beat.notices)
+        return HeartbeatAnswer(warm=gangs.warmth(gateway.sessions))
 
     @routes.post("/notice", status_code=204)
     async def notice(node: str, report: NoticeReport) -> None:

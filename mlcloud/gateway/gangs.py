@@ -17,6 +17,7 @@ import contextlib
 import logging
 import math
 from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,30 @@ from mlcloud.cluster.shapes import HostRequest
 from mlcloud.errors import Conflict, NoSuchResources, UsageError
 from mlcloud.gateway import hosting, restoring
 from mlcloud.gateway.livehost import LiveHost
-from mlcloud.models import RankInfo, SessionRequest, SessionState
+from mlcloud.models import RankInfo, SessionRequest, SessionState, Warmth
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Services, Session
 
 log = logging.getLogger(__name__)
 
+LIVING = (SessionState.IDLE, SessionState.BUSY, SessionState.WAITING, SessionState.MOVING)
 MOST_HOPEFUL_S = 600.0  # a place that nobody has taken by then is given back
+# What most gangs import, and what that imports when a model is first wrapped or trained.
+WARM = (
+    *("numpy", "torch", "torch.distributed", "torch.nn.parallel", "torch.utils.data"),
+    *("torch._dynamo", "mlcloud.training.run", "mlcloud.training.context"),
+)
+
+
+def warmth(sessions: Iterable[Session]) -> Warmth | None:
+    """What nodes are to keep ready, while a gang lives: its next kernels' beginning."""
+    for session in sessions:
+        if session.is_gang and session.state in LIVING and session.request.environment is None:
+            return Warmth(
+                modules=[*WARM], threads=max(1, math.floor(session.host_request.num_cpus))
+            )
+    return None
 
 
 def check(services: Services, request: SessionRequest, host: HostRequest) -> None:

@@ -1,6 +1,7 @@
 """A kernel process as its host sees it: started through the supervisor, spoken to over IPC sockets.
 
     KernelProcess.start() ─► supervisor ─► python -m mlcloud.kernel.launch
+                             (a gang's: both forked by the node's fork server, if it has one)
         .shell / .control / .stdin  requests, replies (zmq DEALER, unix sockets in a private folder)
         .output             everything the cell shows (`output.py`), read from .outlet and its pipes
         .ended              resolves to the supervisor's last report
@@ -26,9 +27,9 @@ import zmq
 import zmq.asyncio
 from jupyter_client.session import Session as WireSession
 
-from mlcloud.cluster import lean
+from mlcloud.cluster import lean, warmth
 from mlcloud.errors import SessionFailed
-from mlcloud.kernel import outlet
+from mlcloud.kernel import forkserver, outlet
 from mlcloud.kernel.masking import as_variables
 from mlcloud.kernel.output import Output
 from mlcloud.values.secrets import Secrets
@@ -97,28 +98,12 @@ class KernelProcess:
         file.touch(mode=0o600)
         file.write_text(json.dumps(connection))
         self.log = self.folder / "kernel.log"
-        self._supervisor = subprocess.Popen(
-            [
-                sys.executable,
-                "-S",
-                "-m",
-                "mlcloud.kernel.supervisor",
-                str(self._memory_bytes),
-                str(self.log),
-                sys.executable,
-                "-Xfrozen_modules=off",
-                "-m",
-                "mlcloud.kernel.launch",
-                "-f",
-                str(file),
-                *self._arguments,
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=self.workspace,
-            env={**kernel_environment(), **self._variables, **as_variables(self._secrets)},
-            start_new_session=True,
-        )
+        arguments = ["-f", str(file), *self._arguments]
+        environment = {**kernel_environment(), **self._variables, **as_variables(self._secrets)}
+        forked = None
+        if "MLCLOUD_RANK" in self._variables:
+            forked = await asyncio.to_thread(self._fork, arguments, environment)
+        self._supervisor = forked or self._spawn(arguments, environment)
         self._reader = asyncio.create_task(self._read_reports())
         self.wire = WireSession(key=key.encode(), username="mlcloud")
         context = zmq.asyncio.Context.instance()
@@ -126,6 +111,28 @@ class KernelProcess:
         self.control = self._connect(context, zmq.DEALER, "control_port")
         self.stdin = self._connect(context, zmq.DEALER, "stdin_port")
         self.outlet, self._inlet = await self._until_ready(outlets)
+
+    def _fork(self, arguments: list[str], environment: dict[str, str]) -> forkserver.Forked | None:
+        return forkserver.start(
+            *(self._memory_bytes, str(self.log), arguments),
+            environment=environment,
+            cwd=str(self.workspace),
+        )
+
+    def _spawn(self, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-S", "-m", "mlcloud.kernel.supervisor"),
+                *(str(self._memory_bytes), str(self.log)),
+                *(sys.executable, "-Xfrozen_modules=off", "-m", "mlcloud.kernel.launch"),
+                *arguments,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=self.workspace,
+            env=environment,
+            start_new_session=True,
+        )
 
     def _connect(self, context: zmq.asyncio.Context, kind: int, port: str) -> zmq.asyncio.Socket:
         socket = context.socket(kind)
@@ -243,7 +250,10 @@ class KernelProcess:
 
 def kernel_environment() -> dict[str, str]:
     """The host's environment without what belongs to this one Ray worker."""
-    private = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WORKER_NICENESS", "MLCLOUD_NODE_TOKEN")
+    private = (
+        *("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WORKER_NICENESS"),
+        *("MLCLOUD_NODE_TOKEN", warmth.VARIABLE),
+    )
     everything = lean.restored(os.environ)
     environment = {key: value for key, value in everything.items() if key not in private}
     environment["PYTHONUNBUFFERED"] = "1"

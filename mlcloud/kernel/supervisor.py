@@ -14,7 +14,8 @@ Jupyter does; `kill` ends the tree. Reports on standard output, a JSON object a 
 `LOOK_S` one of what the tree uses (`use`), and of its GPUs where it has any (`gpus`).
 
 Run as `python -S -m mlcloud.kernel.supervisor`, standard library only: it starts in 30 ms and stays
-small. Linux gives subreaper and parent-death signals; elsewhere the pipe alone does the work.
+small; or a copy of a node's fork server (`forkserver`). Linux gives subreaper and parent-death
+signals; elsewhere the pipe alone does the work.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import BinaryIO
 
 from mlcloud.kernel.gpus import Gpus
 from mlcloud.processes import (
@@ -44,6 +47,23 @@ LOOK_S = 5.0  # a look takes some ms, of which half a percent of a core is the l
 
 def main(argv: list[str]) -> int:
     memory_limit, log_path, *command = int(argv[0]), argv[1], *argv[2:]
+
+    def start(log: BinaryIO) -> int:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        ).pid
+
+    return supervise(memory_limit, log_path, start)
+
+
+def supervise(memory_limit: int, log_path: str, start: Callable[[BinaryIO], int]) -> int:
+    """`start` begins the kernel, in a process group of its own that dies with this process; what it
+    says goes to the log. Returns when the kernel and all below it have ended."""
     # Ray starts its processes with SIGINT blocked, and children inherit the mask: without this, an
     # interrupt would never reach the kernel.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -60,16 +80,9 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGCHLD, lambda *_: None)
 
     with open(log_path, "ab") as log:
-        kernel = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+        kernel = start(log)
     gpus = Gpus(LOOK_S)
-    _report({"pid": kernel.pid, "aside": sorted(gpus.pids)})
+    _report({"pid": kernel, "aside": sorted(gpus.pids)})
 
     reason = ""
     peak = 0
@@ -97,8 +110,8 @@ def main(argv: list[str]) -> int:
                 reason = "killed on request"
                 break
             if b"int" in lines:
-                _signal_group(kernel.pid, signal.SIGINT)
-        status = reap(kernel.pid)
+                _signal_group(kernel, signal.SIGINT)
+        status = reap(kernel)
         if status is not None:
             end_descendants()
             _report(
@@ -111,7 +124,7 @@ def main(argv: list[str]) -> int:
             if resident > memory_limit:
                 reason = "memory"
                 break
-    _signal_group(kernel.pid, signal.SIGKILL)
+    _signal_group(kernel, signal.SIGKILL)
     end_descendants()
     _report({"exit": -signal.SIGKILL, "reason": reason, "peak_bytes": _peak(peak)})
     return 0

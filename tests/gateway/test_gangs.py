@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,16 @@ def weights():
 """
 
 
+def host_of(cluster: Embedded, folder: str) -> psutil.Process:
+    """The process that listens to the kernel with this folder."""
+    for each in cluster.processes():
+        if each.alive and each.command.startswith("ray::"):
+            found = psutil.Process(each.pid)
+            if f"{folder}/outlet" in {end.laddr for end in found.net_connections(kind="unix")}:
+                return found
+    raise AssertionError(f"nobody listens at {folder}")
+
+
 @pytest.fixture
 def gang(session: Callable[..., Session]) -> Session:
     made = session("", workers=2)
@@ -91,6 +102,34 @@ def test_a_model_is_trained_cell_by_cell_and_outlives_a_kernel(gang: Session) ->
     assert gang._side.namespace["again"] != trained
     assert [each.rank for each in gang.info.ranks] == [0, 1]
     assert "2 ranks, each with a state of its own" in repr(gang.saved())
+
+
+def test_ranks_that_begin_anew_are_copies_of_their_nodes_fork_server(
+    gang: Session, cluster: Embedded
+) -> None:
+    def servers() -> list[int]:
+        command = "mlcloud.kernel.forkserver"
+        return [e.pid for e in cluster.processes() if command in e.command and e.alive]
+
+    gang.run(MODEL + "only_mine = rank * 10\nfor _ in range(3): step()", quiet=True, durable=True)
+    until(servers, "the gang's node keeps a fork server", 60)
+    time.sleep(5)  # it imports
+    with pytest.raises(errors.KernelDied):
+        gang.run("import signal\nif rank == 1: os.kill(os.getpid(), signal.SIGKILL)", quiet=True)
+    gang.run(
+        "command = open('/proc/self/cmdline').read()\n"
+        "assert 'mlcloud.kernel.forkserver' in command, command\n"
+        "assert only_mine == rank * 10 and steps == 3\nstep()\ntrained = weights()",
+        quiet=True,
+    )
+    assert len(gang._side.namespace["trained"]) == 4
+    running = Running(gang, "import time\nprint('sleeps', flush=True)\ntime.sleep(60)", quiet=True)
+    running.printed("sleeps")
+    running.watch.interrupt()
+    assert isinstance(running.error(), KeyboardInterrupt)
+    gang.run("assert steps == 4", quiet=True)
+    gang.park()
+    until(lambda: not servers(), "it ends with the last gang", 60)
 
 
 def test_what_cannot_be(session: Callable[..., Session]) -> None:
@@ -184,26 +223,20 @@ def test_a_notice_to_one_node_moves_all_ranks(three: tuple[Embedded, Session]) -
 def test_a_node_that_is_gone_takes_all_ranks_back_to_the_last_safe_step(
     three: tuple[Embedded, Session],
 ) -> None:
-    _, session = three
+    embedded, session = three
     session.run("for _ in range(3): step()", quiet=True, durable=True)
-    session.run(
-        "pids = [None] * 3\ndist.all_gather_object(pids, os.getpid())", quiet=True, durable=True
-    )
+    where = "dist.all_gather_object(kernels, (os.getpid(), str(sys.stdout.folder)))"
+    session.run(f"import sys\nkernels = [None] * 3\n{where}", quiet=True, durable=True)
     for rank in (2, 0):
-        kernel = psutil.Process(session._side.namespace["pids"][rank])
+        pid, folder = session._side.namespace["kernels"][rank]
+        kernel = psutil.Process(pid)
         running = Running(
             session,
             "import time\nprint('ready', flush=True)\n"
-            "for _ in range(20): step(); time.sleep(0.2)\n"
-            "dist.all_gather_object(pids, os.getpid())",
+            f"for _ in range(20): step(); time.sleep(0.2)\n{where}",
         )
         running.printed("ready")
-        supervisor = kernel.parent()
-        assert supervisor is not None
-        host = supervisor.parent()
-        assert host is not None
-        assert "ray::" in " ".join(host.cmdline())
-        host.kill()
+        host_of(embedded, folder).kill()
         assert running.error(300) is None
         assert not kernel.is_running()
     session.run("assert steps == 3 + 20 + 20, steps\nweights()", quiet=True)

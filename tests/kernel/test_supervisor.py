@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from mlcloud.kernel.process import KernelProcess
+from tests.kernel.fork_servers import Served
 from tests.live import ROOT, until
 
 GONE_S = 3.0
@@ -24,15 +25,17 @@ GONE_S = 3.0
 HOLD_THE_GIL = "import ctypes; ctypes.PyDLL(None).sleep(60)"
 
 HOST = """
-import asyncio, sys, pathlib
+import asyncio, os, sys, pathlib
 from mlcloud.kernel.process import KernelProcess
 
 async def main(folder, code):
     kernel = KernelProcess(
         pathlib.Path(folder) / "k", session_id="s", store_url=f"file://{folder}/store",
         workspace=pathlib.Path(folder) / "work", memory_bytes=0,
+        variables={"MLCLOUD_RANK": "0"},  # whose kernel may be a copy
     )
     await kernel.start()
+    assert (type(kernel._supervisor).__name__ == "Forked") == ("MLCLOUD_FORK_SERVER" in os.environ)
     content = {"code": code, "silent": False, "allow_stdin": False}
     kernel.send(kernel.shell, "execute_request", content, "x")
     print(kernel.pid, kernel._supervisor.pid, flush=True)
@@ -42,9 +45,13 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.fixture
-def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(params=["a process of its own", "a copy of a fork server's"])
+def folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Short: a unix socket's path ends at 107 bytes."""
+    if request.param.startswith("a copy"):
+        with Served(monkeypatch) as served:
+            yield str(served.folder)
+        return
     path = tempfile.mkdtemp(prefix="mlc-")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a host gets it from its node
     yield path
@@ -130,6 +137,7 @@ async def test_the_report_of_a_kernels_end(folder: str) -> None:
         store_url=f"file://{folder}/store",
         workspace=Path(folder) / "work",
         memory_bytes=0,
+        variables={"MLCLOUD_RANK": "0"},
     )
     await kernel.start()
     kernel.send(kernel.shell, "execute_request", {"code": "import os; os._exit(5)"}, "x")
