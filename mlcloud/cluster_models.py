@@ -171,3 +171,15 @@ class Heartbeat(Model):
     ends: str = Field("", max_length=500)
     notices: list[NoticeReport] = Field([], max_length=50, description="Those in force.")
     use: NodeUse | None = None
+
+
+class Warmth(Model):
+    """What a node is to keep ready: a process with these modules, as of an actor of so many
+    processors (`cluster/warmth.py`)."""
+
+    modules: list[str]
+    threads: int = Field(ge=1)
+
+
+class HeartbeatAnswer(Model):
+    warm: Warmth | None = None

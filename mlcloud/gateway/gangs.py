@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlcloud.cluster.records import now
 from mlcloud.cluster.shapes import HostRequest
+from mlcloud.cluster_models import Warmth
 from mlcloud.errors import Conflict, NoSuchResources, UsageError
 from mlcloud.gateway import hosting, restoring
 from mlcloud.gateway.livehost import LiveHost
-from mlcloud.models import RankInfo, SessionRequest, SessionState, Warmth
+from mlcloud.models import RankInfo, SessionRequest, SessionState
 
 if TYPE_CHECKING:
     from mlcloud.gateway.session import Services, Session
