@@ -5,8 +5,9 @@
     start                four ranks on nodes that are up, until an all_reduce has its result: a
                          session with workers=4, beside a Ray placement group with four actors
                          (aim: 1.2 times as long)
-    one of four is gone  a node with a worker of an elastic training is killed, a spare one is up:
-                         from the last step before to the first step after (aim: 15 s)
+    one of four is gone  a node with a worker of an elastic training that has run for half a minute
+                         is killed, a spare one is up: from the last step before to the first step
+                         after (aim: 15 s)
     storm                a node with ranks of it is killed every `STORM_S`, without a notice, and a
                          spare one is up: goodput, the share of the time in which steps were done
                          that count, and how much that is of the bound (aim: 0.9). What cannot be
@@ -158,6 +159,7 @@ for line in sys.stdin:
     print("took", took, flush=True)
 """
 BLOCK = 10
+EPOCHS, KILL_AT = 20, 250  # of the recovery; an epoch has 20 steps
 STORM_S = 60.0
 PAUSE_S = 0.1  # of a step of it: nodes are processes of one machine, so steps are not its work
 SAVE_S = 2.0  # as `fit` saves
@@ -287,7 +289,7 @@ def _up() -> list[str]:
 
 
 def recovery(home: Path, rounds: int) -> list[dict[str, Any]]:
-    whole = mlcloud.train(fit, workers=1, quiet=True)
+    whole = mlcloud.train(fit, workers=1, quiet=True, epochs=EPOCHS)
     gaps, differences, again = [], [], []
     for number in range(rounds):
         log = home / f"steps-{number}"
@@ -298,8 +300,9 @@ def recovery(home: Path, rounds: int) -> list[dict[str, Any]]:
                 quiet=True,
                 log=str(log),
                 pause=0.1,
+                epochs=EPOCHS,
             )
-            while len(_steps(log)) < 40 or _steps(log)[-1][2] < 4:
+            while len(_steps(log)) < KILL_AT or _steps(log)[-1][2] < 4:
                 time.sleep(0.2)
                 assert not done.done(), done.exception()
             client = mlcloud.connect()
