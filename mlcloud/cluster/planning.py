@@ -80,6 +80,7 @@ class Row:
             "first_cell_s": self.startup.total.total_seconds(),
             "price_as_of": offer.as_of.isoformat(),
             "price_source": offer.source,
+            "estimated": offer.estimated,
             "simulated": offer.simulated,
             "lacking": self.lacking or None,
         }

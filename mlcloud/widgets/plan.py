@@ -18,6 +18,7 @@ _FONT = (
 _TITLE = f"{_FONT};margin:0.6em 0 0.3em;font-weight:600"
 _QUIET = f"{_FONT};color:var(--jp-ui-font-color2,inherit)"
 _REGIONS = 4  # named in the head
+ESTIMATED = "~ estimated: no source states this price"
 _NUMBERS = ("#", "CPUs", "memory", "$/h", "saved", "first cell", "price")
 
 
@@ -26,7 +27,7 @@ def text(plan: Plan) -> str:
     parts = [_head(plan)]
     for group, rows in _groups(plan):
         parts += ["", _title(group, rows), _table(plan, rows)["text/plain"]]
-        parts += _more(plan, rows)
+        parts += _below(plan, rows)
     return "\n".join([*parts, "", *(f"- {note}" for note in plan.notes)])
 
 
@@ -36,7 +37,7 @@ def html(plan: Plan) -> str:
     for group, rows in _groups(plan):
         parts.append(f'<div style="{_TITLE}">{escaped(_title(group, rows))}</div>')
         parts.append(f'<div style="overflow-x:auto">{_table(plan, rows)["text/html"]}</div>')
-        parts += [f'<div style="{_QUIET}">{escaped(line)}</div>' for line in _more(plan, rows)]
+        parts += [f'<div style="{_QUIET}">{escaped(line)}</div>' for line in _below(plan, rows)]
     notes = "".join(f"<li>{escaped(note)}</li>" for note in plan.notes)
     parts.append(f'<ul style="margin:0.6em 0 0;padding-left:1.2em;{_QUIET}">{notes}</ul>')
     return f"<div>{''.join(parts)}</div>"
@@ -66,9 +67,13 @@ def _title(group: str, rows: list[Row]) -> str:
     return f"{group}: {offers}, in the order in which they are tried"
 
 
-def _more(plan: Plan, rows: list[Row]) -> list[str]:
+def _below(plan: Plan, rows: list[Row]) -> list[str]:
     rest = len(rows) - plan.limit
-    return [f"and {rest} more, dearer"] if rest > 0 else []
+    guessed = any(row.offer.estimated for row in rows[: plan.limit])
+    return [
+        *([f"and {rest} more, dearer"] if rest > 0 else []),
+        *([ESTIMATED] if guessed else []),
+    ]
 
 
 def _table(plan: Plan, rows: list[Row]) -> dict[str, str]:
@@ -94,7 +99,7 @@ def _cells(number: int, row: Row) -> tuple[str, ...]:
         format_bytes(offer.memory_bytes, binary=True),
         offer.market,
         offer.zone,
-        f"${offer.usd_per_hour:,.4f}",
+        f"{'~' * offer.estimated}${offer.usd_per_hour:,.4f}",
         "–" if saving is None else f"{saving:.0%}",
         format_usd(row.usd),
         "no quota" if row.lacking else format_whole_seconds(row.startup.total.total_seconds()),

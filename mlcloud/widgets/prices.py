@@ -18,11 +18,11 @@ from mlcloud.cost import catalogue
 from mlcloud.errors import UsageError
 from mlcloud.units import format_bytes, format_usd_per_hour, suggest
 from mlcloud.widgets.page import source
+from mlcloud.widgets.plan import ESTIMATED
 from mlcloud.widgets.tables import TABLE, escaped, table
 
 HEADS = ("$/h", "machine", "GPU", "vCPUs", "memory", "market", "cloud", "region")
 STATIC = 15  # rows in an exported notebook
-ESTIMATED = "~ estimated: no source states this price"
 
 
 class Prices(anywidget.AnyWidget):
