@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import random
 import time
 from dataclasses import replace
@@ -98,7 +99,7 @@ def test_azures_gpus_in_europe_and_india_can_be_planned_with_what_is_shipped(
         assert row.offer.source
         assert row.record()["price_as_of"] == "2023-12-18"
     assert found.best.record()["estimated"] is True
-    for shown in (repr(found), found._repr_html_()):
+    for shown in (repr(found), html.unescape(found._repr_html_())):
         assert f"~${found.best.offer.usd_per_hour:,.4f}" in shown
         assert f"~${listed.offer.usd_per_hour:,.4f}" not in shown
         assert shown.count("~ estimated: no source states this price") == 1
