@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlcloud.client.api import attach as attach
     from mlcloud.client.api import connect as connect
     from mlcloud.client.api import cost as cost
+    from mlcloud.client.api import jobs as jobs
     from mlcloud.client.api import session as session
     from mlcloud.client.api import sessions as sessions
     from mlcloud.client.automl import automl as automl

@@ -5,10 +5,11 @@ One connection is the default, made by the first call that needs one; it is the 
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from blake3 import blake3
@@ -44,6 +45,7 @@ __all__ = [
     "sessions",
 ]
 
+T = TypeVar("T")
 _default: Client | None = None
 
 
@@ -354,13 +356,28 @@ def in_use() -> Client | None:
     return _default
 
 
+def _documented(method: Callable[..., Any]) -> Callable[[T], T]:
+    """`mlcloud.session?` shows what the client's method, which it calls, takes and raises."""
+
+    def as_method(function: T) -> T:
+        whole = inspect.signature(method)
+        made: Any = function
+        made.__doc__ = (
+            f"{method.__doc__}\n        On the default connection, made if there is none.\n        "
+        )
+        made.__signature__ = whole.replace(parameters=[*whole.parameters.values()][1:])
+        return function
+
+    return as_method
+
+
+@_documented(Client.session)
 def session(name: str | None = None, **options: Any) -> Session:
-    """`Client.session` of the default connection."""
     return default().session(name, **options)
 
 
+@_documented(Client.attach)
 def attach(name: str) -> Any:
-    """`Client.attach` of the default connection."""
     return default().attach(name)
 
 
@@ -393,8 +410,8 @@ def owner() -> str | None:
         return None
 
 
+@_documented(Client.advise)
 def advise(*, own: str | Iterable[str] = ()) -> AdviceList:
-    """`Client.advise` of the default connection."""
     return default().advise(own=own)
 
 

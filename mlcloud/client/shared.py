@@ -8,8 +8,8 @@ the session's value, at the moment both were equal:
     digest differs,            version newer   changed on both      NameConflict before the cell
 
 "Version newer" is seen here when a `Return` could not be applied (then `missed` holds it), else by
-the session when the shipment arrives. `plan` reads this record before a cell; `shipping` writes it
-after.
+the session when the shipment arrives. `selection` reads this record before a cell; `shipping`
+writes it after.
 """
 
 from __future__ import annotations

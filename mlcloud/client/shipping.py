@@ -2,8 +2,8 @@
 
     prepare(cell) ─► Shipment ══► kernel.namespace.RemoteSide ══► Return ─► apply(ret)
 
-`prepare` packs what `plan` says the cell needs. `apply` puts what changed in the session into the
-namespace, and leaves alone what changed here meanwhile. How "changed" is told is `shared`.
+`prepare` packs what `selection` says the cell needs. `apply` puts what changed in the session into
+the namespace, and leaves alone what changed here meanwhile. How "changed" is told is `shared`.
 
 A name that the cell itself binds is no conflict: the cell ran after the local change, as the next
 line of a script would. Deleting a RemoteValue here forgets the handle and leaves the session's
@@ -21,8 +21,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlcloud.client.plan import Plan, Row, plan_cell, rows
 from mlcloud.client.remote_value import Fetch, RemoteValue
+from mlcloud.client.selection import Row, Selection, rows, select
 from mlcloud.client.shared import Shared, SharedNames, is_tracked
 from mlcloud.values.digests import Known
 from mlcloud.values.immutable import is_immutable
@@ -145,7 +145,7 @@ class LocalSide:
         """
         with _overlaid(self.namespace, temporary or {}):
             return self._prepare(
-                plan_cell(self._shared, cell, only_in, keep_remote, list(temporary or ())),
+                select(self._shared, cell, only_in, keep_remote, list(temporary or ())),
                 only_in=only_in,
                 out=out,
                 keep_remote=keep_remote,
@@ -155,7 +155,7 @@ class LocalSide:
 
     def _prepare(
         self,
-        plan: Plan,
+        selected: Selection,
         *,
         only_in: Collection[str] | None,
         out: Collection[str] | None,
@@ -163,50 +163,50 @@ class LocalSide:
         max_return: int,
         result: str | None,
     ) -> Shipment:
-        if plan.errors:
-            raise plan.errors[0]
+        if selected.errors:
+            raise selected.errors[0]
         shipment = Shipment(
-            groups=plan.scan.pack(plan.ship),
-            imports=plan.imports,
-            deletes=plan.deletes,
+            groups=selected.scan.pack(selected.ship),
+            imports=selected.imports,
+            deletes=selected.deletes,
             # What a cell that still runs will bind is ours too, whatever the next one does to it.
             known={name: 0 for pending in self._pending.values() for name in pending.binds}
-            | dict.fromkeys(plan.kept, 0)
+            | dict.fromkeys(selected.kept, 0)
             | {key: shared.version for key, shared in self._shared.entries.items()},
-            reads=sorted(plan.mentions),
-            binds=sorted(plan.names.binds | plan.names.deletes),
-            optional=sorted(plan.optional),
-            temporary=sorted(plan.temporary),
+            reads=sorted(selected.mentions),
+            binds=sorted(selected.names.binds | selected.names.deletes),
+            optional=sorted(selected.optional),
+            temporary=sorted(selected.temporary),
             released=list(self._released),
             result=result,
             force=list(only_in or ()),
             out=None if out is None else list(out),
             keep_remote=keep_remote,
-            star=bool(plan.names.star_imports),
+            star=bool(selected.names.star_imports),
             max_return=max_return,
             epoch=self._epoch,
             sender=self._sender,
-            notes=plan.notes,
+            notes=selected.notes,
             modules={
-                module: label(plan.scan.value(key), key)
-                for key in sorted(set().union(*plan.ship), reverse=True)
-                for module in plan.scan.pickled[key].modules
+                module: label(selected.scan.value(key), key)
+                for key in sorted(set().union(*selected.ship), reverse=True)
+                for module in selected.scan.pickled[key].modules
             },
         )
-        pending = _Pending(kept=plan.kept, deletes=set(plan.deletes))
-        pending.temporary, pending.released = plan.temporary, shipment.released
+        pending = _Pending(kept=selected.kept, deletes=set(selected.deletes))
+        pending.temporary, pending.released = selected.temporary, shipment.released
         pending.result = result
         pending.binds = set(shipment.binds)
         pending.bound = {
             name: self.namespace[name] for name in shipment.binds if name in self.namespace
         }
-        for group in plan.ship:
+        for group in selected.ship:
             pending.groups.update(dict.fromkeys(group, group))
-            pending.joints.update(plan.scan.joints(group) or {})
-        for key in plan.scan.with_classes(plan.needed).union(*plan.ship):
-            if key in plan.scan.pickled:
-                pending.digests[key] = plan.scan.pickled[key].digest
-        pending.digests.update({entry.name: entry.digest for entry in plan.imports})
+            pending.joints.update(selected.scan.joints(group) or {})
+        for key in selected.scan.with_classes(selected.needed).union(*selected.ship):
+            if key in selected.scan.pickled:
+                pending.digests[key] = selected.scan.pickled[key].digest
+        pending.digests.update({entry.name: entry.digest for entry in selected.imports})
         self._pending[shipment.id] = pending
         while len(self._pending) > PENDING:
             del self._pending[next(iter(self._pending))]
@@ -216,7 +216,7 @@ class LocalSide:
         self, cell: str, *, only_in: Collection[str] | None = None, keep_remote: bool = False
     ) -> list[Row]:
         """What `prepare` would do with each name, and why; nothing is raised but SyntaxError."""
-        return rows(plan_cell(self._shared, cell, only_in, keep_remote))
+        return rows(select(self._shared, cell, only_in, keep_remote))
 
     # --- after the cell ---------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@
                         ─► _add_aliases  other names that may share objects with them
                         ─► _choose       of all these, the groups where something changed
                         ─► _check        conflicts, secrets, values that cannot travel
-                        ─► Plan ─► LocalSide.prepare sends it, or raises its first error
-                               └─► rows(plan): one line a name, for `--dry`
+                        ─► Selection ─► LocalSide.prepare sends it, or raises its first error
+                               └─► rows(selected): one line a name, for `--dry`
 
 A name ships if it changed here since both sides were last equal (`shared`), together with every
 name that shares an object with it.
@@ -52,7 +52,7 @@ class Row:
 
 
 @dataclass
-class Plan:
+class Selection:
     """What `prepare` would do. `errors`: why it would not."""
 
     shared: SharedNames
@@ -73,78 +73,78 @@ class Plan:
     users: dict[str, str] = field(default_factory=dict)  # name -> the function that uses it
 
 
-def plan_cell(
+def select(
     shared: SharedNames,
     cell: str,
     only_in: Collection[str] | None,
     keep_remote: bool,
     temporary: Collection[str] = (),
-) -> Plan:
-    """The plan for one cell; the options are those of `LocalSide.prepare`. Raises SyntaxError.
+) -> Selection:
+    """What one cell would ship; the options are those of `LocalSide.prepare`. Raises SyntaxError.
 
     `temporary` are names that exist for this cell alone, and are in the namespace already.
     """
     names = analyze(cell, shared.namespace)
     scan = Scan(shared.namespace, shared.classes)
-    plan = Plan(shared, names, scan, set(temporary), mentions=set(names.mentions))
+    selected = Selection(shared, names, scan, set(temporary), mentions=set(names.mentions))
     forced = set(only_in or ())
     if missing := sorted(forced - shared.namespace.keys()):
-        plan.errors.append(errors.UsageError(f"--in: there is no {', '.join(missing)} here"))
-    _need(plan, sorted(names.reads if only_in is None else forced), only_in is None)
+        selected.errors.append(errors.UsageError(f"--in: there is no {', '.join(missing)} here"))
+    _need(selected, sorted(names.reads if only_in is None else forced), only_in is None)
     if only_in is None:
-        _need_bound(plan)
-    _import(plan)
+        _need_bound(selected)
+    _import(selected)
     if only_in is None:
-        _note_hidden_code(plan)
-    if plan.needed:
-        _add_aliases(plan)
-        _need_former_aliases(plan)
-        _choose(plan, expand=only_in is None)
-        _check(plan, forced, keep_remote)
-    return plan
+        _note_hidden_code(selected)
+    if selected.needed:
+        _add_aliases(selected)
+        _need_former_aliases(selected)
+        _choose(selected, expand=only_in is None)
+        _check(selected, forced, keep_remote)
+    return selected
 
 
-def rows(plan: Plan) -> list[Row]:
-    """What the plan does with each name, and why, sorted by name."""
-    found = list(plan.rows)
-    shipped = {key: group for group in plan.ship for key in group}
+def rows(selected: Selection) -> list[Row]:
+    """What would be done with each name, and why, sorted by name."""
+    found = list(selected.rows)
+    shipped = {key: group for group in selected.ship for key in group}
     for key, group in shipped.items():
-        if refusals := _refusals(plan, key):
+        if refusals := _refusals(selected, key):
             if class_id(key) is None:
-                found.append(_row(plan, key, "refused", str(refusals[0])))
+                found.append(_row(selected, key, "refused", str(refusals[0])))
         elif class_id(key) is None:
             others = sorted(name for name in group if class_id(name) is None and name != key)
-            why = "changed here" if key in plan.shared.entries else "not in the session yet"
+            why = "changed here" if key in selected.shared.entries else "not in the session yet"
             why += f"; shares objects with {', '.join(others)}" if others else ""
-            found.append(_row(plan, key, "ship", why))
-    for name in plan.needed:
-        if name in plan.kept:
-            found.append(_row(plan, name, "keep remote", "changed on both sides"))
-        elif name in plan.scan.failed:
-            found.append(_row(plan, name, "refused", str(plan.scan.failed[name])))
+            found.append(_row(selected, key, "ship", why))
+    for name in selected.needed:
+        if name in selected.kept:
+            found.append(_row(selected, name, "keep remote", "changed on both sides"))
+        elif name in selected.scan.failed:
+            found.append(_row(selected, name, "refused", str(selected.scan.failed[name])))
         elif name not in shipped:
-            found.append(_row(plan, name, "nothing", "the session has it, unchanged"))
-    for name in plan.modules:
-        changed = any(entry.name == name for entry in plan.imports)
-        why = f"import {plan.modules[name]}" if changed else "the session has it"
-        found.append(_row(plan, name, "import" if changed else "nothing", why))
-    found += [_row(plan, name, "delete", "deleted here") for name in plan.deletes]
-    for error in plan.errors:
+            found.append(_row(selected, name, "nothing", "the session has it, unchanged"))
+    for name in selected.modules:
+        changed = any(entry.name == name for entry in selected.imports)
+        why = f"import {selected.modules[name]}" if changed else "the session has it"
+        found.append(_row(selected, name, "import" if changed else "nothing", why))
+    found += [_row(selected, name, "delete", "deleted here") for name in selected.deletes]
+    for error in selected.errors:
         if not isinstance(error, errors.NotPicklable):
             found.append(Row("", "", None, "refused", str(error)))
     return sorted(found, key=lambda row: row.name)
 
 
-def _row(plan: Plan, name: str, action: str, why: str) -> Row:
-    pickled, shared = plan.scan.pickled.get(name), plan.shared.entries.get(name)
+def _row(selected: Selection, name: str, action: str, why: str) -> Row:
+    pickled, shared = selected.scan.pickled.get(name), selected.shared.entries.get(name)
     kind = ""
-    if name in plan.shared.namespace:
-        kind = type(plan.shared.namespace[name]).__qualname__
+    if name in selected.shared.namespace:
+        kind = type(selected.shared.namespace[name]).__qualname__
     source = "session" if action == "keep remote" else "notebook"
-    if name in plan.modules:
-        source = plan.modules[name]
-    elif name in plan.users and name not in plan.names.reads:
-        source += f", used by {plan.users[name]}"
+    if name in selected.modules:
+        source = selected.modules[name]
+    elif name in selected.users and name not in selected.names.reads:
+        source += f", used by {selected.users[name]}"
     since = "new" if shared is None else shared.since
     return Row(name, kind, pickled.size if pickled else None, action, why, since, source)
 
@@ -152,85 +152,85 @@ def _row(plan: Plan, name: str, action: str, why: str) -> Row:
 # --- the steps ------------------------------------------------------------------------------------
 
 
-def _need(plan: Plan, names: Iterable[str], expand: bool) -> None:
+def _need(selected: Selection, names: Iterable[str], expand: bool) -> None:
     """Look at these names and, for functions and classes in them, at the names those use."""
-    namespace = plan.shared.namespace
-    waiting, looked = list(names), set(plan.needed)
+    namespace = selected.shared.namespace
+    waiting, looked = list(names), set(selected.needed)
     while waiting:
         name = waiting.pop()
         if name in looked:
             continue
         looked.add(name)
-        plan.mentions.add(name)
+        selected.mentions.add(name)
         if name not in namespace:
-            shared = plan.shared.entries.get(name)
-            if shared is not None and shared.kind != "remote" and name not in plan.deletes:
-                plan.deletes.append(name)
+            shared = selected.shared.entries.get(name)
+            if shared is not None and shared.kind != "remote" and name not in selected.deletes:
+                selected.deletes.append(name)
             continue
         value = namespace[name]
-        if userdata.is_internal(name, value) and name not in plan.temporary:
+        if userdata.is_internal(name, value) and name not in selected.temporary:
             continue
         if isinstance(value, types.ModuleType):
             path = userdata.import_path(value)
             if path is not None:
-                plan.modules[name] = path
+                selected.modules[name] = path
                 continue
-        elif plan.shared.is_handle(name, value):
-            entry = plan.shared.entries.get(name)
+        elif selected.shared.is_handle(name, value):
+            entry = selected.shared.entries.get(name)
             since = "" if entry is None else entry.since
-            plan.rows.append(
+            selected.rows.append(
                 Row(name, value.type, value.nbytes, "nothing", "it is there", since, "session")
             )
             continue
-        plan.needed.append(name)
-        plan.scan.add([name])
+        selected.needed.append(name)
+        selected.scan.add([name])
         if expand:
-            used = _used_by(plan, [name])
+            used = _used_by(selected, [name])
             for other in used:
-                plan.users.setdefault(other, name)
+                selected.users.setdefault(other, name)
             waiting += used
 
 
-def _need_bound(plan: Plan) -> None:
+def _need_bound(selected: Selection) -> None:
     """Names that the cell may bind, where the session could not tell that it did.
 
     The session sees a name bound anew by its object. `k = 7` over a 7 is no other object, so if `k`
     changed here meanwhile, the session gets that first: what it has after the cell is then news.
     """
-    required, entries = set(plan.needed), plan.shared.entries
-    for name in sorted(plan.names.binds - required):
+    required, entries = set(selected.needed), selected.shared.entries
+    for name in sorted(selected.names.binds - required):
         shared = entries.get(name)
-        if shared is not None and not shared.tracked and not plan.shared.is_newer(name):
-            _need(plan, [name], expand=False)
-    plan.optional = set(plan.needed) - required | (plan.names.binds & set(plan.deletes))
-    plan.optional -= plan.names.reads
+        if shared is not None and not shared.tracked and not selected.shared.is_newer(name):
+            _need(selected, [name], expand=False)
+    gone = selected.names.binds & set(selected.deletes)
+    selected.optional = (set(selected.needed) - required | gone) - selected.names.reads
 
 
-def _used_by(plan: Plan, keys: Iterable[str]) -> list[str]:
+def _used_by(selected: Selection, keys: Iterable[str]) -> list[str]:
     """The names of this namespace that functions in these values use."""
     used: set[str] = set()
-    for key in plan.scan.with_classes(keys):
-        if key in plan.scan.pickled:
-            used |= plan.scan.pickled[key].annotated
-            for code in plan.scan.pickled[key].codes:
+    for key in selected.scan.with_classes(keys):
+        if key in selected.scan.pickled:
+            used |= selected.scan.pickled[key].annotated
+            for code in selected.scan.pickled[key].codes:
                 used |= globals_used(code)
-    namespace, entries = plan.shared.namespace, plan.shared.entries
+    namespace, entries = selected.shared.namespace, selected.shared.entries
     return [name for name in used if name in namespace or name in entries]
 
 
-def _import(plan: Plan) -> None:
+def _import(selected: Selection) -> None:
     """The modules among the needed names, with the submodules the code seems to use."""
-    if not plan.modules:
+    if not selected.modules:
         return
-    attributes = set(plan.names.attributes)
-    for pickled in plan.scan.pickled.values():
+    attributes = set(selected.names.attributes)
+    for pickled in selected.scan.pickled.values():
         for code in pickled.codes:
             attributes |= attributes_used(code)
-    for name, path in plan.modules.items():
+    for name, path in selected.modules.items():
         entry = Import(name, path, _submodules(path, attributes))
-        shared = plan.shared.entries.get(name)
+        shared = selected.shared.entries.get(name)
         if shared is None or shared.kind != "module" or shared.digest != entry.digest:
-            plan.imports.append(entry)
+            selected.imports.append(entry)
 
 
 def _submodules(path: str, attributes: Collection[str]) -> list[str]:
@@ -248,28 +248,28 @@ def _covered(rest: str, attributes: Collection[str]) -> bool:
     return all(part in attributes for part in rest.split("."))
 
 
-def _note_hidden_code(plan: Plan) -> None:
+def _note_hidden_code(selected: Selection) -> None:
     """Say where code runs that is in no text we see: names used only there are not sent."""
-    words = set(plan.names.dynamic)
-    for pickled in plan.scan.pickled.values():
+    words = set(selected.names.dynamic)
+    for pickled in selected.scan.pickled.values():
         for code in pickled.codes:
             found = sorted(RUNS_TEXT & globals_used(code))
             words |= {f"{word}(…) in `{code.co_name}`" for word in found}
     if words:
-        plan.notes.append(
+        selected.notes.append(
             f"{', '.join(sorted(words))} may use names that the cell's text does not show, and "
             "those are not sent: mention them in the cell, or list all it needs with `--in`"
         )
 
 
-def _add_aliases(plan: Plan) -> None:
+def _add_aliases(selected: Selection) -> None:
     """Look at the other names that may share objects with the needed ones."""
-    scan, namespace = plan.scan, plan.shared.namespace
+    scan, namespace = selected.scan, selected.shared.namespace
     if not any(scan.ids(key) for key in scan.pickled):
         return
     scan.add(
         name
-        for name, shared in plan.shared.entries.items()
+        for name, shared in selected.shared.entries.items()
         if shared.kind == "value" and class_id(name) is None and name in namespace
     )
     budget = REACH_ALL
@@ -293,89 +293,89 @@ def _add_aliases(plan: Plan) -> None:
             if name in scan.pickled:
                 objects |= scan.pickled[name].ids  # it may share others with one more name
             else:
-                plan.notes.append(
+                selected.notes.append(
                     f"`{name}` shares objects with what the cell uses, and cannot travel: "
                     "after a change in the session it keeps the objects it has now"
                 )
 
 
-def _need_former_aliases(plan: Plan) -> None:
+def _need_former_aliases(selected: Selection) -> None:
     """Names that shared objects with the needed ones when both sides were equal.
 
     In the session they still do. One that holds something else here by now goes along, else the
     session would return a change of the needed name as a change of both.
     """
-    entries, before = plan.shared.entries, set(plan.needed)
-    for key in plan.scan.with_classes(plan.needed):
+    entries, before = selected.shared.entries, set(selected.needed)
+    for key in selected.scan.with_classes(selected.needed):
         shared = entries.get(key)
         if shared is not None and shared.group is not None:
-            _need(plan, sorted(filter(entries.get, names_of(shared.group))), expand=False)
-    plan.optional |= set(plan.needed) - before
+            _need(selected, sorted(filter(entries.get, names_of(shared.group))), expand=False)
+    selected.optional |= set(selected.needed) - before
 
 
-def _choose(plan: Plan, expand: bool) -> None:
+def _choose(selected: Selection, expand: bool) -> None:
     """The groups to ship: those the cell needs, where something changed."""
-    scan, changed = plan.scan, plan.shared.changed
+    scan, changed = selected.scan, selected.shared.changed
     while True:
-        needed = scan.with_classes(plan.needed).union(*map(scan.with_classes, plan.ship))
+        needed = scan.with_classes(selected.needed).union(*map(scan.with_classes, selected.ship))
         groups = scan.groups(scan.pickled)
-        plan.ship = [group for group in groups if group & needed and changed(group, scan)]
-        members = set().union(*plan.ship)
+        selected.ship = [group for group in groups if group & needed and changed(group, scan)]
+        members = set().union(*selected.ship)
         if expand:
-            before = len(plan.needed)
-            _need(plan, _used_by(plan, members - plan.optional), expand)
-            if len(plan.needed) > before:
+            before = len(selected.needed)
+            _need(selected, _used_by(selected, members - selected.optional), expand)
+            if len(selected.needed) > before:
                 continue
         if scan.with_classes(members) <= needed:
             return
 
 
-def _check(plan: Plan, forced: set[str], keep_remote: bool) -> None:
+def _check(selected: Selection, forced: set[str], keep_remote: bool) -> None:
     """Everything that stands against shipping."""
-    scan = plan.scan
-    required = scan.with_classes(name for name in plan.needed if name not in plan.optional)
-    plan.errors += [
-        scan.failed[name] for name in plan.needed if name in scan.failed and name in required
+    scan = selected.scan
+    required = scan.with_classes(name for name in selected.needed if name not in selected.optional)
+    selected.errors += [
+        scan.failed[name] for name in selected.needed if name in scan.failed and name in required
     ]
     going = []
-    for group in plan.ship:
-        clash = [key for key in group if plan.shared.is_newer(key)]
+    for group in selected.ship:
+        clash = [key for key in group if selected.shared.is_newer(key)]
         if not group & required:
-            if any(_problems(plan, key, forced) for key in group):
-                plan.deletes += names_of(group & plan.optional)
+            if any(_problems(selected, key, forced) for key in group):
+                selected.deletes += names_of(group & selected.optional)
             elif not clash:
                 going.append(group)
-                plan.optional |= group
+                selected.optional |= group
             continue
         if clash and not (group & forced):
             if keep_remote:
-                plan.kept.update(clash)
+                selected.kept.update(clash)
                 going.append(group.difference(clash))
                 continue
-            plan.errors.append(messages.name_conflict(label(scan.value(k), k) for k in clash))
+            selected.errors.append(messages.name_conflict(label(scan.value(k), k) for k in clash))
         going.append(group)
-    plan.ship = [group for group in going if group]
-    plan.deletes += [name for name in plan.optional if name in scan.failed]
-    plan.optional -= required
-    for name in sorted(set().union(*plan.ship)):
-        plan.errors += _problems(plan, name, forced)
+    selected.ship = [group for group in going if group]
+    selected.deletes += [name for name in selected.optional if name in scan.failed]
+    selected.optional -= required
+    for name in sorted(set().union(*selected.ship)):
+        selected.errors += _problems(selected, name, forced)
 
 
-def _refusals(plan: Plan, key: str) -> list[errors.NotPicklable]:
+def _refusals(selected: Selection, key: str) -> list[errors.NotPicklable]:
     """Of the classes that a value needs, those that cannot travel."""
-    failed = plan.scan.failed
-    return [failed[each] for each in sorted(plan.scan.with_classes([key])) if each in failed]
+    failed = selected.scan.failed
+    return [failed[each] for each in sorted(selected.scan.with_classes([key])) if each in failed]
 
 
-def _problems(plan: Plan, key: str, forced: Collection[str]) -> list[errors.MLCloudError]:
+def _problems(selected: Selection, key: str, forced: Collection[str]) -> list[errors.MLCloudError]:
     """Why this key must not travel: what it needs, a secret, or an object of another session."""
     if class_id(key):
         return []
-    found: list[errors.MLCloudError] = list(_refusals(plan, key))
+    found: list[errors.MLCloudError] = list(_refusals(selected, key))
     if (
         key not in forced
-        and key not in plan.temporary
-        and userdata.looks_secret(key, plan.shared.namespace[key])
+        and key not in selected.temporary
+        and userdata.looks_secret(key, selected.shared.namespace[key])
     ):
         found.append(
             errors.UsageError(
@@ -383,7 +383,7 @@ def _problems(plan: Plan, key: str, forced: Collection[str]) -> list[errors.MLCl
                 f"If that is meant, name it: `--in {key}` (with all else the cell needs)."
             )
         )
-    for session, remote, _ in plan.scan.pickled[key].refs:
+    for session, remote, _ in selected.scan.pickled[key].refs:
         if session == "job":
             found.append(
                 errors.NotPicklable(
@@ -392,7 +392,7 @@ def _problems(plan: Plan, key: str, forced: Collection[str]) -> list[errors.MLCl
                     "be pickled"
                 )
             )
-        elif session not in plan.shared.own:
+        elif session not in selected.shared.own:
             found.append(
                 errors.NotPicklable(
                     f"`{key}` holds `{remote}`, which lives in another session "
