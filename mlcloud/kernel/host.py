@@ -101,7 +101,7 @@ class Host:
             memory_bytes=self._memory_bytes,
             options=self._kernel_options,
             held=self._masking.secrets,
-            variables=self._variables,
+            variables={**_as_driver(), **self._variables},
         )
         self._kernel.on_use = self._use.report
         await self._kernel.start()
@@ -413,3 +413,14 @@ class Host:
 
     def _tell_died(self, execution_id: str, report: dict[str, Any]) -> None:
         self._emit(execution_id, "kernel_died", report)
+
+
+def _as_driver() -> dict[str, str]:
+    """What makes `ray.init()` in a cell join the cluster that the kernel is on."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    found = {"RAY_ADDRESS": address}
+    if address.rpartition(":")[0] == "127.0.0.1":  # else it is taken for a network card's
+        found["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    return found
