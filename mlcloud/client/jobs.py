@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -161,6 +161,7 @@ class Feed:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._jobs: dict[str, weakref.WeakSet[Handle]] = {}
+        self._awaited: set[Handle] = set()  # whose ends somebody is to be called with
         self._lock = threading.Lock()
         self._wire: Wire | None = None
         self._thread: threading.Thread | None = None
@@ -174,6 +175,12 @@ class Feed:
                 self._thread.start()
         if wire is not None:
             self._ask(wire, [job.id])
+
+    def await_end(self, job: Handle) -> None:
+        """The handle stays, though nobody refers to it any more."""
+        with self._lock:
+            if job in self._jobs.get(job.id, ()):
+                self._awaited.add(job)
 
     def _ask(self, wire: Wire, jobs: list[str]) -> None:
         try:
@@ -215,6 +222,7 @@ class Feed:
     def _is_down(self) -> None:
         with self._lock:
             jobs, self._jobs = self._jobs, {}
+            self._awaited.clear()
             self._wire = self._thread = None
         for job_id, handles in jobs.items():
             for handle in list(handles):
@@ -251,6 +259,7 @@ class Feed:
         if over or not handles:
             with self._lock:
                 self._jobs.pop(job_id, None)
+                self._awaited.difference_update(handles)
 
 
 class Handle(concurrent.futures.Future[Any]):
@@ -310,6 +319,28 @@ class Handle(concurrent.futures.Future[Any]):
     def cost(self) -> Decimal:
         """Dollars that it has cost so far."""
         return self.info.usd
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """`fn` is called with it at its end, in another thread, also if this handle is dropped."""
+        self._peer.feed.await_end(self)
+        super().add_done_callback(fn)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for it, and raise what it raised. Raises TimeoutError after `timeout` seconds; the
+        job goes on."""
+        concurrent.futures.wait([self], timeout)
+        self._check_done()
+        return super().result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What it raised; None where it has a result. Waits as `result` does."""
+        concurrent.futures.wait([self], timeout)
+        self._check_done()
+        return super().exception()
+
+    def _check_done(self) -> None:
+        if not self.done():
+            raise concurrent.futures.TimeoutError(f"job {self.id} has not ended yet; it goes on")
 
     def running(self) -> bool:
         """Whether items of it are with workers now."""
