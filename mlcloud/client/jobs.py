@@ -122,22 +122,26 @@ class Peer:
         try:
             return self.connection.request("GET", f"/v1/jobs/{job}{what}", start=False, **options)
         except errors.ClusterDown as error:
-            raise is_down(job) from error
+            raise self.is_down(job) from error
+
+    def is_down(self, job: str) -> errors.ClusterDown:
+        """What who waits for a job is told."""
+        again = "`up()` of its Cluster brings it up again, with what its store has of the job"
+        if self.connection.embedded:
+            again = (
+                "What the job has finished is kept: `mlcloud.connect()` brings it up again, and "
+                "the job goes on where it was"
+            )
+        return errors.ClusterDown(
+            f"the cluster of job {job} is down, and waiting does not start it. {again}; then "
+            f"mlcloud.attach({job!r}) has its results"
+        )
 
     def results(self, job: str, order: str, after: int, wait_s: float) -> dict[str, Any]:
         query = {"order": order, "after": after, "wait_s": wait_s}
         answer = self.ask(job, "/results", params=query, timeout=wait_s + 60)
         found: dict[str, Any] = msgpack.unpackb(answer.content, strict_map_key=False)
         return found
-
-
-def is_down(job: str) -> errors.ClusterDown:
-    """What who waits for a job is told."""
-    return errors.ClusterDown(
-        f"the cluster of job {job} is down, and waiting does not start it. What the job has "
-        "finished is kept: `mlcloud.connect()`, or `up()` of its Cluster, brings the cluster up "
-        f"again, the job goes on where it was, and mlcloud.attach({job!r}) has its results"
-    )
 
 
 _peers: weakref.WeakKeyDictionary[Connection, Peer] = weakref.WeakKeyDictionary()
@@ -226,7 +230,7 @@ class Feed:
             self._wire = self._thread = None
         for job_id, handles in jobs.items():
             for handle in list(handles):
-                handle._gone(is_down(job_id))
+                handle._gone(handle._peer.is_down(job_id))
 
     def _is_needed(self, wire: Wire | None) -> bool:
         with self._lock:

@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from mlcloud import errors
-from mlcloud.client.jobs import POLL_S, Handle, Peer, failure, is_down
+from mlcloud.client.jobs import POLL_S, Handle, Peer, failure
 from mlcloud.client.kept import Hold
 from mlcloud.job_models import ENDED, JobInfo, JobState
 from mlcloud.values import packed, refs
@@ -482,7 +482,7 @@ class Feeder:
         try:
             self._peer.send("POST", f"/v1/jobs/{self._job_id}/items", body, start=False)
         except errors.ClusterDown as error:
-            raise is_down(self._job_id) from error
+            raise self._peer.is_down(self._job_id) from error
         self._sent += len(batch)
         if last:
             self.total = self._sent
