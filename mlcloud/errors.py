@@ -104,6 +104,7 @@ class NotPicklable(MLCloudError, TypeError):
     """A value that the cell needs cannot be sent. The message names it and says why."""
 
     holds: str = ""  # what is in it that fails, in a few words
+    at: str = ""  # where that is: `cfg['lock']`
 
 
 class NameConflict(MLCloudError):

@@ -21,7 +21,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from uuid import uuid4
 
@@ -220,7 +220,8 @@ class RemoteFunction(Generic[P, R]):
         return self._map(_Calls(iterables), on_error=on_error, **options)
 
     def starmap(self, calls: Iterable[Iterable[Any]], **options: Any) -> Jobs:
-        """As `map`, of items that are arguments: `train.starmap([(0.1, 3), (0.2, 5)])`."""
+        """As `map`, of items that are arguments: `train.starmap([(0.1, 3), {"lr": 0.2, "k": 5}])`,
+        by their places or by their names."""
         return self._map(_Calls((calls,), star=True), **options)
 
     def _map(self, calls: Iterable[Any], **options: Any) -> Jobs:
@@ -228,7 +229,10 @@ class RemoteFunction(Generic[P, R]):
 
         _refuse_in_session("map")
         if unknown := sorted(options.keys() - {"on_error", "ahead", "quiet"}):
-            raise UsageError(f"map has no option {unknown[0]}; there are on_error, ahead and quiet")
+            raise UsageError(
+                f"map has no option {unknown[0]}; there are on_error, ahead and quiet. An argument "
+                f"of the function goes with each item: starmap([{{{unknown[0]!r}: …, …}}, …])"
+            )
         options.setdefault("quiet", bool(self._options.get("quiet", False)))
         return submitting.map_over(self._function, self._options, calls, **options)
 
@@ -256,7 +260,10 @@ class _Calls:
 
     def __iter__(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         if self._star:
-            return ((tuple(each), {}) for each in self._iterables[0])
+            return (
+                ((), dict(each)) if isinstance(each, Mapping) else (tuple(each), {})
+                for each in self._iterables[0]
+            )
         return ((each, {}) for each in zip(*self._iterables, strict=False))
 
 

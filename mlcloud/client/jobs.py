@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -122,22 +122,26 @@ class Peer:
         try:
             return self.connection.request("GET", f"/v1/jobs/{job}{what}", start=False, **options)
         except errors.ClusterDown as error:
-            raise is_down(job) from error
+            raise self.is_down(job) from error
+
+    def is_down(self, job: str) -> errors.ClusterDown:
+        """What who waits for a job is told."""
+        again = "`up()` of its Cluster brings it up again, with what its store has of the job"
+        if self.connection.embedded:
+            again = (
+                "What the job has finished is kept: `mlcloud.connect()` brings it up again, and "
+                "the job goes on where it was"
+            )
+        return errors.ClusterDown(
+            f"the cluster of job {job} is down, and waiting does not start it. {again}; then "
+            f"mlcloud.attach({job!r}) has its results"
+        )
 
     def results(self, job: str, order: str, after: int, wait_s: float) -> dict[str, Any]:
         query = {"order": order, "after": after, "wait_s": wait_s}
         answer = self.ask(job, "/results", params=query, timeout=wait_s + 60)
         found: dict[str, Any] = msgpack.unpackb(answer.content, strict_map_key=False)
         return found
-
-
-def is_down(job: str) -> errors.ClusterDown:
-    """What who waits for a job is told."""
-    return errors.ClusterDown(
-        f"the cluster of job {job} is down, and waiting does not start it. What the job has "
-        "finished is kept: `mlcloud.connect()`, or `up()` of its Cluster, brings the cluster up "
-        f"again, the job goes on where it was, and mlcloud.attach({job!r}) has its results"
-    )
 
 
 _peers: weakref.WeakKeyDictionary[Connection, Peer] = weakref.WeakKeyDictionary()
@@ -161,6 +165,7 @@ class Feed:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._jobs: dict[str, weakref.WeakSet[Handle]] = {}
+        self._awaited: set[Handle] = set()  # whose ends somebody is to be called with
         self._lock = threading.Lock()
         self._wire: Wire | None = None
         self._thread: threading.Thread | None = None
@@ -174,6 +179,12 @@ class Feed:
                 self._thread.start()
         if wire is not None:
             self._ask(wire, [job.id])
+
+    def await_end(self, job: Handle) -> None:
+        """The handle stays, though nobody refers to it any more."""
+        with self._lock:
+            if job in self._jobs.get(job.id, ()):
+                self._awaited.add(job)
 
     def _ask(self, wire: Wire, jobs: list[str]) -> None:
         try:
@@ -215,10 +226,11 @@ class Feed:
     def _is_down(self) -> None:
         with self._lock:
             jobs, self._jobs = self._jobs, {}
+            self._awaited.clear()
             self._wire = self._thread = None
         for job_id, handles in jobs.items():
             for handle in list(handles):
-                handle._gone(is_down(job_id))
+                handle._gone(handle._peer.is_down(job_id))
 
     def _is_needed(self, wire: Wire | None) -> bool:
         with self._lock:
@@ -251,6 +263,7 @@ class Feed:
         if over or not handles:
             with self._lock:
                 self._jobs.pop(job_id, None)
+                self._awaited.difference_update(handles)
 
 
 class Handle(concurrent.futures.Future[Any]):
@@ -310,6 +323,28 @@ class Handle(concurrent.futures.Future[Any]):
     def cost(self) -> Decimal:
         """Dollars that it has cost so far."""
         return self.info.usd
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """`fn` is called with it at its end, in another thread, also if this handle is dropped."""
+        self._peer.feed.await_end(self)
+        super().add_done_callback(fn)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for it, and raise what it raised. Raises TimeoutError after `timeout` seconds; the
+        job goes on."""
+        concurrent.futures.wait([self], timeout)
+        self._check_done()
+        return super().result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What it raised; None where it has a result. Waits as `result` does."""
+        concurrent.futures.wait([self], timeout)
+        self._check_done()
+        return super().exception()
+
+    def _check_done(self) -> None:
+        if not self.done():
+            raise concurrent.futures.TimeoutError(f"job {self.id} has not ended yet; it goes on")
 
     def running(self) -> bool:
         """Whether items of it are with workers now."""

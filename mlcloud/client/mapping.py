@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -22,7 +23,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from mlcloud import errors
-from mlcloud.client.jobs import POLL_S, Handle, Peer, failure, is_down
+from mlcloud.client.jobs import POLL_S, Handle, Peer, failure
 from mlcloud.client.kept import Hold
 from mlcloud.job_models import ENDED, JobInfo, JobState
 from mlcloud.values import packed, refs
@@ -101,6 +102,7 @@ class Jobs(Handle):
         return self.results()
 
     def __getitem__(self, number: int) -> ItemResult:
+        number = operator.index(number)  # not a slice: `results()` gives many
         if number < 0:
             raise IndexError("items of a map are counted from 0")
         return ItemResult(self, number)
@@ -127,14 +129,15 @@ class Jobs(Handle):
                 yield entry[0], value
 
     def result(self, timeout: float | None = None) -> list[Any]:
-        """All results. Raises `PartialFailure` where items failed; it has the others' results.
+        """All results. Raises `PartialFailure` where items failed; it has the others' results. What
+        the iterable raised is raised at once: iterating gives the results of the items before that.
 
         Raises TimeoutError after `timeout` seconds; the job goes on.
         """
         until = None if timeout is None else time.monotonic() + timeout
         values: list[Any] = []
         failed: dict[int, BaseException] = {}
-        for entry in self._entries("index", until):
+        for entry in self._entries("index", until, at_once=True):
             if entry[1] == "error":
                 failed[entry[0]] = self._error(entry)
                 values.append(failed[entry[0]])
@@ -187,12 +190,15 @@ class Jobs(Handle):
             self._feeder.stop()
         return super().cancel()
 
-    def _entries(self, order: str, until: float | None = None) -> Iterator[list[Any]]:
+    def _entries(
+        self, order: str, until: float | None = None, *, at_once: bool = False
+    ) -> Iterator[list[Any]]:
+        """What there is, then what the iterable raised; that first with `at_once`."""
         after = 0
         feeder = self._feeder
         with self._shown() as shown:
             while True:
-                if feeder is not None:
+                if feeder is not None and at_once:
                     feeder.check()
                 wait_s = (
                     POLL_S if until is None else max(0.0, min(POLL_S, until - time.monotonic()))
@@ -206,6 +212,8 @@ class Jobs(Handle):
                 after = answer["after"]
                 ended = JobState(answer["state"]) in ENDED
                 if ended and not answer["entries"] and not answer["more"]:
+                    if feeder is not None:
+                        feeder.check()
                     if answer["state"] == "cancelled" or (
                         order == "index" and after < answer["total"]
                     ):
@@ -405,8 +413,7 @@ class Feeder:
     def check(self) -> None:
         """Raises what the iterable raised, or what could not be sent."""
         if self.error is not None:
-            error, self.error = self.error, None
-            raise error
+            raise self.error
 
     def _run(self) -> None:
         try:
@@ -429,22 +436,35 @@ class Feeder:
             batch: list[Any] = []
             needs: dict[int, list[str]] = {}
             size, began = 0, time.monotonic()
-            for item in islice(self._items, room):
-                found = self._pack(item)
-                if found.needs:
-                    named = refs.named(found.needs)
-                    needs[self._sent + len(batch)] = refs.jobs_of(named)
-                    batch.append([found.wire, named])
+            over = False
+            try:
+                for item in islice(self._items, room):
+                    self._add(item, batch, needs)
+                    size += _size(batch[-1][0])
+                    if size > BATCH_BYTES or time.monotonic() - began > BATCH_S:
+                        break
                 else:
-                    batch.append([found.wire])
-                size += _size(found.wire)
-                if size > BATCH_BYTES or time.monotonic() - began > BATCH_S:
-                    break
-            else:
-                if len(batch) < room:  # that was all
-                    self._send(batch, needs, last=True)
-                    return
-            self._send(batch, needs, last=False)
+                    over = len(batch) < room  # that was all
+            except BaseException:
+                with contextlib.suppress(errors.MLCloudError):
+                    self._send(batch, needs, last=True)  # what came before is not lost
+                raise
+            self._send(batch, needs, last=over)
+            if over:
+                return
+
+    def _add(self, item: Any, batch: list[Any], needs: dict[int, list[str]]) -> None:
+        number = self._sent + len(batch)
+        try:
+            found = self._pack(item)
+        except errors.NotPicklable as error:
+            raise errors.NotPicklable(f"item {number} was not sent: {error}") from error
+        if found.needs:
+            named = refs.named(found.needs)
+            needs[number] = refs.jobs_of(named)
+            batch.append([found.wire, named])
+        else:
+            batch.append([found.wire])
 
     def _room(self) -> int:
         """How many items may be pulled now; waits a while for some."""
@@ -466,7 +486,7 @@ class Feeder:
         try:
             self._peer.send("POST", f"/v1/jobs/{self._job_id}/items", body, start=False)
         except errors.ClusterDown as error:
-            raise is_down(self._job_id) from error
+            raise self._peer.is_down(self._job_id) from error
         self._sent += len(batch)
         if last:
             self.total = self._sent

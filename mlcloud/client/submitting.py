@@ -7,7 +7,7 @@ the next one. Everything that cannot travel is refused here, before anything was
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -19,10 +19,10 @@ from mlcloud.client.kept import KeptResult
 from mlcloud.client.mapping import AHEAD, Feeder, Jobs, OnError
 from mlcloud.client.remote_value import RemoteValue
 from mlcloud.client.secrets import declared, find, missing_text
-from mlcloud.errors import SecretMissing, UsageError
+from mlcloud.errors import NotPicklable, SecretMissing, UsageError
 from mlcloud.job_models import JobInfo, JobRequest
 from mlcloud.values import packed, refs
-from mlcloud.values.pickling import holds_secret
+from mlcloud.values.pickling import dump, holds_secret
 from mlcloud.values.secrets import Secrets
 
 if TYPE_CHECKING:
@@ -115,18 +115,32 @@ def opened(
 def _code(to: Peer, function: Callable[..., Any]) -> packed.Packed:
     if not callable(function):
         raise UsageError(f"a job calls a function, and {function!r} is none")
-    return packed.pack_code(function, to.namespace, to.classes, to.put)
+    try:
+        return packed.pack_code(function, to.namespace, to.classes, to.put)
+    except NotPicklable as error:
+        raise _not_sent(error, f"`{_title(function)}`", "leave it out of what that uses") from error
 
 
 def _item(
     to: Peer, function: Callable[..., Any], code: packed.Packed
 ) -> Callable[[tuple[tuple[Any, ...], dict[str, Any]]], packed.Packed]:
     """Packs one call: (args, kwargs, names that functions among them use)."""
-    title = f"arguments of {getattr(function, '__name__', 'the function')}"
+    title = f"arguments of {_title(function)}"
     namespace, classes = to.namespace, to.classes
 
     def pack(call: tuple[tuple[Any, ...], dict[str, Any]]) -> packed.Packed:
-        args, kwargs = call
+        try:
+            return pack_call(*call)
+        except NotPicklable:
+            for name, value in _arguments(function, *call):
+                try:
+                    dump((value,), namespace, classes=classes, name=name, wrapped=True)
+                except NotPicklable as error:
+                    what = f"the argument `{name}` of `{_title(function)}`"
+                    raise _not_sent(error, what, "pass what it is made of") from error
+            raise
+
+    def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> packed.Packed:
         if any(isinstance(each, RemoteValue) for each in (*args, *kwargs.values())):
             args = tuple(map(_fetched, args))
             kwargs = {name: _fetched(value) for name, value in kwargs.items()}
@@ -144,6 +158,36 @@ def _item(
         return packed.pack((args, kwargs, rest), namespace, classes, to.put, name=title)
 
     return pack
+
+
+def _title(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _arguments(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """By the names that they have in the function, where that can be known."""
+    try:
+        names = [*inspect.signature(function).bind_partial(*args).arguments]
+    except (TypeError, ValueError):
+        names = []
+    for place, value in enumerate(args):
+        yield (names[place] if place < len(names) else str(place)), value
+    yield from kwargs.items()
+
+
+def _not_sent(error: NotPicklable, what: str, instead: str) -> NotPicklable:
+    """The same, in words for a job."""
+    if not error.at:  # a secret: that says what to do
+        return error
+    where = "" if f"`{error.at}`" in what else f", at `{error.at}`,"
+    found = NotPicklable(
+        f"{what}{where} cannot travel to a worker: {error.holds}. Make it inside the function "
+        f"instead, or {instead}."
+    )
+    found.holds, found.at = error.holds, error.at
+    return found
 
 
 def _fetched(value: Any) -> Any:

@@ -36,7 +36,7 @@ def not_picklable(
         f"{where} cannot travel between the notebook and the session: {holds}. Create it in the "
         "remote cell instead, or leave it out of what the cell uses."
     )
-    error.holds = holds
+    error.holds, error.at = holds, f"{name}{path}"
     return error
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlcloud.errors import UsageError
+from mlcloud.errors import NotPicklable, UsageError
 from mlcloud.values import local
 from mlcloud.values.pickled import Pickled, Ref
 from mlcloud.values.pickling import Resolve, dump, load
@@ -153,7 +153,12 @@ def with_names(
     names: set[str] = set()
     while True:
         held = {name: namespace[name] for name in names if not _is_module(namespace[name])}
-        pickled = dump((value, held), namespace, classes=classes, name=title)
+        try:
+            pickled = dump((value, held), namespace, classes=classes, name=title)
+        except NotPicklable:
+            for name, part in {title: value, **held}.items():  # which of them
+                dump((part,), namespace, classes=classes, name=name, wrapped=True)
+            raise
         used = {name for code in pickled.codes for name in globals_used(code)}
         used |= set(pickled.annotated)
         new = {

@@ -27,7 +27,7 @@ from mlcloud.cluster import ssh
 from mlcloud.cluster.headspec import Machine, Runtime
 from mlcloud.config import Settings
 from mlcloud.environment import index
-from mlcloud.errors import Conflict, ConnectionFailed
+from mlcloud.errors import ClusterDown, Conflict, ConnectionFailed
 from tests import netns
 from tests.environment.index_server import CommandLines, Index, found_in
 from tests.environment.projects import project, wheel_of
@@ -166,6 +166,8 @@ def test_a_cluster_on_two_machines(lab: Any, capsys: pytest.CaptureFixture[str])
     two.down()
     assert tunnel.pid is None
     two.assert_nothing_is_left()
+    with pytest.raises(ClusterDown, match="'lab' was taken down"):  # who waits looks no further
+        client._connection.reopen(start=False)
 
 
 @pytest.mark.slow

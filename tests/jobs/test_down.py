@@ -71,7 +71,7 @@ def test_waiting_starts_no_cluster_and_says_how_to_go_on(
     )
     assert f"mlcloud.attach({job.id!r})" in str(raised["job"])
     for each in (job, many):
-        with pytest.raises(errors.ClusterDown, match="brings the cluster up again"):
+        with pytest.raises(errors.ClusterDown, match="brings it up again"):
             _ = each.state
     time.sleep(QUIET_S)
     assert not embedded.running()

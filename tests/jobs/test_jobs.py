@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import itertools
 import threading
 from collections.abc import Iterator
@@ -51,6 +52,30 @@ def test_a_submitted_call_is_a_future_with_logs_and_a_bill() -> None:
     many = [remote(double).submit(i) for i in range(4)]
     done = concurrent.futures.as_completed(many, WAIT_S)
     assert sorted(each.result() for each in done) == [0, 2, 4, 6]
+
+
+def test_who_asked_for_its_end_is_called_though_the_handle_is_gone() -> None:
+    found: list[Any] = []
+    remote(double).submit(4).add_done_callback(lambda job: found.append(job.result()))
+    gc.collect()
+    until(lambda: found == [8], "it is called", WAIT_S)
+
+
+def test_what_takes_too_long_goes_on(tmp_path: Path) -> None:
+    def waits(folder: str) -> int:
+        import time
+        from pathlib import Path
+
+        while not Path(folder, "go").exists():
+            time.sleep(0.01)
+        return 1
+
+    job = remote(waits).submit(str(tmp_path))
+    for ask in (job.result, job.exception):
+        with pytest.raises(concurrent.futures.TimeoutError, match=f"{job.id} .* it goes on"):
+            ask(0.05)
+    (tmp_path / "go").touch()
+    assert job.result(WAIT_S) == 1
 
 
 def test_an_error_is_raised_as_it_was_with_its_lines() -> None:
@@ -104,7 +129,8 @@ def test_a_job_as_an_argument_is_waited_for_on_the_cluster() -> None:
         raise KeyError("gone")
 
     failed = remote(fails).submit()
-    with pytest.raises(errors.JobFailed, match=f"needs the result of job {failed.id}"):
+    why = rf"result of job {failed.id} \(.*fails\), which has failed: KeyError: 'gone'"
+    with pytest.raises(errors.JobFailed, match=why):
         remote(both).submit([1, 2], more=failed).result(WAIT_S)
 
 
@@ -195,7 +221,10 @@ def test_a_map_gives_its_results_in_order_or_as_they_end() -> None:
         return await remote(double).map(range(3))
 
     assert asyncio.run(awaited()) == [0, 2, 4]
-    assert remote(lambda a, b: a - b).starmap([(3, 1), (5, 5)]).result(WAIT_S) == [2, 0]
+    calls = [(3, 1), {"b": 5, "a": 5}]
+    assert remote(lambda a, b: a - b).starmap(calls).result(WAIT_S) == [2, 0]
+    with pytest.raises(errors.UsageError, match=r"no option b; .*starmap\(\[\{'b': …, …\}"):
+        remote(lambda a, b: a - b).map([1], b=2)
     assert remote(lambda a, b: a + b).map([1, 2], [10, 20]).result(WAIT_S) == [11, 22]
 
 
@@ -241,8 +270,13 @@ def test_no_items_and_endless_ones() -> None:
         raise RuntimeError("the source is gone")
 
     jobs = remote(double).map(breaks())
-    with pytest.raises(RuntimeError, match="the source is gone"):
-        jobs.result(WAIT_S)
+    for _ in range(2):  # what came before is there, each time that it is read
+        values = iter(jobs)
+        assert next(values) == 2
+        with pytest.raises(RuntimeError, match="the source is gone"):
+            next(values)
+        with pytest.raises(RuntimeError, match="the source is gone"):
+            jobs.result(WAIT_S)
 
 
 @pytest.mark.slow
@@ -266,10 +300,15 @@ def test_what_cannot_travel_is_named(tmp_path: Path) -> None:
     def holds(x: int) -> Any:
         return lock, x
 
-    with pytest.raises(errors.NotPicklable, match=r"holds.*lock"):
+    named = r"`holds`, at `.*holds\.<closure lock>`, cannot travel to a worker.*inside the function"
+    with pytest.raises(errors.NotPicklable, match=named):
         remote(holds).submit(1)
-    with (tmp_path / "f").open("w") as file, pytest.raises(errors.NotPicklable, match="arguments"):
-        remote(double).submit(file)
+    what = r"the argument `x` of `double` cannot travel to a worker: it holds .* open file"
+    with (tmp_path / "f").open("w") as file:
+        with pytest.raises(errors.NotPicklable, match=what):
+            remote(double).submit(file)
+        with pytest.raises(errors.NotPicklable, match=rf"item 1 was not sent: {what}"):
+            remote(double).map([1, file, 2]).result(WAIT_S)
     inner = remote(double)
     with pytest.raises(errors.UsageError, match="call the function itself"):
         remote(lambda x: inner.submit(x)).submit(1).result(WAIT_S)

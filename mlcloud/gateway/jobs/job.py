@@ -50,6 +50,7 @@ LONG_S = 0.5  # an item of which the next one is not given beforehand
 SCALE_S = 2.0  # so much work is worth a worker of its own
 UNKNOWN_S = 1.0  # without a result after this long, an item counts as long
 CRASHES = 3
+DETAIL = 300  # characters of what a call raised, where the job is told of
 
 
 class Job:
@@ -522,6 +523,9 @@ class Job:
             return
         failed = self.items.failed
         detail = f"{failed} of {self.items.total:,} items failed" if failed else ""
+        if failed and self.request.single and (entry := self.items.result(0)) is not None:
+            text = " ".join(str(entry[2]["text"]).split())
+            detail = f"{entry[2]['name']}: {text}"[:DETAIL]
         self.finish(JobState.FAILED if failed else JobState.DONE, detail)
 
     def finish(self, state: JobState, detail: str = "") -> None:

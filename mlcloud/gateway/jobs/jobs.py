@@ -539,8 +539,11 @@ def _needs_of(batch: list[Any], last: int) -> dict[int, list[str]]:
 
 
 def _lost_result(needed: str, other: Job | None) -> JobFailed:
-    why = "is not known any more" if other is None else f"is {other.state.value}: {other.detail}"
-    return JobFailed(f"it needs the result of job {needed}, which {why}")
+    if other is None:
+        return JobFailed(f"it needs the result of job {needed}, which is not known any more")
+    ended = "was" if other.state is JobState.CANCELLED else "has"
+    why = f"{ended} {other.state.value}: {other.detail}"
+    return JobFailed(f"it needs the result of job {needed} ({other.request.name}), which {why}")
 
 
 __all__ = ["Items", "Jobs"]
