@@ -209,9 +209,10 @@ def test_a_head_that_was_lost_and_one_that_slept(world: World) -> None:
     and the sessions are what they were, and the nodes of the old head are gone."""
     world.up(world.specification(budget="50/day"))
     client = mlcloud.connect("pods")
+    # Before the cell: the record's last second may go with the head, and a node takes longer.
+    client.set_budget(mlcloud.Budget("20/day"))
     session = client.session("one", cpus=1)
     session.run("x = 6 * 7", quiet=True)
-    client.set_budget(mlcloud.Budget("20/day"))
     until(lambda: "safe to cell 1" in repr(client.cluster.status()), "it is safe")
     (old,) = _pods(world, "worker")
     world.server.lose(*_pods(world, "head"))
