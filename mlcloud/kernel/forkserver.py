@@ -81,9 +81,10 @@ def main(path: str, *modules: str) -> NoReturn:
         server.listen(64)
         while True:
             connection, _ = server.accept()
-            with connection, contextlib.suppress(OSError, ValueError):
-                connection.settimeout(ANSWER_S)
-                _serve(connection, common, made)
+            with connection, contextlib.suppress(OSError):
+                if _fork() == 0:
+                    server.close()
+                    _serve(connection, common, made)
     # As long as there are copies: what they share is here, and they are this process's to reap.
     with contextlib.suppress(ChildProcessError):
         os.wait()
@@ -116,24 +117,41 @@ def _has_cuda() -> bool:
     return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != NOT_INITIALIZED)
 
 
-def _serve(connection: socket.socket, common: dict[str, Any], made: dict[str, str]) -> None:
-    """`common`: as `facts`, and the packages; `made`: variables that the imports have set."""
-    connection.sendall(json.dumps(common).encode() + b"\n")
-    first, ends, _, _ = socket.recv_fds(connection, 65536, 2)
+def _fork() -> int:
+    """Without a signal to retire in between: the copy does not know what that is."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
-        request = json.loads(_line(connection, first))
-        request["environment"] = {**made, **request["environment"]}
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         with warnings.catch_warnings():  # there are threads of BLAS, which know how to fork
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _become_supervisor(request, *ends)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return pid
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        for end in ends:
-            os.close(end)
-    connection.sendall(json.dumps({"pid": pid}).encode() + b"\n")
+
+
+def _serve(connection: socket.socket, common: dict[str, Any], made: dict[str, str]) -> NoReturn:
+    """In a copy, so that the server never has what a host sends: there are secrets in it.
+
+    `common`: as `facts`, and the packages; `made`: variables that the imports have set.
+    """
+    code = 1
+    try:
+        connection.settimeout(ANSWER_S)
+        connection.sendall(json.dumps(common).encode() + b"\n")
+        first, ends, _, _ = socket.recv_fds(connection, 65536, 2)
+        if not first:  # another process than it wants
+            os._exit(0)
+        request = json.loads(_line(connection, first))
+        connection.sendall(json.dumps({"pid": os.getpid()}).encode() + b"\n")
+        connection.close()
+        code = _supervise(request, made, *ends)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def _line(connection: socket.socket, begun: bytes = b"") -> bytes:
@@ -145,29 +163,20 @@ def _line(connection: socket.socket, begun: bytes = b"") -> bytes:
     return begun
 
 
-def _become_supervisor(request: dict[str, Any], stdin: int, stdout: int) -> NoReturn:
-    code = 1
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.setsid()
-        os.dup2(stdin, 0)
-        os.dup2(stdout, 1)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        os.environ.clear()
-        os.environ.update(request["environment"])
-        os.chdir(request["cwd"])
-        from mlcloud.kernel import supervisor
+def _supervise(request: dict[str, Any], made: dict[str, str], stdin: int, stdout: int) -> int:
+    os.setsid()
+    os.dup2(stdin, 0)
+    os.dup2(stdout, 1)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.environ.clear()
+    os.environ.update({**made, **request["environment"]})
+    os.chdir(request["cwd"])
+    from mlcloud.kernel import supervisor
 
-        code = supervisor.supervise(
-            request["memory_limit"],
-            request["log"],
-            lambda log: _fork_kernel(log, request["arguments"]),
-        )
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+    def start(log: BinaryIO) -> int:
+        return _fork_kernel(log, request["arguments"])
+
+    return supervisor.supervise(request["memory_limit"], request["log"], start)
 
 
 def _fork_kernel(log: BinaryIO, arguments: list[str]) -> int:
@@ -266,7 +275,8 @@ def start(
             }
             body = json.dumps(request).encode() + b"\n"
             sent = socket.send_fds(connection, [body], [stdin, stdout])
-            connection.sendall(body[sent:])
+            if rest := body[sent:]:  # who has all of it may have closed its end
+                connection.sendall(rest)
             pid = json.loads(_line(connection))["pid"]
     except (OSError, ValueError) as error:
         log.info("no copy of the fork server's: %s", error)

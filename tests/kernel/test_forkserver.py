@@ -100,6 +100,34 @@ told = {
     assert first["files"] < 100
 
 
+async def test_a_secret_is_in_no_other_copy_and_not_in_the_server(served: Served) -> None:
+    secret = "sixteen-and-" + "more-letters"
+    kernels = []
+    for held in (Secrets({"TOKEN": secret}), Secrets({})):
+        kernels.append(kernel_of(served.folder, held=held))
+        await kernels[-1].start()
+        assert is_copy(kernels[-1])
+    told = await run(kernels[0], "import os; told = os.environ['TOKEN']")
+    assert told == secret
+    assert _holds(kernels[0].pid, secret)
+    assert not _holds(kernels[1].pid, secret)
+    assert not _holds(served.process.pid, secret)
+    for kernel in kernels:
+        await kernel.stop()
+
+
+def _holds(pid: int, text: str) -> bool:
+    """Whether a process's writable memory has these bytes."""
+    found = False
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            begin, end = (int(each, 16) for each in line.split()[0].split("-"))
+            if "rw" in line.split()[1] and "[v" not in line:
+                memory.seek(begin)
+                found |= text.encode() in memory.read(end - begin)
+    return found
+
+
 async def test_only_ranks_are_copies(served: Served) -> None:
     kernel = kernel_of(served.folder, variables={})
     await kernel.start()
