@@ -183,7 +183,7 @@ def test_another_head_has_it_from_the_store_and_runs_it_again(
 ) -> None:
     store = tmp_path / "store"
     key = tmp_path / "store.key"
-    embedded = own_cluster("first", **OPTIONS, store=str(store), store_key=str(key))
+    embedded = own_cluster("first", **OPTIONS, store=store.as_uri(), store_key=str(key))
     embedded.connect()
     scale = 5
 
@@ -202,7 +202,7 @@ def test_another_head_has_it_from_the_store_and_runs_it_again(
     embedded.end()
     (embedded.home / "gateway.db").unlink()  # the head's disk is lost
 
-    other = own_cluster("second", **OPTIONS, store=str(store), store_key=str(key))
+    other = own_cluster("second", **OPTIONS, store=store.as_uri(), store_key=str(key))
     other.connect()
     found = mlcloud.attach(many.id)
     assert found.result(WAIT_S) == [5 * x for x in range(500)]
