@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from mlcloud.cluster import warmth
+from mlcloud.gateway import gangs
 from mlcloud.kernel import forkserver
 from mlcloud.kernel.process import KernelProcess
 from mlcloud.values.secrets import Secrets
@@ -138,7 +139,7 @@ async def test_only_ranks_are_copies(served: Served) -> None:
 async def test_torch_draws_anew_in_each_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     code = "import torch; told = [torch.initial_seed(), torch.rand(1).item()]"
-    with Served(monkeypatch, "torch", "torch.distributed") as served:
+    with Served(monkeypatch, *gangs.WARM) as served:
         found = []
         for _ in range(2):
             kernel = kernel_of(served.folder)
@@ -148,6 +149,18 @@ async def test_torch_draws_anew_in_each_copy(monkeypatch: pytest.MonkeyPatch) ->
             await kernel.stop()
     assert found[0][0] != found[1][0]
     assert found[0][1] != found[1][1]
+
+
+async def test_a_copy_uses_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    with Served(monkeypatch, *gangs.WARM) as served:
+        kernel = kernel_of(served.folder)
+        await kernel.start()
+        assert is_copy(kernel), "an import has initialised CUDA"
+        code = "import torch; told = torch.arange(5, device='cuda').sum().item()"
+        assert await run(kernel, code) == 10
+        await kernel.stop()
 
 
 @pytest.mark.parametrize(
