@@ -76,7 +76,7 @@ def test_a_model_and_a_leaderboard(cluster: Embedded) -> None:
             "train, rest = df[:400], df[400:]"
         )
         found = page.ok(
-            "made = mlcloud.automl(train, 'target', budget='8s', learners=['lgbm', 'extra_tree'])\n"
+            "made = mlcloud.automl(train, 'target', budget='16s', learners=['lgbm', 'extra_tree'])\n"
             "made"
         )
         shown = [text for text in found.shown_texts if "target: classification" in text]
