@@ -3,8 +3,10 @@
     steps a second       `context.batches` in a gang, beside plain DDP with a DistributedSampler in
                          the same kernels (aim: 0.97 of it)
     start                four ranks on nodes that are up, until an all_reduce has its result: a
-                         session with workers=4, beside a Ray placement group with four actors
-                         (aim: 1.2 times as long)
+                         session with workers=4, beside Ray Train's TorchTrainer where it can be
+                         imported (it wants pyarrow; aim: 1.2 times as long), and beside four bare
+                         actors of a placement group. "First": where no gang was before, so that
+                         there is no fork server yet
     one of four is gone  a node with a worker of an elastic training that has run for half a minute
                          is killed, a spare one is up: from the last step before to the first step
                          after (aim: 15 s)
@@ -25,6 +27,7 @@ Nodes are processes of this machine.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -111,7 +114,7 @@ def both(blocks, block, batch):
     return took
 """
 ACTORS = """
-import json, os, sys, time
+import json, os, sys, tempfile, time
 settings = json.load(open(sys.argv[1]))
 os.environ.update(settings["ray_environment"])
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -134,6 +137,26 @@ class Rank:
         dist.all_reduce(t)
         return t.item()
 
+def meet():
+    import torch, torch.distributed as dist
+    torch.set_num_threads(1)
+    t = torch.ones(1)
+    dist.all_reduce(t)
+    assert t.item() == 4
+
+def train(folder):
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    file = os.path.join(folder, "met")
+    def loop():
+        meet()
+        if int(os.environ["RANK"]) == 0:
+            open(file, "w").write(str(time.time()))
+    began = time.time()
+    scaling = ScalingConfig(num_workers=4, resources_per_worker={"CPU": 1})
+    TorchTrainer(loop, scaling_config=scaling, run_config=RunConfig(storage_path=folder)).fit()
+    return float(open(file).read()) - began
+
 def attempt(port):
     began = time.perf_counter()
     group = placement_group([{"CPU": 1}] * 4)
@@ -152,10 +175,12 @@ def attempt(port):
             ray.kill(each)
         remove_placement_group(group)
 
+port = 29700
 for line in sys.stdin:
     took = None
     while took is None:
-        took = attempt(int(line))
+        port += 1
+        took = attempt(port) if line.strip() == "actors" else train(tempfile.mkdtemp())
     print("took", took, flush=True)
 """
 BLOCK = 10
@@ -219,27 +244,48 @@ def throughput(rounds: int) -> list[dict[str, Any]]:
 
 
 def start(home: Path, rounds: int) -> list[dict[str, Any]]:
-    # Both nodes are up, and have had a worker before.
+    # The nodes are up, and have had a worker before.
     mlcloud.session("warm", workers=4, namespace={}).run(GANG, quiet=True)
     mlcloud.attach("warm").close()
-    script = _ray_driver(home)
-    actors, gangs = [], []
+    first = _gang("first")
+    script, train = _ray_driver(home), importlib.util.find_spec("pyarrow") is not None
+    times: dict[str, list[float]] = {"actors": [], "train": [], "gang": []}
+    time.sleep(20)  # by then a fork server is there
     for number in range(rounds):
-        actors.append(_ask(script, 29700 + number))
+        times["actors"].append(_ask(script, "actors"))
         time.sleep(2)
-        began = time.perf_counter()
-        session = mlcloud.session(f"start-{number}", workers=4, namespace={})
-        session.run(GANG, quiet=True)
-        gangs.append(time.perf_counter() - began)
-        session.close()
+        if train:
+            times["train"].append(_ask(script, "train"))
+            time.sleep(2)
+        times["gang"].append(_gang(f"start-{number}"))
         time.sleep(2)
     script.communicate(timeout=30)
-    ratio = statistics.median(g / a for g, a in zip(gangs, actors, strict=True))
-    return [
-        {"what": "s, four actors of a placement group", "value": statistics.median(actors)},
-        {"what": "s, a session with four workers", "value": statistics.median(gangs)},
-        {"what": "times the actors' (median of rounds)", "value": ratio, "aim": 1.2},
+    bare, gang = statistics.median(times["actors"]), statistics.median(times["gang"])
+    rows = [
+        {"what": "s, four actors of a placement group", "value": bare},
+        {"what": "s, a session with four workers, the first", "value": first},
+        {"what": "s, a session with four workers", "value": gang},
+        {"what": "times the actors', the first", "value": first / bare},
+        {"what": "times the actors'", "value": gang / bare},
     ]
+    if train:
+        theirs = statistics.median(times["train"])
+        rows += [
+            {"what": "s, Ray Train with four workers", "value": theirs},
+            {"what": "times Ray Train's, the first", "value": first / theirs, "aim": 1.2},
+            {"what": "times Ray Train's", "value": gang / theirs, "aim": 1.2},
+        ]
+    return rows
+
+
+def _gang(name: str) -> float:
+    began = time.perf_counter()
+    session = mlcloud.session(name, workers=4, namespace={})
+    session.run(GANG, quiet=True)
+    took = time.perf_counter() - began
+    session.close()
+    time.sleep(2)
+    return took
 
 
 def _ray_driver(home: Path) -> subprocess.Popen[str]:
@@ -251,18 +297,18 @@ def _ray_driver(home: Path) -> subprocess.Popen[str]:
     )
 
 
-def _ask(script: subprocess.Popen[str], port: int) -> float:
-    """What four actors took."""
+def _ask(script: subprocess.Popen[str], what: str) -> float:
+    """What four workers took, `actors` or Ray `train`'s, until they had met."""
     assert script.stdin is not None
     assert script.stdout is not None
-    print(port, file=script.stdin, flush=True)
+    print(what, file=script.stdin, flush=True)
     for line in script.stdout:
         if line.startswith("took "):  # Ray tells of nodes there too
             return float(line.split()[1])
     raise RuntimeError("the actors' driver has ended")
 
 
-def _actors(home: Path, rounds: int, port: int) -> list[float]:
+def _actors(home: Path, rounds: int) -> list[float]:
     """On nodes that are up, and have had a worker before. As in a storm, another node is killed at
     the same moment, so that the one which replaces it starts meanwhile, on the same processors."""
     mlcloud.session("warm-up", workers=4, namespace={}).run(GANG, quiet=True)
@@ -270,10 +316,10 @@ def _actors(home: Path, rounds: int, port: int) -> list[float]:
     script = _ray_driver(home)
     took = []
     cluster = mlcloud.connect().cluster
-    for number in range(rounds):
+    for _number in range(rounds):
         up = _up()
         cluster.preempt(up[-1], "0s")
-        took.append(_ask(script, port + number))
+        took.append(_ask(script, "actors"))
         while len(set(_up()) - {up[-1]}) < len(up):
             time.sleep(0.5)
         time.sleep(3)
@@ -326,7 +372,7 @@ def recovery(home: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def storm(home: Path, kills: int) -> list[dict[str, Any]]:
-    actors = _actors(home, 2, 29800)  # and again afterwards: the machine may be busier then
+    actors = _actors(home, 2)  # and again afterwards: the machine may be busier then
     log = home / "storm"
     client = mlcloud.connect()
     killed: list[float] = []
@@ -351,7 +397,7 @@ def storm(home: Path, kills: int) -> list[dict[str, Any]]:
                     client.cluster.preempt(ranks[-1 if number % 2 else 0].node, "0s")
             time.sleep(max(0.0, killed[-1] + STORM_S - time.time()))
         client.attach("storm").close()
-    actors += _actors(home, 1, 29810)
+    actors += _actors(home, 1)
     rows = _steps(log)
     # Undisturbed, its saves included: a step of the seconds before the first kill.
     quiet = [at for at, _, _ in rows if at < killed[0]][20:]

@@ -42,7 +42,6 @@ from mlcloud.gateway import (
     checkpoints,
     db,
     environments,
-    gangs,
     imds,
     logs,
     objects,
@@ -477,7 +476,7 @@ def node_routes(gateway: Gateway) -> APIRouter:
             raise HTTPException(410, f"the node {node} has been given up")
         gateway.used_by(node, beat.use)
         gateway.notices.in_force(node, beat.notices)
-        return HeartbeatAnswer(warm=gangs.warmth(gateway.sessions))
+        return HeartbeatAnswer(warm=gateway.warm.wanted(gateway.sessions))
 
     @routes.post("/notice", status_code=204)
     async def notice(node: str, report: NoticeReport) -> None:

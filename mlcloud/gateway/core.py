@@ -38,6 +38,7 @@ from mlcloud.gateway.db import open_database
 from mlcloud.gateway.embedded import EmbeddedCluster
 from mlcloud.gateway.execution import Execution, Executions
 from mlcloud.gateway.farewell import Farewell
+from mlcloud.gateway.gangs import Warm
 from mlcloud.gateway.inputs import Inputs
 from mlcloud.gateway.jobs.jobs import Jobs
 from mlcloud.gateway.lease import PATIENCE_S, RENEW_S, Lease, cluster_of
@@ -163,6 +164,7 @@ class Gateway:
         self._on_idle = on_idle
         self._heard: set[str] = set()  # nodes whose agents were heard
         self._uses: dict[str, tuple[float, NodeUse]] = {}
+        self.warm = Warm()
         self._last_used = time.monotonic()
         self._tasks: list[asyncio.Task[Any]] = []
         self._down = False

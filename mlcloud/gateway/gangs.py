@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LIVING = (SessionState.IDLE, SessionState.BUSY, SessionState.WAITING, SessionState.MOVING)
+LINGER_S = 300.0  # one training is followed by another
 MOST_HOPEFUL_S = 600.0  # a place that nobody has taken by then is given back
 # What most gangs import, and what that imports when a model is first wrapped or trained.
 WARM = (
@@ -43,14 +45,22 @@ WARM = (
 )
 
 
-def warmth(sessions: Iterable[Session]) -> Warmth | None:
-    """What nodes are to keep ready, while a gang lives: its next kernels' beginning."""
-    for session in sessions:
-        if session.is_gang and session.state in LIVING and session.request.environment is None:
-            return Warmth(
-                modules=[*WARM], threads=max(1, math.floor(session.host_request.num_cpus))
-            )
-    return None
+class Warm:
+    """What nodes are to keep ready: what the kernels of a gang that lives, or has lived of late,
+    begin with."""
+
+    def __init__(self) -> None:
+        self._latest: Warmth | None = None
+        self._until = 0.0
+
+    def wanted(self, sessions: Iterable[Session]) -> Warmth | None:
+        for session in sessions:
+            if session.is_gang and session.state in LIVING and session.request.environment is None:
+                threads = max(1, math.floor(session.host_request.num_cpus))
+                self._latest = Warmth(modules=[*WARM], threads=threads)
+                self._until = time.monotonic() + LINGER_S
+                break
+        return self._latest if time.monotonic() < self._until else None
 
 
 def check(services: Services, request: SessionRequest, host: HostRequest) -> None:
