@@ -55,7 +55,8 @@ def facts(environment: Mapping[str, str]) -> dict[str, Any]:
     early = {key: value for key, value in environment.items() if key.startswith(EARLY)}
     if path := early.get("PYTHONPATH"):  # each process of Ray's puts the same in front again
         early["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path.split(os.pathsep)))
-    return {"executable": sys.executable, "version": sys.version, "early": early}
+    executable = os.path.normpath(sys.executable)
+    return {"executable": executable, "version": sys.version, "early": early}
 
 
 # --- the server -----------------------------------------------------------------------------------
