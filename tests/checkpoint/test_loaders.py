@@ -274,6 +274,7 @@ print(seen, [w.hex() for w in weights])
 """
 
 
+@pytest.mark.slow
 def test_killed_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     pytest.importorskip("torchdata", reason="torchdata's loader")
     script = tmp_path / "script.py"

@@ -77,7 +77,7 @@ def test_a_model_and_a_leaderboard(cluster: Embedded) -> None:
         )
         found = page.ok(
             "learners = ['lgbm', 'extra_tree']\n"
-            "made = mlcloud.automl(train, 'target', budget='16s', learners=learners)\nmade"
+            "made = mlcloud.automl(train, 'target', budget='12s', learners=learners)\nmade"
         )
         shown = [text for text in found.shown_texts if "target: classification" in text]
         assert re.search(r"● target: classification · \d+ s · best loss 0\.\d+ \(\w+\)", shown[0])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from mlcloud.cluster.clouds.local import LocalCloud
 from mlcloud.cost.prices import ZONES
 from tests.live import Embedded, open_notebook, until
 
 
+@pytest.mark.slow
 def test_on_demand_for_want_of_spot_and_back(own_cluster: Callable[..., Embedded]) -> None:
     embedded = own_cluster(
         spot_return="2s", offer_cooldown="3s", node_idle="2s", notice_poll="0.2s"

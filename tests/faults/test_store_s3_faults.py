@@ -50,9 +50,8 @@ def line(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[seaweed.Line]:
 
 
 class TestABadLine:
-    @pytest.mark.parametrize(
-        "key", [None, pytest.param(b"k" * 32, marks=pytest.mark.slow)], ids=["plain", "sealed"]
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize("key", [None, b"k" * 32], ids=["plain", "sealed"])
     def test_thirty_checkpoints_with_one_request_in_ten_broken(
         self, line: seaweed.Line, key: bytes | None
     ) -> None:

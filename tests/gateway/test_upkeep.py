@@ -424,6 +424,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
         yield embedded
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_gateway_tidies_by_itself(busy: Embedded) -> None:
     names: dict[str, Any] = {}
