@@ -7,7 +7,7 @@ from typing import Any
 
 from mlcloud.training.result import History
 
-SHOW_S = 1.0  # each goes to the notebook, by processes that may share this machine
+SHOW_S = 2.0  # each goes to the notebook, by processes that may share this machine
 
 
 class Line:
@@ -21,7 +21,7 @@ class Line:
         self._handle: Any = None
 
     def show(self, step: int, history: History, *, last: bool = False) -> None:
-        """At most once a second."""
+        """At most every two seconds."""
         now = time.monotonic()
         if now - self._shown < SHOW_S and not last:
             return
