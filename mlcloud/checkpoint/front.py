@@ -106,9 +106,9 @@ class Front:
         """As `reason`, for a rank 0 that tells the others by itself."""
         return self._saver.reason(step) if rank() == 0 and step and step != self.saved else None
 
-    def ran(self, seconds: float) -> None:
-        """A step took so long."""
-        self._saver.ran(seconds)
+    def ran(self, seconds: float, steps: int = 1) -> None:
+        """So many steps took so long."""
+        self._saver.ran(seconds, steps)
 
     def told(self, saving: Saving, reason: str) -> None:
         """All ranks have saved together."""

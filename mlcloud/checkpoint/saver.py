@@ -48,9 +48,9 @@ class Saver:
     def newest(self) -> int | None:
         return self.saved if self._saving is None else self._saving.step
 
-    def ran(self, seconds: float) -> None:
-        """A step took so long."""
-        self._schedule.ran(seconds, beside=self._saving is not None)
+    def ran(self, seconds: float, steps: int = 1) -> None:
+        """So many steps took so long."""
+        self._schedule.ran(seconds, steps, beside=self._saving is not None)
 
     def reason(self, step: int) -> str | None:
         """Why to save now that `step` steps are done, or None."""

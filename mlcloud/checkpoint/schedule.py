@@ -63,14 +63,14 @@ class Schedule:
         interval = self.interval_s
         return interval is not None and now - self._last >= interval
 
-    def ran(self, seconds: float, *, beside: bool) -> None:
-        """An item took so long; `beside`: while a state was written."""
+    def ran(self, seconds: float, items: int = 1, *, beside: bool) -> None:
+        """So many items took so long together; `beside`: while a state was written."""
         if beside:
-            self._beside, self._beside_s = self._beside + 1, self._beside_s + seconds
+            self._beside, self._beside_s = self._beside + items, self._beside_s + seconds
         elif self._quiet_s is None:
-            self._quiet_s = seconds
+            self._quiet_s = seconds / items
         else:
-            self._quiet_s += (seconds - self._quiet_s) / 8
+            self._quiet_s += (seconds / items - self._quiet_s) / 8
 
     def began(self, now: float) -> None:
         """A save has begun."""

@@ -32,8 +32,8 @@ class Agreed:
 
 
 class Agreement:
-    """Of one training. All ranks call `exchange` after each step. `most`: steps between two
-    messages, at most."""
+    """Of one training. All ranks call `keep` after each step, then `exchange` if one is `due`.
+    `most`: steps between two messages, at most."""
 
     def __init__(self, most: int = MOST_STEPS) -> None:
         import torch.distributed as dist
@@ -45,31 +45,32 @@ class Agreement:
         self._sent: tuple[Any, Any, list[int]] | None = None  # the work, its numbers, their steps
         self._rows: list[tuple[int, dict[str, float], float]] = []
         self._pace = 1  # steps from one message to the next
-        self._left = 1
         self._at = time.monotonic()
         self.names: list[str] | None = None
 
     @property
     def due(self) -> bool:
-        """Whether the next `exchange` sends a message."""
-        return self._left <= 1
+        """Whether it is time for a message: after the same step on all ranks."""
+        return len(self._rows) >= self._pace
 
-    def exchange(
-        self, step: int, word: int, report: dict[str, float], weight: float
-    ) -> Agreed | None:
-        """Keep this step's report; where it is time, send what there is: the message before that.
+    @property
+    def kept(self) -> int:
+        """Steps since the last message."""
+        return len(self._rows)
+
+    def keep(self, step: int, report: dict[str, float], weight: float) -> None:
+        """Keep this step's report for the next message.
 
         `weight`: this rank's part of the batch, of 1. Each rank reports the same names, always.
-        None where no message is sent.
         """
-        self._check(report)
+        if report:
+            self._check(report)
         self._rows.append((step, report, weight))
-        self._left -= 1
-        if self._left > 0:
-            return None
+
+    def exchange(self, word: int) -> Agreed:
+        """Send what there is: the message before it."""
         before = self.settle()
         self._send(word)
-        self._left = self._pace
         return before
 
     def flush(self) -> Agreed:
@@ -105,28 +106,25 @@ class Agreement:
         import torch
 
         rows, self._rows = self._rows, []
-        numbers = torch.zeros(2 + len(rows) * (1 + MOST), dtype=torch.float64)
+        values = [0.0, 0.0]
         if self.rank == 0:
             now = time.monotonic()
             per_step = (now - self._at) / len(rows)
             self._at = now
-            numbers[0], numbers[1] = word, EVERY_S / max(per_step, 1e-9)
-        for at, (_, report, weight) in enumerate(rows):
-            if report:
-                begin = 2 + at * (1 + MOST)
-                values = [weight, *(report[name] * weight for name in self.names or ())]
-                numbers[begin : begin + len(values)] = torch.tensor(values, dtype=torch.float64)
+            values = [float(word), EVERY_S / max(per_step, 1e-9)]
+        for _, report, weight in rows:
+            row = [weight, *(report[name] * weight for name in self.names or ())] if report else []
+            values += row + [0.0] * (1 + MOST - len(row))
+        numbers = torch.tensor(values, dtype=torch.float64)
         work = self._dist.all_reduce(numbers, group=self._group, async_op=True)
         self._sent = work, numbers, [step for step, _, _ in rows]
 
     def _check(self, report: dict[str, float]) -> None:
-        if not report:
-            return
         if self.names is None:
             if len(report) > MOST:
                 raise UsageError(f"context.report takes up to {MOST} values, not {len(report)}")
             self.names = sorted(report)
-        if sorted(report) != self.names:
+        if len(report) != len(self.names) or not all(name in report for name in self.names):
             raise UsageError(
                 f"context.report is to have the same names each time: {', '.join(self.names)}"
             )

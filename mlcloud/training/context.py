@@ -51,7 +51,7 @@ class TrainContext:
         # Who counts steps between two saves is not to wait for the next message for long.
         self._agreement = Agreement(every // 8 if isinstance(every, int) else MOST_STEPS)
         self._report: dict[str, float] = {}
-        self._share = Share([], 1, 1.0)
+        self._share = Share(1.0, 1.0)
         self._scaled = self._running = False
 
     def __repr__(self) -> str:
@@ -195,23 +195,29 @@ class TrainContext:
         line = (
             Line(self.world_size, order.steps, global_batch=order.size) if not self.rank else None
         )
+        agreement = self._agreement
         reason: str | None = None
+        ran_s = 0.0
         for batch in loader:
-            self._share = order.share(self.step, self.rank, self.world_size)
+            self._share = share = order.share(self.step, self.rank, self.world_size)
             self._report, self._scaled = {}, False
             began = time.monotonic()
             yield _moved(batch, self.device) if on_gpu else batch
+            ran_s += time.monotonic() - began
             self.step += 1
-            keeping.ran(time.monotonic() - began)
-            if self._share.scale != 1 and not self._scaled:
+            if share.scale != 1 and not self._scaled:
                 self._warn_of_scale()
-            if self.rank == 0 and self._agreement.due and reason != NOTICE:
+            agreement.keep(self.step, self._report, share.weight)
+            if not agreement.due:
+                continue
+            keeping.ran(ran_s, agreement.kept)
+            ran_s = 0.0
+            if self.rank == 0 and reason != NOTICE:
                 reason = keeping.reason(self.step) or reason
             word = GO_ON if reason is None else LEAVE if reason == NOTICE else SAVE
-            weight = len(self._share.indices) / self._share.whole
-            agreed = self._hear(self._agreement.exchange(self.step, word, self._report, weight))
+            agreed = self._hear(agreement.exchange(word))
             if agreed != GO_ON and self.step < order.steps:
-                agreed = max(agreed, self._hear(self._agreement.settle()))
+                agreed = max(agreed, self._hear(agreement.settle()))
                 why = NOTICE if agreed == LEAVE else INTERVAL
                 keeping.save(self.step, why, self.history)
                 reason = None
@@ -219,14 +225,12 @@ class TrainContext:
                     self._leave(keeping)
             if line is not None:
                 line.show(self.step, self.history)
-        self._hear(self._agreement.flush())
+        self._hear(agreement.flush())
         keeping.save(self.step, END, self.history)
         if line is not None:
             line.show(self.step, self.history, last=True)
 
-    def _hear(self, found: Agreed | None) -> int:
-        if found is None:
-            return GO_ON
+    def _hear(self, found: Agreed) -> int:
         for step, means in found.reports:
             self.history.add(step, means)
         return found.word
@@ -273,4 +277,4 @@ class _Ahead:
     def __iter__(self) -> Iterator[list[int]]:
         ahead = self._order.copy()
         for step in range(self._step, self._order.steps):
-            yield ahead.share(step, self._rank, self._world).indices
+            yield ahead.samples(step, self._rank, self._world)

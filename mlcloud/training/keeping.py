@@ -75,8 +75,8 @@ class Keeping:
         """Why to save after this step, on rank 0; None: there is no need."""
         return self._front.wanted(step)
 
-    def ran(self, seconds: float) -> None:
-        self._front.ran(seconds)
+    def ran(self, seconds: float, steps: int) -> None:
+        self._front.ran(seconds, steps)
 
     def save(self, step: int, reason: str, history: History) -> None:
         """At the end, and before the ranks leave, it is in the store when this returns."""

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mlcloud.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's part of a step's batch. `scale`: what its mean loss is to be multiplied by, so that
-    the mean over the ranks is the mean over the whole batch."""
+    """How much of a step's batch a rank has. `weight`: of 1; `scale`: what its mean loss is to be
+    multiplied by, so that the mean over the ranks is the mean over the whole batch."""
 
-    indices: list[int]
-    whole: int
+    weight: float
     scale: float
 
 
@@ -60,7 +60,8 @@ class Order:
                 f"the last batch of an epoch would have {rest} samples, fewer than up to {most} "
                 "workers need: drop_last=True leaves it out"
             )
-        self._length, self._batch, self._shuffle, self._seed = length, global_batch, shuffle, seed
+        self._length, self._batch, self._rest = length, global_batch, rest
+        self._shuffle, self._seed = shuffle, seed
         self.per_epoch = length // global_batch + (1 if rest else 0)
         self.steps = self.per_epoch * epochs
         self._epoch = -1
@@ -84,13 +85,17 @@ class Order:
             self._epoch, self._samples = epoch, self._shuffled(epoch)
         return self._samples[number * self._batch : (number + 1) * self._batch]
 
-    def share(self, step: int, rank: int, world: int) -> Share:
+    def samples(self, step: int, rank: int, world: int) -> list[int]:
         """One rank's samples of a step."""
         batch = self.batch(step)
         each, more = divmod(len(batch), world)
         begin = rank * each + min(rank, more)
-        mine = batch[begin : begin + each + (1 if rank < more else 0)]
-        return Share(mine, len(batch), len(mine) * world / len(batch))
+        return batch[begin : begin + each + (rank < more)]
+
+    def share(self, step: int, rank: int, world: int) -> Share:
+        """How much of a step's batch a rank has."""
+        last = self._rest and (step + 1) % self.per_epoch == 0
+        return _share(self._rest if last else self._batch, rank, world)
 
     def _shuffled(self, epoch: int) -> list[int]:
         if not self._shuffle:
@@ -100,3 +105,10 @@ class Order:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         found: list[int] = torch.randperm(self._length, generator=generator).tolist()
         return found
+
+
+@lru_cache(maxsize=16)
+def _share(batch: int, rank: int, world: int) -> Share:
+    each, more = divmod(batch, world)
+    mine = each + (rank < more)
+    return Share(mine / batch, mine * world / batch)

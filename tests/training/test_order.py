@@ -22,12 +22,15 @@ def test_the_parts_of_a_step_make_the_same_batch_for_any_number_of_ranks() -> No
             whole = again.batch(step)
             assert len(set(whole)) == batch
             for world in range(1, 9):
-                shares = [order.share(step, rank, world) for rank in range(world)]
-                assert [i for each in shares for i in each.indices] == whole
-                sizes = [len(each.indices) for each in shares]
+                parts = [order.samples(step, rank, world) for rank in range(world)]
+                assert [i for each in parts for i in each] == whole
+                sizes = [len(each) for each in parts]
                 assert max(sizes) - min(sizes) <= 1
                 # The mean over ranks of scaled means is the mean over the batch.
-                mean = sum(s.scale * sum(s.indices) / len(s.indices) for s in shares) / world
+                shares = [order.share(step, rank, world) for rank in range(world)]
+                assert [s.weight * batch for s in shares] == pytest.approx(sizes)
+                means = [sum(each) / len(each) for each in parts]
+                mean = sum(s.scale * m for s, m in zip(shares, means, strict=True)) / world
                 assert mean == pytest.approx(sum(whole) / batch)
 
 
@@ -44,6 +47,7 @@ def test_the_last_batch_may_be_smaller_if_all_ranks_have_a_part() -> None:
     order = Order(25, 10, drop_last=False, most=4)
     assert order.steps == 3
     assert len(order.batch(2)) == 5
+    assert [order.share(step, 0, 4).weight for step in range(3)] == [0.3, 0.3, 0.4]
     with pytest.raises(UsageError, match=r"would have 5 samples, fewer than up to 6 workers"):
         Order(25, 10, drop_last=False, most=6)
 
