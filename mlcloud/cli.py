@@ -342,7 +342,7 @@ main.add_command(kernelspec)
 
 
 def _run(command: str, *words: str) -> None:
-    from mlcloud.magics import COMMANDS
+    from mlcloud.magics.commands import COMMANDS
 
     answer = COMMANDS[command](list(words))
     if answer is not None:

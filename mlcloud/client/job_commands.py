@@ -12,7 +12,7 @@ def run(words: list[str]) -> Any:
     """Without words, the list. Raises `UsageError` and `NotFound`."""
     from mlcloud.client import jobs
     from mlcloud.client.api import default
-    from mlcloud.magics import Parser
+    from mlcloud.magics.parser import Parser
 
     parser = Parser(prog="%mlcloud jobs", allow_abbrev=False)
     known = ["show", "logs", "cancel", "rerun", "rm", "prune"]

@@ -19,7 +19,7 @@ from mlcloud.cluster import clouds
 from mlcloud.cluster.clouds.base import CloudSettings
 from mlcloud.cluster.offers import Offer
 from mlcloud.errors import MLCloudError, NoSuchResources, SpecificationError, UsageError
-from mlcloud.magics import run_command
+from mlcloud.magics.commands import run_command
 from tests.cluster.offers_on_sale import on_sale
 
 FILE = """

@@ -12,7 +12,7 @@ import pytest
 
 import mlcloud
 from mlcloud.errors import UsageError
-from mlcloud.magics import run_command
+from mlcloud.magics.commands import run_command
 from tests.live import Embedded
 
 

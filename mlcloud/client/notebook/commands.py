@@ -52,7 +52,7 @@ def run(code: str) -> tuple[list[tuple[str, Message]], dict[str, Any]]:
 
 
 def _run(line: str) -> Any:
-    from mlcloud.magics import run_command
+    from mlcloud.magics.commands import run_command
 
     words = line.split()
     if words and words[0] in _LIVE:

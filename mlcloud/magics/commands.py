@@ -1,199 +1,14 @@
-"""`%%remote` and `%mlcloud`: parse the line, call the client. Loaded by `%load_ext mlcloud`.
-
-Only argparse and IPython are imported here; the client comes with the first cell that runs.
-"""
+"""`%mlcloud COMMAND …`, and the same commands in a shell."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from mlcloud.errors import UsageError
-
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that raises `UsageError`, with a suggestion, instead of ending the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}; see `{self.prog} --help`")
-
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        raise _HelpShown
-
-    def read(self, line: str) -> argparse.Namespace:
-        found, unknown = self.parse_known_args(_split(line))
-        if unknown:
-            word = unknown[0].partition("=")[0]
-            options = [option for option in self._option_string_actions if option.startswith("--")]
-            near = get_close_matches(word, options, 1, 0.5)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(options)}"
-            raise UsageError(f"{self.prog}: unknown option {word}{hint}")
-        return found
-
-
-def _split(line: str) -> list[str]:
-    try:
-        return shlex.split(line)
-    except ValueError as error:
-        raise UsageError(f"{error} in {line!r}: a quote must be closed") from None
-
-
-class _HelpShown(Exception):
-    """--help has printed; nothing is left to do."""
-
-
-def remote_parser() -> Parser:
-    parser = Parser(
-        prog="%%remote", description="Run this cell in a remote session.", allow_abbrev=False
-    )
-    add = parser.add_argument
-    _add_shape(parser)
-    add("--session", metavar="NAME", help="a named session; without it, this notebook's own")
-    add("--workers", type=int, metavar="N", help="so many kernels, one rank each (1)")
-    add("--in", dest="only_in", metavar="A,B", help="ship exactly these names; they win")
-    add("--out", metavar="C", help="bring back exactly these names, whatever their size")
-    add("--dry", action="store_true", help="show what would ship, and run nothing")
-    add("--max-cost", metavar="DOLLARS", help="interrupt the cell when it has cost so much")
-    add("--timeout", metavar="DURATION", help="interrupt the cell after this long, e.g. 2h")
-    add(
-        "--on-preempt",
-        choices=["rerun", "ask", "fail"],
-        help="when the node is taken away in the cell: run it again, ask, or fail; by default it "
-        "runs again, unless it was seen to write outside its workspace or to the network: ask",
-    )
-    add(
-        "--detach",
-        action="store_true",
-        help="return at once; the cell goes on, also when the notebook is closed",
-    )
-    add("--durable", action="store_true", help="wait until the cell's state is in the store")
-    add("--keep-remote", action="store_true", help="where both sides changed, the session's wins")
-    add(
-        "--secret",
-        action="append",
-        metavar="NAME[=SOURCE]",
-        help="an environment variable of the session, from this notebook's or its keyring, or from "
-        "keyring:SERVICE/USER, env:VARIABLE, aws:NAME, …; may be given several times",
-    )
-    add(
-        "--data",
-        action="append",
-        metavar="PATH=URL",
-        help="a folder of the session with the files of s3://…, gs://… or az://…, there before its "
-        "first cell; may be given several times",
-    )
-    add("--quiet", action="store_true", help="no footer")
-    return parser
-
-
-def _add_shape(parser: Parser) -> None:
-    """The options that say on which node."""
-    add = parser.add_argument
-    add("--gpu", metavar="NAME:COUNT", help="an accelerator, e.g. A10G:1")
-    add("--cpus", type=float, help="vCPUs (1)")
-    add("--memory", metavar="SIZE", help="a memory limit, e.g. 8GB")
-    market = parser.add_mutually_exclusive_group()
-    market.add_argument("--spot", action="store_true", help="a spot node (the default)")
-    market.add_argument("--on-demand", action="store_true", help="a node that is not taken back")
-
-
-def _shape(options: argparse.Namespace) -> dict[str, Any]:
-    """Those that were given, as the client takes them."""
-    market = "on-demand" if options.on_demand else "spot" if options.spot else None
-    found = {"gpu": options.gpu, "cpus": options.cpus, "memory": options.memory, "market": market}
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def run_remote(line: str, cell: str) -> Any:
-    """`%%remote`. Returns a handle of a detached cell, else None."""
-    try:
-        options = remote_parser().read(line)
-    except _HelpShown:
-        return None
-    if options.detach and options.durable:
-        raise UsageError("%%remote: --durable waits for the cell and --detach does not: choose one")
-    from mlcloud.client.api import default
-    from mlcloud.client.errors import show_as_it_was
-    from mlcloud.units import parse_duration
-
-    timeout = None if options.timeout is None else parse_duration(options.timeout).total_seconds()
-    wanted = _shape(options)
-    if options.workers is not None:
-        wanted["workers"] = options.workers
-    if options.secret:
-        from mlcloud.client.secrets import read_words
-
-        wanted["secrets"] = read_words(options.secret)
-    if options.data:
-        wanted["data"] = _mounts(options.data)
-    client = default()
-    session = client.known(options.session)
-    # A cell that asks for nothing runs wherever the session is; asking is checked against it.
-    if session is None or wanted:
-        session = client.session(options.session, **wanted)
-    if options.dry:
-        _show_rows(session.dry(cell))
-        return None
-    try:
-        return session.run(
-            cell,
-            only_in=_names(options.only_in),
-            out=_names(options.out),
-            keep_remote=options.keep_remote,
-            timeout=timeout,
-            max_cost=options.max_cost,
-            on_preempt=options.on_preempt,
-            durable=options.durable,
-            quiet=options.quiet,
-            result_hook=True,
-            detach=options.detach,
-        )
-    except BaseException as error:
-        show_as_it_was(error)
-        raise
-
-
-def _mounts(words: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for word in words:
-        path, equals, url = word.partition("=")
-        if not equals or not url:
-            raise UsageError("%%remote: --data is PATH=URL such as /data=s3://bucket/prefix")
-        found[path] = url
-    return found
-
-
-def _names(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _show_rows(rows: list[Any]) -> None:
-    """What `--dry` found, a name a line."""
-    from IPython.display import display
-
-    from mlcloud.units import format_bytes
-    from mlcloud.widgets.tables import table
-
-    heads = ("name", "type", "bytes", "changed since", "where from", "action", "why")
-    lines = [
-        (
-            *(row.name, row.type, "" if row.bytes is None else format_bytes(row.bytes)),
-            *(row.since, row.source, row.action, row.why),
-        )
-        for row in rows
-    ]
-    display(table(heads, lines, numbers=["bytes"]), raw=True)
-
-
-# --- %mlcloud -------------------------------------------------------------------------------------
+from mlcloud.magics.parser import HelpShown, Parser, add_shape, shape, split
 
 
 def _up(words: list[str]) -> Any:
@@ -221,7 +36,7 @@ def _plan(words: list[str]) -> Any:
     parser = Parser(prog="%mlcloud plan", allow_abbrev=False)
     add = parser.add_argument
     add("file", nargs="?", help="a cluster.yaml; default: the embedded cluster's local cloud")
-    _add_shape(parser)
+    add_shape(parser)
     add("--hours", default="2", help="hours of work to estimate, or a duration such as 90m (2)")
     add("--cloud", help="another cloud, without a file: aws, gcp, azure")
     add("--region", action="append", help="of that cloud; may be given several times")
@@ -237,7 +52,7 @@ def _plan(words: list[str]) -> Any:
         cloud=options.cloud,
         regions=options.region,
         quotas=options.quotas,
-        **_shape(options),
+        **shape(options),
     )
     if not (options.json or options.config):
         return found
@@ -365,10 +180,10 @@ def _resume(words: list[str]) -> None:
     """`resume [SESSION] [--gpu A10G:1] …`: on another shape, where one is given."""
     parser = Parser(prog="%mlcloud resume", allow_abbrev=False)
     parser.add_argument("session", nargs="?", help="a session; default: this notebook's")
-    _add_shape(parser)
+    add_shape(parser)
     options = parser.read(shlex.join(words))
     session = _session([options.session] if options.session else [])
-    session.resume(**_shape(options))
+    session.resume(**shape(options))
     print(repr(session))
 
 
@@ -559,7 +374,7 @@ COMMANDS = {
 
 def run_command(line: str) -> Any:
     """`%mlcloud COMMAND …`."""
-    words = _split(line)
+    words = split(line)
     if not words:
         raise UsageError(f"%mlcloud needs a command: {', '.join(COMMANDS)}")
     command = COMMANDS.get(words[0])
@@ -569,42 +384,5 @@ def run_command(line: str) -> Any:
         raise UsageError(f"%mlcloud: no command {words[0]!r}; {hint}")
     try:
         return command(words[1:])
-    except _HelpShown:
+    except HelpShown:
         return None
-
-
-def load_ipython_extension(ip: InteractiveShell) -> None:
-    """`%load_ext mlcloud`."""
-    register: Any = ip.register_magic_function  # its decorator hides its type
-    register(run_remote, "cell", "remote")
-    register(run_command, "line", "mlcloud")
-    from mlcloud.client.completion import Completions
-
-    unload_completions(ip)
-    completions = Completions(ip, _options, sorted(COMMANDS))
-    completions.install()
-    ip.meta["mlcloud_completions"] = completions
-
-
-def unload_completions(ip: InteractiveShell) -> None:
-    installed = ip.meta.pop("mlcloud_completions", None)
-    if installed is not None:
-        installed.uninstall()
-
-
-def unload_ipython_extension(ip: InteractiveShell) -> None:
-    """`%unload_ext mlcloud`. Sessions go on; only what this added to IPython is taken out."""
-    unload_completions(ip)
-    manager: Any = ip.magics_manager
-    manager.magics["cell"].pop("remote", None)
-    manager.magics["line"].pop("mlcloud", None)
-
-
-def _options() -> dict[str, list[str]]:
-    """The options of `%%remote`, and the words that each may be followed by."""
-    found = remote_parser()._option_string_actions.items()
-    return {
-        name: [str(choice) for choice in action.choices or ()]
-        for name, action in found
-        if name.startswith("--")
-    }
