@@ -1,8 +1,12 @@
 """What all ranks must decide at the same step, and the means of what they report, in one message
 now and then that nobody waits for.
 
-    after step k     all_reduce of [rank 0's word, its pace, the reports since], in the background
+    after step k     all_reduce of [rank 0's word, its pace, the names, the reports since], in the
+                     background
     at the next one  the result is there: every rank has the same, and follows the word
+
+A report's values have a column for each name, in the order in which a rank first reports them; the
+names' checksums go along, so that nothing is added up under two names.
 
 The next one comes after `EVERY_S`, in steps, as rank 0 has measured them: of steps that take longer
 each has its message, of short ones few. A process group of its own, gloo, keeps it out of the way
@@ -12,13 +16,15 @@ of the model's collectives.
 from __future__ import annotations
 
 import time
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlcloud.errors import UsageError
 
 GO_ON, SAVE, LEAVE = 0, 1, 2
-MOST = 15  # values of one report
+MOST = 15  # names
+WIDTH = 2 * MOST  # of a step: for each name, the reporting ranks' weight and the weighted value
 MOST_STEPS = 64  # in one message
 EVERY_S = 0.25
 
@@ -46,7 +52,7 @@ class Agreement:
         self._rows: list[tuple[int, dict[str, float], float]] = []
         self._pace = 1  # steps from one message to the next
         self._at = time.monotonic()
-        self.names: list[str] | None = None
+        self._columns: dict[str, int] = {}  # by names
 
     @property
     def due(self) -> bool:
@@ -59,12 +65,11 @@ class Agreement:
         return len(self._rows)
 
     def keep(self, step: int, report: dict[str, float], weight: float) -> None:
-        """Keep this step's report for the next message.
-
-        `weight`: this rank's part of the batch, of 1. Each rank reports the same names, always.
-        """
-        if report:
-            self._check(report)
+        """Keep this step's report for the next message. `weight`: this rank's part of the batch, of
+        1."""
+        for name in report:
+            if name not in self._columns:
+                self._name(name)
         self._rows.append((step, report, weight))
 
     def exchange(self, word: int) -> Agreed:
@@ -94,12 +99,15 @@ class Agreement:
         word, pace, *values = numbers.tolist()
         self._pace = max(1, min(int(pace), self._most))
         found = Agreed(int(word))
-        for at, step in enumerate(steps):
-            weight, *means = values[at * (1 + MOST) : (at + 1) * (1 + MOST)]
-            if weight:
-                names = self.names or ()
-                pairs = zip(names, means, strict=False)
-                found.reports.append((step, {name: each / weight for name, each in pairs}))
+        self._compare(values[:WIDTH])
+        for at, step in enumerate(steps, 1):
+            row, means = values[at * WIDTH : (at + 1) * WIDTH], {}
+            for name, column in self._columns.items():
+                weight, weighted = row[column : column + 2]
+                if weight:
+                    means[name] = weighted / weight
+            if means:
+                found.reports.append((step, means))
         return found
 
     def _send(self, word: int) -> None:
@@ -112,19 +120,38 @@ class Agreement:
             per_step = (now - self._at) / len(rows)
             self._at = now
             values = [float(word), EVERY_S / max(per_step, 1e-9)]
+        values += self._row({name: (1.0, float(_checksum(name))) for name in self._columns})
         for _, report, weight in rows:
-            row = [weight, *(report[name] * weight for name in self.names or ())] if report else []
-            values += row + [0.0] * (1 + MOST - len(row))
+            values += self._row({name: (weight, value * weight) for name, value in report.items()})
         numbers = torch.tensor(values, dtype=torch.float64)
         work = self._dist.all_reduce(numbers, group=self._group, async_op=True)
         self._sent = work, numbers, [step for step, _, _ in rows]
 
-    def _check(self, report: dict[str, float]) -> None:
-        if self.names is None:
-            if len(report) > MOST:
-                raise UsageError(f"context.report takes up to {MOST} values, not {len(report)}")
-            self.names = sorted(report)
-        if len(report) != len(self.names) or not all(name in report for name in self.names):
+    def _row(self, pairs: dict[str, tuple[float, float]]) -> list[float]:
+        row = [0.0] * WIDTH
+        for name, pair in pairs.items():
+            column = self._columns[name]
+            row[column : column + 2] = pair
+        return row
+
+    def _name(self, name: str) -> None:
+        if len(self._columns) == MOST:
             raise UsageError(
-                f"context.report is to have the same names each time: {', '.join(self.names)}"
+                f"context.report takes up to {MOST} names, and {name!r} is one more than "
+                f"{', '.join(self._columns)}"
             )
+        self._columns[name] = 2 * len(self._columns)
+
+    def _compare(self, known: list[float]) -> None:
+        """The number of ranks that have a name for a column, and their checksums' sum."""
+        for name, column in self._columns.items():
+            ranks, total = known[column : column + 2]
+            if total != ranks * _checksum(name):
+                raise UsageError(
+                    f"context.report: what is {name!r} on rank {self.rank} has another name on "
+                    "another rank; the ranks are to report their names in the same order"
+                )
+
+
+def _checksum(name: str) -> int:
+    return zlib.crc32(name.encode())

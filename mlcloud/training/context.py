@@ -118,12 +118,12 @@ class TrainContext:
         return self._own
 
     def report(self, **values: Any) -> None:
-        """Numbers of this step, such as `loss=loss`: their means over the ranks (by samples) go to
-        the history, and to the line under the cell. The same names each time."""
-        self._report = {
-            name: float(value.detach() if hasattr(value, "detach") else value)
-            for name, value in values.items()
-        }
+        """Numbers of this step, such as `loss=loss`: their means over the ranks that report them
+        (by samples) go to the history, and to the line under the cell. Not every step needs each
+        of them: `if context.step % 100 == 0: context.report(validation=…)`. What rank 0 never
+        reports is not kept."""
+        for name, value in values.items():
+            self._report[name] = float(value.detach() if hasattr(value, "detach") else value)
 
     # --- the loop ---------------------------------------------------------------------------------
 

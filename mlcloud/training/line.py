@@ -28,7 +28,7 @@ class Line:
         if self._last is not None and now > self._last[0]:
             self._speed = (step - self._last[1]) * self._batch / (now - self._last[0])
         self._last, self._shown = (now, step), now
-        values = " · ".join(f"{n} {each[-1]:.6g}" for n, each in history.values.items() if each)
+        values = " · ".join(f"{name} {value:.6g}" for name, value in history.latest.items())
         world = "1 worker" if self._world == 1 else f"{self._world} workers"
         parts = [f"step {step} of {self._steps}", values, world]
         parts += [f"{self._speed:,.0f} samples/s"] if self._speed else []

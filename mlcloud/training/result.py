@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass
 class History:
-    """Means over all ranks, by step (the number of steps done). `worlds`: from which step on it ran
-    with how many ranks."""
+    """Means over the ranks that reported, by step (the number of steps done); NaN for what was not
+    reported at a step. `worlds`: from which step on it ran with how many ranks."""
 
     steps: list[int] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
     worlds: list[list[int]] = field(default_factory=list)
+    #: What was reported last, by name.
+    latest: dict[str, float] = field(default_factory=dict)
 
     def add(self, step: int, report: dict[str, float]) -> None:
-        if report:
-            self.steps.append(step)
-            for name, value in report.items():
-                self.values.setdefault(name, []).append(value)
+        if not report:
+            return
+        for name in report.keys() - self.values.keys():
+            self.values[name] = [math.nan] * len(self.steps)
+        for name, each in self.values.items():
+            each.append(report.get(name, math.nan))
+        self.steps.append(step)
+        self.latest.update(report)
 
     def begins(self, step: int, world: int) -> None:
         if not self.worlds or self.worlds[-1][1] != world:
@@ -38,7 +45,9 @@ class History:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> History:
         values = {name: each.tolist() for name, each in state["values"].items()}
-        return cls(state["steps"].tolist(), values, state["worlds"].tolist())
+        known = {name: [v for v in each if not math.isnan(v)] for name, each in values.items()}
+        latest = {name: each[-1] for name, each in known.items() if each}
+        return cls(state["steps"].tolist(), values, state["worlds"].tolist(), latest)
 
 
 @dataclass
@@ -50,7 +59,7 @@ class TrainResult:
     history: History
 
     def __repr__(self) -> str:
-        last = {name: each[-1] for name, each in self.history.values.items() if each}
-        shown = "".join(f", {name} {value:.6g}" for name, value in last.items())
+        last = self.history.latest.items()
+        shown = "".join(f", {name} {value:.6g}" for name, value in last)
         sizes = " → ".join(str(world) for _, world in self.history.worlds)
         return f"<training: {self.steps} steps on {sizes or 'no'} workers{shown}>"

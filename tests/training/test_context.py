@@ -3,6 +3,8 @@ that number in its middle."""
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ torch = pytest.importorskip("torch")
 from mlcloud.checkpoint import Checkpoints  # noqa: E402
 from mlcloud.checkpoint import context as run_context  # noqa: E402
 from mlcloud.training.context import TrainContext, _moved  # noqa: E402
+from mlcloud.training.result import History  # noqa: E402
 from tests.checkpoint import ranks  # noqa: E402
 
 STEPS = 12
@@ -103,6 +106,51 @@ def test_it_goes_on_with_another_number_of_ranks(tmp_path: Path, strategy: str) 
     assert third[0][3] == losses(whole)
     assert [world for _, world in third[0][4]] == [3, 1, 2]
     assert run(2, folder, strategy=strategy)[0][0] is None  # it has ended
+
+
+def report(rank: int, folder: str) -> Any:
+    """A loss at each step, a validation now and then, and something of rank 0's alone."""
+    torch.set_num_threads(1)
+    checkpoints = Checkpoints(folder, "series")
+    context = TrainContext(most=4, every=7, checkpoints=checkpoints, elastic=False)
+    state = {"model": context.wrap(torch.nn.Linear(5, 1))}
+    for _ in context.batches(Squares(), global_batch=20, state=state, epochs=2):
+        context.report(loss=float(rank))
+        if context.step % 4 == 3:
+            context.report(validation=10.0 * context.step, hard=float("nan"))
+        if rank == 0 and context.step == 5:
+            context.report(mine=3.0)
+    history = context.history
+    again = History.from_state(history.to_state())
+    return history.steps, history.values, history.latest, again.latest, context.step
+
+
+def test_a_name_may_be_reported_now_and_then_and_by_some_ranks(tmp_path: Path) -> None:
+    steps, values, latest, again, done = ranks.good(2, report, str(tmp_path))[0]
+    assert steps == list(range(1, done + 1)) == list(range(1, 21))
+    assert set(map(len, values.values())) == {20}
+    assert values["loss"] == [0.5] * 20
+
+    def told(name: str) -> dict[int, float]:
+        pairs = zip(steps, values[name], strict=True)
+        return {step: value for step, value in pairs if not math.isnan(value)}
+
+    assert told("validation") == {4: 30.0, 8: 70.0, 12: 110.0, 16: 150.0, 20: 190.0}
+    assert told("mine") == {6: 3.0}
+    assert math.isnan(latest.pop("hard"))  # a loss that is NaN is shown
+    assert again == latest == {"loss": 0.5, "validation": 190.0, "mine": 3.0}
+
+
+def mix_up(rank: int, folder: str) -> Any:
+    context = TrainContext(most=2, every=5, checkpoints=Checkpoints(folder, "a"), elastic=False)
+    for _ in context.batches(Squares(), global_batch=20, state={}):
+        context.report(**({"a": 1, "b": 2} if rank else {"b": 2, "a": 1}))
+
+
+def test_ranks_that_report_other_names_are_told(tmp_path: Path) -> None:
+    for found in ranks.run(2, mix_up, str(tmp_path)):
+        assert isinstance(found, ranks.Ended)
+        assert re.search(r"what is '[ab]' on rank \d has another name", found.error)
 
 
 def leave(rank: int, folder: str) -> Any:
