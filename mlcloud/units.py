@@ -17,7 +17,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 
 from mlcloud.errors import UsageError
 
@@ -192,7 +192,7 @@ def format_usd(amount: Decimal) -> str:
     if amount < Decimal("0.00005"):
         return "<$0.0001"
     decimals = 2 if amount >= Decimal("0.1") else 3 if amount >= Decimal("0.00995") else 4
-    return f"${amount.quantize(Decimal(1).scaleb(-decimals))}"
+    return f"${amount.quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)}"
 
 
 def format_usd_per_hour(rate: Decimal) -> str:

@@ -159,9 +159,9 @@ class Client:
             request = SessionRequest.model_validate({"name": name or self._unnamed, **wanted})
         except ValidationError as error:
             problems = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
-            raise UsageError(
-                f"no such session can be: {problems}. A name has letters, digits, `_`, `.` and `-`"
-            ) from None
+            named = any(each["loc"][0] == "name" for each in error.errors())
+            hint = ". A name has letters, digits, `_`, `.` and `-`" if named else ""
+            raise UsageError(f"no such session can be: {problems}{hint}") from None
         body = request.model_dump(exclude_unset=True)
         if environment is not None:
             body["environment"] = environments.spec(environment, self._connection)

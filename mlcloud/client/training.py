@@ -51,6 +51,10 @@ def train(
     `checkpoints`. `every` is as of `mlcloud.resumable`; `checkpoints`: a series of your own, with
     which a later call goes on.
 
+    Of the result (`TrainResult`: `value`, `steps`, `history`), `value` is what rank 0 returned:
+    a model that `wrap` made DDP without that around it, a `RemoteValue` for what is large or cannot
+    travel, such as a model in shards.
+
     Raises what the function raised, `UsageError` for what cannot be, and `NoSuchResources` where
     the cluster has no such machines.
     """
@@ -64,6 +68,8 @@ def train(
         raise UsageError(f"mlcloud.train: {type(function).__name__} is no function")
     range_given = isinstance(workers, tuple)
     fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
+    if fewest < 1:
+        raise UsageError(f"mlcloud.train: workers={workers!r}; it takes one at least")
     given = {"gpu": gpu, "cpus": cpus, "memory": memory, "market": market}
     wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     wanted["idle_timeout"] = idle_timeout or IDLE_TIMEOUT
@@ -79,8 +85,9 @@ def train(
         run, (getattr(function, "local", function), options, arguments), {}, main_namespace()
     )
     seconds = None if timeout is None else parse_duration(timeout).total_seconds()
+    kept = f"{result}_value"
     found: TrainResult = chosen.call(
-        code,
+        f"{code}\n{result}.leave(globals(), {kept!r})",
         temporary,
         result,
         timeout=seconds,
@@ -88,4 +95,8 @@ def train(
         on_preempt="rerun",
         quiet=quiet,
     )
+    if found.left:
+        taken = f"{result}_taken"
+        found.value = chosen.call(f"{taken} = {kept}\ndel {kept}", {}, taken, quiet=True)
+        found.left = False
     return found

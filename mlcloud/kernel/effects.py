@@ -36,6 +36,8 @@ _SENDERS = frozenset(
     | {"psql", "mysql", "redis-cli", "mail", "sendmail", "twine", "huggingface-cli", "hf", "rclone"}
 )
 _READERS = frozenset({"http", "urllib", "urllib3", "requests", "asyncio", "ssl"})
+# What libraries make among temporary files for themselves.
+_OF_LIBRARIES = ("torchinductor_", "matplotlib-", "pymp-", "joblib_memmapping_folder_")
 _CACHES = frozenset({"nltk_data", "scikit_learn_data", "seaborn-data", "tensorflow_datasets"})
 
 
@@ -121,8 +123,11 @@ class Effects:
             first = full[len(self._home) :].lstrip("/").partition("/")[0]
             if first.startswith(".") or first in _CACHES:
                 return None
-        scratch = any(_below(full, folder) for folder in self._scratch)
-        return "scratch" if scratch else "files", f"{verb} {full}"
+        for folder in self._scratch:
+            if _below(full, folder):
+                first = full[len(folder) :].lstrip("/")
+                return None if first.startswith(_OF_LIBRARIES) else ("scratch", f"{verb} {full}")
+        return "files", f"{verb} {full}"
 
     def _connect(self, _: str, arguments: tuple[Any, ...]) -> tuple[str, str] | None:
         address = arguments[-1]

@@ -116,6 +116,7 @@ class Gang(Member):
         execution_id: str,
         allow_stdin: bool = False,
         burst: int = 0,
+        port: int = 0,
     ) -> None:
         if execution_id in self._submitted:
             return
@@ -128,10 +129,12 @@ class Gang(Member):
         requests = per_rank(asked, request, self._workers)
         self._round = Round(execution_id, ranks, asked["op"])
         self._folded = Folded(execution_id, self._workers)
+        if 1 in ranks:
+            port = rendezvous.free_port(self._own)
         self._round.send = lambda rank: self._ranks[rank - 1].handle.submit.remote(
-            requests[rank], code, execution_id, False, 0
+            requests[rank], code, execution_id, False, 0, port
         )
-        await super().submit(requests[0], code, execution_id, allow_stdin, burst)
+        await super().submit(requests[0], code, execution_id, allow_stdin, burst, port)
         if asked["op"] not in BRINGS:
             self._send_others(execution_id)
 

@@ -178,11 +178,12 @@ class Host:
         execution_id: str,
         allow_stdin: bool = False,
         burst: int = 0,
+        port: int = 0,
     ) -> None:
         """Run a cell or an operation. The gateway sends one at a time.
 
         The same one again, since a link broke, changes nothing. `burst`: characters that its front
-        end can show at once, if it knows (0: it does not).
+        end can show at once, if it knows (0: it does not). `port`: where the ranks of a gang meet.
         """
         if execution_id in self._submitted:
             return
@@ -200,6 +201,7 @@ class Host:
             "user_expressions": {},
             "allow_stdin": allow_stdin,
             "stop_on_error": False,
+            "port": port,
         }
         kernel.execute(content, execution_id, request)
 

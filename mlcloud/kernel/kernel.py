@@ -157,6 +157,8 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
             self._mean_s = request.get("mean_time_to_preemption_s") or _MEAN_S
             self._price = str(request.get("usd_per_hour", 0)), bool(request.get("simulated"))
             content = parent["content"]
+            if self.ranks is not None:
+                self.ranks.meet_at(content.get("port", 0))
             cell = request.get("cell") or {}
             reply = await self.do_execute(
                 content["code"],

@@ -34,6 +34,7 @@ class Ranks:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.rank = int(environment["MLCLOUD_RANK"])
+        self._port = environment.get("MASTER_PORT", "")
         self._without_pickle = False
 
     @property
@@ -45,6 +46,13 @@ class Ranks:
         if not self._without_pickle and "torch.distributed.device_mesh" in sys.modules:
             copyreg.pickle(sys.modules["torch.distributed.device_mesh"].DeviceMesh, _no_pickle)
             self._without_pickle = True
+
+    def meet_at(self, port: int) -> None:
+        """Each cell's `init_process_group()` has a store of its own: a group that failed may be
+        held by its error's traceback, its store lives on, and tells those who come next where
+        ranks were."""
+        if port and os.environ.get("MASTER_PORT") == self._port:
+            os.environ["MASTER_PORT"] = self._port = str(port)
 
     # --- the default group ------------------------------------------------------------------------
 

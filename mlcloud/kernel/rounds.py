@@ -147,7 +147,11 @@ class Round:
     def fold_errors(self, folded: Folded) -> None:
         """What the others raised is under their own output."""
         for rank, each in sorted(self.errors.items()):
-            if rank != self._told or self.hung:
+            # Who was interrupted since another one failed has nothing to say.
+            for_its_sake = self.failed is not None and (
+                each["content"].get("ename") == "KeyboardInterrupt"
+            )
+            if (rank != self._told and not for_its_sake) or self.hung:
                 folded.add(rank, "error", each["content"])
 
     def answer(self, returned: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -123,7 +123,13 @@ class TrainContext:
         of them: `if context.step % 100 == 0: context.report(validation=…)`. What rank 0 never
         reports is not kept."""
         for name, value in values.items():
-            self._report[name] = float(value.detach() if hasattr(value, "detach") else value)
+            try:
+                self._report[name] = float(value.detach() if hasattr(value, "detach") else value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"context.report({name}=…) takes a number, or a tensor of one, not a "
+                    f"{type(value).__name__} ({error})"
+                ) from None
 
     # --- the loop ---------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+MOST_PARTS, MOST_TEXT = 100, 10_000
+
 
 @dataclass
 class History:
@@ -57,9 +59,28 @@ class TrainResult:
     value: Any
     steps: int
     history: History
+    left: bool = field(default=False, repr=False)
 
     def __repr__(self) -> str:
         last = self.history.latest.items()
         shown = "".join(f", {name} {value:.6g}" for name, value in last)
-        sizes = " → ".join(str(world) for _, world in self.history.worlds)
-        return f"<training: {self.steps} steps on {sizes or 'no'} workers{shown}>"
+        sizes = " → ".join(str(world) for _, world in self.history.worlds) or "no"
+        plural = "" if sizes == "1" else "s"
+        return f"<training: {self.steps} steps on {sizes} worker{plural}{shown}>"
+
+    def leave(self, namespace: dict[str, Any], name: str) -> None:
+        """Put the value there, where it is more than a few numbers and words: it may be too large
+        for the notebook, or have no pickle, and the rest is not to stay behind for that."""
+        if not _is_small(self.value):
+            namespace[name], self.value, self.left = self.value, None, True
+
+
+def _is_small(value: Any, depth: int = 2) -> bool:
+    if value is None or isinstance(value, (bool, int, float)):
+        return True
+    if type(value) is str:
+        return len(value) <= MOST_TEXT
+    if depth == 0 or type(value) not in (list, tuple, dict) or len(value) > MOST_PARTS:
+        return False
+    parts = [*value, *value.values()] if isinstance(value, dict) else value
+    return all(_is_small(each, depth - 1) for each in parts)

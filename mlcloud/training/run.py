@@ -28,7 +28,20 @@ def run(function: Callable[..., Any], options: dict[str, Any], arguments: dict[s
     try:
         context = TrainContext(**options)
         value = function(context, **arguments)
-        return TrainResult(value, context.step, context.history)
+        return TrainResult(_unwrapped(value), context.step, context.history)
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def _unwrapped(value: Any) -> Any:
+    """A model without DDP around it, also where it is one of several things."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    if isinstance(value, DistributedDataParallel):
+        return value.module
+    if type(value) in (list, tuple):
+        return type(value)(map(_unwrapped, value))
+    if type(value) is dict:
+        return {key: _unwrapped(each) for key, each in value.items()}
+    return value

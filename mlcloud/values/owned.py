@@ -13,6 +13,7 @@ registry holds what is the user's too (matplotlib's open figures).
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -121,4 +122,5 @@ def memory_of(value: Any) -> Iterator[int]:
         if value.nbytes:
             yield reducers.array_memory(reducers.array_owner(value))
     elif str(type(value).__module__).startswith("torch") and hasattr(value, "untyped_storage"):
-        yield value.untyped_storage().data_ptr()
+        with contextlib.suppress(RuntimeError):  # one around other tensors has none (DTensor)
+            yield value.untyped_storage().data_ptr()

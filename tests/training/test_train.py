@@ -14,7 +14,7 @@ import mlcloud
 from mlcloud import errors
 from tests.live import Embedded, another, events, stories, until
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 EPOCHS = 12
@@ -97,7 +97,48 @@ def test_a_worker_that_is_gone_costs_what_was_not_committed(small: Embedded) -> 
     assert found.value["began"] > 0
 
 
+def stateless(context: Any) -> None:
+    for _ in context.batches(list(range(40)), global_batch=20):
+        pass
+
+
+def fails(context: Any) -> None:
+    for _ in context.batches(list(range(400)), global_batch=20, state={}):
+        if context.rank == 1 and context.step == 3:
+            raise ValueError("a bad sample")
+
+
+def make(context: Any, strategy: str) -> Any:
+    import torch
+
+    model = context.wrap(torch.nn.Sequential(torch.nn.Linear(4, 2)), strategy)
+    for _ in context.batches(list(range(40)), global_batch=20, state={}):
+        context.report(loss=1.0)
+    return {"model": model, "rank": context.rank}
+
+
+def test_a_training_that_failed_leaves_the_next_one_as_it_is(small: Embedded) -> None:
+    options: dict[str, Any] = {"workers": 2, "cpus": 2, "session": "e", "quiet": True}
+    for _ in range(2):
+        with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'state'"):
+            mlcloud.train(stateless, **options)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a bad sample"):
+            mlcloud.train(fails, **options)
+        found = mlcloud.train(make, strategy="ddp", **options)
+        # The model comes back as one that can be used here.
+        assert found.value["rank"] == 0
+        assert found.value["model"](torch.ones(1, 4)).shape == (1, 2)
+        assert found.history.values == {"loss": [1.0, 1.0]}
+    found = mlcloud.train(make, strategy="fsdp", **options)
+    assert isinstance(found.value, mlcloud.RemoteValue)
+    assert found.history.values == {"loss": [1.0, 1.0]}
+    assert mlcloud.train(fit, **options).value["world"] == 2
+
+
 def test_what_cannot_be_trained(small: Embedded) -> None:
+    with pytest.raises(errors.UsageError, match="workers=0; it takes one at least"):
+        mlcloud.train(fit, workers=0)
     with pytest.raises(errors.UsageError, match="no range"):
         mlcloud.train(fit, workers=(3, 2))
     with pytest.raises(errors.NoSuchResources, match="50 workers never fit"):
