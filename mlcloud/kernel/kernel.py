@@ -229,6 +229,7 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
                         code, silent, store_history, user_expressions, allow_stdin, **more
                     )
                 flush_c()
+                self._note_failure(run, reply)
                 if reply["status"] == "error" and self.shell.failed is not None:
                     reply = self._describe_failure(self.shell.failed, reply, answer)
                 if self.ranks is not None:
@@ -263,6 +264,15 @@ class RemoteKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel ships no c
         self._outlet.end(self._frames("mlcloud_return", end, parent, answer))
         self._ended = True
         return reply
+
+    def _note_failure(self, run: CellRun, reply: dict[str, Any]) -> None:
+        """Where it was interrupted it would go on next time; and of a gang's cell the ranks that
+        did not fail wait for those that did."""
+        run.failed = reply["status"] == "error"
+        if run.failed and reply.get("ename") == "KeyboardInterrupt":
+            run.effects.append("was interrupted")
+        elif run.failed and self.ranks is not None:
+            run.effects.append("failed")
 
     def _mentioned(self) -> frozenset[str]:
         """The names in the code that has run, as far as code tells (`tracking`)."""

@@ -72,5 +72,6 @@ def together(runs: Iterable[CellRun]) -> CellRun | None:
             shipment=one.shipment,
             seconds=one.seconds + run.seconds,
             effects=[*one.effects, *run.effects],
+            failed=one.failed or run.failed,
         )
     return one

@@ -51,6 +51,7 @@ class CellRun:
     seconds: float = 0.0
     effects: list[str] = field(default_factory=list)  # what it did to the world outside
     wanted: list[str] = field(default_factory=list)  # names it may have used
+    failed: bool = False
 
 
 @dataclass
@@ -98,6 +99,9 @@ class Recipes:
         if not there:
             self._prune()
             return
+        if run.failed:
+            # In doubt it is not what changed a value: as it ends, it cannot be run again.
+            active = closure(mentions(run.transformed), self._namespace, scan)
         everything = EVERYTHING in active
         found = {name for name in before if everything or name in active}
         bound = _only_bound(run.transformed)

@@ -194,6 +194,39 @@ def test_subgroups_are_made_again_by_their_cells_in_lockstep(gang: Session) -> N
     assert "pair made again by running what made it" in stories(gang)["rebuilt"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_model_in_shards_outlives_its_nodes_and_failed_cells(gang: Session) -> None:
+    gang.run(
+        "from torch.distributed.fsdp import fully_shard\ntorch.manual_seed(0)\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1))\n"
+        "for each in model: fully_shard(each)\n_ = fully_shard(model)",
+        quiet=True,
+    )
+    gang.run("opt = torch.optim.AdamW(model.parameters(), lr=.1)\nx = torch.ones(3, 4)", quiet=True)
+    gang.run(
+        "for _ in range(3): model(x).sum().backward(); opt.step(); opt.zero_grad()", quiet=True
+    )
+    gang.run("found = model(x).sum().item()", quiet=True, durable=True)
+    found = gang._side.namespace["found"]
+    gang.park()
+    # The first cell after a restore fails on one rank, while the other one waits for it.
+    with pytest.raises(ZeroDivisionError):
+        gang.run("1 / 0 if rank else 0\ndist.barrier()", quiet=True)
+    gang.run("again = model(x).sum().item()", quiet=True)
+    assert gang._side.namespace["again"] == pytest.approx(found)
+    assert "model, opt made again by running what made it" in stories(gang)["rebuilt"]
+
+
+def test_groups_of_a_failed_cell_are_in_nobodys_way(gang: Session) -> None:
+    again = "dist.init_process_group()\nkept = [dist.new_group(), dist.new_group([0, 1])]\n1 / 0"
+    for _ in range(3):
+        gang.run("dist.destroy_process_group()", quiet=True)
+        with pytest.raises(ZeroDivisionError):
+            gang.run(again, quiet=True)
+        gang.run("for each in kept: dist.barrier(each)", quiet=True)
+
+
 @pytest.fixture
 def three(tmp_path: Path) -> Iterator[tuple[Embedded, Any]]:
     """Three ranks on two nodes at least."""

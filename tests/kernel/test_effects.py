@@ -58,6 +58,7 @@ def folder(tmp_path: Path) -> Path:
         "open('/proc/self/status').read()",
         "os.makedirs('a/b'); os.rename('a/b', 'a/c'); os.rmdir('a/c')",
         "(Path.home() / '.cache').mkdir(); (Path.home() / '.cache' / 'x').write_text('x')",
+        "import tempfile; os.makedirs(f'{tempfile.gettempdir()}/torchinductor_me', exist_ok=True)",
         "import subprocess; subprocess.run(['ls', '/'], capture_output=True)",
     ],
 )

@@ -37,10 +37,13 @@ class Kernel:
 
     def cell(self, code: str, effects: list[str] | None = None) -> None:
         self.step += 1
+        failed = True
         with contextlib.suppress(Exception):
             execute(code, self.names)
+            failed = False
         self.side.look(mentions(code))
-        run = CellRun(self.step, f"e-{self.step}", code, code, effects=effects or [])
+        of = {"effects": effects or [], "failed": failed}
+        run = CellRun(self.step, f"e-{self.step}", code, code, **of)
         self.body = self.snapshots.take(run=run)
 
     def cells(self, *codes: str) -> None:
@@ -206,6 +209,19 @@ def test_cells_that_reached_outside_do_not_run_again(kernel: Kernel) -> None:
     there = kernel.moved()
     assert there.ran == []
     assert "wrote to /data/x" in there.result["missing"]["lock"]
+
+
+def test_in_doubt_a_cell_that_failed_has_changed_what_it_mentions(kernel: Kernel) -> None:
+    opened = "sqlite3.connect(':memory:')"
+    kernel.cells(f"import sqlite3\ndata = {opened}\nother = {opened}")
+    there = kernel.moved()
+    there.side.doubt()  # as after a restore
+    there.cell("data.execute('create table t (x)')\n1 / 0")
+    assert there.recipe("data") == [1, 2]
+    assert there.recipe("other") == [1]
+    there.side.doubt()
+    there.cell("kept = 1")
+    assert 3 in there.recipe("other")
 
 
 def test_cells_that_fail_now_say_so(kernel: Kernel, tmp_path: Path) -> None:

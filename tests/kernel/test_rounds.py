@@ -8,6 +8,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from mlcloud.kernel.folding import Folded
 from mlcloud.kernel.rendezvous import variables
 from mlcloud.kernel.rounds import Round, Saved, per_rank
 
@@ -47,6 +48,13 @@ def test_the_first_that_fails_is_the_cells_end_and_those_it_stopped_are_not() ->
     error = current.error()
     assert error is not None
     assert error["content"]["traceback"] == ["rank 2 of 3:", "Traceback of 2"]
+    # Nor are they shown, but for what they raised by themselves.
+    content = {"ename": "KeyboardInterrupt", "traceback": ["of 1"]}
+    current.errors = {0: {"content": {"ename": "KeyError", "traceback": ["of 0"]}}, 2: trace}
+    current.errors[1] = {"content": content}
+    folded = Folded("x", 3)
+    current.fold_errors(folded)
+    assert folded._texts == {0: "of 0\n"}
 
 
 def test_an_exception_comes_from_the_rank_that_raised_it_and_names_from_rank_0() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import mlcloud
 from mlcloud import errors
+from mlcloud.client.remote_value import RemoteValue
 from tests.live import Embedded, another, events, stories, until
 
 torch = pytest.importorskip("torch")
@@ -131,7 +132,7 @@ def test_a_training_that_failed_leaves_the_next_one_as_it_is(small: Embedded) ->
         assert found.value["model"](torch.ones(1, 4)).shape == (1, 2)
         assert found.history.values == {"loss": [1.0, 1.0]}
     found = mlcloud.train(make, strategy="fsdp", **options)
-    assert isinstance(found.value, mlcloud.RemoteValue)
+    assert isinstance(found.value, RemoteValue)
     assert found.history.values == {"loss": [1.0, 1.0]}
     assert mlcloud.train(fit, **options).value["world"] == 2
 

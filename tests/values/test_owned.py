@@ -8,6 +8,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib import figure
 
+from mlcloud.values.owned import memory_of
 from mlcloud.values.reducers import Classes
 from mlcloud.values.scan import Scan
 
@@ -91,3 +92,22 @@ def test_ids_of_what_pickling_makes_are_not_remembered() -> None:
     for name, ids in before.items():
         assert ids == scan.ids(name)
         assert len(ids) > 5
+
+
+def test_a_tensor_around_others_has_no_memory_of_its_own() -> None:
+    pytest.importorskip("torch")
+    import torch
+
+    class Around(torch.Tensor):  # as DTensor is
+        inner: Any
+
+        @classmethod
+        def __torch_dispatch__(cls, *args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError
+
+    Around.__module__ = "torch.distributed.tensor"
+    around: Any = torch.Tensor._make_wrapper_subclass(Around, [3])  # type: ignore[attr-defined]
+    around.inner = torch.ones(3)
+    assert list(memory_of(around)) == []
+    found = Scan({"around": around}, Classes()).ids("around")
+    assert {id(around), *memory_of(around.inner)} <= found
