@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from mlcloud.errors import UsageError
 
@@ -81,13 +82,12 @@ def train(
         **wanted,
     )
     options = {"most": most, "every": every, "checkpoints": checkpoints, "elastic": range_given}
-    code, temporary, result = call_text(
-        run, (getattr(function, "local", function), options, arguments), {}, main_namespace()
-    )
+    kept = f"_mlcloud_value_{uuid4().hex[:8]}"
+    call = (getattr(function, "local", function), options, arguments, kept)
+    code, temporary, result = call_text(run, call, {}, main_namespace())
     seconds = None if timeout is None else parse_duration(timeout).total_seconds()
-    kept = f"{result}_value"
     found: TrainResult = chosen.call(
-        f"{code}\n{result}.leave(globals(), {kept!r})",
+        code,
         temporary,
         result,
         timeout=seconds,

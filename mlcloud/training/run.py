@@ -9,10 +9,14 @@ from typing import Any
 from mlcloud.training.result import TrainResult
 
 
-def run(function: Callable[..., Any], options: dict[str, Any], arguments: dict[str, Any]) -> Any:
-    """Called on every rank of a gang, at the same time."""
+def run(
+    function: Callable[..., Any], options: dict[str, Any], arguments: dict[str, Any], kept: str
+) -> TrainResult:
+    """Called on every rank of a gang, at the same time. `kept`: the session's name for the value,
+    where that does not come with the result."""
     import torch
     import torch.distributed as dist
+    from IPython.core.getipython import get_ipython
 
     from mlcloud.training.context import TrainContext
 
@@ -28,7 +32,10 @@ def run(function: Callable[..., Any], options: dict[str, Any], arguments: dict[s
     try:
         context = TrainContext(**options)
         value = function(context, **arguments)
-        return TrainResult(_unwrapped(value), context.step, context.history)
+        result = TrainResult(_unwrapped(value), context.step, context.history)
+        if (shell := get_ipython()) is not None:
+            result.leave(shell.user_ns, kept)
+        return result
     finally:
         if mine:
             dist.destroy_process_group()
