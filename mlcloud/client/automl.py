@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from mlcloud.cost.budgets import dollars_or_time
 from mlcloud.errors import UsageError
 from mlcloud.units import parse_duration
 
@@ -42,25 +43,17 @@ def automl(
     from mlcloud.sweeps import tabular
 
     chosen = None if learners is None else tuple(learners)
-    seconds = _seconds(budget)
+    usd, lasts = dollars_or_time(budget)
+    seconds = None if lasts is None else parse_duration(lasts).total_seconds()
     asked = tabular.ask(
         *(df, target, seconds or float(LEAST_S)),
         **{"task": task, "metric": metric, "learners": chosen, "seed": seed},  # type: ignore[arg-type]
     )
     function = remote(**options)(tabular.search)
-    if seconds is None:
-        asked = _bought(asked, Decimal(str(budget)), function._session())
+    if usd is not None:
+        asked = _bought(asked, usd, function._session())
     found = function(df, asked)
     return TableModel(found.get() if hasattr(found, "get") else found)
-
-
-def _seconds(budget: str | float | Decimal) -> float | None:
-    """None: it is dollars."""
-    if isinstance(budget, str):
-        return parse_duration(budget).total_seconds()
-    if budget <= 0:
-        raise UsageError(f"a budget of ${budget} buys nothing")
-    return None
 
 
 def _bought(asked: Any, usd: Decimal, session: Any) -> Any:

@@ -19,6 +19,7 @@ from mlcloud.client.kept import KeptResult
 from mlcloud.client.mapping import AHEAD, Feeder, Jobs, OnError
 from mlcloud.client.remote_value import RemoteValue
 from mlcloud.client.secrets import declared, find, missing_text
+from mlcloud.cost.budgets import dollars
 from mlcloud.errors import NotPicklable, SecretMissing, UsageError
 from mlcloud.job_models import JobInfo, JobRequest
 from mlcloud.values import packed, refs
@@ -202,7 +203,7 @@ def _request(
 ) -> dict[str, Any]:
     wanted = {name: options[name] for name in OPTIONS if options.get(name) is not None}
     if "max_cost" in wanted:
-        wanted["max_cost"] = str(wanted["max_cost"])
+        wanted["max_cost"] = str(dollars(wanted["max_cost"]))
     if options.get("secrets") is not None:  # none at all: nor those of the cluster
         wanted["secrets"] = declared(options["secrets"])
     if options.get("data") is not None:

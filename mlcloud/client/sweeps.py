@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,16 +22,16 @@ from pydantic import ValidationError
 from mlcloud import errors
 from mlcloud.client import submitting
 from mlcloud.client.api import default
-from mlcloud.client.functions import RemoteFunction, _refuse_in_session
+from mlcloud.client.functions import JOBS, RESOURCES, RemoteFunction, _refuse_in_session
 from mlcloud.client.functions import remote as remote_function
 from mlcloud.client.jobs import POLL_S, Handle, failure, peer
+from mlcloud.cost.budgets import dollars_or_time
 from mlcloud.job_models import ENDED, JobInfo, JobState, SweepRequest
 from mlcloud.sweeps import space as spaces
 from mlcloud.sweeps.breeding import Breeding
 from mlcloud.sweeps.reporting import Configured
 from mlcloud.sweeps.search import Asha
 from mlcloud.sweeps.trials import Mode, Trial, Trials
-from mlcloud.units import parse_duration
 from mlcloud.values import packed
 from mlcloud.widgets.loop import publisher
 from mlcloud.widgets.sweep import SweepView
@@ -38,6 +39,7 @@ from mlcloud.widgets.sweep import SweepView
 __all__ = ["Sweep", "sweep"]
 
 SHOW_S = 0.5
+_NOT_OF_SWEEPS = {"every", "cron", "session", "workers", "max_cost"}
 
 
 def sweep(
@@ -84,16 +86,28 @@ def sweep(
         fn = fn.local
     if not callable(fn):
         raise errors.UsageError(f"a sweep calls a function of a configuration; {fn!r} is none")
-    if refused := sorted({"every", "cron", "session", "workers", "max_cost"} & options.keys()):
+    if refused := sorted(_NOT_OF_SWEEPS & options.keys()):
         raise errors.UsageError(
             f"sweep takes no {refused[0]}"
             + ("; give budget= instead" if refused[0] == "max_cost" else "")
         )
-    remote_function(**options)  # it knows what options there are
+    if unknown := sorted(options.keys() - {*RESOURCES, *JOBS, "timeout", "quiet"}):
+        own = [each.name for each in inspect.signature(sweep).parameters.values()][2:-1]
+        jobs = [each for each in (*RESOURCES, *JOBS, "timeout") if each not in _NOT_OF_SWEEPS]
+        raise errors.UsageError(
+            f"sweep: unknown option {unknown[0]}; there are {', '.join(own)}, and for its jobs "
+            f"{', '.join(jobs)}"
+        )
+    remote_function(**options)
     known = spaces.read(space)
+    if not isinstance(metric, (str, Mapping)):
+        raise errors.UsageError(
+            f"metric is a name, or a dict for several, such as {{'loss': 'min', 'ms': 'min'}}; not "
+            f"{metric!r}"
+        )
     metrics = {metric: mode} if isinstance(metric, str) else dict(metric)
     Trials(metrics)
-    max_cost, lasts = _budget(budget)
+    max_cost, lasts = (None, None) if budget is None else dollars_or_time(budget)
     try:
         wanted = SweepRequest(
             space=known.describe(),
@@ -114,16 +128,6 @@ def sweep(
     if wait:
         made.show()
     return made
-
-
-def _budget(budget: str | float | Decimal | None) -> tuple[Decimal | None, str | None]:
-    """(dollars, duration)."""
-    if isinstance(budget, str):
-        parse_duration(budget)
-        return None, budget
-    if budget is not None and budget <= 0:
-        raise errors.UsageError(f"a budget of ${budget} buys nothing")
-    return (None if budget is None else Decimal(str(budget))), None
 
 
 def _submitted(call: Configured, options: Mapping[str, Any], wanted: SweepRequest) -> Sweep:

@@ -23,7 +23,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
 from mlcloud.errors import UsageError
-from mlcloud.units import format_usd, suggest
+from mlcloud.units import format_usd, parse_duration, suggest
 
 Period = Literal["", "hour", "day", "week", "month"]
 ALERTS = (0.5, 0.8, 0.95)
@@ -186,3 +186,23 @@ def look(
     reserve = usd_per_hour * Decimal(str(stop_s)) / 3600 + owed
     passed = tuple(each for each in alerts if spent >= limit.usd * Decimal(str(each)))
     return Look(spent, reserve, spent + reserve >= limit.usd, passed)
+
+
+def dollars(limit: str | float | Decimal) -> Decimal:
+    """`5`, `"5"` or `"$5"`. Raises `UsageError`, also for dollars in a period."""
+    number = isinstance(limit, (int, float, Decimal)) and not isinstance(limit, bool)
+    found = Limit.parse(f"{Decimal(str(limit)):f}" if number else limit)  # not 1e-06
+    if found.period:
+        raise UsageError(f"this limit is of dollars in all: 5, not {limit}")
+    return found.usd
+
+
+def dollars_or_time(budget: str | float | Decimal) -> tuple[Decimal | None, str | None]:
+    """Dollars (`2.5`, `"$2.5"`), or a duration (`"10m"`). Raises `UsageError`."""
+    try:
+        return dollars(budget), None
+    except UsageError:
+        if isinstance(budget, str) and "$" not in budget:
+            parse_duration(budget)
+            return None, budget
+    raise UsageError(f"a budget is dollars (2.5) or a duration ('10m'); {budget} buys nothing")

@@ -118,8 +118,8 @@ class Search(Trials):
         if found is None:
             missing = [name for name in self.metrics if name not in values]
             raise UsageError(
-                f"trial {number} told no {', '.join(missing)}: what it returns, or reports last, "
-                f"is to have {', '.join(self.metrics)}"
+                f"trial {number} told no {', '.join(missing)}, but {', '.join(values) or 'nothing'}"
+                f": what it returns, or reports last, is to have {', '.join(self.metrics)}"
             )
         trial.values = {**trial.values, **numbers(values)}
         self._end(trial, "done", found if all(map(math.isfinite, found)) else None)

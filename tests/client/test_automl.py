@@ -54,7 +54,7 @@ def test_the_task_is_seen(target: str, task: str) -> None:
         (table(), "a", {"task": "clustering"}, "no task 'clustering'"),
         (table(), "sold", {"learners": ["lgb"]}, "no learner 'lgb'.*did you mean.*lgbm"),
         (table(), "a", {"budget": "2s"}, "too short to try anything"),
-        (table(), "a", {"budget": -1}, r"a budget of \$-1 buys nothing"),
+        (table(), "a", {"budget": -1}, "-1 buys nothing"),
         (table(), "a", {"budget": "soon"}, "soon"),
     ],
 )

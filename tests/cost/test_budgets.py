@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlcloud.cost.budgets import Budget, Limit, look
+from mlcloud.cost.budgets import Budget, Limit, dollars_or_time, look
 from mlcloud.errors import UsageError
 
 NOW = datetime(2026, 11, 30, 23, 59, 30, tzinfo=timezone.utc)
@@ -92,3 +92,24 @@ def test_what_is_spent_until_all_has_stopped_stays_within(
     late = max(interval, float(limit / a_second) / 200)
     spent = a_second * Decimal(at + stop_s)
     assert spent <= limit + a_second * Decimal(late + stop_s)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (1e-6, (Decimal("0.000001"), None)),
+        (2.5, (Decimal("2.5"), None)),
+        ("2.5", (Decimal("2.5"), None)),
+        ("$2.5", (Decimal("2.5"), None)),
+        ("10m", (None, "10m")),
+        ("1h30m", (None, "1h30m")),
+    ],
+)
+def test_dollars_or_time(given: str | float, found: tuple[Decimal | None, str | None]) -> None:
+    assert dollars_or_time(given) == found
+
+
+@pytest.mark.parametrize("wrong", [-1, 0, "$0", "soon", "5/h", "", "-5m"])
+def test_neither_dollars_nor_time(wrong: str | float) -> None:
+    with pytest.raises(UsageError):
+        dollars_or_time(wrong)
