@@ -201,6 +201,12 @@ def _fetched(value: Any) -> Any:
 def _request(
     client: Client, function: Callable[..., Any], options: Mapping[str, Any], *, single: bool
 ) -> dict[str, Any]:
+    if options.get("workers") not in (None, 1):
+        raise UsageError(
+            f"workers={options['workers']} is for calls, whose session has so many ranks; a job's "
+            "items (.submit, .map, generators) run on one worker each. For a training there is "
+            "mlcloud.train(fn, workers=(1, 4)); `%%remote --workers 4 --detach` runs on by itself"
+        )
     wanted = {name: options[name] for name in OPTIONS if options.get(name) is not None}
     if "max_cost" in wanted:
         wanted["max_cost"] = str(dollars(wanted["max_cost"]))

@@ -198,7 +198,7 @@ class RemoteSide:
 
     def resolve(self, ref: Ref) -> Any:
         """The object that a RemoteValue stands for. Raises `StaleRemoteValue`."""
-        return self._versions.resolve(ref)
+        return self._versions.resolve(ref, any_binding=self.follows)
 
     # --- after the cell ---------------------------------------------------------------------------
 

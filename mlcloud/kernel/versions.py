@@ -231,14 +231,17 @@ class Versions:
         self.entry(name).binding = self.tick()
         return True
 
-    def resolve(self, ref: Ref) -> Any:
-        """The object that a RemoteValue stands for. Raises `StaleRemoteValue`."""
+    def resolve(self, ref: Ref, *, any_binding: bool = False) -> Any:
+        """The object that a RemoteValue stands for. Raises `StaleRemoteValue`.
+
+        `any_binding`: where another rank's counts.
+        """
         _, name, binding = ref
         entry = self.entries.get(name)
         if entry is None or name not in self.namespace:
             raise errors.StaleRemoteValue(f"`{name}` is no longer in the session: it was deleted")
         self.note_binding(name)
-        if entry.binding != binding:
+        if entry.binding != binding and not any_binding:
             raise errors.StaleRemoteValue(
                 f"`{name}` was bound anew in the session since this RemoteValue was made: use the "
                 "present one, which the name holds after the next cell"

@@ -12,6 +12,7 @@ import pytest
 
 import mlcloud
 from mlcloud import errors
+from mlcloud.client.remote_value import RemoteValue
 from mlcloud.client.session import Session
 from tests.live import Embedded, Running, events, open_notebook, printed, stories, until
 
@@ -142,6 +143,10 @@ def test_what_cannot_be(session: Callable[..., Session]) -> None:
     made = session("two", workers=2)
     with pytest.raises(errors.Conflict, match="has 2 workers, not 3"):
         mlcloud.connect().session(made.name, workers=3)
+    function = mlcloud.remote(workers=2)(len)
+    for ask in (lambda: function.submit("ab"), lambda: function.map(["ab"])):
+        with pytest.raises(errors.UsageError, match="workers=2 is for calls"):
+            ask()
 
 
 def test_in_a_notebook(cluster: Embedded) -> None:
@@ -163,6 +168,17 @@ def test_in_a_notebook(cluster: Embedded) -> None:
             "def where(n):\n    import os\n    return int(os.environ['WORLD_SIZE']) + n"
         )
         assert notebook.ok("where(40)").result == "42"
+
+
+def test_a_value_that_stays_on_all_ranks_changes_on_all_of_them(gang: Session) -> None:
+    gang.run("class Counter:\n    n = 0\n    file = open(os.devnull)\nc = Counter()", quiet=True)
+    held = gang._side.namespace["c"]
+    assert isinstance(held, RemoteValue)
+    for number in (1, 2, 3):
+        gang._side.namespace["held"] = held
+        gang.run("held.n += 1 + rank\nns = [None] * 2", quiet=True)
+        gang.run("dist.all_gather_object(ns, held.n)", quiet=True)
+        assert gang._side.namespace["ns"] == [number, 2 * number]
 
 
 @pytest.mark.slow
