@@ -88,7 +88,8 @@ async def restore_latest(session: Session, host: LiveHost) -> int:
         before = step
     names = sum(len(group["names"]) for group in body.get("groups", []))
     if names:
-        session.story("restored", f"{names} names restored from the store", step=step)
+        plural = "" if names == 1 else "s"
+        session.story("restored", f"{names} name{plural} restored from the store", step=step)
     rebuilt: dict[str, list[int]] = content.get("rebuilt") or {}
     if rebuilt:
         steps = sorted({step for cells in rebuilt.values() for step in cells})
