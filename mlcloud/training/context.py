@@ -120,8 +120,7 @@ class TrainContext:
     def report(self, **values: Any) -> None:
         """Numbers of this step, such as `loss=loss`: their means over the ranks that report them
         (by samples) go to the history, and to the line under the cell. Not every step needs each
-        of them: `if context.step % 100 == 0: context.report(validation=…)`. What rank 0 never
-        reports is not kept."""
+        of them: `if context.step % 100 == 0: context.report(validation=…)`."""
         for name, value in values.items():
             try:
                 self._report[name] = float(value.detach() if hasattr(value, "detach") else value)

@@ -23,8 +23,8 @@ class History:
     def add(self, step: int, report: dict[str, float]) -> None:
         if not report:
             return
-        for name in report.keys() - self.values.keys():
-            self.values[name] = [math.nan] * len(self.steps)
+        for name in report:
+            self.values.setdefault(name, [math.nan] * len(self.steps))
         for name, each in self.values.items():
             each.append(report.get(name, math.nan))
         self.steps.append(step)
