@@ -76,11 +76,15 @@ def test_two_homes_do_not_disturb_each_other(
     ours.close()
 
 
-def test_sessions_share_a_node_while_there_is_room(session: Callable[..., Session]) -> None:
+def test_sessions_share_nodes_while_there_is_room(
+    session: Callable[..., Session], cluster: Embedded
+) -> None:
     first, second = session("a"), session("b")
     first.run("1", quiet=True)
+    known = {each["id"] for each in cluster.workers()}  # an earlier test's may be among them
     second.run("1", quiet=True)
-    assert first.info.node == second.info.node
+    assert first.info.node in known
+    assert second.info.node in known
 
 
 def test_on_demand_is_never_given_spot(session: Callable[..., Session], cluster: Embedded) -> None:
