@@ -23,7 +23,6 @@ from mlcloud import errors
 from mlcloud.client import submitting
 from mlcloud.client.api import default
 from mlcloud.client.functions import JOBS, RESOURCES, RemoteFunction, _refuse_in_session
-from mlcloud.client.functions import remote as remote_function
 from mlcloud.client.jobs import POLL_S, Handle, failure, peer
 from mlcloud.cost.budgets import dollars_or_time
 from mlcloud.job_models import ENDED, JobInfo, JobState, SweepRequest
@@ -98,7 +97,6 @@ def sweep(
             f"sweep: unknown option {unknown[0]}; there are {', '.join(own)}, and for its jobs "
             f"{', '.join(jobs)}"
         )
-    remote_function(**options)
     known = spaces.read(space)
     if not isinstance(metric, (str, Mapping)):
         raise errors.UsageError(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: Its nodes are given back so long after it has ended.
 IDLE_TIMEOUT = "2m"
+MOST_HISTORY = 2**30  # bytes: it always comes, a large value by itself
 
 
 def train(
@@ -94,6 +95,7 @@ def train(
         max_cost=max_cost,
         on_preempt="rerun",
         quiet=quiet,
+        max_return=MOST_HISTORY,
     )
     if found.left:
         taken = f"{result}_taken"
